@@ -1,0 +1,118 @@
+"""Request records: one row a request, the only currency between whatever produced them and everything after.
+
+A file is a parquet table with the columns of `SCHEMA`; its metadata holds one JSON object a run (`runs`), with the
+system, the workload, the machine, the commit and the seed that the run's rows came from. A table written by other
+means needs only the columns it knows: the others read as null.
+
+>>> import tempfile, pathlib
+>>> row = dict(run_id="r", system="C", source="measured", users=1, user=0, turn=0, t_submit=0, status="ok")
+>>> path = pathlib.Path(tempfile.mkdtemp()) / "r.parquet"
+>>> write(path, [row], {"run_id": "r", "commit": "abc"})
+>>> read(path).requests.loc[0, "t_first"] is pd.NA
+True
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from erlab.errors import ErlabError
+
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+SCHEMA = pa.schema(
+    [
+        pa.field("run_id", _TEXT, nullable=False),  # one run: one system under one load
+        ("paper", _TEXT),  # v1 or v2
+        pa.field("system", _TEXT, nullable=False),  # A to E, or another system's name
+        pa.field("source", _TEXT, nullable=False),  # measured or simulated
+        ("machine", _TEXT),  # on what
+        pa.field("users", _INT, nullable=False),  # the load
+        ("user", _INT),
+        ("turn", _INT),  # that user's how-manieth request, from 0
+        ("prompt_id", _TEXT),
+        ("domain", _TEXT),
+        ("input_tokens", _INT),
+        ("output_tokens", _INT),
+        ("cluster", _INT),  # what the router decided; null for baselines, like the next four
+        ("expert", _TEXT),
+        ("distance", _FLOAT),
+        ("margin", _FLOAT),
+        ("policy", _TEXT),
+        ("t_submit", _INT),  # ns since the run's start, like the next three
+        ("t_routed", _INT),
+        ("t_first", _INT),
+        ("t_last", _INT),
+        ("token_times", pa.list_(_INT)),  # ns, one a received response with text
+        pa.field("status", _TEXT, nullable=False),  # ok, or what went wrong
+        ("error", _TEXT),
+    ]
+)
+_REQUIRED = [f.name for f in SCHEMA if not f.nullable]
+_RUNS = b"erlab.runs"
+
+
+@dataclass(frozen=True)
+class Records:
+    """`requests`: a row a request, pandas' nullable types. `runs`: a row a run, what its rows came from."""
+
+    requests: pd.DataFrame
+    runs: pd.DataFrame
+
+
+def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
+    """Write rows (unknown values absent or None) and their runs' descriptions; aside first, then renamed."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    save_table(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
+
+
+def save_table(table: pa.Table, path: Path) -> None:
+    """Write any table as parquet so that `path` holds either all of it or what it held before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, aside, compression="zstd")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(*paths: Path) -> Records:
+    """Read and join files of records, and the .parquet files of folders (sorted by name).
+
+    Raises ErlabError, naming the file, where one is missing, is no parquet, or lacks a required column.
+    """
+    files = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
+    if not files:
+        raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
+    tables, runs = [], []
+    for file in files:
+        try:
+            table = pq.read_table(file, partitioning=None)
+        except (OSError, pa.ArrowInvalid) as e:
+            raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
+        if missing := [c for c in _REQUIRED if c not in table.column_names]:
+            raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")
+        runs += json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
+        tables.append(_conform(table, file))
+    requests = pa.concat_tables(tables).to_pandas(types_mapper=_PANDAS_TYPES.get)
+    return Records(requests, pd.DataFrame(runs))
+
+
+def _conform(table: pa.Table, file: Path) -> pa.Table:
+    """The columns of SCHEMA in their order and types; absent ones as null."""
+    absent = {f.name: pa.nulls(len(table), f.type) for f in SCHEMA if f.name not in table.column_names}
+    columns = [absent[n] if n in absent else table[n] for n in SCHEMA.names]
+    try:
+        return pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
+    except (pa.ArrowInvalid, ValueError) as e:
+        raise ErlabError(f"{file}: not request records ({str(e).splitlines()[0]}).") from None
+
+
+_PANDAS_TYPES = {_INT: pd.Int64Dtype(), _FLOAT: pd.Float64Dtype(), _TEXT: pd.StringDtype()}

@@ -1,0 +1,209 @@
+"""What is served and measured, as frozen dataclasses that refuse contradictions when made.
+
+A `Model` is an architecture, a `Precision` the width of its weights and cache, an `Expert` one engine,
+a `System` a row of Table I, a `Workload` what users send, a `Profile` where and how large it all runs.
+
+>>> from erlab.paper import LLAMA_3_8B
+>>> Expert(LLAMA_3_8B, FP16, tensor_parallel=3)
+Traceback (most recent call last):
+    ...
+erlab.errors.ErlabError: The 'tensor_parallel' parameter of Expert must divide the 8 KV heads of Llama 3 8B. Got 3.
+"""
+
+from dataclasses import dataclass
+
+from erlab.errors import ErlabError
+
+GIB = 2**30
+
+
+def require(condition: bool, parameter: str, owner: str, allowed: str, got: object) -> None:
+    """Refuse a bad parameter by name: what is allowed and what came."""
+    if not condition:
+        raise ErlabError(f"The {parameter!r} parameter of {owner} must {allowed}. Got {got!r}.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Llama architecture (RMSNorm, RoPE, grouped-query attention, SwiGLU), untied embeddings."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    rope_theta: float = 500_000.0
+    max_positions: int = 8192
+
+    def __post_init__(self):
+        for name in ("hidden", "layers", "heads", "kv_heads", "intermediate", "vocab", "max_positions"):
+            require(getattr(self, name) >= 1, name, "Model", "be at least 1", getattr(self, name))
+        require(self.hidden % self.heads == 0, "heads", "Model", f"divide hidden = {self.hidden}", self.heads)
+        require(self.heads % self.kv_heads == 0, "kv_heads", "Model", f"divide heads = {self.heads}", self.kv_heads)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the input embedding and the output head, which quantization leaves alone."""
+        return 2 * self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * self.head_dim
+        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.embedding_parameters + self.layers * layer + self.hidden
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bits of a weight, of a cached key or value, and of an activation."""
+
+    name: str
+    weight_bits: int
+    kv_bits: int
+    activation_bits: int = 16
+
+
+FP16 = Precision("FP16", 16, 16)
+BF16 = Precision("BF16", 16, 16)
+FP8 = Precision("FP8", 8, 8, 8)
+INT8 = Precision("INT8", 8, 8)
+FLOAT32 = Precision("float32", 32, 32, 32)
+INT8_CPU = Precision("int8", 8, 16)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One engine: a model at a precision, on `tensor_parallel` GPUs or, on the laptop, on `cores` CPU cores.
+
+    `kv_tokens` bounds the KV cache, counted in tokens; None leaves it to the engine.
+    """
+
+    model: Model
+    precision: Precision
+    tensor_parallel: int = 1
+    cores: int | None = None
+    max_batch_size: int = 256
+    max_input_tokens: int = 1024
+    max_output_tokens: int = 1024
+    kv_tokens: int | None = None
+
+    def __post_init__(self):
+        for name in ("tensor_parallel", "max_batch_size", "max_input_tokens", "max_output_tokens"):
+            require(getattr(self, name) >= 1, name, "Expert", "be at least 1", getattr(self, name))
+        kv_heads, tp = self.model.kv_heads, self.tensor_parallel
+        allowed = f"divide the {kv_heads} KV heads of {self.model.name}"
+        require(kv_heads % tp == 0, "tensor_parallel", "Expert", allowed, tp)
+        if self.cores is not None:
+            require(self.cores >= 1, "cores", "Expert", "be at least 1", self.cores)
+            require(tp == 1, "tensor_parallel", "Expert", "be 1 where CPU cores compute", tp)
+        require(
+            self.max_sequence_tokens <= self.model.max_positions,
+            "max_output_tokens",
+            "Expert",
+            f"keep input + output within the {self.model.max_positions} positions of {self.model.name}",
+            self.max_output_tokens,
+        )
+        if self.kv_tokens is not None:
+            allowed = f"hold one request of {self.max_sequence_tokens} tokens"
+            require(self.kv_tokens >= self.max_sequence_tokens, "kv_tokens", "Expert", allowed, self.kv_tokens)
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.max_input_tokens + self.max_output_tokens
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of Table I: `count` engines of one expert, behind the router or as equal replicas of a baseline.
+
+    A router system's engines are distinct experts and the gateway chooses among them; a baseline's engines hold
+    the same weights and user i always asks replica i mod count.
+    """
+
+    name: str
+    paper: str
+    expert: Expert
+    count: int
+    router: bool
+
+    def __post_init__(self):
+        require(self.count >= 1, "count", "System", "be at least 1", self.count)
+        require(self.paper in ("v1", "v2"), "paper", "System", "be v1 or v2", self.paper)
+
+    @property
+    def title(self) -> str:
+        """One line for legends and tables, such as ``Llama 3 70B FP8, TP 4, 2 replicas``."""
+        e = self.expert
+        width = f"{e.cores} core{'s' * (e.cores > 1)}" if e.cores else f"TP {e.tensor_parallel}"
+        count = f"{self.count} expert" if self.router else f"{self.count} replica"
+        return f"{e.model.name} {e.precision.name}, {width}, {count}{'s' * (self.count > 1)}"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token lengths: log-normal with this median and shape, redrawn outside [minimum, maximum]."""
+
+    median: float
+    sigma: float
+    minimum: int
+    maximum: int
+
+    def __post_init__(self):
+        require(1 <= self.minimum <= self.maximum, "minimum", "Lengths", f"be 1 to {self.maximum}", self.minimum)
+        require(self.minimum <= self.median <= self.maximum, "median", "Lengths", "lie within the limits", self.median)
+        require(self.sigma >= 0, "sigma", "Lengths", "be at least 0", self.sigma)
+
+    def scaled(self, factor: float) -> "Lengths":
+        """The same shape with every length multiplied by `factor`."""
+        low, high = max(1, round(self.minimum * factor)), max(1, round(self.maximum * factor))
+        return Lengths(min(max(self.median * factor, low), high), self.sigma, low, high)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What users send: lengths, and how many requests each user makes at each load.
+
+    A user makes `turns` requests, more where few users would leave fewer than `least_requests` in all.
+    """
+
+    input_tokens: Lengths
+    output_tokens: Lengths
+    turns: int = 3
+    least_requests: int = 12
+
+    def __post_init__(self):
+        require(self.turns >= 1, "turns", "Workload", "be at least 1", self.turns)
+        require(self.least_requests >= 1, "least_requests", "Workload", "be at least 1", self.least_requests)
+
+    def turns_for(self, users: int) -> int:
+        require(users >= 1, "users", "Workload", "be at least 1", users)
+        return max(self.turns, -(-self.least_requests // users))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where and how large the study runs: which models play the paper's, on how many devices, under which loads."""
+
+    name: str
+    description: str
+    models: dict[str, Model]
+    precisions: dict[str, Precision]
+    workload: Workload
+    loads: tuple[int, ...]
+    preliminary_loads: tuple[int, ...]
+    batch_limits: tuple[int, ...]
+    clusters: int = 8
+    prompts: int = 4000
+
+    def __post_init__(self):
+        for name in ("loads", "preliminary_loads", "batch_limits"):
+            values = getattr(self, name)
+            ordered = bool(values) and min(values) >= 1 and list(values) == sorted(set(values))
+            require(ordered, name, "Profile", "be rising numbers from 1", values)
+        require(self.clusters >= 1, "clusters", "Profile", "be at least 1", self.clusters)

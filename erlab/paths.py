@@ -12,3 +12,8 @@ FIGURES = ROOT / "figures"
 def results(profile: str, folder: str | Path | None = None) -> Path:
     """The folder of a profile's generated files: `folder` if given, else ``data/results/<profile>``."""
     return Path(folder).expanduser().resolve() if folder else RESULTS / profile
+
+
+def figures(folder: str | Path | None = None) -> Path:
+    """The folder of the generated figures: `folder` if given, else ``figures``."""
+    return Path(folder).expanduser().resolve() if folder else FIGURES

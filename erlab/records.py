@@ -105,6 +105,13 @@ def read(*paths: Path) -> Records:
     return Records(requests, pd.DataFrame(runs))
 
 
+def at_hand(folder: Path) -> Records:
+    """The records of a folder, or empty ones where nothing was measured yet."""
+    if not any(Path(folder).rglob("*.parquet")):
+        return Records(SCHEMA.empty_table().to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame())
+    return read(folder)
+
+
 def _conform(table: pa.Table, file: Path) -> pa.Table:
     """The columns of SCHEMA in their order and types; absent ones as null."""
     absent = {f.name: pa.nulls(len(table), f.type) for f in SCHEMA if f.name not in table.column_names}

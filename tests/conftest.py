@@ -1,0 +1,31 @@
+"""What every test shares: seeded generators, closed figures, the folder of real prompts."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from erlab import paths
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hub
+
+SHARED = paths.ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture
+def real_prompts():
+    folder = SHARED / "prompts"
+    if not folder.is_dir():
+        pytest.skip("the folder of real prompts is not beside the repository")
+    return folder

@@ -1,0 +1,66 @@
+"""The paper's facts as data: arithmetic against published numbers, and the scale model that plays them."""
+
+import pytest
+
+from erlab import paper, profiles
+from erlab.errors import ErlabError
+from erlab.spec import FP8, FP16, Expert
+
+
+@pytest.mark.parametrize("model, kib", [(paper.LLAMA_3_8B, 128), (paper.LLAMA_2_13B, 800), (paper.LLAMA_3_70B, 320)])
+def test_kv_bytes_per_token(model, kib):
+    # 2 * layers * KV heads * 128 * 2 bytes
+    assert paper.kv_bytes_per_token(Expert(model, FP16)) == kib * 1024
+
+
+def test_70b_fits_one_gpu_only_when_quantized():
+    assert paper.kv_pool_tokens(Expert(paper.LLAMA_3_70B, FP16)) == 0
+    pool_gib = paper.kv_pool_tokens(Expert(paper.LLAMA_3_70B, FP8)) * paper.kv_bytes_per_token(Expert(paper.LLAMA_3_70B, FP8)) / 2**30
+    assert 3.5 < pool_gib < 12  # what published throughput implies for 70B on one GPU
+
+
+def test_every_system_uses_all_eight_gpus():
+    for systems in paper.SYSTEMS.values():
+        for system in systems.values():
+            assert system.count * system.expert.tensor_parallel == paper.GPUS
+
+
+def test_claims_are_named_once_and_each_version_has_some():
+    ids = [c.id for c in paper.CLAIMS]
+    assert len(set(ids)) == len(ids) == 10
+    assert {c.paper for c in paper.CLAIMS} == {"v1", "v2"}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16])
+def test_every_played_system_uses_the_cores_it_should(cores):
+    laptop = profiles.profile("laptop")
+    for name, original in paper.SYSTEMS["v2"].items():
+        system = profiles.scale(original, laptop, cores)
+        placed = profiles.placement(system, tuple(range(cores)))
+        assert len(placed) == system.count
+        used = [core for engine in placed for core in engine]
+        assert len(used) == len(set(used)), "no two engines of a system share a core"
+        if system.router:
+            assert sorted(used) == list(range(cores)), f"{name}: one expert pinned to each core"
+        else:
+            assert system.expert.cores == max(1, cores * original.expert.tensor_parallel // 8)
+
+
+def test_the_tiny_models_keep_the_papers_ratio_of_sizes():
+    laptop = profiles.profile("laptop")
+    ratio = paper.LLAMA_3_70B.parameters / paper.LLAMA_3_8B.parameters
+    played = laptop.models["Llama 3 70B"].parameters / laptop.models["Llama 3 8B"].parameters
+    assert played == pytest.approx(ratio, rel=0.05)
+
+
+def test_only_d_is_short_of_kv_cache():
+    laptop = profiles.profile("laptop")
+    for name, original in paper.SYSTEMS["v2"].items():
+        expert = profiles.scale(original, laptop, 8).expert
+        share = expert.kv_tokens / (expert.max_batch_size * expert.max_sequence_tokens)
+        assert (share < 0.2) == (name == "D")
+
+
+def test_unknown_profile_lists_what_is_allowed():
+    with pytest.raises(ErlabError, match="laptop, smoke.*'dgx'"):
+        profiles.profile("dgx")

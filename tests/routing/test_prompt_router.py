@@ -1,0 +1,163 @@
+"""The compiled decision against scikit-learn's pipeline, bad input, and the estimator's manners."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.utils import estimator_checks
+
+from erlab.errors import ErlabError
+from erlab.routing import PromptRouter
+from erlab.routing.text import top_terms, words
+from domain_prompts import DOMAINS, SHARED
+
+
+@pytest.fixture(scope="module")
+def router(texts):
+    return PromptRouter(clusters=6, dimensions=20, seed=3).fit(texts)
+
+
+class NumberNormalizing(TfidfVectorizer):
+    """scikit-learn's documented way to c-BTM's recipe: tokens that begin with a digit become one stop word."""
+
+    def build_tokenizer(self):
+        tokenize = super().build_tokenizer()
+        return lambda text: ["#NUMBER" if t[0].isdigit() else t for t in tokenize(text)]
+
+
+@pytest.mark.filterwarnings("ignore:Your stop_words may be inconsistent")
+def test_recipe_is_the_published_one(texts, router):
+    stop_words = [*ENGLISH_STOP_WORDS, "#NUMBER"]
+    published = make_pipeline(
+        NumberNormalizing(stop_words=stop_words),
+        TruncatedSVD(20, random_state=3),
+        Normalizer(copy=False),
+        KMeans(6, n_init=10, random_state=3),
+    )
+    assert (published.fit_predict(texts) == router.labels_).all()
+    np.testing.assert_allclose(published.transform(texts), router.transform(texts), atol=1e-9)
+
+
+mixed = st.lists(
+    st.one_of(st.sampled_from(sum(DOMAINS.values(), SHARED)), st.text(max_size=12), st.sampled_from(["²x", "3d", "the"])),
+    max_size=30,
+).map(" ".join)
+
+
+@given(st.lists(mixed, min_size=1, max_size=5))
+@example([""])
+@example([" \n\t", "PASTA pasta\0pasta", "🍝 🎵", "律師 和 法院", "oven " * 5000])
+def test_compiled_equals_pipeline(router, batch):
+    routing = router.route(batch)
+    np.testing.assert_allclose(routing.distances, router.pipeline_.transform(batch), atol=1e-9)
+    assert (routing.cluster == router.pipeline_.predict(batch)).all()
+
+
+@given(st.lists(mixed, min_size=1, max_size=5))
+def test_routing_is_what_it_says(router, batch):
+    routing = router.route(batch)
+    ordered = np.sort(routing.distances, axis=1)
+    assert np.isfinite(routing.distances).all()
+    assert (routing.cluster == routing.distances.argmin(axis=1)).all()
+    assert (routing.distance == ordered[:, 0]).all()
+    assert (routing.margin == ordered[:, 1] - ordered[:, 0]).all()
+    assert (routing.runner_up != routing.cluster).all()
+    for i, text in enumerate(batch):
+        row = routing.row(i)
+        assert row.order[:2] == (row.cluster, row.runner_up) and sorted(row.order) == list(range(6))
+        np.testing.assert_allclose(router.route([text]).distances[0], routing.distances[i], atol=1e-12)
+
+
+def test_a_megabyte_is_decided(router):
+    assert router.predict(["the 12 " + "pasta oven " * 90_000])[0] == router.predict(["pasta oven"])[0]
+
+
+def test_no_prompts_no_decisions(router):
+    assert len(router.route([])) == 0 and router.transform([]).shape == (0, 6)
+
+
+def test_same_seed_same_router(texts, router):
+    again = clone(router).fit(texts)
+    np.testing.assert_array_equal(again.centers_, router.centers_)
+
+
+def test_fewer_features_than_dimensions_are_recorded():
+    router = PromptRouter(clusters=2).fit(["apple pear", "apple", "pear plum", "plum"])
+    assert router.dimensions_ == 3
+    assert router.embed(["apple", "the"]).shape == (2, 3)
+
+
+def test_one_cluster_has_no_runner_up(texts):
+    routing = PromptRouter(clusters=1).fit(texts).route(["pasta", ""])
+    assert routing.cluster.tolist() == [0, 0] and routing.runner_up.tolist() == [-1, -1]
+    assert np.isinf(routing.margin).all() and np.isfinite(routing.distance).all()
+    assert routing.row(0).order == (0,)
+
+
+@pytest.mark.parametrize(
+    "parameters, texts, message",
+    [
+        ({"clusters": 0}, ["a cat"], "'clusters' parameter of PromptRouter must be at least 1. Got 0."),
+        ({"clusters": 2.5}, ["a cat"], "'clusters' parameter of PromptRouter must be at least 1. Got 2.5."),
+        ({"clusters": 3}, ["cat", "dog", "cat"], "must be at most the 2 distinct prompts. Got 3."),
+        ({"clusters": 2}, ["cat dog 1", "cat dog 2", "the dog cat"], "must be at most 1, the prompts that differ"),
+        ({"clusters": 1}, ["", "the 12"], "The 2 prompts hold no word besides stop words and numbers"),
+        ({"clusters": 1}, ["cat", "the cat"], "The 2 prompts hold only 'cat' besides"),
+        ({"clusters": 1}, [], "must be at most the 0 distinct prompts"),
+        ({"clusters": 1}, "one text", "must be a list of prompts"),
+        ({"clusters": 1}, ["cat", None], "must hold text. Got None at 1."),
+        ({"clusters": 1, "dimensions": 0}, ["cat"], "'dimensions' parameter"),
+        ({"clusters": 1, "restarts": 0}, ["cat"], "'restarts' parameter"),
+    ],
+)
+def test_bad_input_is_refused(parameters, texts, message):
+    with pytest.raises(ErlabError, match=re.escape(message)):
+        PromptRouter(**parameters).fit(texts)
+
+
+def test_single_domain_and_constant_features_give_numbers():
+    router = PromptRouter(clusters=1).fit(["cat dog"] * 5)
+    assert router.route(["dog cat"]).distance[0] == pytest.approx(0)
+    router = PromptRouter(clusters=3, dimensions=5).fit([f"cat {w}" for w in DOMAINS["cooking"]])
+    assert np.isfinite(router.transform(["cat", "dog"])).all()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_estimator_cloneable,
+        estimator_checks.check_estimator_repr,
+        estimator_checks.check_estimator_tags_renamed,
+        estimator_checks.check_no_attributes_set_in_init,
+        estimator_checks.check_parameters_default_constructible,
+        estimator_checks.check_get_params_invariance,
+        estimator_checks.check_set_params,
+        estimator_checks.check_valid_tag_types,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_estimator_checks_that_do_not_feed_numbers(check):
+    check("PromptRouter", PromptRouter())
+
+
+def test_fit_predict_is_fit_then_labels(texts):
+    router = PromptRouter(clusters=3)
+    np.testing.assert_array_equal(router.fit_predict(texts), router.labels_)
+    np.testing.assert_array_equal(router.labels_, router.predict(texts))
+
+
+def test_words_drop_stop_words_and_numbers():
+    assert words("The CAT, a 3rd cat; ²x 42 naïve _9 I x") == ["cat", "cat", "naïve", "_9"]
+
+
+def test_top_terms_set_clusters_apart():
+    texts = ["red car", "red bus", "red car now", "red boat"]
+    assert top_terms(texts, [0, 0, 0, 1], 3) == [["car"], [], []]  # bus, boat: one prompt; red: everywhere

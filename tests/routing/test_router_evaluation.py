@@ -1,0 +1,102 @@
+"""Metrics as arithmetic, and the summary that notebook 02, Fig. 1 and the records carry."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from erlab.errors import ErlabError
+from erlab.routing import PromptRouter, evaluation, plots
+from domain_prompts import DOMAINS, make_prompts
+
+
+def test_purity_counts_the_majorities():
+    clusters, domains = np.array([0, 0, 0, 1, 1]), np.array(list("aabbb"), dtype=object)
+    assert evaluation.purity(clusters, domains) == 4 / 5
+
+
+def test_top_domains_break_ties_by_name_and_leave_empty_clusters_unknown():
+    clusters, domains = np.array([0, 0, 2]), np.array(["b", "a", "c"], dtype=object)
+    assert evaluation.top_domains(clusters, domains, 4) == ["a", None, "c", None]
+
+
+def test_macro_accuracy_weighs_domains_equally():
+    domains = np.array(["a"] * 8 + ["b"] * 2, dtype=object)
+    clusters = np.array([0] * 8 + [1, 0])
+    assert evaluation.macro_accuracy(clusters, domains, ["a", "b"]) == (1 + 0.5) / 2
+    assert evaluation.macro_accuracy(clusters, domains, ["a", "a"]) == (1 + 0) / 2
+    assert evaluation.macro_accuracy(clusters[:0], domains[:0], ["a", "b"]) is None
+
+
+def test_largest_to_mean():
+    assert evaluation.largest_to_mean(np.array([0, 0, 0, 1]), 4) == 3
+    assert evaluation.largest_to_mean(np.array([1, 0]), 2) == 1
+    assert evaluation.largest_to_mean(np.array([], dtype=int), 2) is None
+
+
+def test_summary_of_separable_domains(prompts):
+    train = prompts.filter(lambda s: s == "train", input_columns="split")
+    router = PromptRouter(clusters=4).fit(train["text"])
+    summary = evaluation.summary(router, prompts)
+    assert sum(c["size"] for c in summary["clusters"]) == len(train) == summary["prompts"]["train"]
+    assert sum(c["share"] for c in summary["clusters"]) == pytest.approx(1)
+    for cluster in summary["clusters"]:
+        assert sum(cluster["domains"].values()) == cluster["size"]
+        assert cluster["purity"] == cluster["domains"][cluster["top_domain"]] / cluster["size"]
+    assert summary["purity"] == sum(c["purity"] * c["share"] for c in summary["clusters"])
+    assert summary["purity"] > 0.9 and summary["held_back_accuracy"] > 0.9 and summary["ari"] > 0.8
+    for cluster in summary["clusters"]:
+        assert set(cluster["terms"][:3]) <= set(DOMAINS[cluster["top_domain"]])
+    assert {len(v) for v in summary["points"].values()} == {len(train)}
+
+
+def test_summary_is_small_plain_json_and_repeatable():
+    prompts = Dataset.from_list(make_prompts(2000, seed=2))
+    router = PromptRouter(clusters=8, seed=5).fit(prompts["text"])
+    text = json.dumps(evaluation.summary(router, prompts), allow_nan=False)
+    assert len(text) < 40_000
+    assert len(json.loads(text)["points"]["x"]) == 400
+    assert text == json.dumps(evaluation.summary(router, prompts))
+
+
+def test_missing_splits(prompts):
+    train = prompts.filter(lambda s: s == "train", input_columns="split")
+    router = PromptRouter(clusters=2).fit(train["text"])
+    summary = evaluation.summary(router, train)
+    assert summary["held_back_accuracy"] is None and summary["largest_to_mean"]["held_back"] is None
+    held_back = prompts.filter(lambda s: s == "held_back", input_columns="split")
+    with pytest.raises(ErlabError, match="split 'train'"):
+        evaluation.summary(router, held_back)
+
+
+def test_chance_level_is_told_from_structure():
+    """Random clusters have an adjusted Rand index near 0 whatever their purity."""
+    rows = make_prompts(400, seed=3)
+    rng = np.random.default_rng(0)
+    labels = dict(zip((r["text"] for r in rows), rng.integers(0, 4, 400), strict=True))
+    random = SimpleNamespace(
+        clusters=4,
+        seed=0,
+        dimensions_=2,
+        terms_=[[]] * 4,
+        predict=lambda texts: np.array([labels[t] for t in texts], dtype=int),
+        embed=lambda texts: rng.normal(size=(len(texts), 2)),
+    )
+    summary = evaluation.summary(random, Dataset.from_list(rows))
+    assert abs(summary["ari"]) < 0.05 and summary["purity"] < 0.45 and summary["held_back_accuracy"] < 0.5
+
+
+def test_plots_show_every_cluster_and_domain(prompts):
+    router = PromptRouter(clusters=5).fit(prompts["text"])
+    summary = evaluation.summary(router, prompts)
+    figure = plots.projection(summary)
+    assert {t.get_text() for t in figure.axes[0].texts} == set("01234")
+    assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} == set(DOMAINS)
+    figure = plots.composition(summary)
+    bars, heat = figure.axes
+    assert sorted(p.get_height() for p in bars.patches) == sorted(c["size"] for c in summary["clusters"])
+    assert {t.get_text() for t in heat.get_yticklabels()} == set(DOMAINS)
+    plt.close("all")

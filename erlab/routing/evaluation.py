@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from threadpoolctl import threadpool_limits
 
 from erlab.errors import ErlabError
 from erlab.routing.router import PromptRouter
@@ -106,6 +107,7 @@ def _points(router: PromptRouter, texts: np.ndarray, clusters: np.ndarray, domai
     if len(chosen) > 2:
         perplexity = min(30, (len(chosen) - 1) / 3)
         tsne = TSNE(perplexity=perplexity, init="random", metric="cosine", random_state=router.seed)
-        plane = tsne.fit_transform(router.embed(texts[chosen]))
+        with threadpool_limits(1):  # OpenMP's threads spin where cores are busy: many times slower, same picture
+            plane = tsne.fit_transform(router.embed(texts[chosen]))
     x, y = plane.astype(float).round(3).T.tolist()
     return {"x": x, "y": y, "cluster": clusters[chosen].tolist(), "domain": domains[chosen].tolist()}

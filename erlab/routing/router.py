@@ -4,7 +4,7 @@ The default is the paper's recipe as c-BTM published it (kernelmachine/cbtm, met
 stop words and numbers removed, TF-IDF, truncated SVD to 100 dimensions, normalisation, k-means, nearest centre.
 scikit-learn fits it; decisions run on a compiled form that gives the same answers and is all that is saved.
 
->>> router = PromptRouter(clusters=2).fit(["boil the pasta", "salt the pasta water", "sue the landlord", "landlord law"])
+>>> router = PromptRouter(clusters=2).fit(["boil the pasta", "salt the pasta", "sue the landlord", "landlord law"])
 >>> routing = router.route(["fresh pasta"])
 >>> routing.cluster.shape, bool(routing.margin[0] > 0)
 ((1,), True)
@@ -93,7 +93,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         vocabulary = {word for text in texts for word in words(text)}
         if len(vocabulary) < 2:
             held = f"only {vocabulary.pop()!r}" if vocabulary else "no word"
-            raise ErlabError(f"The {len(texts)} prompts hold {held} besides stop words and numbers: nothing to tell apart.")
+            raise ErlabError(f"The {len(texts)} prompts hold {held} besides stop words and numbers: nothing to learn.")
         tfidf = TfidfVectorizer(analyzer=words)
         weights = tfidf.fit_transform(texts)
         svd = TruncatedSVD(min(self.dimensions, *weights.shape), random_state=self.seed)

@@ -42,7 +42,7 @@ def save(folder: str | Path, content: dict, arrays: dict[str, np.ndarray]) -> Pa
 
 
 def load(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """The content and arrays that `save` wrote; ErlabError naming the file that is absent, damaged, foreign or newer."""
+    """The content and arrays that `save` wrote; ErlabError naming the file that is absent, damaged or newer."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(_read(path).decode())

@@ -1,0 +1,79 @@
+"""What the gateway reads and writes of KServe's messages, and how it does so without re-encoding them.
+
+Two properties of protobuf's wire format carry it: in two concatenated messages of one type the later scalar wins, and
+embedded messages and maps merge. So appending a few bytes renames a request's model or adds a response's parameters,
+and everything else stays as it came.
+
+>>> request = service_pb2.ModelInferRequest(model_name="router", id="7").SerializeToString()
+>>> renamed = service_pb2.ModelInferRequest.FromString(request + rename("expert_3"))
+>>> renamed.model_name, renamed.id
+('expert_3', '7')
+"""
+
+import struct
+
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor
+
+from erlab.errors import ErlabError
+from erlab.gateway.decide import Decision
+
+
+def parse(message: type[Message], data: bytes) -> Message:
+    """Decode `data`; raises ErlabError where it isn't such a message."""
+    try:
+        return message.FromString(data)
+    except DecodeError:
+        raise ErlabError(f"The request must be a {message.DESCRIPTOR.full_name} message. Got other bytes.") from None
+
+
+def prompt(request: service_pb2.ModelInferRequest) -> str:
+    """The text of the request's `text_input`; raises ErlabError where it isn't one UTF-8 string."""
+    elements = _elements(request)
+    if len(elements) != 1:
+        raise ErlabError(f"The 'text_input' tensor must hold one prompt. Got {len(elements)}.")
+    try:
+        return elements[0].decode()
+    except UnicodeDecodeError:
+        raise ErlabError("The 'text_input' tensor must hold UTF-8 text. Got other bytes.") from None
+
+
+def _elements(request: service_pb2.ModelInferRequest) -> list[bytes]:
+    for i, tensor in enumerate(request.inputs):
+        if tensor.name != "text_input":
+            continue
+        if tensor.datatype != "BYTES":
+            raise ErlabError(f"The 'text_input' tensor must have the datatype BYTES. Got {tensor.datatype!r}.")
+        if not request.raw_input_contents:
+            return list(tensor.contents.bytes_contents)
+        if i >= len(request.raw_input_contents):
+            raise ErlabError("The 'text_input' tensor must have contents in the request. Got none.")
+        try:
+            return deserialize_bytes_tensor(request.raw_input_contents[i]).tolist()
+        except struct.error:
+            raise ErlabError("The 'text_input' tensor must hold strings with their lengths. Got other bytes.") from None
+    raise ErlabError("A request to the router must have a 'text_input' tensor. Got none.")
+
+
+def rename(model: str) -> bytes:
+    """Bytes that, appended to a ModelInferRequest, make it a request to `model`."""
+    return service_pb2.ModelInferRequest(model_name=model).SerializeToString()
+
+
+def mark(decision: Decision, routed_ns: int) -> service_pb2.ModelInferResponse:
+    """A response that holds only the decision, as parameters; merged into the answer's first response."""
+    response = service_pb2.ModelInferResponse()
+    parameters = response.parameters
+    parameters["erlab_expert"].string_param = decision.expert
+    parameters["erlab_cluster"].int64_param = decision.cluster
+    parameters["erlab_distance"].double_param = decision.distance
+    parameters["erlab_margin"].double_param = decision.margin
+    parameters["erlab_policy"].string_param = decision.policy
+    parameters["erlab_routed_ns"].int64_param = routed_ns
+    return response
+
+
+def streamed(response: service_pb2.ModelInferResponse, error: str = "") -> bytes:
+    """`response` as one message of a stream, with an error message where there is an error."""
+    return service_pb2.ModelStreamInferResponse(infer_response=response, error_message=error).SerializeToString()

@@ -1,0 +1,118 @@
+"""Starts and stops a gateway as a process of its own.
+
+    with Gateway(folder / "router", "127.0.0.1:8001", ("expert_0", "expert_1") * 4) as gateway:
+        print(gateway.address)  # any KServe v2 gRPC client can ask the model `router` there
+"""
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from erlab.errors import ErlabError
+from erlab.triton import client
+
+_LISTEN_SECONDS = 60.0
+DRAIN_SECONDS = 5.0
+
+
+class Gateway:
+    """A running gateway, as a context manager; it ends with this process, whatever ends that.
+
+    router: folder of a saved PromptRouter. upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
+    model of each of the router's clusters. policy: a name in `erlab.routing.policies`. port: where to listen, on
+    loopback; chosen by the system if None. Raises ErlabError, with the gateway's own words, where it cannot start, or
+    where the server behind it isn't ready within `timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        router: Path,
+        upstream: str,
+        experts_of_clusters: tuple[str, ...],
+        policy: str = "nearest",
+        port: int | None = None,
+        timeout: float = 60.0,
+    ):
+        self.upstream, self._timeout = client.address(upstream), timeout
+        self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
+        self._command += ["--router", str(router), "--upstream", upstream, "--experts", ",".join(experts_of_clusters)]
+        self._command += ["--policy", policy, "--port", str(port or 0)]
+
+    def __enter__(self) -> "Gateway":
+        self._errors = tempfile.TemporaryFile("w+")
+        # A session of its own keeps Ctrl-C with the parent, which then stops it; the open stdin ties it to the parent.
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        try:
+            self.address = self._read_address()
+            self._wait_ready(time.monotonic() + self._timeout)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(DRAIN_SECONDS + 2)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._process.kill()  # nothing where it has ended
+            self._process.wait()
+            for file in (self._process.stdin, self._process.stdout, self._errors):
+                file.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _read_address(self) -> str:
+        ready, _, _ = select.select([self._process.stdout], [], [], _LISTEN_SECONDS)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            raise ErlabError(f"The gateway did not start{self._last_words()}")
+        return json.loads(line)["address"]
+
+    def _wait_ready(self, end: float) -> None:
+        """Until the server behind it says, through it, that it is ready."""
+        with grpc.insecure_channel(self.address, options=client.CHANNEL_OPTIONS) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while True:
+                try:
+                    if stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1).ready:
+                        return
+                    why = "it is not ready"
+                except grpc.RpcError as e:
+                    why = f"{e.code().name}: {e.details()}"
+                if not self.alive():
+                    raise ErlabError(f"The gateway ended while starting{self._last_words()}")
+                if time.monotonic() > end:
+                    raise ErlabError(
+                        f"The server at {self.upstream} behind the gateway was not ready in {self._timeout:g} s ({why})."
+                    )
+                time.sleep(0.05)
+
+    def _last_words(self) -> str:
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return f" within {_LISTEN_SECONDS:g} s."
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()[-5:]
+        return ": " + " | ".join(line.removeprefix("erlab: ") for line in lines)

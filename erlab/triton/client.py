@@ -1,0 +1,79 @@
+"""What gateway, users and probes share: a text request's message, the text in a response, and a channel's options.
+
+KServe v2 over gRPC, with the tensors of TensorRT-LLM's ensemble: ``text_input`` BYTES (1, 1), ``max_tokens`` INT32
+(1, 1) and ``stream`` BOOL (1, 1) in, ``text_output`` BYTES out.
+
+>>> message = request("expert_0", "What is a watt?", 16)
+>>> message.model_name, [tensor.name for tensor in message.inputs]
+('expert_0', ['text_input', 'max_tokens', 'stream'])
+"""
+
+import re
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from erlab.errors import ErlabError
+
+MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's own default is 4 MiB for what it receives
+# TCP_NODELAY is gRPC's default. No keepalive: Triton hangs up on clients that ping more than once in five silent
+# minutes, so a lost peer is noticed by the deadline that every request carries. No proxy: addresses are used as given.
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def address(text: str) -> str:
+    """The address "HOST:PORT" if it is one; raises ErlabError otherwise."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})", text)
+    if not match or not 1 <= int(match[2]) <= 65535:
+        raise ErlabError(f"A server's address must be HOST:PORT with a port from 1 to 65535. Got {text!r}.")
+    return text
+
+
+def request(
+    model: str, text: str, max_tokens: int, stream: bool = True, request_id: str = ""
+) -> service_pb2.ModelInferRequest:
+    """The message that asks `model` to continue `text` by `max_tokens` tokens, one response a token if `stream`."""
+    message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    tensors = (
+        ("text_input", "BYTES", serialize_byte_tensor(np.array([text.encode()], dtype=object)).item()),
+        ("max_tokens", "INT32", np.int32(max_tokens).tobytes()),
+        ("stream", "BOOL", np.bool_(stream).tobytes()),
+    )
+    for name, datatype, content in tensors:
+        message.inputs.add(name=name, datatype=datatype, shape=[1, 1])
+        message.raw_input_contents.append(content)
+    return message
+
+
+def text(response: service_pb2.ModelInferResponse) -> str:
+    """The text of one response; empty where it carries none. Bytes that are no UTF-8 become U+FFFD."""
+    for tensor, content in zip(response.outputs, response.raw_output_contents):
+        if tensor.name == "text_output":
+            return b"".join(deserialize_bytes_tensor(content)).decode(errors="replace")
+    return ""
+
+
+def generate(server: str, model: str, prompt: str, max_tokens: int, timeout: float) -> Iterator[str]:
+    """Ask the server at "HOST:PORT" and yield the answer's pieces of text as they come, within `timeout` seconds.
+
+    Raises ErlabError, naming server and model, where the server cannot be reached, refuses, or is late.
+    """
+    with grpc.insecure_channel(address(server), options=CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(iter([request(model, prompt, max_tokens)]), timeout=timeout)
+        try:
+            for response in call:
+                if response.error_message:
+                    raise ErlabError(f"{model} at {server}: {response.error_message}")
+                yield text(response.infer_response)
+        except grpc.RpcError as e:
+            raise ErlabError(f"{model} at {server}: {e.code().name}: {e.details()}") from None
+        finally:
+            call.cancel()

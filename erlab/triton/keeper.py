@@ -1,0 +1,81 @@
+"""Runs one server command for a parent process, and leaves nothing of it behind, however either of them ends.
+
+``python -I -S keeper.py PARENT_PID FOLDER GRACE COMMAND...`` ends when the command does, on SIGTERM, or when the
+parent is gone, even by SIGKILL. Then it asks the command to stop, kills what is left of its process group after GRACE
+seconds, and removes FOLDER and the shared memory whose names begin with FOLDER's name. Linux only. A process of its
+own, because a parent that was killed cannot tidy up, and because the kernel's parent-death signal follows the thread
+that started a process, which in a notebook may end long before the notebook does.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_PARENT_CHECK_SECONDS = 0.5
+
+
+def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
+    """Run the command until it, the parent or we are to end; its exit status (negative: the signal)."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_SET_CHILD_SUBREAPER, 1)  # the command's orphans become our children, so that we can wait for them
+    awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+
+    def in_child():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+        prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+    try:
+        server = subprocess.Popen(command, process_group=0, preexec_fn=in_child)
+        try:
+            while server.poll() is None and os.getppid() == parent:
+                arrived = signal.sigtimedwait(awaited, _PARENT_CHECK_SECONDS)
+                if arrived and arrived.si_signo != signal.SIGCHLD:
+                    break
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(grace)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            status = server.wait()
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    os.waitpid(-server.pid, 0)  # any child in the command's process group
+        return status
+    finally:
+        sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """End what still runs from the folder; remove it, shared memory named after it, and Triton's scratch folders."""
+    running = {file.parent.name: _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
+    for pid, command in running.items():
+        if command.startswith(f"{folder}/"):  # the stubs, should somebody have killed both their server and us
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in Path("/dev/shm").glob(f"{folder.name}*"):
+        file.unlink(missing_ok=True)
+    # A Triton that did not end by itself leaves an empty folder. Its name does not tell whose it is, and Triton aborts
+    # at its end where its own is missing: the last one out tidies up.
+    if not any(Path(command.partition("\0")[0]).name == "tritonserver" for command in running.values()):
+        for scratch in Path("/tmp").glob("python_env_??????"):
+            with contextlib.suppress(OSError):  # not empty, or somebody else's
+                scratch.rmdir()
+
+
+def _read(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return file.read_text(errors="replace")
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(keep(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))

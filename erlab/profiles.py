@@ -43,7 +43,7 @@ PROFILES = {
         preliminary_loads=(1, 4),
         batch_limits=(4, 8),
         workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
-        prompts=800,
+        prompts_per_domain=100,
     ),
 }
 

@@ -74,7 +74,7 @@ BF16 = Precision("BF16", 16, 16)
 FP8 = Precision("FP8", 8, 8, 8)
 INT8 = Precision("INT8", 8, 8)
 FLOAT32 = Precision("float32", 32, 32, 32)
-INT8_CPU = Precision("int8", 8, 16)
+INT8_CPU = Precision("int8", 8, 32, 8)
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,12 @@ class Profile:
     preliminary_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
     clusters: int = 8
-    prompts: int = 4000
+    prompts_per_domain: int = 500
 
     def __post_init__(self):
         for name in ("loads", "preliminary_loads", "batch_limits"):
             values = getattr(self, name)
             ordered = bool(values) and min(values) >= 1 and list(values) == sorted(set(values))
             require(ordered, name, "Profile", "be rising numbers from 1", values)
-        require(self.clusters >= 1, "clusters", "Profile", "be at least 1", self.clusters)
+        for name in ("clusters", "prompts_per_domain"):
+            require(getattr(self, name) >= 1, name, "Profile", "be at least 1", getattr(self, name))

@@ -1,0 +1,191 @@
+"""From a system's spec to something users can ask: its engines, its Triton repository, its servers.
+
+    with serve(system, folder) as running:
+        users.run(running.address, running.models, requests, timeout=60)
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from erlab import paper, paths, profiles
+from erlab.engines import tiny
+from erlab.errors import ErlabError
+from erlab.gateway import Gateway
+from erlab.progress import report
+from erlab.spec import Expert, Profile, System
+from erlab.triton import Server, client, repository
+
+ROUTER_MODEL = "router"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a study keeps what it generates."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, profile: str, folder: str | Path | None = None) -> "Folders":
+        """The folders of a profile, under `folder` if given."""
+        return cls(paths.results(profile, folder))
+
+    @property
+    def engines(self) -> Path:
+        return self.root / "engines"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def router(self) -> Path:
+        return self.root / "router"
+
+    @property
+    def router_summary(self) -> Path:
+        return self.router / "summary.json"
+
+    @property
+    def prompts(self) -> Path:
+        return self.root / "prompts.parquet"
+
+    @property
+    def table1(self) -> Path:
+        return self.root / "table1.json"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def set_aside(self) -> Path:
+        """Finished cells of loads that the last sweep did not ask for."""
+        return self.root / "set-aside"
+
+
+def engine_folder(expert: Expert, folders: Folders) -> Path:
+    return folders.engines / f"{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower()
+
+
+def build_engines(to: Profile, folders: Folders, seed: int) -> pd.DataFrame:
+    """Build every engine of the profile that isn't there yet; a row an engine: its size in parameters and bytes."""
+    systems = [profiles.scale(s, to, len(profiles.cores())) for s in paper.SYSTEMS["v2"].values()]
+    experts = {engine_folder(s.expert, folders): s.expert for s in systems}
+    rows = []
+    for i, (folder, expert) in enumerate(experts.items()):
+        report(i, len(experts), f"engine {folder.name}")
+        tiny.build(folder, expert.model, expert.precision, seed)
+        size = sum(f.stat().st_size for f in folder.iterdir())
+        plays = sorted({o.expert.model.name for o in paper.SYSTEMS["v2"].values() if to.models[o.expert.model.name] == expert.model})
+        rows.append(
+            {
+                "engine": folder.name,
+                "plays": ", ".join(plays),
+                "parameters": expert.model.parameters,
+                "weights MB": round(size / 1e6, 1),
+                "folder": str(folder),
+            }
+        )
+    report(len(experts), len(experts), "engines")
+    return pd.DataFrame(rows)
+
+
+def write_repository(systems: dict[str, System], name: str, folders: Folders) -> Path:
+    """The Triton model repository `name`: one model an engine of each system, on its own cores."""
+    folder = folders.models / name
+    cores = profiles.cores()
+    for key, system in systems.items():
+        engine = engine_folder(system.expert, folders)
+        if not engine.is_dir():
+            raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first (erlab reproduce --only 01).")
+        for model, place in zip(model_names(key, system), profiles.placement(system, cores), strict=True):
+            repository.write_tiny(folder, model, engine, system.expert, place)
+    return folder
+
+
+def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
+    """Write the repository of each system of Table I; a row a Triton model: its engine, cores and limits."""
+    cores = profiles.cores()
+    rows = []
+    for key, original in paper.SYSTEMS["v2"].items():
+        system = profiles.scale(original, to, len(cores))
+        write_repository({key: system}, key, folders)
+        for model, place in zip(model_names(key, system), profiles.placement(system, cores), strict=True):
+            rows.append(
+                {
+                    "system": key,
+                    "plays": original.title,
+                    "Triton model": model,
+                    "engine": engine_folder(system.expert, folders).name,
+                    "cores": ", ".join(map(str, place)),
+                    "max batch": system.expert.max_batch_size,
+                    "KV tokens": system.expert.kv_tokens,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> pd.DataFrame:
+    """Start system C for a moment and ask it: what it writes, and when its first and last token came (ms)."""
+    system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.cores()))
+    with serve("C", system, folders, to.clusters) as running:
+        start = time.monotonic()
+        pieces = [(piece, time.monotonic() - start) for piece in client.generate(running.address, running.models[0], text, max_tokens, timeout=60)]
+    answer = "".join(piece for piece, _ in pieces)
+    times = {"first token ms": pieces[0][1] * 1e3, "last token ms": pieces[-1][1] * 1e3}
+    return pd.DataFrame([{"prompt": text, "answer": answer, "tokens": len(pieces)} | times]).round(1)
+
+
+def model_names(key: str, system: System) -> tuple[str, ...]:
+    """The names of the system's engines in Triton."""
+    kind = "expert" if system.router else "replica"
+    return tuple(f"{key}-{kind}-{i}" for i in range(system.count))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system that answers: ask `models` (user i asks models[i mod n]) at `address`, a KServe v2 gRPC endpoint."""
+
+    address: str
+    models: tuple[str, ...]
+    server: Server
+    gateway: Gateway | None
+
+    def failure(self) -> str | None:
+        """What has died for good, in a sentence, or None while all is well."""
+        if not self.server.alive():
+            return f"The Triton server at {self.server.grpc} died (its log: {self.server.log})."
+        if self.gateway and not self.gateway.alive():
+            return f"The gateway at {self.address} died."
+        return None
+
+
+@contextmanager
+def serve(
+    key: str, system: System, folders: Folders, clusters: int, port: int | None = None, triton: str | None = None
+) -> Iterator[Running]:
+    """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
+
+    `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
+    `triton`: HOST:PORT of a server that already holds the models instead of an embedded one.
+    """
+    models = model_names(key, system)
+    with ExitStack() as stack:
+        if triton:
+            server = stack.enter_context(Server.attach(triton, models))
+        else:
+            folder = write_repository({key: system}, key, folders)
+            server = stack.enter_context(Server(folder, models, grpc_port=None if system.router else port))
+        if not system.router:
+            yield Running(server.grpc, models, server, None)
+            return
+        if not (folders.router / "router.json").is_file():
+            raise ErlabError(f"No router in {folders.router}: run notebook 02_train_router first (erlab reproduce --only 02).")
+        placed = tuple(models[c % len(models)] for c in range(clusters))
+        gateway = stack.enter_context(Gateway(folders.router, server.grpc, placed, port=port))
+        yield Running(gateway.address, (ROUTER_MODEL,), server, gateway)

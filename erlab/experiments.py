@@ -1,0 +1,231 @@
+"""The paper's experiments: systems under rising loads of closed-loop users, one cell a (system, users) pair.
+
+A finished cell is a parquet file of request records with the key of everything it depends on; a cell whose key is
+unchanged is not measured again, so a sweep goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset
+
+from erlab import deployment, fingerprint, manifest, metrics, output, paper, profiles, records, users, workload
+from erlab.deployment import Folders
+from erlab.errors import ErlabError
+from erlab.progress import report
+from erlab.spec import Profile, System
+
+DEADLINE = 60.0  # seconds a user waits for a whole answer
+
+
+def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
+    """The systems of Fig. 3 by name: ("half" or "all" of the cores, one engine of the big model)."""
+    cores = len(profiles.cores())
+    found = {}
+    for half, tensor_parallel in (("half", 4), ("all", 8)):
+        for letter in ("A", "B"):  # FP8 and FP16
+            original = paper.SYSTEMS["v2"][letter]
+            expert = dataclasses.replace(original.expert, tensor_parallel=tensor_parallel)
+            for limit in to.batch_limits:
+                system = profiles.scale(dataclasses.replace(original, expert=expert), to, cores, limit)
+                name = f"P-{half}-{system.expert.precision.name}-b{limit}"
+                found[name] = (half, dataclasses.replace(system, name=name, count=1))
+    return found
+
+
+def measure_preliminary(
+    to: Profile, folders: Folders, loads: Iterable[int] | None = None, seed: int = 0
+) -> records.Records:
+    """Measure the systems of Fig. 3 (see `preliminary`) under the profile's preliminary loads."""
+    systems = {name: system for name, (_, system) in preliminary(to).items()}
+    return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed)
+
+
+def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
+    """The batch limit of each row of Table I: the one with the lowest median response time at the highest load.
+
+    A, B and C are chosen among the preliminary runs of their precision and share of the cores; D and E take
+    the limit of A and B, which have their precision.
+    """
+    requests, runs = found.requests, found.runs
+    top = requests[(requests.users == requests.users.max()) & (requests.status == "ok")]
+    median = metrics.e2e(top).groupby(top.run_id).median()
+    runs = runs.assign(median=runs.run_id.map(median)).dropna(subset="median")
+    chosen = {}
+    for letter, half, precision in (("A", "half", "FP8"), ("B", "half", "FP16"), ("C", "all", "FP16")):
+        rows = runs[(runs.half == half) & (runs.precision == to.precisions[precision].name)]
+        if rows.empty:
+            raise ErlabError(f"No preliminary runs for baseline {letter} ({half} of the cores, {precision}): run 03_preliminary.")
+        chosen[letter] = int(rows.sort_values(["median", "max_batch_size"]).max_batch_size.iloc[0])
+    return chosen | {"D": chosen["A"], "E": chosen["B"]}
+
+
+def save_table1(limits: dict[str, int], folders: Folders) -> None:
+    output.save(folders.table1, json.dumps(limits, indent=1))
+
+
+def table1(to: Profile, folders: Folders) -> dict[str, System]:
+    """The systems A to E as they run here, with the batch limits the preliminary experiments chose."""
+    if not folders.table1.is_file():
+        raise ErlabError(f"No {folders.table1}: run notebook 03_preliminary first (erlab reproduce --only 03).")
+    limits = json.loads(folders.table1.read_text())
+    cores = len(profiles.cores())
+    return {k: profiles.scale(s, to, cores, limits[k]) for k, s in paper.SYSTEMS["v2"].items()}
+
+
+def describe_systems(systems: dict[str, System]) -> pd.DataFrame:
+    """A row a system: what of the paper it plays and with which limits."""
+    rows = []
+    for name, system in systems.items():
+        expert = system.expert
+        rows.append(
+            {
+                "system": name,
+                "plays": paper.SYSTEMS[system.paper][name].title,
+                "runs as": system.title,
+                "max batch": expert.max_batch_size,
+                "KV tokens": expert.kv_tokens,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def measure(
+    experiment: str,
+    systems: dict[str, System],
+    to: Profile,
+    folders: Folders,
+    loads: Iterable[int] | None = None,
+    seed: int = 0,
+    triton: str | None = None,
+) -> records.Records:
+    """Measure every (system, users) cell that isn't finished yet and return all cells' records.
+
+    A cell is written when its last request has ended; a failed request keeps its row. A system that dies ends the
+    sweep with ErlabError after its cell is kept as invalid, and that cell is measured again by the next call.
+    """
+    loads = _checked_loads(loads or to.loads)
+    prompts = load_prompts(folders)
+    cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k in systems for n in loads}
+    keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k, n in cells}
+    _set_aside(folders, experiment, set(cells.values()))
+    todo = [cell for cell, file in cells.items() if not _finished(file, keys[cell])]
+    report(len(cells) - len(todo), len(cells), f"{experiment}: {len(cells) - len(todo)} of {len(cells)} cells are there")
+    for name, system in systems.items():
+        mine = [n for k, n in todo if k == name]
+        if not mine:
+            continue
+        with deployment.serve(name, system, folders, to.clusters, triton=triton) as running:
+            for n in mine:
+                report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
+                plan = workload.requests(prompts, to.workload, n, seed)
+                rows, run = _cell(experiment, name, system, running, plan, to, folders, seed)
+                dead = running.failure()
+                records.write(cells[name, n], rows, run | {"key": None if dead else keys[name, n], "invalid": dead})
+                if dead:
+                    raise ErlabError(f"{dead} Finished loads are kept; run again to continue with system {name} at {n}.")
+                todo.remove((name, n))
+    report(len(cells), len(cells), f"{experiment} done")
+    return records.read(*cells.values())
+
+
+def _cell(experiment, name, system, running, plan, to, folders, seed) -> tuple[list[dict], dict]:
+    """One closed loop: its request records and the run's description."""
+    started, clock, restarts = datetime.now(timezone.utc), time.monotonic(), running.server.restarts
+    rows = users.run(running.address, running.models, plan, timeout=DEADLINE)
+    run = describe(experiment, name, system, to, len(plan), seed, folders) | {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+        "restarts": running.server.restarts - restarts,
+    }
+    common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
+    return [row | common for row in rows], run
+
+
+def describe(experiment: str, name: str, system: System, to: Profile, n: int, seed: int, folders: Folders) -> dict:
+    """A run's description, as records' metadata hold it."""
+    expert = system.expert
+    half = None
+    if experiment == "preliminary":
+        half = "half" if "-half-" in name else "all"
+    return {
+        "run_id": f"{to.name}-{experiment}-{name}-{n}-s{seed}",
+        "experiment": experiment,
+        "paper": system.paper,
+        "system": name,
+        "source": "measured",
+        "machine": manifest.machine(),
+        "profile": to.name,
+        "commit": manifest.commit(),
+        "seed": seed,
+        "users": n,
+        "title": system.title,
+        "model": expert.model.name,
+        "precision": expert.precision.name,
+        "tensor_parallel": expert.tensor_parallel,
+        "cores": expert.cores,
+        "count": system.count,
+        "router": system.router,
+        "max_batch_size": expert.max_batch_size,
+        "kv_tokens": expert.kv_tokens,
+        "plays": None if half else paper.SYSTEMS[system.paper][name].title,
+        "half": half,
+        "workload": {
+            "input": dataclasses.asdict(to.workload.input_tokens),
+            "output": dataclasses.asdict(to.workload.output_tokens),
+        },
+        "router_summary": json.loads(folders.router_summary.read_text()) if system.router else None,
+    }
+
+
+def load_prompts(folders: Folders) -> Dataset:
+    if not folders.prompts.is_file():
+        raise ErlabError(f"No {folders.prompts}: run notebook 02_train_router first (erlab reproduce --only 02).")
+    return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)
+
+
+def _checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
+    loads = tuple(loads)
+    if not all(isinstance(n, int) and n >= 1 for n in loads):
+        raise ErlabError(f"The 'loads' parameter must be whole numbers of users from 1. Got {list(loads)}.")
+    return tuple(sorted(set(loads)))
+
+
+def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed: int, triton: str | None) -> str:
+    """SHA-256 of what a cell depends on: its spec, its inputs and the code that measures it."""
+    inputs = [folders.prompts, deployment.engine_folder(system.expert, folders) / "engine.json"]
+    if system.router:
+        inputs.append(folders.router / "router.json")
+    parts = [
+        experiment,
+        dataclasses.asdict(system),
+        dataclasses.asdict(to.workload),
+        (n, seed, to.clusters, triton),
+        [fingerprint.of_file(f) if f.is_file() else None for f in inputs],
+        fingerprint.of_code("erlab.experiments"),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _set_aside(folders: Folders, experiment: str, wanted: set[Path]) -> None:
+    """Move cells that this sweep does not ask for out of the records, and those it asks for back in."""
+    current, aside = folders.records / experiment, folders.set_aside / experiment
+    moves = [(file, aside) for file in current.glob("*.parquet") if file not in wanted]
+    moves += [(file, current) for file in aside.glob("*.parquet") if current / file.name in wanted]
+    for file, to in moves:
+        to.mkdir(parents=True, exist_ok=True)
+        file.rename(to / file.name)
+
+
+def _finished(file: Path, key: str) -> bool:
+    """Whether this cell was measured, with this key, by a system that lived to its end."""
+    if not file.is_file():
+        return False
+    runs = records.read(file).runs
+    return "key" in runs and bool((runs.key == key).all())

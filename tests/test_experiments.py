@@ -1,0 +1,160 @@
+"""Experiments resume cell by cell and choose baselines by arithmetic; servers and users are stand-ins here.
+
+The real path is run by tests/test_study.py.
+"""
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from erlab import deployment, experiments, profiles, records, training, users
+from erlab.deployment import Folders
+from erlab.errors import ErlabError
+
+SMOKE = profiles.profile("smoke")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    folders = Folders(tmp_path)
+    training.prepare_prompts(SMOKE, folders)
+    experiments.save_table1({k: 8 for k in "ABCDE"}, folders)
+    return folders
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """A world without servers: counts what is started and measured; `dies_at` users, the server is dead."""
+    state = SimpleNamespace(started=[], measured=[], dies_at=None)
+
+    @contextlib.contextmanager
+    def serve(key, system, folders, clusters, port=None, triton=None):
+        state.started.append(key)
+        failure = lambda: "The Triton server died." if state.measured[-1][1] == state.dies_at else None  # noqa: E731
+        yield SimpleNamespace(address=key, models=("m",), server=SimpleNamespace(restarts=0), failure=failure)
+
+    def run(address, models, requests, *, timeout):
+        state.measured.append((address, len(requests)))
+        return [
+            {"user": u, "turn": t, "t_submit": 0, "t_first": 1, "t_last": 2, "status": "ok"}
+            for u, mine in enumerate(requests)
+            for t in range(len(mine))
+        ]
+
+    monkeypatch.setattr(deployment, "serve", serve)
+    monkeypatch.setattr(users, "run", run)
+    return state
+
+
+def baselines(folders):
+    return {k: s for k, s in experiments.table1(SMOKE, folders).items() if not s.router}
+
+
+def test_every_request_of_every_cell_has_a_row(folders, world):
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    expected = {(s, n): n * SMOKE.workload.turns_for(n) for s in "ABC" for n in SMOKE.loads}
+    assert found.requests.groupby(["system", "users"]).size().to_dict() == expected
+    assert sorted(world.started) == ["A", "B", "C"], "one server a system, not a cell"
+    assert found.runs.plays.tolist()[0] == "Llama 3 70B FP8, TP 4, 2 replicas"
+
+
+def test_finished_cells_are_not_measured_again(folders, world):
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    world.started.clear(), world.measured.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
+    assert world.measured == [("A", 4), ("B", 4), ("C", 4)]
+    world.started.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
+    assert world.started == [], "nothing to do starts no server"
+
+
+@pytest.mark.parametrize("change", ["seed", "limit", "prompts"])
+def test_a_cell_is_measured_again_when_what_it_depends_on_changes(folders, world, change):
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    world.measured.clear()
+    seed = 1 if change == "seed" else 0
+    if change == "limit":
+        experiments.save_table1({k: 4 if k == "A" else 8 for k in "ABCDE"}, folders)
+    if change == "prompts":
+        training.prepare_prompts(SMOKE, folders, seed=3)
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], seed=seed)
+    assert world.measured == ([("A", 1)] if change == "limit" else [("A", 1), ("B", 1), ("C", 1)])
+
+
+def test_a_dead_server_ends_the_sweep_and_its_cell_counts_as_unfinished(folders, world):
+    world.dies_at = 4
+    with pytest.raises(ErlabError, match="Triton server died.*run again to continue with system A at 4"):
+        experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    kept = records.read(folders.records)
+    assert set(kept.requests.users) == {1, 4}, "rows of the failed cell are kept"
+    world.dies_at = None
+    world.measured.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.measured[0] == ("A", 4) and ("A", 1) not in world.measured
+
+
+def test_interrupted_sweep_goes_on_where_it_stopped(folders, world, monkeypatch):
+    real, calls = users.run, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(users, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    monkeypatch.setattr(users, "run", real)
+    world.measured.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.measured == [("B", 4), ("C", 1), ("C", 4)]
+
+
+def test_loads_that_are_not_asked_for_leave_the_figures_but_are_not_lost(folders, world):
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    assert set(found.requests.users) == {1} == set(records.read(folders.records).requests.users)
+    world.measured.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
+    assert world.measured == [] and set(records.read(folders.records).requests.users) == {1, 4}
+
+
+@pytest.mark.parametrize("loads", [[0], ["8"], [1.5], [-1]])
+def test_bad_loads_are_refused_before_anything_starts(folders, world, loads):
+    with pytest.raises(ErlabError, match="'loads' parameter"):
+        experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=loads)
+    assert world.started == []
+
+
+def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path, folders):
+    seconds = {"P-half-int8-b4": 3, "P-half-int8-b8": 2, "P-half-float32-b4": 4, "P-half-float32-b8": 5}
+    seconds |= {"P-all-int8-b4": 9, "P-all-int8-b8": 9, "P-all-float32-b4": 1, "P-all-float32-b8": 7}
+    for name, (_, system) in experiments.preliminary(SMOKE).items():
+        for n in (1, 4):
+            run = experiments.describe("preliminary", name, system, SMOKE, n, 0, folders)
+            common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
+            last = seconds[name] if n == 4 else 10 - seconds[name]  # the low load says the opposite
+            rows = [common | {"t_submit": 0, "t_last": last * 10**9 + i, "status": "ok"} for i in range(n)]
+            rows.append(common | {"t_submit": 0, "t_last": 10**15, "status": "timeout"})
+            records.write(tmp_path / "found" / f"{name}-{n}.parquet", rows, run)
+    chosen = experiments.choose_batch_limits(records.read(tmp_path / "found"), SMOKE)
+    assert chosen == {"A": 8, "B": 4, "C": 4, "D": 8, "E": 4}
+
+
+def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
+    empty = Folders(tmp_path)
+    with pytest.raises(ErlabError, match="03_preliminary"):
+        experiments.table1(SMOKE, empty)
+    with pytest.raises(ErlabError, match="02_train_router"):
+        experiments.load_prompts(empty)
+    with pytest.raises(ErlabError, match="01_build_engines"):
+        name, (_, system) = next(iter(experiments.preliminary(SMOKE).items()))
+        deployment.write_repository({name: system}, "preliminary", empty)
+
+
+def test_table1_is_written_whole(folders):
+    assert json.loads(folders.table1.read_text()) == {k: 8 for k in "ABCDE"}
+    assert [f.name for f in folders.root.iterdir() if f.name.startswith(".")] == []

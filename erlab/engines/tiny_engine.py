@@ -1,0 +1,235 @@
+"""In-flight batching of a tiny Llama on CPU cores: requests join and leave between steps, the answer stays the same.
+
+Greedy tokens equal those of transformers' `generate` for the same prompt, whatever else is in the batch. Attention is
+therefore computed a request at a time, with the very call that transformers makes (`scaled_dot_product_attention` on
+exactly that request's keys and values); everything else is computed a token, over all tokens of the step at once:
+one per running request and the whole prompts of those just admitted. Int8 engines agree bit for bit on one thread;
+float32 matrix products round differently with the number of rows, which moves logits by about a millionth of their
+spread.
+
+>>> import tempfile
+>>> from erlab.engines import tiny
+>>> from erlab.spec import FLOAT32, Model
+>>> model = Model("tiny", hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96, vocab=260)
+>>> engine = Engine(tiny.build(Path(tempfile.mkdtemp()) / "e", model, FLOAT32, seed=1), 8, max_sequence_tokens=64)
+>>> engine.submit("a", tiny.encode("Hello"), max_tokens=2)
+>>> [(request, last) for _ in range(2) for request, token, last in engine.step()]
+[('a', False), ('a', True)]
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from erlab.engines import tiny
+from erlab.spec import Model, require
+
+
+@dataclass(eq=False)
+class _Request:
+    id: Hashable
+    prompt: list[int]
+    max_tokens: int
+    slot: int = -1
+    cached: int = 0  # tokens whose keys and values are in the cache
+    tokens: int = 0  # generated so far
+    token: int = -1  # the last of them
+
+    @property
+    def reserved(self) -> int:
+        return len(self.prompt) + self.max_tokens
+
+
+class Engine:
+    """One model, a bounded batch, a first-come queue and a bounded key-value cache. Not thread-safe.
+
+    `max_batch_size` requests run at most; a request's prompt and answer have at most `max_sequence_tokens` together;
+    running requests reserve prompt + max_tokens of `kv_tokens` (None: enough for a full batch), so that none is ever
+    evicted; a step takes in one prompt, and more while all its tokens stay within `max_num_tokens`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_batch_size: int,
+        max_sequence_tokens: int,
+        kv_tokens: int | None = None,
+        max_num_tokens: int = 2048,
+    ):
+        whole = max_batch_size * max_sequence_tokens
+        self.max_batch_size, self.max_sequence_tokens = max_batch_size, max_sequence_tokens
+        self.kv_tokens = whole if kv_tokens is None else kv_tokens
+        self.max_num_tokens = max_num_tokens
+        for name in ("max_batch_size", "max_sequence_tokens", "max_num_tokens"):
+            require(getattr(self, name) >= 1, name, "Engine", "be at least 1", getattr(self, name))
+        allowed = f"hold one request of {max_sequence_tokens} tokens"
+        require(self.kv_tokens >= max_sequence_tokens, "kv_tokens", "Engine", allowed, kv_tokens)
+        self._network = _Network(folder, slots=max_batch_size, slot_tokens=max_sequence_tokens)
+        self._waiting: deque[_Request] = deque()
+        self._running: list[_Request] = []
+        self._free_slots = list(range(max_batch_size))  # a heap: the lowest first, so that little memory is touched
+        self.kv_tokens_in_use = 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def submit(self, request_id: Hashable, prompt_ids: list[int], max_tokens: int) -> None:
+        """Queue a request. Raises ErlabError where it can never run; ids of requests in flight must differ."""
+        require(len(prompt_ids) >= 1, "prompt_ids", "a request", "have at least 1 token", len(prompt_ids))
+        require(max_tokens >= 1, "max_tokens", "a request", "be at least 1", max_tokens)
+        request = _Request(request_id, prompt_ids, max_tokens)
+        allowed = f"keep prompt + answer within {self.max_sequence_tokens} tokens"
+        require(request.reserved <= self.max_sequence_tokens, "max_tokens", "a request", allowed, max_tokens)
+        self._waiting.append(request)
+
+    def cancel(self, request_id: Hashable) -> None:
+        """Drop a request, waiting or running; unknown or finished ids are ignored."""
+        for request in [r for r in self._running if r.id == request_id]:
+            self._leave(request)
+        self._waiting = deque(r for r in self._waiting if r.id != request_id)
+
+    def step(self) -> list[tuple[Hashable, int, bool]]:
+        """Admit what fits, then give every running request one token: (request id, token id, whether its last)."""
+        self._admit()
+        running = self._running.copy()
+        if not running:
+            return []
+        chosen = self._network.next_tokens([(r.slot, r.cached, [r.token] if r.tokens else r.prompt) for r in running])
+        emitted = []
+        for request, token in zip(running, chosen, strict=True):
+            request.cached += 1 if request.tokens else len(request.prompt)
+            request.tokens += 1
+            request.token = token
+            last = request.tokens == request.max_tokens
+            emitted.append((request.id, token, last))
+            if last:
+                self._leave(request)
+        return emitted
+
+    def _admit(self) -> None:
+        """Take requests from the head of the queue; one that does not fit holds back all behind it."""
+        admitted = []
+        step_tokens = len(self._running)
+        while self._waiting and self._free_slots:
+            request = self._waiting[0]
+            step_tokens += len(request.prompt)
+            if self.kv_tokens_in_use + request.reserved > self.kv_tokens:
+                break
+            if admitted and step_tokens > self.max_num_tokens:
+                break
+            self._waiting.popleft()
+            request.slot = heapq.heappop(self._free_slots)
+            self.kv_tokens_in_use += request.reserved
+            admitted.append(request)
+        self._running += admitted
+
+    def _leave(self, request: _Request) -> None:
+        self._running.remove(request)
+        self.kv_tokens_in_use -= request.reserved
+        heapq.heappush(self._free_slots, request.slot)
+
+
+class _Layer(NamedTuple):
+    """A decoder layer's weights, projections of the same input joined; a projection is (weight, scale or None)."""
+
+    attention_norm: torch.Tensor
+    qkv: tuple
+    out: tuple
+    mlp_norm: torch.Tensor
+    gate_up: tuple
+    down: tuple
+    keys: torch.Tensor  # [slots * slot_tokens, kv_heads, head_dim], like values; the system commits what is touched
+    values: torch.Tensor
+
+
+class _Network:
+    """LlamaForCausalLM's forward pass, operation for operation, over tokens of many requests."""
+
+    def __init__(self, folder: Path, slots: int, slot_tokens: int):
+        self.model, _, weights = tiny.load(folder)
+        self.slot_tokens = slot_tokens
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.norm = weights["model.norm.weight"]
+        self.head = weights["lm_head.weight"]
+        self.cos, self.sin = _rotary(self.model, slot_tokens)
+        cache = (slots * slot_tokens, self.model.kv_heads, self.model.head_dim)
+
+        def join(layer: str, *names: str) -> tuple:
+            weight = torch.cat([weights[f"{layer}.{n}.weight"] for n in names])
+            scales = [weights[s] for n in names if (s := f"{layer}.{n}.weight_scale") in weights]
+            return weight, torch.cat(scales) if scales else None
+
+        self.layers = [
+            _Layer(
+                weights[f"{layer}.input_layernorm.weight"],
+                join(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                join(layer, "self_attn.o_proj"),
+                weights[f"{layer}.post_attention_layernorm.weight"],
+                join(layer, "mlp.gate_proj", "mlp.up_proj"),
+                join(layer, "mlp.down_proj"),
+                torch.empty(cache),
+                torch.empty(cache),
+            )
+            for layer in (f"model.layers.{i}" for i in range(self.model.layers))
+        ]
+
+    @torch.inference_mode()
+    def next_tokens(self, requests: list[tuple[int, int, list[int]]]) -> list[int]:
+        """The greedy next token of each request, given as (slot, tokens cached, new tokens to cache)."""
+        m = self.model
+        sizes = [len(new) for _, _, new in requests]
+        spans = [(slot * self.slot_tokens, cached + len(new)) for slot, cached, new in requests]  # first row, length
+        ids = torch.tensor([t for _, _, new in requests for t in new])
+        positions = torch.tensor([cached + i for _, cached, new in requests for i in range(len(new))])
+        slots = torch.tensor([slot for slot, _, _ in requests]).repeat_interleave(torch.tensor(sizes))
+        rows = slots * self.slot_tokens + positions
+        cos, sin = self.cos[positions], self.sin[positions]
+        x = self.embedding[ids]
+        for layer in self.layers:
+            qkv = _project(rms_norm(x, (m.hidden,), layer.attention_norm, tiny.EPSILON), layer.qkv)
+            qk, v = qkv.view(len(ids), -1, m.head_dim).split([m.heads + m.kv_heads, m.kv_heads], 1)
+            left, right = qk.chunk(2, -1)
+            qk = (qk * cos) + (torch.cat((-right, left), -1) * sin)
+            layer.keys.index_copy_(0, rows, qk[:, m.heads :])
+            layer.values.index_copy_(0, rows, v)
+            x = x + _project(self._attend(layer, qk[:, : m.heads], sizes, spans), layer.out)
+            gate, up = _project(rms_norm(x, (m.hidden,), layer.mlp_norm, tiny.EPSILON), layer.gate_up).chunk(2, -1)
+            x = x + _project(silu(gate) * up, layer.down)
+        last = torch.tensor(sizes).cumsum(0) - 1
+        hidden = rms_norm(x[last], (m.hidden,), self.norm, tiny.EPSILON)
+        return [int(linear(row, self.head).argmax()) for row in hidden.split(1)]
+
+    def _attend(self, layer: _Layer, queries: torch.Tensor, sizes: list[int], spans: list[tuple]) -> torch.Tensor:
+        """Attention of each request over its own keys and values; queries [tokens, heads, head_dim]."""
+        keys, values = layer.keys.transpose(0, 1)[None], layer.values.transpose(0, 1)[None]
+        attended = [
+            scaled_dot_product_attention(
+                query, keys.narrow(2, *span), values.narrow(2, *span), is_causal=size > 1, enable_gqa=True
+            )
+            for query, size, span in zip(queries.transpose(0, 1)[None].split(sizes, 2), sizes, spans)
+        ]
+        return torch.cat(attended, 2)[0].transpose(0, 1).flatten(1)
+
+
+def _project(x: torch.Tensor, projection: tuple) -> torch.Tensor:
+    weight, scale = projection
+    return linear(x, weight) if scale is None else tiny.int8_linear(x, weight, scale)
+
+
+def _rotary(model: Model, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [positions, 1, head_dim] of rotary position embedding, as transformers computes them."""
+    steps = torch.arange(0, model.head_dim, 2, dtype=torch.float) / model.head_dim
+    angles = torch.arange(positions).float()[:, None] * (1.0 / model.rope_theta**steps)
+    angles = torch.cat((angles, angles), -1)[:, None]
+    return angles.cos(), angles.sin()

@@ -16,6 +16,8 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
+from erlab.workload import Request
+
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 KITCHEN = ["boil the pasta", "salt the pasta water", "fry an egg in butter", "boil an egg", "butter the pasta"]
 COURT = ["sue the landlord", "landlord and tenant law", "appeal to the court", "court and law", "the tenant sues"]
@@ -215,3 +217,8 @@ def stream(channel: grpc.Channel, *requests: bytes, timeout: float = 10, metadat
 
 def decoded(responses: list[bytes]) -> list[service_pb2.ModelStreamInferResponse]:
     return [service_pb2.ModelStreamInferResponse.FromString(response) for response in responses]
+
+
+def plan(*texts: str, users: int = 1) -> list[list[Request]]:
+    """Each of `users` users asks all the texts in turn."""
+    return [[Request(f"{u}-{t}", "d", text, len(text), 9) for t, text in enumerate(texts)] for u in range(users)]

@@ -1,0 +1,91 @@
+"""One closed-loop user: sends a prompt, reads the whole answer, sends the next.
+
+A request is a stream of its own with its own deadline, so that neither a lost answer nor a lost server can hold the
+user. Its responses are kept as bytes with the time they came, and decoded when the answer is complete.
+"""
+
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from erlab.triton import client
+
+_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_STATUS = {grpc.StatusCode.DEADLINE_EXCEEDED: "timeout", grpc.StatusCode.CANCELLED: "cancelled"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, ready to be sent: the part of its record that is known before, and its message's bytes."""
+
+    record: dict
+    message: bytes
+
+
+async def user(channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int) -> AsyncIterator[dict]:
+    """Make the requests one after the other; yields each one's record when it has ended, times since `start`."""
+    # One message out, many back: on the wire the same as a stream of one request, and cheaper.
+    stream = channel.unary_stream(_METHOD)
+    for ask in asks:
+        times, answers, status, error = [], [], "ok", None
+        submitted = time.monotonic_ns()
+        try:
+            async for answer in stream(ask.message, timeout=timeout):
+                times.append(time.monotonic_ns())
+                answers.append(answer)
+        except grpc.aio.AioRpcError as e:
+            status, error = _STATUS.get(e.code(), "error"), f"{e.code().name}: {e.details()}"
+        yield ask.record | record(submitted, times, answers, status, error, time.monotonic_ns(), start)
+
+
+def record(
+    submitted: int, times: list[int], answers: list[bytes], status: str, error: str | None, ended: int, start: int
+) -> dict:
+    """The measured part of a request's record, from the responses and the times (monotonic ns) they came.
+
+    `t_first`, `t_last` and `token_times` count responses that carry text. A request that failed, or whose answer has no
+    text, ends with its last response or error: that is its `t_last`, the time until which its user waited.
+    """
+    try:
+        responses = [service_pb2.ModelStreamInferResponse.FromString(answer) for answer in answers]
+        texts = [client.text(response.infer_response) for response in responses]
+    except (DecodeError, struct.error) as e:
+        responses, texts, status, error = [], [], "error", f"The answer cannot be decoded: {e}"
+    refusals = [r.error_message for r in responses if r.error_message]
+    if refusals:
+        status, error = "error", refusals[0]
+    elif status == "ok" and not responses:
+        status, error = "error", "The stream ended without an answer."
+    tokens = [t for t, text in zip(times, texts) if text]
+    last = tokens[-1] if tokens and status == "ok" else ended
+    return {
+        "output_tokens": len(tokens),
+        **_routing(responses, submitted, times[0] if times else ended, start),
+        "t_submit": submitted - start,
+        "t_first": tokens[0] - start if tokens else None,
+        "t_last": last - start,
+        "token_times": [t - start for t in tokens],
+        "status": status,
+        "error": error,
+    }
+
+
+def _routing(responses: list[service_pb2.ModelStreamInferResponse], submitted: int, first: int, start: int) -> dict:
+    """What the gateway said in the first response; all null where there was no gateway."""
+    said = responses[0].infer_response.parameters if responses else {}
+    routed = said["erlab_routed_ns"].int64_param if "erlab_routed_ns" in said else None
+    # Outside of this span it is another machine's clock, which cannot be compared with ours.
+    comparable = routed is not None and submitted <= routed <= first
+    return {
+        "cluster": said["erlab_cluster"].int64_param if "erlab_cluster" in said else None,
+        "expert": said["erlab_expert"].string_param if "erlab_expert" in said else None,
+        "distance": said["erlab_distance"].double_param if "erlab_distance" in said else None,
+        "margin": said["erlab_margin"].double_param if "erlab_margin" in said else None,
+        "policy": said["erlab_policy"].string_param if "erlab_policy" in said else None,
+        "t_routed": routed - start if comparable else None,
+    }

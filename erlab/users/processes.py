@@ -1,0 +1,140 @@
+"""Starts the users' processes, lets all users begin together, and gathers their records.
+
+    rows = run("127.0.0.1:8001", ("router",), workload.requests(prompts, lengths, users=64, seed=0), timeout=60)
+
+The users never share a process with the caller, whose notebook or progress bar would make them late.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING
+
+from erlab.errors import ErlabError
+from erlab.spec import require
+
+if TYPE_CHECKING:
+    from erlab.workload import Request
+
+USERS_A_PROCESS = 250
+_LEAD_NS = 50_000_000  # from the last process's "ready" to the common start
+
+
+def run(
+    address: str,
+    models: tuple[str, ...],
+    requests: list[list["Request"]],
+    *,
+    timeout: float,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """Make every user's requests in a closed loop and return one row a request, by user and turn.
+
+    address: HOST:PORT of a KServe v2 gRPC server. models: user i asks models[i mod n]. requests: a list of requests a
+    user, each sent when the one before has been answered or has failed. timeout: seconds for a whole answer.
+    processes: one for every 250 users if None. progress: called with the number of requests ended so far.
+
+    The rows have the columns of `erlab.records` that a request knows; times are ns since the start, which is common to
+    all users, when all are connected. `status` is ok, timeout, cancelled or error (then `error` says which); a user
+    goes on after a failed request. Raises ErlabError where nothing answers at the address.
+    """
+    require(bool(models), "models", "run", "name at least one model", models)
+    require(timeout > 0, "timeout", "run", "be above 0 seconds", timeout)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    require(processes is None or processes >= 1, "processes", "run", "be at least 1", processes)
+    processes = processes or min(-(-len(requests) // USERS_A_PROCESS), cores)
+    plan = [
+        {"number": i, "model": models[i % len(models)], "requests": [asdict(request) for request in mine]}
+        for i, mine in enumerate(requests)
+    ]
+    jobs = [{"address": address, "timeout": timeout, "users": plan[i::processes]} for i in range(processes)]
+    expected = {(one["number"], turn): r for one in plan for turn, r in enumerate(one["requests"])}
+    rows = {}
+    lines: SimpleQueue[tuple["_Worker", str]] = SimpleQueue()
+    with ExitStack() as stack:
+        jobs = [job for job in jobs if job["users"]]
+        workers = [stack.enter_context(_Worker(lines)) for _ in jobs]
+        for worker, job in zip(workers, jobs):
+            worker.tell(json.dumps(job))
+        for _ in workers:
+            worker, line = lines.get()
+            if line != "ready":
+                raise ErlabError(f"The users could not start: {worker.last_words()}")
+        start = time.monotonic_ns() + _LEAD_NS
+        for worker in workers:
+            worker.tell(str(start))
+        ended = 0
+        while ended < len(workers):
+            worker, line = lines.get()
+            if not line:
+                ended += 1
+                continue
+            row = json.loads(line)
+            rows[row["user"], row["turn"]] = row
+            if progress:
+                progress(len(rows))
+        for key in expected.keys() - rows.keys():
+            worker = workers[key[0] % processes]
+            rows[key] = _lost(key, expected[key], worker.last_words())
+    return [rows[key] for key in sorted(rows)]
+
+
+def _lost(key: tuple[int, int], request: dict, why: str) -> dict:
+    """The row of a request whose process died before it ended; when it was sent nobody knows any more."""
+    known = {name: request[name] for name in ("prompt_id", "domain", "input_tokens")}
+    return {"user": key[0], "turn": key[1], **known, "status": "error", "error": f"The user's process ended: {why}"}
+
+
+class _Worker:
+    """A process of `erlab.users.worker`; each line it prints is put in `lines`, and "" when it has ended."""
+
+    def __init__(self, lines: SimpleQueue):
+        self._lines = lines
+
+    def __enter__(self) -> "_Worker":
+        self._errors = tempfile.TemporaryFile("w+")
+        # A session of its own keeps Ctrl-C with the parent, which then stops it; it ends when its stdin closes.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "erlab.users.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        with suppress(BrokenPipeError):  # of what could not be told
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def tell(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it has died, which its last line will tell
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def last_words(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(0)
+        return (self._errors.read().strip().splitlines() or [f"exit status {status}"])[-1]
+
+    def _read(self, stdout: IO[str]) -> None:
+        for line in stdout:
+            self._lines.put((self, line.rstrip("\n")))
+        self._lines.put((self, ""))

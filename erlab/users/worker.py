@@ -1,0 +1,54 @@
+"""A process of users. It talks with `erlab.users.processes` in lines: one of JSON with the job in, "ready" out when
+the connection is up, the common start (monotonic ns) in, then each record out as JSON. It ends with its parent.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from erlab.triton import client
+from erlab.users.loop import Ask, user
+
+CONNECT_SECONDS = 10.0
+
+
+def _asks(number: int, model: str, requests: list[dict]) -> list[Ask]:
+    asks = []
+    for turn, request in enumerate(requests):
+        known = {key: request[key] for key in ("prompt_id", "domain", "input_tokens")}
+        message = client.request(model, request["text"], request["max_tokens"])
+        asks.append(Ask({"user": number, "turn": turn} | known, message.SerializeToString()))
+    return asks
+
+
+async def _run(job: dict) -> None:
+    users = [_asks(**one) for one in job["users"]]
+    async with grpc.aio.insecure_channel(job["address"], options=client.CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        patience = min(CONNECT_SECONDS, job["timeout"])
+        try:
+            await stub.ServerLive(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=patience)
+        except grpc.aio.AioRpcError as e:
+            sys.exit(f"No KServe v2 gRPC server answers at {job['address']}: {e.code().name}: {e.details()}")
+        print("ready", flush=True)
+        loop = asyncio.get_running_loop()
+        start = int(await loop.run_in_executor(None, sys.stdin.readline))
+        loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent is gone
+        await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
+        async with asyncio.TaskGroup() as tasks:
+            for asks in users:
+                tasks.create_task(_report(channel, asks, job["timeout"], start))
+        loop.remove_reader(sys.stdin.fileno())
+
+
+async def _report(channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int) -> None:
+    async for record in user(channel, asks, timeout, start):
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(json.loads(sys.stdin.readline())))

@@ -1,0 +1,75 @@
+"""A request's record from what came and when: arithmetic."""
+
+import pytest
+from fake_triton import text_response
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from erlab.gateway import messages
+from erlab.gateway.decide import Decision
+from erlab.users.loop import record
+
+ASKED = service_pb2.ModelInferRequest(model_name="expert_0")
+MARK = Decision("expert_1", 3, 0.5, 0.25, "nearest")
+
+
+def answers(*texts):
+    return [text_response(ASKED, text) for text in texts]
+
+
+def error(message):
+    return service_pb2.ModelStreamInferResponse(error_message=message).SerializeToString()
+
+
+def test_times_count_from_the_start_and_only_responses_with_text():
+    row = record(1100, [1110, 1120, 1130, 1145], answers("", "a", "b", ""), "ok", None, 1150, start=1000)
+    assert row == {
+        "output_tokens": 2,
+        "cluster": None,
+        "expert": None,
+        "distance": None,
+        "margin": None,
+        "policy": None,
+        "t_submit": 100,
+        "t_routed": None,
+        "t_first": 120,
+        "t_last": 130,
+        "token_times": [120, 130],
+        "status": "ok",
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize("routed, t_routed", [(1099, None), (1100, 100), (1110, 110), (1111, None)])
+def test_the_gateways_time_counts_only_between_submit_and_first_response(routed, t_routed):
+    first, second = answers("a", "b")
+    first += messages.streamed(messages.mark(MARK, routed))
+    row = record(1100, [1110, 1120], [first, second], "ok", None, 1150, start=1000)
+    assert row["t_routed"] == t_routed
+    assert (row["expert"], row["cluster"], row["distance"], row["margin"]) == ("expert_1", 3, 0.5, 0.25)
+    assert row["policy"] == "nearest" and row["output_tokens"] == 2
+
+
+LATE = "DEADLINE_EXCEEDED: late"
+
+
+@pytest.mark.parametrize(
+    "times, got, status, failure, expected",
+    [
+        ([], [], "ok", None, ("error", "The stream ended without an answer.", None, 150, 0)),
+        ([], [], "timeout", LATE, ("timeout", LATE, None, 150, 0)),
+        ([1110], answers("a"), "timeout", LATE, ("timeout", LATE, 110, 150, 1)),
+        ([1110, 1120], answers("a") + [error("no memory")], "ok", None, ("error", "no memory", 110, 150, 1)),
+        ([1110], answers(""), "ok", None, ("ok", None, None, 150, 0)),
+    ],
+)
+def test_a_failed_request_keeps_what_came_and_ends_when_it_failed(times, got, status, failure, expected):
+    row = record(1100, times, got, status, failure, 1150, start=1000)
+    assert tuple(row[k] for k in ("status", "error", "t_first", "t_last", "output_tokens")) == expected
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_a_row(garbage):
+    row = record(1100, [1110, 1120], answers("a") + [garbage], "ok", None, 1150, start=1000)
+    assert row["status"] in ("ok", "error") and (row["error"] is None) == (row["status"] == "ok")

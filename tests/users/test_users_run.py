@@ -1,0 +1,190 @@
+"""Closed-loop users against a fake server, directly and through a gateway: nothing is lost, whatever happens."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+from fake_triton import FakeTriton, plan, words
+from tritonclient.grpc import service_pb2
+
+from erlab import records, users
+from erlab.errors import ErlabError
+from erlab.routing import PromptRouter
+
+
+def workers():
+    return [p for p in psutil.Process().children() if "erlab.users.worker" in p.cmdline()]
+
+
+def complete(rows, requests):
+    """Exactly one row a request, in order."""
+    expected = [(u, t, r.prompt_id) for u, mine in enumerate(requests) for t, r in enumerate(mine)]
+    return [(row["user"], row["turn"], row["prompt_id"]) for row in rows] == expected
+
+
+def check_loop(rows):
+    """Each user waits for an answer before it asks again."""
+    for row in rows:
+        times = [row["t_submit"], row["t_routed"], row["t_first"], row["t_last"]]
+        assert [t for t in times if t is not None] == sorted(t for t in times if t is not None)
+        assert row["t_submit"] >= 0
+    for row, following in zip(rows, rows[1:]):
+        if row["user"] == following["user"]:
+            assert following["t_submit"] >= row["t_last"]
+
+
+class Crowd:
+    """A model that answers nobody until `size` requests are there, once; then everybody, a word a response."""
+
+    def __init__(self, size):
+        self.size, self.here, self.all_here = size, 0, asyncio.Event()
+
+    async def __call__(self, request):
+        self.here += 1
+        if self.here == self.size:
+            self.all_here.set()
+        await self.all_here.wait()
+        for word in words(request):
+            yield word
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_users_start_together_and_never_more_than_they_are(tmp_path, processes):
+    requests = plan("one two three", "four", "five six", users=20)
+    with FakeTriton({"m": Crowd(20)}) as fake:
+        seen = []
+        rows = users.run(fake.address, ("m",), requests, timeout=20, processes=processes, progress=seen.append)
+        assert fake.most_in_flight["m"] == 20 and len(fake.received) == 60
+    assert seen == list(range(1, 61))
+    assert complete(rows, requests)
+    check_loop(rows)
+    assert [row["output_tokens"] for row in rows] == [3, 1, 2] * 20
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(len(row["token_times"]) == row["output_tokens"] for row in rows)
+    assert all(row["expert"] is None and row["t_routed"] is None for row in rows)
+    run = {"run_id": "r", "system": "C", "source": "measured", "users": 20}
+    records.write(tmp_path / "r.parquet", [row | run for row in rows], run)
+    assert len(records.read(tmp_path / "r.parquet").requests) == 60
+
+
+def test_user_i_always_asks_replica_i_mod_n(fake):
+    requests = plan("one", "two", users=5)
+    assert complete(users.run(fake.address, ("expert_0", "expert_1"), requests, timeout=20), requests)
+    asked = sorted(service_pb2.ModelInferRequest.FromString(data).model_name for data in fake.received)
+    assert asked == ["expert_0"] * 6 + ["expert_1"] * 4
+
+
+def test_rows_name_the_gateways_decision(gateway, router_folder):
+    texts = ["boil the pasta", "the court and the law", "butter"]
+    requests = plan(*texts, users=4)
+    rows = users.run(gateway.address, ("router",), requests, timeout=20)
+    assert complete(rows, requests)
+    check_loop(rows)
+    routing = PromptRouter.load(router_folder).route(texts)
+    for row in rows:
+        cluster = routing.cluster[row["turn"]]
+        assert (row["status"], row["cluster"], row["expert"]) == ("ok", cluster, f"expert_{cluster}")
+        assert row["distance"] == pytest.approx(routing.distance[row["turn"]])
+        assert row["policy"] == "nearest" and row["t_routed"] is not None
+
+
+@pytest.mark.parametrize("through", ["direct", "gateway"])
+def test_each_failure_has_its_row_and_the_user_goes_on(request, fake, through):
+    requests = plan("fail", "one", "abort", "nothing", "hang", "half", "two", users=3)
+    if through == "direct":
+        rows = users.run(fake.address, ("expert_0",), requests, timeout=1.5)
+    else:
+        rows = users.run(request.getfixturevalue("gateway").address, ("router",), requests, timeout=1.5)
+        assert all(row["expert"] in ("expert_0", "expert_1") for row in rows)
+    assert complete(rows, requests)
+    check_loop(rows)
+    for mine in (rows[i : i + 7] for i in (0, 7, 14)):
+        assert [row["status"] for row in mine] == ["error", "ok", "error", "error", "timeout", "error", "ok"]
+        assert [row["output_tokens"] for row in mine] == [0, 1, 0, 0, 1, 1, 1]
+        assert "out of memory" in mine[0]["error"]
+        assert "UNAVAILABLE: connection reset" in mine[2]["error"] and "UNAVAILABLE" in mine[5]["error"]
+        assert "without an answer" in mine[3]["error"]
+        assert "DEADLINE_EXCEEDED" in mine[4]["error"]
+        assert 1.4e9 < mine[4]["t_last"] - mine[4]["t_submit"] < 10e9
+    fake.wait(lambda: fake.in_flight.total() == 0)
+
+
+def _hanging(fake):
+    return sum(b"hang" in data for data in fake.received)
+
+
+def when(fake, condition, action):
+    """Run `action` in another thread as soon as the server sees `condition`."""
+    thread = threading.Thread(target=lambda: (fake.wait(condition), action()), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_gateway_killed_mid_run_leaves_every_row(fake, gateway):
+    requests = plan("one two", "hang", "three", users=8)
+    killing = when(fake, lambda: _hanging(fake) == 8, lambda: os.kill(gateway.pid, 9))
+    rows = users.run(gateway.address, ("router",), requests, timeout=60)
+    killing.join()
+    assert complete(rows, requests)
+    check_loop(rows)
+    assert [row["status"] for row in rows] == ["ok", "error", "error"] * 8
+    assert all("UNAVAILABLE" in row["error"] for row in rows if row["status"] == "error")
+
+
+def test_a_killed_process_of_users_leaves_every_row(fake):
+    requests = plan("one", "hang", "two", users=4)
+    # Each process has two of the users; those of the one that stays end by their deadline.
+    killing = when(fake, lambda: _hanging(fake) == 4, lambda: workers()[0].kill())
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=3, processes=2)
+    killing.join()
+    assert complete(rows, requests)
+    lost = [row for row in rows if row["error"] and "user's process ended" in row["error"]]
+    assert len({row["user"] % 2 for row in lost}) == 1 and {row["turn"] for row in lost} >= {1, 2}
+    others = [row["status"] for row in rows if row["user"] % 2 != lost[0]["user"] % 2]
+    assert others == ["ok", "timeout", "ok"] * 2
+
+
+def test_ctrl_c_stops_the_users(fake):
+    requests = plan("hang", users=4)
+    when(fake, lambda: _hanging(fake) == 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        users.run(fake.address, ("expert_0",), requests, timeout=60, processes=2)
+    assert not workers()
+    fake.wait(lambda: fake.in_flight.total() == 0)
+
+
+def test_the_users_die_with_their_parent(fake):
+    script = (
+        "from erlab import users; from fake_triton import plan\n"
+        f"users.run({fake.address!r}, ('expert_0',), plan('hang', users=4), timeout=60)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__) + "/.."}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
+        fake.wait(lambda: _hanging(fake) == 4, timeout=30)
+        parent.kill()
+    fake.wait(lambda: fake.in_flight.total() == 0)
+
+
+def test_nothing_at_the_address_is_one_line():
+    with pytest.raises(ErlabError, match="No KServe v2 gRPC server answers at 127.0.0.1:1: ") as caught:
+        users.run("127.0.0.1:1", ("m",), plan("one"), timeout=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_that_do_not_start_are_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ErlabError, match="could not start: exit status 1$"):
+        users.run("127.0.0.1:1", ("m",), plan("a long prompt " * 10_000), timeout=1)
+
+
+@pytest.mark.parametrize(
+    "change, said", [({"processes": 0}, "'processes'"), ({"models": ()}, "'models'"), ({"timeout": 0}, "'timeout'")]
+)
+def test_bad_parameters_are_named(change, said):
+    with pytest.raises(ErlabError, match=said):
+        users.run(**({"address": "127.0.0.1:1", "models": ("m",), "requests": plan("one"), "timeout": 1} | change))

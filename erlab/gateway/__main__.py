@@ -27,7 +27,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m erlab.gateway", description=__doc__.splitlines()[0])
     parser.add_argument("--router", required=True, metavar="DIR", help="folder of a saved PromptRouter")
     parser.add_argument("--upstream", required=True, metavar="HOST:PORT", help="Triton's gRPC address")
-    parser.add_argument("--experts", required=True, metavar="A,B,...", help="Triton models, cluster c to expert c mod n")
+    parser.add_argument("--experts", required=True, metavar="A,B,...", help="Triton models, one or more")
     parser.add_argument("--policy", default="nearest", help="a name in erlab.routing.policies")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that holds stdin")

@@ -103,9 +103,8 @@ class Gateway:
                 if not self.alive():
                     raise ErlabError(f"The gateway ended while starting{self._last_words()}")
                 if time.monotonic() > end:
-                    raise ErlabError(
-                        f"The server at {self.upstream} behind the gateway was not ready in {self._timeout:g} s ({why})."
-                    )
+                    late = f"was not ready in {self._timeout:g} s ({why})"
+                    raise ErlabError(f"The server at {self.upstream} behind the gateway {late}.")
                 time.sleep(0.05)
 
     def _last_words(self) -> str:

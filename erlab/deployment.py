@@ -165,27 +165,39 @@ class Running:
         return None
 
 
+def server(systems: dict[str, System], name: str, folders: Folders, port: int | None = None) -> Server:
+    """An embedded Triton, to be entered, with all engines of these systems in the model repository `name`."""
+    models = [model for key, system in systems.items() for model in model_names(key, system)]
+    return Server(write_repository(systems, name, folders), models, grpc_port=port)
+
+
 @contextmanager
 def serve(
-    key: str, system: System, folders: Folders, clusters: int, port: int | None = None, triton: str | None = None
+    key: str,
+    system: System,
+    folders: Folders,
+    clusters: int,
+    port: int | None = None,
+    triton: str | None = None,
+    holder: Server | None = None,
 ) -> Iterator[Running]:
     """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
-    `triton`: HOST:PORT of a server that already holds the models instead of an embedded one.
+    `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
+    takes the place of an embedded one that is started for this system alone.
     """
     models = model_names(key, system)
     with ExitStack() as stack:
         if triton:
-            server = stack.enter_context(Server.attach(triton, models))
-        else:
-            folder = write_repository({key: system}, key, folders)
-            server = stack.enter_context(Server(folder, models, grpc_port=None if system.router else port))
+            holder = stack.enter_context(Server.attach(triton, models))
+        elif holder is None:
+            holder = stack.enter_context(server({key: system}, key, folders, None if system.router else port))
         if not system.router:
-            yield Running(server.grpc, models, server, None)
+            yield Running(holder.grpc, models, holder, None)
             return
         if not (folders.router / "router.json").is_file():
-            raise ErlabError(f"No router in {folders.router}: run notebook 02_train_router first (erlab reproduce --only 02).")
+            raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
         placed = tuple(models[c % len(models)] for c in range(clusters))
-        gateway = stack.enter_context(Gateway(folders.router, server.grpc, placed, port=port))
-        yield Running(gateway.address, (ROUTER_MODEL,), server, gateway)
+        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port))
+        yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def measure_preliminary(
 ) -> records.Records:
     """Measure the systems of Fig. 3 (see `preliminary`) under the profile's preliminary loads."""
     systems = {name: system for name, (_, system) in preliminary(to).items()}
-    return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed)
+    return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed, together=True)
 
 
 def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
@@ -104,11 +105,13 @@ def measure(
     loads: Iterable[int] | None = None,
     seed: int = 0,
     triton: str | None = None,
+    together: bool = False,
 ) -> records.Records:
     """Measure every (system, users) cell that isn't finished yet and return all cells' records.
 
     A cell is written when its last request has ended; a failed request keeps its row. A system that dies ends the
     sweep with ErlabError after its cell is kept as invalid, and that cell is measured again by the next call.
+    `together`: one server holds all systems' engines, which idle while it's not their turn; starts are dear.
     """
     loads = _checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
@@ -117,20 +120,23 @@ def measure(
     _set_aside(folders, experiment, set(cells.values()))
     todo = [cell for cell, file in cells.items() if not _finished(file, keys[cell])]
     report(len(cells) - len(todo), len(cells), f"{experiment}: {len(cells) - len(todo)} of {len(cells)} cells are there")
-    for name, system in systems.items():
-        mine = [n for k, n in todo if k == name]
-        if not mine:
-            continue
-        with deployment.serve(name, system, folders, to.clusters, triton=triton) as running:
-            for n in mine:
-                report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
-                plan = workload.requests(prompts, to.workload, n, seed)
-                rows, run = _cell(experiment, name, system, running, plan, to, folders, seed)
-                dead = running.failure()
-                records.write(cells[name, n], rows, run | {"key": None if dead else keys[name, n], "invalid": dead})
-                if dead:
-                    raise ErlabError(f"{dead} Finished loads are kept; run again to continue with system {name} at {n}.")
-                todo.remove((name, n))
+    waiting = {k: s for k, s in systems.items() if any(name == k for name, _ in todo)}
+    with ExitStack() as stack:
+        holder = None
+        if together and waiting and not triton:
+            holder = stack.enter_context(deployment.server(waiting, experiment, folders))
+        for name, system in waiting.items():
+            with deployment.serve(name, system, folders, to.clusters, triton=triton, holder=holder) as running:
+                for n in [n for k, n in todo if k == name]:
+                    report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
+                    plan = workload.requests(prompts, to.workload, n, seed)
+                    rows, run = _cell(experiment, name, system, running, plan, to, folders, seed)
+                    dead = running.failure()
+                    key = None if dead else keys[name, n]
+                    records.write(cells[name, n], rows, run | {"key": key, "invalid": dead})
+                    if dead:
+                        raise ErlabError(f"{dead} Finished loads are kept; run again to go on with {name} at {n} users.")
+                    todo.remove((name, n))
     report(len(cells), len(cells), f"{experiment} done")
     return records.read(*cells.values())
 

@@ -30,7 +30,7 @@ def world(monkeypatch):
     state = SimpleNamespace(started=[], measured=[], dies_at=None)
 
     @contextlib.contextmanager
-    def serve(key, system, folders, clusters, port=None, triton=None):
+    def serve(key, system, folders, clusters, triton, holder):
         state.started.append(key)
         failure = lambda: "The Triton server died." if state.measured[-1][1] == state.dies_at else None  # noqa: E731
         yield SimpleNamespace(address=key, models=("m",), server=SimpleNamespace(restarts=0), failure=failure)
@@ -85,7 +85,7 @@ def test_a_cell_is_measured_again_when_what_it_depends_on_changes(folders, world
 
 def test_a_dead_server_ends_the_sweep_and_its_cell_counts_as_unfinished(folders, world):
     world.dies_at = 4
-    with pytest.raises(ErlabError, match="Triton server died.*run again to continue with system A at 4"):
+    with pytest.raises(ErlabError, match="Triton server died.*run again to go on with A at 4"):
         experiments.measure("baselines", baselines(folders), SMOKE, folders)
     kept = records.read(folders.records)
     assert set(kept.requests.users) == {1, 4}, "rows of the failed cell are kept"

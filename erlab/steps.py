@@ -1,0 +1,76 @@
+"""The study's notebooks as data: their order, what each reads and writes, and what it costs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from erlab import paths, profiles
+from erlab.errors import ErlabError
+from erlab.spec import Profile
+
+
+@dataclass(frozen=True)
+class Step:
+    """A notebook of the study.
+
+    `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
+    `minutes`: what it takes with the laptop profile on two cores. `server`: whether it needs Triton.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    minutes: float = 0.1
+    server: bool = False
+
+    @property
+    def notebook(self) -> str:
+        return f"{self.name}.ipynb"
+
+
+STEPS = (
+    Step("00_environment", minutes=0.1),
+    Step("01_build_engines", writes=("engines",), minutes=0.3),
+    Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet"), minutes=0.3),
+    Step("03_preliminary", ("engines", "prompts.parquet"), ("records/preliminary", "table1.json"), 3, server=True),
+    Step("04_baselines", ("engines", "prompts.parquet", "table1.json"), ("records/baselines",), 2, server=True),
+    Step(
+        "05_router", ("engines", "router", "prompts.parquet", "table1.json"), ("records/router",), 1.5, server=True
+    ),
+    Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
+    Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
+)
+
+
+def select(steps: tuple[Step, ...], only: tuple[str, ...] = (), start: str | None = None) -> tuple[Step, ...]:
+    """The steps named in `only` (all if empty), from `start` on. A name may be its beginning (``04``) or its word."""
+    wanted = [_one(steps, name, "only") for name in only] or list(steps)
+    first = steps.index(_one(steps, start, "from")) if start else 0
+    if found := tuple(s for s in steps[first:] if s in wanted):
+        return found
+    raise ErlabError(f"No step is left: --only {', '.join(only)} lies before --from {start}.")
+
+
+def _one(steps: tuple[Step, ...], name: str, option: str) -> Step:
+    for step in steps:
+        if name and (step.name.startswith(name.removesuffix(".ipynb").zfill(2)) or step.name.partition("_")[2] == name):
+            return step
+    raise ErlabError(f"--{option} must name one of {', '.join(s.name for s in steps)}. Got {name!r}.")
+
+
+def place(entry: str, results: Path, figures: Path) -> Path:
+    """The file or folder that an entry of `reads` or `writes` stands for."""
+    return results / entry.format(figures=figures, data=paths.DATA)
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Whether one of two paths is or holds the other."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def minutes(step: Step, to: Profile) -> float:
+    """What a step is expected to take on two cores: a measuring one in proportion to the profile's requests."""
+    return step.minutes * (_requests(to) / _requests(profiles.profile("laptop")) if step.server else 1)
+
+
+def _requests(to: Profile) -> int:
+    return sum(users * to.workload.turns_for(users) for users in to.loads)

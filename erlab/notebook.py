@@ -1,0 +1,213 @@
+"""Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens.
+
+Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then the kernel ends, and
+nothing that it started is left behind.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import papermill
+import psutil
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from erlab import cache, output
+from erlab.errors import ErlabError
+
+GRACE = 20.0  # seconds that interrupted code has to clean up
+_MENDABLE = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
+
+
+class NotebookError(Exception):
+    """A notebook failed for a reason other than its user's mistake; the message is one line."""
+
+
+class _Stopped(Exception):
+    """Ctrl-C came before the next cell began."""
+
+
+def parameters(notebook: Path) -> tuple[str, ...]:
+    """The names that a notebook's cell tagged ``parameters`` assigns."""
+    cache.code_cells(notebook)  # refuses what is no notebook
+    return tuple(papermill.inspect_notebook(str(notebook)))
+
+
+def run(
+    notebook: Path,
+    executed: Path,
+    values: Mapping,
+    environment: Mapping[str, str],
+    on_cell: Callable[[int, int], None],
+) -> None:
+    """Run a notebook in its folder with these parameter values; save it with its outputs as `executed` and as HTML.
+
+    While it runs it lies beside `executed` as ``<name>.running.ipynb``, and where it stops early as
+    ``<name>.failed.ipynb``. `on_cell` is told how many of how many code cells have run. `environment` is added to
+    the kernel's.
+    Raises ErlabError where the notebook did (or its disk is full or read-only), KeyboardInterrupt after Ctrl-C and
+    NotebookError otherwise.
+    """
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    running, failed = (executed.with_suffix(f".{word}.ipynb") for word in ("running", "failed"))
+    total, begun = len(cache.code_cells(notebook)) + bool(values), itertools.count()  # papermill adds a cell of values
+    kernel = _Kernel(kernel_name="python3", kernel_spec_manager=_ThisPython(environment))
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say reaches the user as one line
+    with _interrupting(kernel) as stopped:
+
+        def on_cell_start(cell, cell_index):
+            if stopped.is_set():
+                raise _Stopped
+            on_cell(next(begun), total)
+
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(running),
+                dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=str(notebook.parent),
+                progress_bar=False,
+                km=kernel,
+                on_cell_start=on_cell_start,
+            )
+        except (PapermillExecutionError, _Stopped, RuntimeError) as e:  # a kernel that died is a RuntimeError
+            _keep(running, failed)
+            if stopped.is_set():
+                raise KeyboardInterrupt from None
+            raise _explained(e, notebook, failed) from None
+        except BaseException:
+            _keep(running, failed)
+            raise
+        finally:
+            kernel.end()
+    output.save(executed.with_suffix(".html"), _html(running))
+    os.replace(running, executed)
+    failed.unlink(missing_ok=True)
+
+
+def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
+    """The kernel's error as one of ours, in one line."""
+    where = f"The executed notebook: {failed}"
+    if isinstance(error, DeadKernelError):
+        return NotebookError(f"{notebook.name}: its kernel died (out of memory, or killed). {where}")
+    if not isinstance(error, PapermillExecutionError):
+        return NotebookError(f"{notebook.name}: its kernel ({sys.executable} -m ipykernel_launcher) failed: {error}")
+    line = " ".join(str(error.evalue).split())
+    if error.ename == "ErlabError":
+        return ErlabError(line)
+    if line.startswith(_MENDABLE):
+        return ErlabError(f"{notebook.name}: {line}")
+    return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
+
+
+def _keep(running: Path, failed: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.replace(running, failed)
+
+
+def _html(notebook: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter().from_filename(str(notebook))[0]
+
+
+class _ThisPython(KernelSpecManager):
+    """Knows one kernel: the interpreter we run in, whatever is installed, with additions to its environment."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        super().__init__()
+        self.environment = dict(environment)
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python", env=self.environment)
+
+
+class _Kernel(AsyncKernelManager):
+    """A kernel whose process can be signalled and that takes everything it started with it."""
+
+    connected = None
+
+    async def start_kernel(self, **options):
+        """Start with nothing of ours to write to: what cells print comes as messages, the rest would be noise."""
+        await super().start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+
+    def client(self, **options):
+        self.connected = super().client(**options)
+        return self.connected
+
+    @property
+    def process(self) -> psutil.Process | None:
+        try:
+            return psutil.Process(self.provisioner.pid) if self.has_kernel else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def end(self) -> None:
+        """Shut the kernel down; kill what is left of its process tree."""
+        tree = self.process.children(recursive=True) if self.process else []
+        run_sync(self._end)()
+        _, left = psutil.wait_procs(tree, timeout=3)
+        _kill(left)
+
+    async def _end(self) -> None:
+        if self.has_kernel:
+            await self.shutdown_kernel()
+        if self.connected:
+            self.connected.stop_channels()
+        await asyncio.sleep(0)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@contextlib.contextmanager
+def _interrupting(kernel: _Kernel) -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an interrupt of the kernel's code, and after `GRACE` into its end.
+
+    Yields the event that says one came. Only the kernel itself is signalled: it stops what it started. Off the main
+    thread, where Python takes no signals, nothing changes.
+    """
+    stopped = threading.Event()
+    timers = []
+
+    def end():
+        if process := kernel.process:
+            _kill([*process.children(recursive=True), process])
+
+    def interrupt(signum, frame):
+        stopped.set()
+        if process := kernel.process:
+            process.send_signal(signal.SIGINT)
+        timers.append(threading.Timer(GRACE, end))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in timers:
+            timer.cancel()

@@ -1,0 +1,356 @@
+"""Runs the study's notebooks in order: skips what nothing changed for, and goes on where it stopped.
+
+    study = Study("laptop", seed=1)
+    survey(study)      # what would run, why, and how long; writes nothing
+    reproduce(study)   # runs it
+
+`erlab reproduce` is these calls with options.
+"""
+
+import ast
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from erlab import cache, manifest, output, paths, profiles, steps
+from erlab.errors import ErlabError
+from erlab.progress import CHANNEL
+from erlab.steps import STEPS, Step
+from erlab.terminal import Display, duration
+
+_PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
+REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html",))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run and where: the notebooks' common parameters, and `extra` ones by name.
+
+    `prompts`: None for the project's own, a folder or file, or a Hugging Face dataset. `triton`: HOST:PORT of a
+    server that runs already. Raises ErlabError for an unknown profile.
+    """
+
+    profile: str = "laptop"
+    prompts: str | None = None
+    seed: int = 0
+    results: str | Path | None = None
+    figures: str | Path | None = None
+    triton: str | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+    steps: tuple[Step, ...] = STEPS
+    notebooks: Path = paths.NOTEBOOKS
+
+    def __post_init__(self):
+        profiles.profile(self.profile)
+
+    @property
+    def common(self) -> dict:
+        """The common parameters by name, as a notebook gets them."""
+        there = self.prompts is not None and Path(self.prompts).expanduser().exists()
+        return {
+            "profile": self.profile,
+            "prompts": str(Path(self.prompts).expanduser().resolve()) if there else self.prompts,
+            "seed": self.seed,
+            "results": str(self.results_folder),
+            "figures": str(self.figures_folder),
+            "triton": self.triton,
+        }
+
+    @property
+    def results_folder(self) -> Path:
+        return paths.results(self.profile, self.results)
+
+    @property
+    def figures_folder(self) -> Path:
+        return paths.figures(self.figures)
+
+    def source(self, step: Step) -> Path:
+        return self.notebooks / step.notebook
+
+    @functools.cached_property
+    def declared(self) -> dict[str, tuple[str, ...]]:
+        """The parameters that each step's notebook declares."""
+        from erlab import notebook
+
+        return {step.name: notebook.parameters(self.source(step)) for step in self.steps}
+
+    def values(self, step: Step) -> dict:
+        """The parameters that a step's notebook gets: those it declares."""
+        return {k: v for k, v in (self.common | dict(self.extra)).items() if k in self.declared[step.name]}
+
+    def places(self, entries: tuple[str, ...]) -> list[Path]:
+        return [steps.place(entry, self.results_folder, self.figures_folder) for entry in entries]
+
+    @functools.cached_property
+    def prompt_files(self) -> dict[str, str | None]:
+        """What the given prompts consist of, by name and hash; empty for the project's own."""
+        if self.prompts is None:
+            return {}
+        from erlab import datasets
+
+        return datasets.inputs(self.prompts)
+
+    def dependencies(self, step: Step) -> dict:
+        """All that a step's result depends on now (see `cache.dependencies`)."""
+        values = self.values(step)
+        inputs = cache.hashes(self.places(step.reads), self.results_folder)
+        if "prompts" in values:
+            inputs |= self.prompt_files
+        kept = {k: v for k, v in values.items() if k not in _PLACES}
+        return cache.dependencies(cache.code_cells(self.source(step)), kept, inputs)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``."""
+
+    step: Step
+    state: str
+    reason: str
+    minutes: float
+
+
+def literal(text: str) -> object:
+    """A parameter's value as given on the command line: Python or JSON, else the text itself.
+
+    >>> literal("[1, 8]"), literal("true"), literal("None"), literal("laptop")
+    ([1, 8], True, None, 'laptop')
+    """
+    for read in (ast.literal_eval, json.loads):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(text)
+    return text
+
+
+def check(study: Study, selected: tuple[Step, ...]) -> None:
+    """Refuse parameters that none of the selected notebooks declares, by name."""
+    known = sorted({name for step in selected for name in study.declared[step.name]} - study.common.keys())
+    for name in study.extra:
+        if name in study.common:
+            raise ErlabError(f"The parameter {name!r} has an option of its own: --{name}, not --set {name}=...")
+        if name not in known:
+            where = ", ".join(step.name for step in selected)
+            allowed = ", ".join(known) or "none"
+            raise ErlabError(f"No notebook of {where} has a parameter {name!r}. --set may name there: {allowed}.")
+
+
+def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool = False) -> list[State]:
+    """Where each step stands: what would run, why, and how long it is expected to take. Writes nothing."""
+    selected = study.steps if selected is None else selected
+    check(study, selected)
+    states: list[State] = []
+    for step in selected:
+        found = cache.load(study.results_folder, step.name)
+        reason = cache.stale(found, study.dependencies(step), study.results_folder)
+        state = ("stale" if found else "missing") if reason else "cached"
+        if force:
+            state, reason = "stale", "--force"
+        changing = [s for s in states if s.state in ("stale", "missing", "maybe") and _feeds(study, s.step, step)]
+        if state == "cached" and changing:
+            state, reason = "maybe", f"{changing[0].step.name} may change its inputs"
+        left_out = [s.step for s in states if s.state == "left out"]
+        if state != "cached" and (why := _left_out(study, step, left_out)):
+            state, reason = "left out", why
+        states.append(State(step, state, reason or "", _minutes(study, step, found)))
+    return states
+
+
+def reproduce(
+    study: Study, selected: tuple[Step, ...] | None = None, force: bool = False, show: Display | None = None
+) -> list[State]:
+    """Run the selected steps (all if None) that are not cached, in order; return how each ended.
+
+    Leaves executed notebooks, markers, a manifest and, after the last step, the report in the results folder.
+    Raises ErlabError for what the user can mend, `notebook.NotebookError` for a notebook that failed otherwise, and
+    KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on from there.
+    """
+    selected = study.steps if selected is None else selected
+    check(study, selected)
+    results, started = study.results_folder, _now()
+    with _locked(results), show or Display(len(selected)) as show:
+        _writable(study.figures_folder, "--figures")
+        ended: list[State] = []
+        for step in selected:
+            try:
+                ended.append(_step(study, step, force, [s.step for s in ended if s.state == "left out"], show))
+            except KeyboardInterrupt:
+                message = f"Stopped in {step.name}. What is finished stays: the same command goes on from there."
+                raise KeyboardInterrupt(message) from None
+        if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
+            output.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
+        if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):
+            _report(study, show)
+    return ended
+
+
+def _step(study: Study, step: Step, force: bool, left_out: list[Step], show: Display) -> State:
+    """Run one step if it needs to."""
+    results = study.results_folder
+    now, found = study.dependencies(step), cache.load(results, step.name)
+    minutes = _minutes(study, step, found)
+    reason = "--force" if force else cache.stale(found, now, results)
+    if not reason:
+        show.end(f"{step.name}: cached")
+        return State(step, "cached", "", 0)
+    if why := _left_out(study, step, left_out):
+        show.end(f"{step.name}: left out, {why}")
+        return State(step, "left out", why, 0)
+    _require_inputs(study, step)
+    if force:  # what it measured before is not to be taken up again
+        _remove([p for p in study.places(step.writes) if p.is_relative_to(results)])
+    cache.remove(results, step.name)
+    show.begin(step.name, reason, minutes)
+    started, clock = _now(), time.monotonic()
+    _execute(study, step, show)
+    _require_outputs(study, step)
+    seconds = round(time.monotonic() - clock, 1)
+    outputs = cache.hashes(study.places(step.writes), results)
+    when = {"seconds": seconds, "started": started, "finished": _now(), "commit": manifest.commit()}
+    cache.save(results, step.name, now | when | {"outputs": outputs})
+    show.end(f"{step.name}: done in {duration(seconds / 60)}")
+    return State(step, "ran", reason, seconds / 60)
+
+
+def _execute(study: Study, step: Step, show: Display) -> None:
+    from erlab import notebook
+
+    executed = study.results_folder / "notebooks" / step.notebook
+    with tempfile.TemporaryDirectory() as folder:
+        channel = Path(folder) / "progress.jsonl"
+        with show.following(channel):
+            notebook.run(
+                study.source(step),
+                executed,
+                study.values(step),
+                {CHANNEL: str(channel)},
+                show.cell,
+            )
+
+
+def _report(study: Study, show: Display) -> None:
+    """Build the report from what the steps left, where anything in it has changed."""
+    results = study.results_folder
+    now = cache.dependencies(["import erlab.report"], {}, cache.hashes(study.places(REPORT.reads), results))
+    if not cache.stale(cache.load(results, REPORT.name), now, results):
+        show.line("report: cached")
+        return
+    from erlab import claims, records, report
+
+    cache.remove(results, REPORT.name)
+    found = records.read(results / "records")
+    file = report.build(
+        results, found, study.figures_folder, claims.ledger(found), json.loads((results / "manifest.json").read_text())
+    )
+    cache.save(results, REPORT.name, now | {"outputs": cache.hashes([file], results)})
+    show.line(f"report: {file}")
+
+
+def _manifest(study: Study, started: str, ended: list[State]) -> dict:
+    markers = {step.name: cache.load(study.results_folder, step.name) for step in study.steps}
+    states = {s.step.name: s.state for s in ended}
+    listed = [
+        {"name": name, "state": states.get(name, "not asked for")}
+        | {key: found and found[key] for key in ("seconds", "started", "finished", "commit")}
+        for name, found in markers.items()
+    ]
+    read = {file: digest for found in markers.values() if found for file, digest in found["inputs"].items()}
+    made = {file for found in markers.values() if found for file in found["outputs"]}
+    inputs = {_short(file): digest for file, digest in read.items() if file not in made}
+    chosen = study.common | {"results": _short(study.results), "figures": _short(study.figures)} | dict(study.extra)
+    return manifest.manifest(chosen, inputs, listed, started, _now())
+
+
+def _short(file: str | Path | None) -> str | None:
+    """A file of the repository by its path in it, another as it is."""
+    if file is None or not Path(file).is_relative_to(paths.ROOT):
+        return file if file is None else str(file)
+    return Path(file).relative_to(paths.ROOT).as_posix()
+
+
+def _left_out(study: Study, step: Step, left_out: list[Step]) -> str | None:
+    """Why a step cannot run on this machine: it needs Triton, or what a step that does would have made."""
+    if step.server and not study.triton:
+        from erlab.triton import server
+
+        if reason := server.available():
+            return f"Triton cannot run here: {reason}"
+    for place in study.places(step.reads):
+        makers = [s for s in left_out if _makes(study, s, place)]
+        if makers and not place.exists():
+            return f"it needs {place.name}, which {makers[0].name} would have made"
+    return None
+
+
+def _require_inputs(study: Study, step: Step) -> None:
+    for place in study.places(step.reads):
+        maker = next((s for s in study.steps if _makes(study, s, place)), None)
+        if maker and not place.exists():
+            command = f"erlab reproduce --from {maker.name}"
+            raise ErlabError(f"{step.name} needs {place}: run {maker.name} first ({command}).")
+
+
+def _require_outputs(study: Study, step: Step) -> None:
+    for place in study.places(step.writes):
+        if not place.exists():
+            raise ErlabError(f"{step.notebook} ended without making {place}.")
+
+
+def _makes(study: Study, step: Step, place: Path) -> bool:
+    return any(steps.overlap(place, written) for written in study.places(step.writes))
+
+
+def _feeds(study: Study, earlier: Step, later: Step) -> bool:
+    return any(_makes(study, earlier, place) for place in study.places(later.reads))
+
+
+def _minutes(study: Study, step: Step, found: Mapping | None) -> float:
+    """What a step took last time, or is expected to take."""
+    return found["seconds"] / 60 if found else steps.minutes(step, profiles.profile(study.profile))
+
+
+def _remove(places: list[Path]) -> None:
+    for place in places:
+        for file in [place] if place.is_file() else place.rglob("*"):
+            if file.is_file():
+                file.unlink()
+
+
+@contextlib.contextmanager
+def _locked(results: Path) -> Iterator[None]:
+    """Keep other runs out of the results folder; the lock ends with its process, however that ends."""
+    _writable(results, "--results")
+    with open(results / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ErlabError(
+                f"{results} is in use by another erlab (process {lock.read().strip() or 'unknown'}): "
+                "wait until it has ended, or give another folder with --results."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _writable(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    except OSError as e:
+        reason = f"{folder}: nothing can be written there ({e.strerror}). {option} names another folder."
+        raise ErlabError(reason) from None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

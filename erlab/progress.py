@@ -1,0 +1,36 @@
+"""How far a long piece of work has come: a bar in a notebook run by hand, lines for `erlab reproduce` otherwise.
+
+>>> report(1, 3, "system C, 8 users")  # doctest: +SKIP
+"""
+
+import json
+import os
+
+CHANNEL = "ERLAB_PROGRESS"  # environment variable: the file that `erlab reproduce` follows
+
+_bar = None
+
+
+def report(done: int, total: int, label: str) -> None:
+    """Say that `done` of `total` pieces are finished and what comes next (`label`)."""
+    if channel := os.environ.get(CHANNEL):
+        with open(channel, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"done": done, "total": total, "label": label}) + "\n")
+    else:
+        _show(done, total, label)
+
+
+def _show(done: int, total: int, label: str) -> None:
+    global _bar
+    from tqdm.auto import tqdm
+
+    if _bar is None or _bar.total != total or _bar.n > done:
+        if _bar is not None:
+            _bar.close()
+        _bar = tqdm(total=total)
+    _bar.set_description(label, refresh=False)
+    _bar.n = done
+    _bar.refresh()
+    if done >= total:
+        _bar.close()
+        _bar = None

@@ -1,0 +1,96 @@
+"""How a run shows in a terminal: bars for steps and cells, or plain lines where it isn't one."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_POLL_SECONDS = 0.2
+
+
+class Display:
+    """Lines for what is over, and bars, in a terminal only, for what is going on."""
+
+    def __init__(self, total: int, console: Console | None = None):
+        self.console = console or Console()
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._steps = self._bars.add_task("steps", total=total)
+        self._step = self._bars.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> "Display":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bars.stop()
+
+    def line(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, step: str, reason: str, minutes: float) -> None:
+        self._name = step
+        self._bars.reset(self._step, description=step, total=None, visible=True)
+        self.line(f"{step}: running, {reason}; about {duration(minutes)}")
+
+    def cell(self, done: int, total: int) -> None:
+        """How many of the notebook's code cells have run; shows in a terminal only."""
+        self._bars.update(self._step, completed=done, total=total, description=f"{self._name} · notebook cells")
+
+    def update(self, done: int, total: int, label: str) -> None:
+        """Where the step is, inside its notebook."""
+        self._bars.update(self._step, completed=done, total=total, description=f"{self._name} · {label}")
+        if not self.console.is_terminal:
+            self.line(f"  {done}/{total} {label}")
+
+    def end(self, text: str) -> None:
+        self._bars.update(self._step, visible=False)
+        self._bars.advance(self._steps)
+        self.line(text)
+
+    @contextlib.contextmanager
+    def following(self, channel: Path) -> Iterator[None]:
+        """Show what `erlab.progress.report` writes to a file in the meantime."""
+        over = threading.Event()
+        channel.touch()
+
+        def follow():
+            with channel.open(encoding="utf-8") as file:
+                rest = ""
+                while True:
+                    last_look = over.wait(_POLL_SECONDS)
+                    *lines, rest = (rest + file.read()).split("\n")
+                    for line in lines:
+                        self.update(**json.loads(line))
+                    if last_look:
+                        return
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def duration(minutes: float) -> str:
+    """A length of time as people say it.
+
+    >>> duration(0.05), duration(2.4), duration(90)
+    ('3 s', '2 min', '1.5 h')
+    """
+    if minutes < 1:
+        return f"{max(1, round(minutes * 60))} s"
+    return f"{round(minutes)} min" if minutes < 60 else f"{minutes / 60:.1f} h"

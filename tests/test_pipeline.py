@@ -1,0 +1,375 @@
+"""The pipeline on small notebooks run for real: what is skipped and why, resuming, Ctrl-C, locks, bad input."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import nbformat
+import psutil
+import pytest
+from rich.console import Console
+
+from erlab import cache, fingerprint, notebook, paths, pipeline, steps
+from erlab.errors import ErlabError
+from erlab.pipeline import Study
+from erlab.steps import Step
+from erlab.terminal import Display
+
+PARAMETERS = "seed = 0\nresults = None\nloads = None"
+WRITE = """
+from erlab import errors
+with open(f"{{results}}/{name}", "a") as file:
+    file.write("x")
+"""
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS, prose="Prose."):
+    made = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "P", "language": "python"}}
+    )
+    made.metadata["language_info"] = {"name": "python"}
+    made.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    made.cells += [nbformat.v4.new_markdown_cell(prose)] + [nbformat.v4.new_code_cell(c) for c in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(made, path)
+
+
+def study(folder, names, **options):
+    """Steps that write a file each, named like the step, and read the one before's."""
+    made = tuple(
+        Step(name, reads=tuple(names[max(0, i - 1) : i]), writes=(name,), minutes=1) for i, name in enumerate(names)
+    )
+    places = {"results": folder / "results", "figures": folder / "figures", "notebooks": folder / "notebooks"}
+    return Study("smoke", steps=made, **(places | options))
+
+
+def states(found):
+    return {s.step.name: s.state for s in found}
+
+
+@pytest.fixture
+def quiet():
+    return lambda: Display(1, Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One step that has run: its study."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_notebook(folder / "notebooks" / "00_one.ipynb", WRITE.format(name="00_one"))
+    (folder / "data").write_text("1")
+    one = Step("00_one", reads=("../data",), writes=("00_one",))
+    made = Study(
+        "smoke", results=folder / "results", figures=folder / "figures", steps=(one,), notebooks=folder / "notebooks"
+    )
+    ended = pipeline.reproduce(made, show=Display(1, Console(file=io.StringIO())))
+    assert states(ended) == {"00_one": "ran"}
+    return made
+
+
+def test_a_finished_step_leaves_its_notebook_marker_and_manifest(finished):
+    results = finished.results_folder
+    executed = nbformat.read(results / "notebooks" / "00_one.ipynb", as_version=4)
+    assert f"results = {str(results)!r}".replace("'", '"') in executed.cells[1].source
+    assert "Prose." in (results / "notebooks" / "00_one.html").read_text()
+    found = json.loads((results / "manifest.json").read_text())
+    assert [(s["name"], s["state"]) for s in found["steps"]] == [("00_one", "ran")]
+    assert list(found["inputs"].values()) == [fingerprint.of_text("1")]
+    assert found["seed"] == 0 and found["parameters"]["profile"] == "smoke"
+    assert not list(results.rglob("*.running.ipynb"))
+
+
+def test_unchanged_is_cached_without_a_kernel(finished, monkeypatch, quiet):
+    monkeypatch.setattr(notebook, "run", lambda *a: pytest.fail("ran"))
+    assert states(pipeline.reproduce(finished, show=quiet())) == {"00_one": "cached"}
+
+
+def rewrite(**changes):
+    def change(path):
+        found = nbformat.read(path, as_version=4)
+        if "code" in changes:
+            found.cells[2].source += changes["code"]
+        if "prose" in changes:
+            found.cells[1].source = changes["prose"]
+        if "tags" in changes:
+            found.cells[2].metadata["tags"] = changes["tags"]
+        if "output" in changes:
+            found.cells[2].outputs = [nbformat.v4.new_output("stream", text=changes["output"])]
+            found.cells[2].execution_count = 7
+        nbformat.write(found, path)
+
+    return change
+
+
+NOTEBOOK = "../notebooks/00_one.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        (NOTEBOOK, rewrite(prose="Other prose."), None),
+        (NOTEBOOK, rewrite(tags=["hide"]), None),
+        (NOTEBOOK, rewrite(output="printed"), None),
+        (NOTEBOOK, rewrite(code="\n1 + 1"), "the notebook's code changed"),
+        ("../data", lambda path: path.write_text("2"), "input ../data changed"),
+        ("00_one", lambda path: path.unlink(), "output 00_one is missing"),
+        ("00_one", lambda path: path.write_text("other"), "output 00_one was changed"),
+        ("steps/00_one.json", lambda path: path.write_text("{half"), "has not finished yet"),
+    ],
+)
+def test_what_makes_a_step_run_again(finished, file, change, reason):
+    path = finished.results_folder / file
+    before, when = path.read_bytes(), os.stat(path)
+    change(path)
+    try:
+        (found,) = pipeline.survey(finished)
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
+    if reason is None:
+        assert (found.state, found.reason) == ("cached", "")
+    else:
+        assert found.state != "cached"
+        assert found.reason.replace(str(finished.results_folder / ".."), "..") == reason
+    assert pipeline.survey(finished)[0].state == "cached"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"seed": 1}, "parameter seed was 0, is 1"),
+        ({"extra": {"loads": [1, 8]}}, "parameter loads was None, is [1, 8]"),
+        ({"triton": "localhost:1"}, None),  # this notebook doesn't declare it
+    ],
+)
+def test_parameters_count_where_they_are_declared(finished, options, reason):
+    (found,) = pipeline.survey(dataclasses.replace(finished, **options))
+    assert (found.state, found.reason) == (("stale", reason) if reason else ("cached", ""))
+
+
+@pytest.mark.parametrize(("module", "state"), [("errors", "stale"), ("spec", "cached")])
+def test_only_reachable_code_counts(finished, tmp_path, monkeypatch, module, state):
+    for name in ("__init__", "errors", "spec"):
+        (tmp_path / "erlab").mkdir(exist_ok=True)
+        (tmp_path / "erlab" / f"{name}.py").write_text((fingerprint.PACKAGE / f"{name}.py").read_text())
+    monkeypatch.setattr(fingerprint, "PACKAGE", tmp_path / "erlab")
+    assert pipeline.survey(finished)[0].state == "cached"
+    with (tmp_path / "erlab" / f"{module}.py").open("a") as file:
+        file.write("\nADDED = 1\n")
+    (found,) = pipeline.survey(finished)
+    assert found.state == state
+    assert found.reason == ("erlab.errors changed" if state == "stale" else "")
+
+
+def test_resume_after_failure_then_force(tmp_path, quiet):
+    """A failed step keeps the finished ones; fixed, it runs; what depends on it follows; force begins anew."""
+    names = ("00_a", "01_b", "02_c")
+    for name in names:
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", WRITE.format(name=name))
+    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", WRITE.format(name="01_b"), "1 / 0")
+    made = study(tmp_path, names)
+    with pytest.raises(notebook.NotebookError, match="^01_b.ipynb, cell 4: ZeroDivisionError: division by") as e:
+        pipeline.reproduce(made, show=quiet())
+    kept = made.results_folder / "notebooks" / "01_b.failed.ipynb"
+    assert str(kept) in str(e.value) and kept.is_file() and "\n" not in str(e.value)
+    assert states(pipeline.survey(made)) == {"00_a": "cached", "01_b": "missing", "02_c": "missing"}
+
+    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", WRITE.format(name="01_b"))
+    fixed = study(tmp_path, names)
+    assert states(pipeline.reproduce(fixed, show=quiet())) == {"00_a": "cached", "01_b": "ran", "02_c": "ran"}
+    assert not kept.exists()
+    assert (made.results_folder / "01_b").read_text() == "xx"  # what the failed run left is there for it to go on
+
+    only = steps.select(fixed.steps, ("01",))
+    assert states(pipeline.reproduce(fixed, only, force=True, show=quiet())) == {"01_b": "ran"}
+    assert (made.results_folder / "01_b").read_text() == "x"
+    assert states(pipeline.survey(fixed))["02_c"] == "stale"  # "xx" became "x"
+
+
+def test_a_step_whose_inputs_may_change_says_so(finished):
+    """A step that reads nothing yet is finished, too, and then the one before it has to run."""
+    folder = finished.results_folder
+    (one,) = finished.steps
+    made = dataclasses.replace(finished, steps=(Step("00_zero", writes=("../data",)), one))
+    write_notebook(folder / "../notebooks/00_zero.ipynb", "1")
+    first, second = pipeline.survey(made)
+    assert (first.state, second.state) == ("missing", "maybe")
+    assert second.reason == "00_zero may change its inputs"
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
+    made = study(tmp_path, ("00_a",))
+    before = sorted(tmp_path.rglob("*"))
+    (found,) = pipeline.survey(made)
+    assert (found.state, found.minutes) == ("missing", 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"lods": 1}, "No notebook of 00_a has a parameter 'lods'. --set may name there: loads."),
+        ({"seed": 1}, "The parameter 'seed' has an option of its own: --seed, not --set seed=..."),
+    ],
+)
+def test_unknown_parameters_are_refused_by_name(tmp_path, extra, message):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
+    with pytest.raises(ErlabError) as e:
+        pipeline.reproduce(study(tmp_path, ("00_a",), extra=extra))
+    assert str(e.value) == message
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ErlabError, match="must be one of laptop, smoke"):
+        Study("desktop")
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "message"),
+    [
+        ("from erlab.errors import ErlabError\nraise ErlabError('k must be 1. Got 0.')", ErlabError, "k must be 1"),
+        ("with open('/dev/full', 'w') as f:\n    f.write('x')", ErlabError, r"00_a.ipynb: \[Errno 28\] No space"),
+        ("import os\nos._exit(1)", notebook.NotebookError, "00_a.ipynb: its kernel died"),
+    ],
+)
+def test_errors_in_a_notebook_are_one_line(tmp_path, quiet, cell, error, message):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", cell)
+    with pytest.raises(error, match=message) as e:
+        pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "results" / "notebooks" / "00_a.failed.ipynb").is_file()
+
+
+def test_a_notebook_that_writes_nothing_is_not_finished(tmp_path, quiet):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
+    with pytest.raises(ErlabError, match="00_a.ipynb ended without making"):
+        pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
+    assert cache.load(tmp_path / "results", "00_a") is None
+
+
+def test_a_step_alone_says_which_step_makes_its_input(tmp_path, quiet):
+    for name in ("00_a", "01_b"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "1")
+    made = study(tmp_path, ("00_a", "01_b"))
+    with pytest.raises(ErlabError, match=r"01_b needs .*00_a: run 00_a first \(erlab reproduce --from 00_a\)\."):
+        pipeline.reproduce(made, steps.select(made.steps, ("01",)), show=quiet())
+
+
+def test_without_triton_the_rest_runs(tmp_path, quiet, monkeypatch):
+    from erlab.triton import server
+
+    monkeypatch.setattr(server, "available", lambda: "no wheel here")
+    for name in ("00_a", "01_b", "02_c"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", WRITE.format(name=name))
+    made = study(tmp_path, ("00_a", "01_b", "02_c"))
+    a, b, c = made.steps
+    made = dataclasses.replace(made, steps=(a, dataclasses.replace(b, server=True), c))
+    ended = pipeline.reproduce(made, show=quiet())
+    assert states(ended) == {"00_a": "ran", "01_b": "left out", "02_c": "left out"}
+    assert ended[1].reason == "Triton cannot run here: no wheel here"
+    assert ended[2].reason == "it needs 01_b, which 01_b would have made"
+    assert states(pipeline.survey(made)) == {"00_a": "cached", "01_b": "left out", "02_c": "left out"}
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_users_lock_is_not(tmp_path, quiet):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
+    made = study(tmp_path, ("00_a",))
+    with pipeline._locked(made.results_folder):
+        with pytest.raises(ErlabError, match=rf"is in use by another erlab \(process {os.getpid()}\)"):
+            pipeline.reproduce(made, show=quiet())
+    (made.results_folder / ".lock").write_text("999999")  # left by a process that is gone
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran"}
+
+
+@pytest.mark.parametrize("which", ["results", "figures"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, quiet, which):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
+    (tmp_path / "file").write_text("")
+    made = study(tmp_path, ("00_a",), **{which: tmp_path / "file" / "below"})
+    with pytest.raises(ErlabError, match=f"below: nothing can be written there .*--{which} names another folder"):
+        pipeline.reproduce(made, show=quiet())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(tmp_path, quiet):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
+    (tmp_path / "results").mkdir(mode=0o500)
+    with pytest.raises(ErlabError, match="nothing can be written there"):
+        pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
+
+
+def test_select():
+    def names(*options):
+        return [s.name[:2] for s in steps.select(steps.STEPS, *options)]
+
+    assert names() == ["00", "01", "02", "03", "04", "05", "06", "07"]
+    assert names(("4", "06_figures"), None) == ["04", "06"]
+    assert names(("baselines",), "03") == ["04"]
+    assert names((), "06") == ["06", "07"]
+    with pytest.raises(ErlabError, match="--only must name one of 00_environment, .* Got '9'"):
+        names(("9",))
+    with pytest.raises(ErlabError, match="No step is left"):
+        names(("01",), "03")
+
+
+def test_every_input_of_the_study_is_made_by_an_earlier_step():
+    made = Study("smoke")
+    for i, step in enumerate(steps.STEPS):
+        assert (paths.NOTEBOOKS / step.notebook).is_file()
+        for place in made.places(step.reads):
+            assert place.exists() or any(pipeline._makes(made, s, place) for s in steps.STEPS[:i]), (step.name, place)
+
+
+STOPPED = """
+import os, signal, subprocess, sys, time
+from erlab.progress import report
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+{before}
+report(0, 1, f"child {{child.pid}} of {{os.getpid()}}")
+try:
+    time.sleep(600)
+finally:
+    open(os.path.join(results, "cleaned"), "w").close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "cleaned"),
+    [("", True), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False)],  # the latter has to be killed after GRACE
+)
+def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, cleaned):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
+    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", STOPPED.format(before=before))
+    script = f"""
+        import sys
+        from pathlib import Path
+        from erlab import notebook, paths, steps
+        paths.NOTEBOOKS = Path({str(tmp_path / "notebooks")!r})
+        steps.STEPS = (steps.Step("00_a", writes=("00_a",)), steps.Step("01_b", ("00_a",), ("01_b",)))
+        notebook.GRACE = {20 if cleaned else 1}
+        from erlab.cli import main
+        main()
+    """
+    options = ["--results", tmp_path / "results", "--figures", tmp_path / "figures", "--profile", "smoke"]
+    command = [sys.executable, "-c", textwrap.dedent(script), "reproduce", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        line = next((line for line in run.stdout if "child" in line), None)
+        if line is None:
+            pytest.fail(run.stderr.read())
+        child, kernel = (int(word) for word in line.split() if word.isdigit())
+        run.send_signal(signal.SIGINT)
+        rest, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert errors == "erlab: Stopped in 01_b. What is finished stays: the same command goes on from there.\n"
+    assert not psutil.pid_exists(child) and not psutil.pid_exists(kernel)
+    results = tmp_path / "results"
+    assert (results / "cleaned").exists() == cleaned
+    assert (results / "notebooks" / "01_b.failed.ipynb").is_file()
+    assert states(pipeline.survey(study(tmp_path, ("00_a", "01_b")))) == {"00_a": "cached", "01_b": "missing"}

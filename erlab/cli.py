@@ -1,0 +1,310 @@
+"""The `erlab` command. Each subcommand parses its options and calls one function of the package.
+
+A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that failed otherwise is 1.
+"""
+
+import contextlib
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from erlab import paper, profiles
+from erlab.errors import ErlabError
+
+_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+
+
+class _Group(typer.core.TyperGroup):
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except ErlabError as e:
+            _leave(str(e), 2)
+        except KeyboardInterrupt as e:
+            _leave(str(e) or "Stopped.", 130)
+        except OSError as e:
+            if e.errno not in _MENDABLE:
+                raise
+            _leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    print(f"erlab: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Reproduces the paper Expert Router (arXiv 2404.15153): prompts are classified by k-means and forwarded "
+    "to expert language models behind Triton.\n\n"
+    "[bold]erlab reproduce[/bold] runs the whole study on this machine; the other commands do a part of it.",
+)
+
+_PROFILES, _SYSTEMS = ", ".join(profiles.PROFILES), ", ".join(paper.SYSTEMS["v2"])
+Profile = Annotated[str, typer.Option(help=f"Where the study runs, and how large: {_PROFILES}.", metavar="NAME")]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompts instead of the project's own: a folder of JSONL, a parquet file, OWNER/NAME on Hugging Face.",
+        metavar="SOURCE",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="What all random draws start from.")]
+Results = Annotated[Path | None, typer.Option(help="Folder of generated files, instead of data/results/PROFILE.")]
+Figures = Annotated[Path | None, typer.Option(help="Folder of the figures, instead of figures.")]
+Triton = Annotated[
+    str | None,
+    typer.Option(help="A Triton server that holds the models, instead of an embedded one.", metavar="HOST:PORT"),
+]
+RecordFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
+]
+
+
+@app.command()
+def reproduce(
+    profile: Profile = "laptop",
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    results: Results = None,
+    figures: Figures = None,
+    triton: Triton = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only this step, such as 04; repeat for more.", metavar="STEP")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Begin with this step, such as 03.", metavar="STEP")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the steps again though nothing changed.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A notebook's parameter, such as loads=[1,8]; repeat.", metavar="NAME=VALUE"),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the steps and where they stand; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, why and how long; run nothing.")
+    ] = False,
+):
+    """Run the study: notebooks 00 to 07 in order, then the report.
+
+    A step that nothing changed for is skipped, and one that was stopped goes on where it was.
+
+    Examples:
+
+    \b
+      erlab reproduce                                the whole study
+      erlab reproduce --dry-run                      what would run, and why
+      erlab reproduce --prompts ../my-prompts        with your own prompts
+      erlab reproduce --only 04 --set "loads=[1,8]"  baselines, two loads
+      erlab reproduce --from 03 --force              measure all again
+    """
+    from erlab import pipeline, steps
+
+    study = pipeline.Study(profile, prompts, seed, results, figures, triton, _settings(set_))
+    selected = steps.select(study.steps, tuple(only or ()), start)
+    if list_ or dry_run:
+        _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
+        return
+    from erlab.notebook import NotebookError
+
+    try:
+        pipeline.reproduce(study, selected, force)
+    except NotebookError as e:
+        _leave(str(e), 1)
+
+
+@app.command()
+def figures(records: RecordFiles = None, out: Figures = None, profile: Profile = "laptop"):
+    """Draw Figs. 1 to 7 and Table I from request records.
+
+    Examples:
+
+    \b
+      erlab figures                                 from the laptop study's records
+      erlab figures --records run.parquet --out .   from any records
+    """
+    from erlab import figures as paper_figures
+    from erlab import paths
+
+    found = _read(records, profile)
+    for file in paper_figures.save_all(found, paths.figures(out)):
+        print(file)
+    for name, reason in paper_figures.missing(found).items():
+        print(f"{name}: left out, {reason}")
+
+
+@app.command()
+def claims(records: RecordFiles = None, profile: Profile = "laptop"):
+    """Test the paper's claims on request records.
+
+    Example:
+
+    \b
+      erlab claims --records data/results/laptop/records
+    """
+    from erlab import claims as paper_claims
+
+    ledger = paper_claims.ledger(_read(records, profile))
+    columns = ["id", "statement", "verdict", "value", "basis", "reason"]
+    _print_table("The paper's claims", ledger[columns].astype(object), lines=True)
+
+
+@app.command()
+def doctor(profile: Profile = "laptop", results: Results = None):
+    """Say what this machine has, what can't run on it, and what the study costs. Exit status 2 if it can't run.
+
+    Example:
+
+    \b
+      erlab doctor --profile laptop
+    """
+    from erlab import environment
+
+    _print_table("This machine", environment.table(environment.inspect(results, profile)).reset_index())
+    _print_table(f"Profile {profile}", environment.plan(profile, results).reset_index())
+    environment.require_ready(profile, results)
+    print(f"Profiles that fit: {', '.join(environment.fitting(results))}")
+
+
+@app.command()
+def serve(
+    system: Annotated[str, typer.Option(help=f"A system of Table I: {_SYSTEMS}.", metavar="LETTER")],
+    profile: Profile = "laptop",
+    results: Results = None,
+    port: Annotated[int | None, typer.Option(help="Where users ask; a free one if not given.")] = None,
+):
+    """Start a system (Triton, and the gateway of a router system) and keep it up until Ctrl-C.
+
+    A router system needs its router: erlab reproduce --only 02.
+
+    Example:
+
+    \b
+      erlab serve --system E --port 8001
+    """
+    from erlab import live
+    from erlab.deployment import Folders
+
+    with live.serve(system, profiles.profile(profile), Folders.of(profile, results), port) as running:
+        asked = " ".join(f"--model {name}" for name in running.models)
+        print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
+        print(f"Load it: erlab users --address {running.address} {asked} --users 8")
+        print("Ctrl-C stops it.", flush=True)
+        try:
+            while not (failure := running.failure()):
+                time.sleep(1)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"System {system} is stopped.") from None
+        raise ErlabError(failure)
+
+
+@app.command()
+def users(
+    address: Annotated[str, typer.Option(help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT")],
+    count: Annotated[int, typer.Option("--users", help="How many ask at the same time.")] = 8,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Whom they ask in turn; repeat for more. router if not given.")
+    ] = None,
+    profile: Profile = "laptop",
+    prompts: Prompts = None,
+    seed: Seed = 0,
+    name: Annotated[str, typer.Option(help="What the records call the system.")] = "custom",
+    out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("users.parquet"),
+):
+    """Let closed-loop users ask a running system; write their request records and print a summary.
+
+    Example:
+
+    \b
+      erlab users --address 127.0.0.1:8001 --users 32 --out load.parquet
+    """
+    from erlab import datasets, live, metrics, records
+
+    to, models = profiles.profile(profile), tuple(model or ("router",))
+    with _requests_bar() as progress:
+        rows, run = live.load(address, models, count, to, datasets.load(prompts, seed=seed), name, seed, progress)
+    records.write(out, rows, run)
+    found = records.read(out)
+    columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
+    _print_table(f"{count} users of {address}", metrics.summarise(found.requests)[columns].astype(object))
+    print(out)
+
+
+def _settings(given: list[str] | None) -> dict[str, object]:
+    from erlab.pipeline import literal
+
+    values = {}
+    for setting in given or ():
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise ErlabError(f"--set must be NAME=VALUE. Got {setting!r}.")
+        values[name] = literal(text)
+    return values
+
+
+def _read(files: list[Path] | None, profile: str):
+    from erlab import paths, records
+
+    return records.read(*(files or [paths.results(profiles.profile(profile).name) / "records"]))
+
+
+@contextlib.contextmanager
+def _requests_bar() -> Iterator[Callable[[int], None]]:
+    """Yields what counts ended requests, in a terminal only."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.completed} requests"), TimeElapsedColumn()
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
+        task = bars.add_task("")
+        yield lambda ended: bars.update(task, completed=ended)
+
+
+def _show_states(states: list, results: Path, why: bool) -> None:
+    from erlab.terminal import duration
+
+    will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
+    rows = [(s.step.name, will[s.state] if why else s.state, duration(s.minutes), s.reason) for s in states]
+    _print_rows(str(results), ("step", "state", "takes about", "why"), rows)
+    if why:
+        minutes = sum(s.minutes for s in states if s.state in ("stale", "missing"))
+        print(f"About {duration(minutes)} in all; nothing was written." if minutes else "Nothing has to run.")
+
+
+def _print_table(title: str, frame, lines: bool = False) -> None:
+    """A data frame as a table; unknown values are left empty."""
+    import pandas as pd
+
+    def text(value) -> str:
+        return "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows = [[text(value) for value in row] for row in frame.itertuples(index=False)]
+    _print_rows(title, tuple(map(str, frame.columns)), rows, lines)
+
+
+def _print_rows(title: str, columns: tuple[str, ...], rows: list, lines: bool = False) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_lines=lines)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=160).print(table)
+
+
+def main() -> None:
+    app(prog_name="erlab")

@@ -1,0 +1,73 @@
+"""A system kept up for whoever asks, and users for any that runs: `erlab serve` and `erlab users`.
+
+    with serve("E", profiles.profile("laptop"), Folders.of("laptop")) as running:
+        rows, run = load(running.address, running.models, 8, profiles.profile("laptop"), prompts)
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+
+from datasets import Dataset
+
+from erlab import deployment, experiments, manifest, paper, profiles, users, workload
+from erlab.deployment import Folders, Running
+from erlab.spec import Profile, require
+
+
+@contextmanager
+def serve(name: str, to: Profile, folders: Folders, port: int | None = None) -> Iterator[Running]:
+    """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
+
+    Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
+    users ask, chosen by the system if None. Raises ErlabError for an unknown system, a port in use, and for a router
+    system whose router isn't trained yet.
+    """
+    systems = paper.SYSTEMS["v2"]
+    require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
+    require(port is None or 1 <= port <= 65535, "port", "serve", "be from 1 to 65535", port)
+    if folders.table1.is_file():
+        system = experiments.table1(to, folders)[name]
+    else:
+        system = profiles.scale(systems[name], to, len(profiles.cores()))
+    deployment.build_engines(to, folders, seed=0)
+    with deployment.serve(name, system, folders, to.clusters, port) as running:
+        yield running
+
+
+def load(
+    address: str,
+    models: tuple[str, ...],
+    count: int,
+    to: Profile,
+    prompts: Dataset,
+    name: str = "custom",
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[dict], dict]:
+    """Let `count` closed-loop users ask any KServe v2 gRPC server; its request records and the run's description.
+
+    User i asks models[i mod n]. Lengths and turns are the profile's; `name` is what the records call the system, and
+    the machine they name is the users'. `progress` is called with the number of requests ended so far.
+    """
+    plan = workload.requests(prompts, to.workload, count, seed)
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    rows = users.run(address, models, plan, timeout=experiments.DEADLINE, progress=progress)
+    common = {
+        "run_id": f"{to.name}-users-{name}-{count}-s{seed}-{started:%Y%m%dT%H%M%SZ}",
+        "system": name,
+        "source": "measured",
+        "machine": manifest.machine(),
+        "users": count,
+    }
+    run = {
+        "experiment": "users",
+        "title": f"{', '.join(models)} at {address}",
+        "profile": to.name,
+        "commit": manifest.commit(),
+        "seed": seed,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+    }
+    return [row | common for row in rows], common | run

@@ -190,6 +190,19 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
     }
 
 
+def overview(found: records.Records) -> pd.DataFrame:
+    """A row a system and load: medians of the users' times, failures, throughput (see `metrics.summarise`)."""
+    table = metrics.summarise(found.requests).set_index(["system", "users"])
+    columns = ["requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
+    return table[columns].astype(float).round(3)
+
+
+def routing_overview(found: records.Records) -> pd.DataFrame:
+    """A row a router system and load: milliseconds from sending to the gateway's decision."""
+    table = metrics.summarise(found.requests).set_index(["system", "users"])
+    return table[[f"routing_{q}_ms" for q in ("min", "median", "p95", "p99")]].astype(float).round(3)
+
+
 def load_prompts(folders: Folders) -> Dataset:
     if not folders.prompts.is_file():
         raise ErlabError(f"No {folders.prompts}: run notebook 02_train_router first (erlab reproduce --only 02).")

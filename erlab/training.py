@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 from datasets import Dataset
 
 from erlab import datasets, output
@@ -29,3 +30,25 @@ def train_router(
     summary = evaluation.summary(router, prompts)
     output.save(folders.router_summary, json.dumps(summary))
     return router, summary
+
+
+def clusters_table(summary: dict) -> pd.DataFrame:
+    """A row a cluster: how many training prompts, which domain most of them have, and what it is about."""
+    table = pd.DataFrame(summary["clusters"]).set_index("cluster")
+    table = table.assign(terms=table.terms.map(", ".join), purity=table.purity.round(2), share=table.share.round(3))
+    return table[["size", "share", "top_domain", "purity", "terms"]]
+
+
+def quality_table(summary: dict) -> pd.DataFrame:
+    """How well the clusters match the domains that the router never saw (see `routing.evaluation.summary`)."""
+    values = {
+        "training prompts": summary["prompts"]["train"],
+        "held-back prompts": summary["prompts"]["held_back"],
+        "purity": summary["purity"],
+        "normalized mutual information": summary["nmi"],
+        "adjusted Rand index": summary["ari"],
+        "macro routing accuracy, held-back prompts": summary["held_back_accuracy"],
+        "largest cluster / mean, training prompts": summary["largest_to_mean"]["train"],
+        "largest cluster / mean, held-back prompts": summary["largest_to_mean"]["held_back"],
+    }
+    return pd.DataFrame(values.items(), columns=["measure", "value"]).set_index("measure").round(3)

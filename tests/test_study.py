@@ -1,0 +1,177 @@
+"""The whole study, for real, at its smallest scale: notebooks, Triton, gateway, users, figures, claims, report."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+
+from erlab import fingerprint, records
+from erlab.triton import server
+
+pytestmark = [
+    pytest.mark.skipif(bool(server.available()), reason=f"the embedded Triton cannot run here: {server.available()}"),
+    pytest.mark.timeout(900),
+]
+
+
+def erlab(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "erlab.cli", *arguments], capture_output=True, text=True, timeout=800)
+
+
+def smoke(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
+    return erlab("reproduce", *where, *arguments)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    before = set(Path("/dev/shm").glob("erlab-*"))
+    done = smoke(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(Path("/dev/shm").glob("erlab-*")) == before, "shared memory is left behind"
+    return folder
+
+
+def test_every_notebook_was_executed_to_its_end(study):
+    for i in range(8):
+        (file,) = (study / "notebooks").glob(f"{i:02d}_*.ipynb")
+        cells = [c for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code"]
+        assert all(c.execution_count for c in cells)
+        assert file.with_suffix(".html").stat().st_size > 10_000
+
+
+def test_every_request_ended_well_in_exactly_one_row(study):
+    found = records.read(study / "records")
+    assert (found.requests.status == "ok").all(), found.requests.error.dropna().unique()
+    assert not found.requests.duplicated(["run_id", "user", "turn"]).any()
+    assert set(found.requests.system) >= set("ABCDE")
+    expected = found.requests.groupby(["run_id", "users"]).size().reset_index(name="rows")
+    assert (expected.rows == expected.users.map(lambda n: max(1, -(-4 // n)) * n)).all()
+
+
+def test_users_are_a_closed_loop(study):
+    """A user's next prompt leaves when the last answer is complete, so never more than N are in flight."""
+    requests = records.read(study / "records").requests.sort_values(["run_id", "user", "turn"])
+    previous = requests.groupby(["run_id", "user"]).t_last.shift()
+    later = previous.notna()
+    assert (requests.t_submit[later] >= previous[later]).all()
+    assert (requests.t_submit < requests.t_first).all() and (requests.t_first <= requests.t_last).all()
+    assert requests.token_times.map(lambda t: list(t) == sorted(t)).all()
+
+
+def test_all_systems_were_asked_the_same(study):
+    requests = records.read(study / "records" / "baselines", study / "records" / "router").requests
+    asked = requests.set_index(["users", "user", "turn", "system"])[["prompt_id", "input_tokens", "output_tokens"]]
+    for _, rows in asked.groupby(["users", "user", "turn"]):
+        assert len(rows.drop_duplicates()) == 1
+
+
+def test_router_systems_say_where_each_request_went(study):
+    requests = records.read(study / "records").requests
+    routed = requests.system.isin(["D", "E"])
+    for column in ("cluster", "expert", "distance", "margin", "policy", "t_routed"):
+        assert requests[column][routed].notna().all() and requests[column][~routed].isna().all(), column
+    assert (requests.t_routed >= requests.t_submit)[routed].all() and (requests.t_routed <= requests.t_first)[routed].all()
+    placed = requests[routed].groupby(["system", "cluster"]).expert.nunique()
+    assert (placed == 1).all(), "a cluster belongs to one expert"
+
+
+def test_every_figure_is_there_with_its_numbers(study):
+    for name in [f"fig{i}" for i in range(1, 8)] + ["table1"]:
+        assert (study / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (study / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len(pd.read_csv(study / "figures" / f"{name}.csv"))
+
+
+def test_the_ledger_has_a_verdict_on_every_claim(study):
+    ledger = pd.read_csv(study / "claims.csv")
+    assert len(ledger) == 10 and (study / "claims.md").is_file()
+    tested = ledger[ledger.paper == "v2"]
+    assert set(tested.verdict) <= {"holds", "does not hold"} and tested.basis.str.startswith("measured on").all()
+    assert (ledger[ledger.paper == "v1"].verdict == "not runnable here").all()
+
+
+def test_the_report_stands_alone_and_its_links_lead_somewhere(study):
+    html = (study / "report.html").read_text()
+    for target in re.findall(r'(?:href|src)="([^"#]+)"', html):
+        assert target.startswith(("data:", "https://arxiv.org/")) or (study / target).exists(), target[:80]
+    assert html.count("data:image/") >= 8
+
+
+def test_the_manifest_says_what_it_came_from(study):
+    manifest = json.loads((study / "manifest.json").read_text())
+    for key in ("commit", "dirty", "packages", "hardware", "seed", "parameters", "inputs"):
+        assert key in manifest
+    grammar = next(v for k, v in manifest["inputs"].items() if k.endswith("grammar.toml"))
+    assert grammar == fingerprint.of_file(Path(fingerprint.PACKAGE).parent / "data" / "prompts" / "grammar.toml")
+
+
+def test_nothing_changed_nothing_runs(study):
+    before = {f: f.stat().st_mtime_ns for f in study.rglob("*") if f.is_file() and f.name != ".lock"}
+    start = time.monotonic()
+    done = smoke(study)
+    assert done.returncode == 0 and done.stdout.count(": cached") == 9, done.stdout + done.stderr
+    assert {f: f.stat().st_mtime_ns for f in study.rglob("*") if f.is_file() and f.name != ".lock"} == before
+    assert time.monotonic() - start < 60, "seconds, not minutes"
+
+
+def test_real_prompts_make_real_clusters(tmp_path, real_prompts):
+    done = smoke(tmp_path, "--only", "02", "--prompts", str(real_prompts))
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "router" / "summary.json").read_text())
+    domains = {name for cluster in summary["clusters"] for name in cluster["domains"]}
+    assert {"law", "math", "medicine", "music"} <= domains
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("--set", "k=0"), "'k'"),
+        (("--only", "02", "--set", "clusters=0"), "clusters"),
+        (("--only", "02", "--set", "clusters=100000"), "clusters"),
+        (("--only", "02", "--prompts", "nowhere"), "nowhere"),
+        (("--only", "04", "--set", "loads=[0]"), "03_preliminary"),
+        (("--triton", "nonsense",), "HOST:PORT"),
+        (("--only", "09"), "'09'"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, arguments, says):
+    done = smoke(tmp_path, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr and "Traceback" not in done.stdout
+
+
+def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path):
+    """Interrupt a sweep after its first cell: no process and no shared memory stays, the next run goes on."""
+    import shutil
+
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
+    command = [sys.executable, "-m", "erlab.cli", "reproduce", *where, "--only", "04", "--force"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        lines = iter(running.stdout.readline, "")
+        assert any(re.match(r"\s*1/6 ", line) for line in lines), running.stderr.read()
+        started = psutil.Process(running.pid).children(recursive=True)
+        os.kill(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and "same command goes on" in errors and "Traceback" not in errors
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive, alive
+    kept = records.read(folder / "records" / "baselines").requests
+    assert kept.groupby(["system", "users"]).ngroups >= 1
+    done = smoke(folder, "--only", "04")
+    assert done.returncode == 0 and re.search(r"[1-5]/6 baselines: [1-5] of 6 cells are there", done.stdout), done.stdout

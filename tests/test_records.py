@@ -75,3 +75,13 @@ def test_no_records_at_all(tmp_path):
 def test_nothing_measured_yet_is_an_empty_table_with_all_columns(tmp_path):
     found = records.at_hand(tmp_path / "absent")
     assert list(found.requests.columns) == records.SCHEMA.names and found.requests.empty and found.runs.empty
+
+
+def test_a_table_of_known_columns_becomes_records_that_can_be_saved(tmp_path):
+    table = pa.table({"users": [3, 3], "run_id": ["r", "r"], "system": ["C"] * 2, "source": ["s"] * 2, "status": ["ok"] * 2})
+    made = records.from_table(table, {"run_id": "r", "setup": {"gpu": "H100"}})
+    assert list(made.requests.columns) == records.SCHEMA.names and made.requests.t_first.isna().all()
+    records.save(tmp_path / "a.parquet", made)
+    again = records.read(tmp_path / "a.parquet")
+    assert again.requests.equals(made.requests)
+    assert again.runs.loc[0, "setup"] == {"gpu": "H100"}

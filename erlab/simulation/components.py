@@ -1,0 +1,224 @@
+"""What the parts of one engine iteration cost, tabulated once per engine and kept on disk.
+
+An iteration that decodes `b` sequences and prefills some prompt tokens is a sum of four parts:
+
+- `body`: everything that depends only on the number of tokens (GEMMs, norms, all-reduces),
+- `logits`: the output head, for each sequence that gets a token,
+- `decode`: attention of `b` sequences over a mean context,
+- `prefill`: attention of `n` prompts of `s` tokens; `prefix` is what tokens already cached add to one chunk.
+
+Measured: aiconfigurator's kernel measurements (Apache-2.0; TensorRT-LLM and vLLM on H100 and H200), asked part by part.
+Roofline: FLOP over peak and bytes over bandwidth, the physical limit no kernel beats.
+
+INT8 weight-only has no rows there. It is **assumed**: the larger of FP8's time (the same weight traffic) and the bf16
+arithmetic its tensor-core instructions need (bf16's time a token at the largest batch), times `INT8_OVERHEAD` for
+dequantisation.
+
+>>> from erlab.paper import SYSTEMS
+>>> parts = roofline(SYSTEMS["v2"]["E"].expert, gpu("H100"))
+>>> bool(parts.body[0] > 15.0 / 3350 * 0.9)  # one token reads 14 GB of weights at 3.35 TB/s
+True
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from erlab import paths
+from erlab.errors import ErlabError
+from erlab.simulation.hardware import Gpu, gpu, precision
+from erlab.spec import Expert, require
+
+TOKENS = np.unique(np.r_[1:9, 12:64:4, 64:320:16, 320:1024:64, 1024:4097:256, 5120:16385:1024])
+BATCHES = np.r_[1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096]
+CONTEXTS = np.r_[1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072:8193:1024, 16384, 32768]
+PROMPTS = np.r_[1, 2, 4, 8, 16, 32, 64]
+LENGTHS = np.r_[1, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384]
+CHUNKS = np.r_[1, 64, 256, 512, 1024, 2048, 4096, 8192, 16384]
+PREFIXES = np.r_[0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+INT8_OVERHEAD = 1.1  # assumed: dequantisation of weights to 16 bits in the GEMM's main loop
+SCHEMA = 2  # of the files on disk: raise it when grids or meaning change
+
+
+@dataclass(frozen=True)
+class Components:
+    """Seconds of each part on the grids above; `decode` is (BATCHES, CONTEXTS), `prefill` (PROMPTS, LENGTHS),
+    `prefix` (CHUNKS, PREFIXES) what a chunk's attention costs beyond that of a prompt of its own length."""
+
+    body: np.ndarray
+    logits: np.ndarray
+    decode: np.ndarray
+    prefill: np.ndarray
+    prefix: np.ndarray
+
+
+@dataclass(frozen=True)
+class Software:
+    """Whose kernels were measured: aiconfigurator's backend and data version."""
+
+    backend: str = "trtllm"
+    version: str = "1.2.0rc5"
+
+    def __post_init__(self):
+        require(self.backend in ("trtllm", "vllm"), "backend", "Software", "be trtllm or vllm", self.backend)
+
+
+def measured(expert: Expert, gpu: Gpu, software: Software = Software(), folder: Path | None = None) -> Components:
+    """The measured table of an engine, from `folder` (default: the results folder) or made and kept there."""
+    folder = Path(folder) if folder else paths.RESULTS / "steptimes"
+    dims = asdict(expert.model) | {"name": None, "rope_theta": None, "max_positions": None}
+    identity = [SCHEMA, dims, expert.precision.name, expert.tensor_parallel, gpu.name, asdict(software)]
+    file = folder / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + ".npz")
+    if not file.exists():
+        _save(_tabulate(expert, gpu, software), file)
+    with np.load(file) as data:
+        return Components(**{f.name: data[f.name] for f in fields(Components)})
+
+
+def _save(parts: Components, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as aside:
+        np.savez_compressed(aside, **asdict(parts))
+    os.replace(aside.name, file)
+
+
+def _tabulate(expert: Expert, gpu: Gpu, software: Software) -> Components:
+    if precision(expert.precision.name).name != "INT8":
+        return _query(engine_parts(expert, gpu, software))
+    narrow = _query(engine_parts(expert, gpu, software, gemm="fp8", kv="fp8"))
+    wide = _query(engine_parts(expert, gpu, software, gemm="bfloat16", kv="fp8"))
+    arithmetic = wide.body[-1] / TOKENS[-1] * TOKENS
+    return Components(
+        INT8_OVERHEAD * np.maximum(narrow.body, arithmetic), wide.logits, wide.decode, wide.prefill, wide.prefix
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The four parts of an iteration as functions that answer in ms, one point a call."""
+
+    body: Callable[[int], float]
+    logits: Callable[[int], float]
+    decode: Callable[[int, int], float]
+    prefill: Callable[[int, int, int], float]
+
+
+def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None = None, kv: str | None = None) -> Parts:
+    """aiconfigurator's engine of this expert, taken apart; `gemm` and `kv` override the precision's kernels.
+
+    Raises ErlabError where the package is missing or has no measurements of this engine.
+    """
+    try:
+        import aiconfigurator
+        import aiconfigurator_core
+    except ImportError:
+        raise ErlabError("Step times need aiconfigurator: pip install aiconfigurator==0.10.0") from None
+    os.environ.setdefault("AICONFIGURATOR_SYSTEMS_PATH", str(Path(aiconfigurator.__file__).parent / "systems"))
+    logging.getLogger("aiconfigurator").setLevel(logging.ERROR)
+    from aiconfigurator.sdk import engine, perf_database
+    from aiconfigurator.sdk.config_builders import build_model_config
+    from aiconfigurator.sdk.models import get_model
+
+    kernels = "fp8" if precision(expert.precision.name).name == "FP8" else "bfloat16"
+    gemm, kv = gemm or kernels, kv or kernels
+    attention = "fp8" if gemm == kv == "fp8" else "bfloat16"
+    machine = f"{gpu.name.lower()}_sxm"
+    where = dict(system=machine, backend=software.backend, backend_version=software.version)
+    try:
+        database = perf_database.get_database(machine, software.backend, software.version)
+        if database is None:
+            raise ValueError("aiconfigurator has no such data")
+        with tempfile.TemporaryDirectory() as folder:
+            _write_config(expert, Path(folder))
+            config = build_model_config(expert.tensor_parallel, 1, 1, 1, 1, gemm, kv, attention)
+            spec = json.loads(
+                engine.build_engine_spec_json(
+                    get_model(folder, config, software.backend), model_path=folder, **where, kv_block_size=None,
+                    systems_path=None, nextn=0, nextn_accept_rates=None, database=database,
+                )
+            )
+
+            def only(kinds: Callable[[str], bool]):
+                chosen = {
+                    phase: [op for op in spec[phase] if kinds(next(iter(op.values()))["name"])]
+                    for phase in ("context_ops", "generation_ops")
+                }
+                blob = aiconfigurator_core.engine_spec_bincode_from_json(json.dumps(spec | chosen))
+                return aiconfigurator_core.AicEngine.from_spec(bytes(blob), None)
+
+            attend = only(lambda name: name.endswith("attention"))
+            head = only(lambda name: name.endswith("logits_gemm"))
+            rest = only(lambda name: not name.endswith(("attention", "logits_gemm")))
+            rest.predict_decode_latency(1, 1, 2)
+    except (ValueError, KeyError, RuntimeError, OSError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        name = f"{expert.model.name} {expert.precision.name} TP {expert.tensor_parallel}"
+        data = f"{gpu.name}, {software.backend} {software.version}"
+        raise ErlabError(f"No step times of {name} on {data}: {reason}") from e
+    return Parts(
+        lambda tokens: rest.predict_decode_latency(int(tokens), 1, 2),
+        lambda sequences: head.predict_decode_latency(int(sequences), 1, 2),
+        lambda batch, context: attend.predict_decode_latency(int(batch), int(context), 2),
+        lambda prompts, length, prefix: attend.predict_prefill_latency(int(prompts), int(length + prefix), int(prefix)),
+    )
+
+
+def _write_config(expert: Expert, folder: Path) -> None:
+    model = expert.model
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16",
+        "hidden_size": model.hidden, "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads, "intermediate_size": model.intermediate, "vocab_size": model.vocab,
+        "max_position_embeddings": model.max_positions, "head_dim": model.head_dim, "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _query(parts: Parts) -> Components:
+    ms = 1e-3
+    prefill = np.array([[parts.prefill(n, s, 0) for s in LENGTHS] for n in PROMPTS])
+    alone = prefill[0]
+    prefix = np.array([[parts.prefill(1, s, p) - np.interp(s, LENGTHS, alone) for p in PREFIXES] for s in CHUNKS])
+    return Components(
+        body=ms * np.array([parts.body(t) for t in TOKENS]),
+        logits=ms * np.array([parts.logits(b) for b in BATCHES]),
+        decode=ms * np.array([[parts.decode(b, c) for c in CONTEXTS] for b in BATCHES]),
+        prefill=ms * prefill,
+        prefix=ms * prefix,
+    )
+
+
+def roofline(expert: Expert, gpu: Gpu) -> Components:
+    """The least time physics allows each part: the larger of arithmetic at peak and bytes at full bandwidth.
+
+    Communication is the ring's volume, 2 (p − 1) / p of each all-reduced activation, at NVLink's rate, twice a layer.
+    """
+    model, tp = expert.model, expert.tensor_parallel
+    precision(expert.precision.name)
+    rate = tp * (gpu.flops8 if expert.precision.activation_bits == 8 else gpu.flops16)
+    weights = model.parameters - model.embedding_parameters
+    kv_byte = expert.precision.kv_bits / 8
+
+    def larger(flops, rate, byte):
+        return np.maximum(np.asarray(flops, float) / rate, np.asarray(byte, float) / (tp * gpu.bandwidth))
+
+    reduced = 2 * model.layers * TOKENS * model.hidden * 2 * 2 * (tp - 1) / tp / gpu.nvlink
+    head = model.vocab * model.hidden
+    pair = 4 * model.layers * model.hidden  # FLOP of one query token meeting one cached token
+    cached = 2 * model.layers * model.kv_heads * model.head_dim * kv_byte  # bytes a cached token
+    context = np.outer(BATCHES, CONTEXTS)
+    causal = LENGTHS * (LENGTHS + 1) / 2
+    return Components(
+        body=larger(2 * weights * TOKENS, rate, weights * expert.precision.weight_bits / 8) + reduced,
+        logits=larger(2 * head * BATCHES, tp * gpu.flops16, 2 * head),
+        decode=larger(pair * context, tp * gpu.flops16, cached * context),
+        prefill=larger(pair * np.outer(PROMPTS, causal), rate, cached * np.outer(PROMPTS, LENGTHS)),
+        prefix=larger(pair * np.outer(CHUNKS, PREFIXES), rate, 0.0),
+    )

@@ -1,0 +1,112 @@
+"""How long one iteration of an engine takes, in whole nanoseconds.
+
+A decode iteration of `b` sequences whose KV caches hold `total` tokens costs ``decode(b, total // b)``. While nothing
+arrives and nothing ends, every iteration adds one token to each sequence, so the mean context grows by exactly one:
+the time of any number of iterations is the difference of two entries of `row(b)`, a running sum. Whole numbers make
+that difference the same, to the nanosecond, as adding the iterations one by one.
+
+>>> from erlab.paper import SYSTEMS
+>>> from erlab.simulation import components, hardware
+>>> expert = SYSTEMS["v2"]["E"].expert
+>>> times = StepTimes(components.roofline(expert, hardware.gpu("H100")), expert.max_sequence_tokens)
+>>> row = times.row(8)
+>>> row[103] - row[100] == sum(times.decode(8, c) for c in (100, 101, 102))
+True
+"""
+
+from array import array
+
+import numpy as np
+
+from erlab.simulation.components import BATCHES, CHUNKS, CONTEXTS, LENGTHS, PREFIXES, PROMPTS, TOKENS, Components
+
+NS = 1_000_000_000
+
+
+class StepTimes:
+    """Iteration times of one engine up to `longest` tokens of context.
+
+    `slower` multiplies what decoding costs and what prefilling adds to it (another era of software);
+    `prefill_overhead` seconds are added to each iteration that prefills (a host that launches without CUDA graphs).
+    Rows are made when first asked for and kept; an instance is shared by all engines of the same kind.
+    """
+
+    def __init__(
+        self,
+        parts: Components,
+        longest: int,
+        slower: tuple[float, float] = (1.0, 1.0),
+        prefill_overhead: float = 0.0,
+    ):
+        self.longest = longest
+        self._parts = parts
+        self._decode_factor, self._prefill_factor = slower
+        self._overhead = prefill_overhead * NS
+        self._rows: dict[int, array] = {}
+        self._attention: dict[int, list[float]] = {}
+        self._prefix: dict[tuple[int, int], float] = {}
+        top = TOKENS[-1]
+        self._body = (np.interp(np.arange(top + 1), TOKENS, parts.body) * NS).tolist()
+        self._body_slope = self._body[top] / top
+        self._logits = (np.interp(np.arange(BATCHES[-1] + 1), BATCHES, parts.logits) * NS).tolist()
+
+    def body(self, tokens: int) -> float:
+        """Everything that depends on the number of tokens only, ns; in proportion beyond the table."""
+        return self._body[tokens] if tokens < len(self._body) else self._body_slope * tokens
+
+    def row(self, batch: int) -> array:
+        """Running sum: ``row[c + k] - row[c]`` ns are `k` decode iterations that start at mean context `c`."""
+        row = self._rows.get(batch)
+        if row is None:
+            row = self._rows[batch] = self._make_row(batch)
+        return row
+
+    def _make_row(self, batch: int) -> array:
+        high = min(int(np.searchsorted(BATCHES, batch)), len(BATCHES) - 1)
+        low = max(high - 1, 0)
+        share = 0.0 if high == low else (batch - BATCHES[low]) / (BATCHES[high] - BATCHES[low])
+        attention = (1 - share) * self._parts.decode[low] + share * self._parts.decode[high]
+        steps = np.interp(np.arange(self.longest + 1), CONTEXTS, attention) * NS
+        steps += self.body(batch) + self._logits[batch]
+        steps *= self._decode_factor
+        return array("q", np.r_[0, np.cumsum(np.rint(steps).astype(np.int64))].tobytes())
+
+    def decode(self, batch: int, context: int) -> int:
+        """ns of one iteration in which `batch` sequences of mean context `context` get a token each."""
+        row = self.row(batch)
+        return row[context + 1] - row[context]
+
+    def mixed(self, batch: int, context: int, prompts: int, tokens: int, begun: int = 0, finished: int = 0) -> int:
+        """ns of one iteration that decodes `batch` sequences and prefills `tokens` prompt tokens of `prompts` prompts.
+
+        `begun`: prompt tokens of the first prompt that earlier iterations have cached. `finished`: how many prompts
+        end in this iteration and so get their first token.
+        """
+        rows = self._attention.get(prompts)
+        if rows is None:
+            rows = self._attention[prompts] = self._prefill_row(prompts)
+        mean = tokens // prompts
+        extra = self.body(batch + tokens) + self._logits[batch + finished]
+        extra += rows[mean] if mean < len(rows) else rows[-1] * (mean / (len(rows) - 1)) ** 2
+        if begun:
+            extra += self._cached(mean, begun)
+        alone = 0
+        if batch:
+            extra -= self.body(batch) + self._logits[batch]
+            alone = self.decode(batch, context)
+        return alone + round(self._prefill_factor * extra + self._overhead)
+
+    def _prefill_row(self, prompts: int) -> list[float]:
+        """ns of the attention of so many prompts by their mean length; beyond the table each prompt costs the same."""
+        counted = min(prompts, int(PROMPTS[-1]))
+        surface = [np.interp(counted, PROMPTS, column) for column in self._parts.prefill.T]
+        longest = int(LENGTHS[-1]) if prompts == 1 else max(2, int(LENGTHS[-1]) // prompts)
+        grid = np.interp(np.arange(longest + 1), LENGTHS, surface)
+        return (grid * (prompts / counted) * NS).tolist()
+
+    def _cached(self, chunk: int, prefix: int) -> float:
+        key = (chunk, prefix)
+        if key not in self._prefix:
+            columns = [np.interp(chunk, CHUNKS, column) for column in self._parts.prefix.T]
+            self._prefix[key] = max(0.0, float(np.interp(prefix, PREFIXES, columns))) * NS
+        return self._prefix[key]

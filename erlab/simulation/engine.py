@@ -1,0 +1,268 @@
+"""In-flight batching of one engine, from event to event.
+
+Each iteration decodes one token for every running sequence and, within a token budget, prefills the prompts at the
+head of the queue (first come, first served). As in TensorRT-LLM: `max_num_tokens` tokens and `max_batch_size`
+sequences an iteration, chunked context or whole prompts, a paged KV cache in blocks, and two policies for it:
+
+- ``guaranteed_no_evict``: a request starts when the pool holds all the tokens it will ever need;
+- ``max_utilization``: it starts when the pool holds its prompt and the others' next tokens; when blocks run out the
+  one started last is evicted, returns to the head of the queue and computes prompt and answer so far again.
+
+Nothing changes between two events (a sequence ends, a prompt arrives, blocks run out) but contexts, which grow by one
+a step: those iterations are one subtraction in `StepTimes.row`, never a loop. An engine knows no users and no clock
+of its own; `erlab.simulation.system` moves it along.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from erlab.simulation.steptimes import StepTimes
+from erlab.spec import require
+
+POLICIES = ("guaranteed_no_evict", "max_utilization")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the engine forms its batches. Defaults: TensorRT-LLM's, blocks of 64 tokens."""
+
+    max_num_tokens: int = 8192
+    chunked_context: bool = False
+    policy: str = "guaranteed_no_evict"
+    block_tokens: int = 64
+
+    def __post_init__(self):
+        require(self.max_num_tokens >= 1, "max_num_tokens", "Batching", "be at least 1", self.max_num_tokens)
+        require(self.block_tokens >= 1, "block_tokens", "Batching", "be at least 1", self.block_tokens)
+        require(self.policy in POLICIES, "policy", "Batching", f"be one of {', '.join(POLICIES)}", self.policy)
+
+
+@dataclass
+class Requests:
+    """All requests of a run as columns: tokens in and out (lists that eviction rewrites), and what happened, in ns;
+    -1 until it does."""
+
+    prompt: list[int]
+    output: list[int]
+    first: array
+    last: array
+
+    @classmethod
+    def of(cls, prompt: list[int], output: list[int]) -> "Requests":
+        unset = array("q", [-1]) * len(prompt)
+        return cls(list(prompt), list(output), unset, unset[:])
+
+
+class Engine:
+    """One engine: `arrive` puts a request in its queue, `start` begins an iteration (or a stretch of equal ones) and
+    says when it ends, `finish` applies it and names the requests that got their last token."""
+
+    def __init__(self, times: StepTimes, requests: Requests, batching: Batching, max_batch_size: int, pool_tokens: int):
+        longest = max(map(sum, zip(requests.prompt, requests.output)), default=0)
+        blocks = pool_tokens // batching.block_tokens
+        require(max_batch_size >= 1, "max_batch_size", "Engine", "be at least 1", max_batch_size)
+        limit = f"be at most {times.longest}, the longest context of the step times"
+        require(longest <= times.longest, "prompt + output", "Engine", limit, longest)
+        limit = f"hold the longest request of {longest} tokens in blocks of {batching.block_tokens}"
+        require(blocks * batching.block_tokens >= longest, "pool_tokens", "Engine", limit, pool_tokens)
+        if batching.chunked_context:
+            allowed = f"be above max_batch_size = {max_batch_size}, so that a prompt can proceed beside a full batch"
+            roomy = batching.max_num_tokens > max_batch_size
+            require(roomy, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
+        else:
+            widest, what = max(requests.prompt, default=0), "the longest prompt"
+            if batching.policy == "max_utilization":
+                widest, what = longest - 1, "the longest prompt and the answer so far, which an evicted request reads"
+            allowed = f"be at least {widest}, {what}, without chunked context"
+            require(batching.max_num_tokens >= widest, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
+        self.queue: deque[int] = deque()
+        self.running = 0  # sequences that decode
+        self.context = 0  # tokens their KV caches hold
+        self.free = self.blocks = blocks
+        self.end: int | None = None  # when the current stretch ends; None between two
+        self.version = 0  # of the stretch, so that a shortened one's old end can be told
+        self.least_free = blocks
+        self._times, self._requests = times, requests
+        self._budget, self._chunked = batching.max_num_tokens, batching.chunked_context
+        self._evicts = batching.policy == "max_utilization"
+        self._block, self._max_batch = batching.block_tokens, max_batch_size
+        self._iteration = 0  # how many have run
+        self._ends: list[tuple[int, int]] = []  # heap: iteration after which a sequence ends, request
+        self._active: dict[int, int] = {}  # request: that iteration; in the order they started
+        self._grows = [0] * batching.block_tokens  # sequences that need a block when iteration % block is this
+        self._partial: tuple[int, int] | None = None  # a request whose prompt is cached in part, and how much
+        self._prefilled: list[int] = []  # requests whose prompt ends with this iteration
+        self._begun = 0  # when the stretch began
+        self._steps = 0  # its iterations
+        self._row: array | None = None  # the running sum of its iterations' times,
+        self._at = self._begun_row = 0  # where in it the stretch begins, and the entry there
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait or run here."""
+        return len(self.queue) + self.running + len(self._prefilled) + (self._partial is not None)
+
+    def arrive(self, request: int, now: int) -> bool:
+        """Queue a request. True where the engine must be looked at again: it is idle, or its stretch became shorter."""
+        waited = bool(self.queue)
+        self.queue.append(request)
+        if self.end is None:
+            return True
+        if waited or self._steps == 1 or not self._fits(request):
+            return False
+        first = bisect_left(self._row, now - self._begun + self._begun_row, self._at + 1, self._at + self._steps)
+        if first - self._at == self._steps:
+            return False
+        self._steps = first - self._at
+        self.end = self._begun + self._row[first] - self._begun_row
+        self.version += 1
+        return True
+
+    def _fits(self, request: int) -> bool:
+        """Whether the batch has a place for one more; a cheap test, `start` decides."""
+        return self.running < self._max_batch and self.running < self._budget
+
+    def start(self, now: int) -> int | None:
+        """Begin what runs next and return when it ends; None where nothing is to do."""
+        evicted = self._evicts and self._make_room()
+        prompts, tokens, begun = self._admit(evicted)
+        self._begun = now
+        running = self.running
+        if prompts:
+            context = self.context // running if running else 0
+            self._steps = 1
+            ns = self._times.mixed(running, context, prompts, tokens, begun, len(self._prefilled))
+            self.end = now + ns
+        elif running:
+            self._row = self._times.row(running)
+            self._at = at = self.context // running
+            self._begun_row = self._row[at]
+            self._steps = steps = 1 if evicted else self._until_event()
+            self.end = now + self._row[at + steps] - self._begun_row
+        else:
+            self.end = None
+            return None
+        self.version += 1
+        return self.end
+
+    def _until_event(self) -> int:
+        """Iterations until a sequence ends or the pool has no block for the next token."""
+        ends, active = self._ends, self._active
+        while active.get(ends[0][1]) != ends[0][0]:
+            heappop(ends)  # was evicted
+        steps = ends[0][0] - self._iteration
+        if not self._evicts or self.free >= self.running * (steps // self._block + 1):
+            return steps
+        cycles, left = divmod(self.free, self.running)
+        possible = cycles * self._block
+        while possible < steps and left >= (need := self._grows[(self._iteration + possible) % self._block]):
+            left -= need
+            possible += 1
+        return min(steps, possible)
+
+    def _make_room(self) -> bool:
+        """Evict those started last until the pool has blocks for everybody's next token; whether any was."""
+        evicted = False
+        while self.free < self._grows[self._iteration % self._block]:
+            request, end = self._active.popitem()
+            left = end - self._iteration
+            done = self._requests.output[request] - left
+            held = self._requests.prompt[request] + done - 1
+            self._forget(request, held, end)
+            self._requests.prompt[request] += done
+            self._requests.output[request] = left
+            self.queue.appendleft(request)
+            evicted = True
+        return evicted
+
+    def _forget(self, request: int, held: int, end: int) -> None:
+        """Give back a sequence's blocks and its part of the sums; it holds `held` tokens."""
+        self.running -= 1
+        self.context -= held
+        if self._evicts:
+            self.free += -(-held // self._block)
+            self._grows[(self._iteration - held) % self._block] -= 1
+        else:
+            self.free += self._reserved(request)
+
+    def _reserved(self, request: int) -> int:
+        return -(-(self._requests.prompt[request] + self._requests.output[request]) // self._block)
+
+    def _admit(self, evicted: bool) -> tuple[int, int, int]:
+        """Take prompts from the queue's head: how many, their tokens this iteration, the first one's cached ones."""
+        budget, sequences = self._budget - self.running, self.running
+        prompts = tokens = begun = 0
+        prompt = self._requests.prompt
+        if self._partial is not None:
+            request, begun = self._partial
+            tokens = min(budget, prompt[request] - begun)
+            prompts, budget, sequences = 1, budget - tokens, sequences + 1
+            self._split(request, begun + tokens)
+        queue = self.queue
+        while queue and not evicted and self._partial is None and sequences < self._max_batch and budget > 0:
+            request = queue[0]
+            length = prompt[request]
+            if length > budget and not self._chunked:
+                break
+            if self._evicts:
+                blocks, room = -(-length // self._block), self.free - self._grows[self._iteration % self._block]
+            else:
+                blocks, room = self._reserved(request), self.free
+            if blocks > room:
+                break
+            queue.popleft()
+            self.free -= blocks
+            taken = min(length, budget)
+            prompts, tokens, budget, sequences = prompts + 1, tokens + taken, budget - taken, sequences + 1
+            self._split(request, taken)
+        self.least_free = min(self.least_free, self.free)
+        return prompts, tokens, begun
+
+    def _split(self, request: int, cached: int) -> None:
+        """Note whether a prompt ends with this iteration or goes on in the next."""
+        if cached == self._requests.prompt[request]:
+            self._partial = None
+            self._prefilled.append(request)
+        else:
+            self._partial = (request, cached)
+
+    def finish(self) -> list[int]:
+        """Apply the stretch that ends now; the requests that got their last token, in the order they ended."""
+        now, steps, requests = self.end, self._steps, self._requests
+        if self._evicts:
+            cycles, rest = divmod(steps, self._block)
+            self.free -= cycles * self.running
+            self.free -= sum(self._grows[(self._iteration + j) % self._block] for j in range(rest))
+            self.least_free = min(self.least_free, self.free)
+        self._iteration += steps
+        self.context += steps * self.running
+        done = []
+        ends, active = self._ends, self._active
+        while ends and ends[0][0] <= self._iteration:
+            end, request = heappop(ends)
+            if active.get(request) == end:
+                del active[request]
+                self._forget(request, requests.prompt[request] + requests.output[request] - 1, end)
+                done.append(request)
+        for request in self._prefilled:
+            if requests.first[request] < 0:
+                requests.first[request] = now
+            held, output = requests.prompt[request], requests.output[request]
+            self.running += 1
+            self.context += held
+            if self._evicts:
+                self._grows[(self._iteration - held) % self._block] += 1
+            if output == 1:
+                self._forget(request, held, self._iteration)
+                done.append(request)
+            else:
+                active[request] = end = self._iteration + output - 1
+                heappush(ends, (end, request))
+        self._prefilled.clear()
+        self.end = None
+        for request in done:
+            requests.last[request] = now
+        return done

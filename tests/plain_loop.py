@@ -1,0 +1,102 @@
+"""The reference: in-flight batching one iteration at a time, one engine, with a clock of its own.
+
+Written for clarity: every running sequence is touched in every iteration, blocks are counted afresh each time.
+"""
+
+import math
+
+from erlab.simulation.engine import Batching
+from erlab.simulation.steptimes import StepTimes
+
+
+def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens: int, requests, log=None):
+    """Serve `requests`, a list of dicts with `at` (ns, or ("after", i) for i's answer) and `prompt`, `output`.
+
+    Adds `first` and `last` to each and appends one dict an iteration to `log`.
+    """
+    block, evicts = batching.block_tokens, batching.policy == "max_utilization"
+    pool = pool_tokens // block
+    for r in requests:
+        r.update(todo=r["prompt"], done=0, cached=0, first=None, last=None)
+    waiting, running, partial = [], [], None  # requests; `running` in the order they started
+    now = 0
+
+    def blocks(tokens):
+        return math.ceil(tokens / block)
+
+    def held():
+        if not evicts:
+            started = running + ([partial] if partial else [])
+            return sum(blocks(r["prompt"] + r["output"]) for r in started)
+        return sum(blocks(r["cached"]) for r in running) + (blocks(partial["todo"]) if partial else 0)
+
+    def arrivals():
+        found = []
+        for i, r in enumerate(requests):
+            at = r["at"] if not isinstance(r["at"], tuple) else requests[r["at"][1]]["last"]
+            if at is not None and "seen" not in r:
+                found.append((at, i))
+        return sorted(found)
+
+    while True:
+        due = arrivals()
+        if not waiting and not running and partial is None:
+            if not due:
+                return requests
+            now = max(now, due[0][0])
+        for at, i in due:
+            if at <= now:
+                requests[i]["seen"] = True
+                waiting.append(requests[i])
+        growth = lambda: sum(blocks(r["cached"] + 1) - blocks(r["cached"]) for r in running)  # noqa: E731
+        evicted = False
+        while evicts and pool - held() < growth():
+            victim = running.pop()
+            victim.update(todo=victim["cached"] + 1, cached=0)
+            waiting.insert(0, victim)
+            evicted = True
+        budget, chunks, ended, begun = batching.max_num_tokens - len(running), [], [], 0
+        if partial:
+            begun = partial["cached"]
+            take = min(budget, partial["todo"] - begun)
+            partial["cached"] += take
+            chunks.append(take)
+            budget -= take
+            if partial["cached"] == partial["todo"]:
+                ended.append(partial)
+                partial = None
+        reserved = sum(blocks(r["todo"]) if evicts else blocks(r["prompt"] + r["output"]) for r in ended)
+        while waiting and not evicted and partial is None and budget > 0:
+            r = waiting[0]
+            if len(running) + len(ended) >= max_batch or (r["todo"] > budget and not batching.chunked_context):
+                break
+            need = blocks(r["todo"]) if evicts else blocks(r["prompt"] + r["output"])
+            if need > pool - held() - reserved - (growth() if evicts else 0):
+                break
+            waiting.pop(0)
+            take = min(budget, r["todo"])
+            r["cached"] = take
+            chunks.append(take)
+            budget -= take
+            if take == r["todo"]:
+                ended.append(r)
+                reserved += need
+            else:
+                partial = r
+        batch, total = len(running), sum(r["cached"] for r in running)
+        context = total // batch if batch else 0
+        if chunks:
+            now += times.mixed(batch, context, len(chunks), sum(chunks), begun, len(ended))
+        else:
+            now += times.decode(batch, context)
+        if log is not None:
+            log.append(dict(now=now, batch=batch, prefill=sum(chunks), used=held() + reserved, pool=pool))
+        for r in running:
+            r["cached"] += 1
+        for r in running + ended:
+            r["done"] += 1
+            if r["first"] is None:
+                r["first"] = now
+            if r["done"] == r["output"]:
+                r["last"] = now
+        running = [r for r in running + ended if r["last"] is None]

@@ -1,0 +1,111 @@
+"""Many simulations at once: over cores with joblib, or on a Dask or Ray cluster. The result does not depend on where.
+
+    from erlab import paper, simulation
+    found = simulation.sweep(paper.SYSTEMS["v2"])               # Figs. 2 and 4 to 7 at full scale
+    early = simulation.sweep(simulation.preliminary())          # Fig. 3
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+import joblib
+import pandas as pd
+
+from erlab import manifest, paper
+from erlab.errors import ErlabError
+from erlab.progress import report
+from erlab.records import Records
+from erlab.simulation.system import Setup, simulate, step_times
+from erlab.spec import System, Workload, require
+
+ALONE = 500_000  # requests, some ten seconds of one core
+
+
+def sweep(
+    systems: Mapping[str, System],
+    loads: Iterable[int] = paper.LOADS,
+    *,
+    setup: Setup = Setup(),
+    seed: int = 0,
+    workload: Workload = paper.WORKLOAD,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    **routing,
+) -> Records:
+    """Simulate every system under every load, ordered by system, then load.
+
+    `routing` (`shares`, `decisions`, `policy`) goes to `simulate` for router systems. `jobs`: worker processes, -1 for
+    one a core; None: this process alone up to `ALONE` requests, which take less time than workers need to start.
+    `cluster`: ``dask:ADDRESS`` or ``ray:ADDRESS`` instead of local processes.
+    """
+    loads = list(loads)
+    require(bool(systems), "systems", "sweep", "name at least one system", list(systems))
+    require(bool(loads) and min(loads) >= 1, "loads", "sweep", "be numbers of users from 1", loads)
+    for system in systems.values():
+        setup.pool(system.expert)
+        step_times(system.expert, setup)  # makes the table on disk that workers read
+    cells = [(replace(system, name=name), n) for name, system in systems.items() for n in loads]
+    if jobs is None:
+        few = sum(n * workload.turns_for(n) for _, n in cells) <= ALONE
+        jobs = 1 if few and cluster is None else -1
+    parts = []
+    with _where(cluster):
+        parallel = joblib.Parallel(jobs, return_as="generator")
+        same = dict(setup=setup, seed=seed, workload=workload)
+        work = (
+            joblib.delayed(simulate)(system, n, **same, **(routing if system.router else {})) for system, n in cells
+        )
+        for i, part in enumerate(parallel(work)):
+            parts.append(part)
+            report(i + 1, len(cells), f"simulated {cells[i][0].name}, {cells[i][1]} users")
+    requests = pd.concat([part.requests for part in parts], ignore_index=True)
+    runs = pd.concat([part.runs for part in parts], ignore_index=True)
+    return Records(requests, runs.assign(commit=_commit()))
+
+
+@lru_cache
+def _commit() -> str | None:
+    return manifest.commit()
+
+
+@contextlib.contextmanager
+def _where(cluster: str | None):
+    """joblib's backend for `cluster`; local processes for None."""
+    if cluster is None:
+        yield
+        return
+    kind, _, address = cluster.partition(":")
+    try:
+        if kind == "dask" and address:
+            from dask.distributed import Client
+
+            with Client(address, set_as_default=True), joblib.parallel_config(backend="dask"):
+                yield
+        elif kind == "ray" and address:
+            import ray
+            from ray.util.joblib import register_ray
+
+            ray.init(address=address, ignore_reinit_error=True)
+            register_ray()
+            with joblib.parallel_config(backend="ray"):
+                yield
+        else:
+            raise ErlabError(f"The 'cluster' parameter of sweep must be dask:ADDRESS or ray:ADDRESS. Got {cluster!r}.")
+    except ImportError:
+        package = {"dask": "distributed", "ray": "ray"}[kind]
+        raise ErlabError(f"The cluster {cluster!r} needs a package: pip install {package}") from None
+
+
+def preliminary(limits: Iterable[int] = paper.BATCH_LIMITS) -> dict[str, System]:
+    """The systems of Fig. 3: one engine of the big model on 4 ("half") or 8 ("all") GPUs, by precision and limit."""
+    found = {}
+    for half, tensor_parallel in (("half", 4), ("all", 8)):
+        for letter in ("A", "B"):  # FP8 and FP16
+            original = paper.SYSTEMS["v2"][letter]
+            for limit in limits:
+                expert = replace(original.expert, tensor_parallel=tensor_parallel, max_batch_size=limit)
+                name = f"P-{half}-{expert.precision.name}-b{limit}"
+                found[name] = replace(original, name=name, expert=expert, count=1)
+    return found

@@ -1,0 +1,273 @@
+"""How wrong the simulation is: against published tables, a measured H200, queueing theory and its own interpolation.
+
+    from erlab.simulation import validation
+    cells = validation.validate_published("1.0")
+    validation.summary(cells)       # median absolute error by precision and tensor-parallel size
+
+Nothing of these comparisons is used by the simulation but `era.FACTORS` (fitted by `fit_era` on the 0.13 cells, whose
+error is therefore cross-validated) and `HOST_PER_LAYER` (fitted by `fit_host` on every second load of the H200 file).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from scipy.optimize import least_squares, minimize_scalar
+
+from erlab import metrics, paper, paths
+from erlab.errors import ErlabError
+from erlab.simulation import components, system
+from erlab.simulation.components import Software
+from erlab.simulation.engine import Batching
+from erlab.simulation.hardware import gpu
+from erlab.simulation.steptimes import NS
+from erlab.simulation.system import Setup, Traffic, fixed_lengths, simulate, step_times
+from erlab.spec import FP8, FP16, Expert, Model, System
+
+PUBLISHED = paths.DATA / "published" / "trtllm_h100_throughput.csv"
+H200 = paths.DATA / "published" / "h200_vllm_llama3_8b_bf16.parquet"
+
+_MODELS = {
+    "LLaMA v2 7B": Model("Llama 2 7B", 4096, 32, 32, 32, 11008, 32000),
+    "LLaMA v2 70B": paper.LLAMA_2_70B,
+    "LLaMA v3 8B": paper.LLAMA_3_8B,
+    "LLaMA v3.1 8B": paper.LLAMA_3_8B,
+    "LLaMA v3 70B": paper.LLAMA_3_70B,
+    "LLaMA v3.1 70B": paper.LLAMA_3_70B,
+    "LLaMA v3.3 70B": paper.LLAMA_3_70B,
+    "8b": paper.LLAMA_3_8B,
+    "70b": paper.LLAMA_3_70B,
+}
+_PRECISIONS = {"fp16": FP16, "bf16": FP16, "fp8": FP8}
+_REQUESTS = {  # how many the published runs submitted, by input and output tokens (same source)
+    (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (1000, 2000): 1500, (2048, 128): 3000, (2048, 2048): 1500,
+    (5000, 500): 1500, (1000, 1000): 3000, (500, 2000): 3000, (20000, 2000): 1000,
+}  # fmt: skip
+BENCHMARK = Setup(era=None, batching=Batching(chunked_context=True), free_fraction=0.95)  # trtllm-bench, as published
+
+
+def _model(name: str) -> Model:
+    if name not in _MODELS:
+        raise ErlabError(f"The 'model' column must hold one of {', '.join(_MODELS)}. Got {name!r}.")
+    return replace(_MODELS[name], max_positions=32768)
+
+
+def validate_published(version: str, file: Path = PUBLISHED, setup: Setup = BENCHMARK, jobs: int = -1) -> pd.DataFrame:
+    """A row a published cell of this version: published and predicted output tokens/s at saturation, their ratio.
+
+    `predicted` uses the kernels as measured. `decode_s` and `prefill_s` are what decoding takes in all and what
+    prefilling adds. Where several cells of a precision and size allow it, `fitted` corrects for the era with factors
+    fitted on the cells of all *other* input and output lengths. NA where the model does not fit.
+    """
+    cells = pd.read_csv(file, dtype={"version": str})
+    cells = cells[cells["version"].str.startswith(version)].reset_index(drop=True)
+    if cells.empty:
+        raise ErlabError(f"{file}: no cells of version {version}.")
+    asked = {_identity(cell): None for cell in cells.itertuples()}
+    found = joblib.Parallel(jobs)(joblib.delayed(_saturate)(setup, *identity) for identity in asked)
+    spent = dict(zip(asked, found))
+    parts = pd.DataFrame([spent[_identity(cell)] for cell in cells.itertuples()], columns=["decode_s", "prefill_s"])
+    cells = pd.concat([cells, parts], axis=1)
+    tokens = cells["osl"] * [_REQUESTS[i, o] for i, o in zip(cells["isl"], cells["osl"])]
+    cells["published_s"] = tokens / cells["tokens_per_s"]
+    cells["predicted"] = tokens / (cells["decode_s"] + cells["prefill_s"])
+    cells["ratio"] = cells["predicted"] / cells["tokens_per_s"]
+    cells["fitted"] = tokens / _cross_validated(cells)
+    cells["fitted_ratio"] = cells["fitted"] / cells["tokens_per_s"]
+    return cells
+
+
+def _identity(cell) -> tuple:
+    return _model(cell.model), cell.quant, cell.tp, cell.isl, cell.osl
+
+
+def _saturate(setup: Setup, model: Model, quant: str, tp: int, isl: int, osl: int) -> tuple[float, float]:
+    """Seconds decoding takes in all, and seconds prefilling adds, when a published cell's requests come at once.
+
+    The schedule of requests that are all there from the start does not depend on how long iterations take, so the
+    total is linear in both factors and two runs tell the parts.
+    """
+    expert = Expert(model, _PRECISIONS[quant], tp, None, 2048, isl, osl)
+    one = System("published", "v2", expert, 1, router=False)
+    load = fixed_lengths(_REQUESTS[isl, osl], 1, isl, osl)
+    try:
+        total, more = (
+            simulate(one, traffic=load, setup=replace(setup, era=slower)).requests["t_last"].max() / NS
+            for slower in ((1.0, 1.0), (1.0, 2.0))
+        )
+    except ErlabError:
+        return np.nan, np.nan
+    return 2 * total - more, more - total
+
+
+def _factors(cells: pd.DataFrame) -> np.ndarray:
+    """The decode and prefill factors that bring predicted times nearest the published ones (relative, robust)."""
+    parts, target = cells[["decode_s", "prefill_s"]].to_numpy(float), cells["published_s"].to_numpy(float)
+    misfit = lambda x: np.log(parts @ x / target)  # noqa: E731
+    return least_squares(misfit, [1.0, 1.0], bounds=(0.3, 5.0), loss="soft_l1", f_scale=0.1).x
+
+
+def fit_era(cells: pd.DataFrame) -> dict[tuple[str, int], tuple[float, float]]:
+    """Decode and prefill factor of each precision and tensor-parallel size, fitted on all of `validate_published`."""
+    known = cells.dropna(subset=["decode_s"])
+    return {
+        (quant.upper(), int(tp)): tuple(float(x) for x in _factors(rows))
+        for (quant, tp), rows in known.groupby(["quant", "tp"])
+    }
+
+
+def _cross_validated(cells: pd.DataFrame) -> pd.Series:
+    """Seconds a cell takes by factors fitted on the cells of its precision and size but of other lengths."""
+    seconds = pd.Series(np.nan, index=cells.index)
+    known = cells.dropna(subset=["decode_s"])
+    for _, rows in known.groupby(["quant", "tp"]):
+        for _, held_out in rows.groupby(["isl", "osl"]):
+            rest = rows.drop(held_out.index)
+            if len(rest) >= 4:
+                seconds[held_out.index] = held_out[["decode_s", "prefill_s"]].to_numpy(float) @ _factors(rest)
+    return seconds
+
+
+def summary(cells: pd.DataFrame) -> pd.DataFrame:
+    """Median absolute error of each precision and size and of all: untuned, and with the era's cross-validated fit."""
+    errors = cells.assign(predicted=(cells["ratio"] - 1).abs(), fitted=(cells["fitted_ratio"] - 1).abs())
+    groups = [(f"{quant} TP {tp}", rows) for (quant, tp), rows in errors.groupby(["quant", "tp"])]
+    return pd.DataFrame(
+        [
+            {"cells": name, "n": int(rows["predicted"].notna().sum()), "median ratio": rows["ratio"].median(),
+             "error": rows["predicted"].median(), "error fitted": rows["fitted"].median(),
+             "90 % fitted": rows["fitted"].quantile(0.9)}
+            for name, rows in [*groups, ("all", errors)]
+        ]
+    )  # fmt: skip
+
+
+# ---- one H200 with vLLM
+
+HOST_PER_LAYER = 0.00025  # s: what the host adds a layer to an iteration that prefills; see `fit_host`
+_VLLM = Setup(
+    gpu="H200", software=Software("vllm", "0.22.0"), era=None, batching=Batching(2048, True, block_tokens=16)
+)
+
+
+def validate_h200(file: Path = H200, host_per_layer: float = HOST_PER_LAYER) -> pd.DataFrame:
+    """A row a load of a measured closed loop on one H200 (vLLM): measured, predicted and ratio of throughput
+    (tokens/s), median time per output token (ms) and median time to first token (s).
+
+    The simulated users begin when the measured ones did and pause as long between answer and next request.
+    `host_per_layer`: prefilling iterations ran without CUDA graphs or compiled fusions, which the kernel data don't
+    hold. The file: the columns of data/published/README.md, and optionally `model` (8b, 70b) and `quant` (bf16, fp8).
+    """
+    file = Path(file)
+    rows = pd.read_json(file, lines=True) if file.suffix == ".jsonl" else pd.read_parquet(file)
+    return pd.DataFrame([_load(load, host_per_layer) for _, load in rows.groupby("users")])
+
+
+def _load(rows: pd.DataFrame, host_per_layer: float) -> dict:
+    rows = rows.sort_values(["user", "k"])
+    times = (rows[["submit", "first", "last"]] * NS).astype("int64").set_axis(["t_submit", "t_first", "t_last"], axis=1)
+    measured = times.assign(run_id="measured", status="ok", output_tokens=rows["osl"])
+    again = rows["k"] > 0
+    pause = float((rows["submit"] - rows["last"].shift())[again].median()) if again.any() else 0.0
+    load = Traffic(
+        np.unique(rows["user"], return_inverse=True)[1], rows["k"].to_numpy(), rows["isl"].to_numpy(),
+        rows["osl"].to_numpy(), rows.loc[~again, "submit"].to_numpy(), max(0.0, pause),
+    )  # fmt: skip
+    kind = {"model": "8b", "quant": "bf16", "kv_blocks": 0} | rows.iloc[0].to_dict()
+    model, longest = _model(kind["model"]), (int(rows["isl"].max()), int(rows["osl"].max()))
+    pool = int(kind["kv_blocks"]) * _VLLM.batching.block_tokens or None
+    expert = Expert(model, _PRECISIONS[kind["quant"]], 1, None, 256, *longest, pool)
+    setup = replace(_VLLM, prefill_overhead=host_per_layer * model.layers)
+    simulated = simulate(System("h200", "v2", expert, 1, router=False), traffic=load, setup=setup).requests
+    found = {"users": int(rows["users"].iloc[0]), "requests": len(rows)}
+    for name, metric in (
+        ("throughput", metrics.output_throughput),
+        ("tpot_ms", lambda r: metrics.percentile(metrics.tpot(r), 50)),
+        ("ttft_s", lambda r: metrics.percentile(metrics.ttft(r), 50)),
+    ):
+        was, says = float(metric(measured)), float(metric(simulated))
+        found |= {name: was, f"{name}_predicted": says, f"{name}_ratio": says / was}
+    return found
+
+
+def fit_host(file: Path = H200) -> tuple[float, pd.DataFrame]:
+    """Seconds a layer the host adds to prefilling iterations: fitted to the throughput of every second load, and the
+    comparison on the others (the loads that were not used)."""
+    loads = validate_h200(file, 0.0)["users"].tolist()[::2]
+
+    def misfit(per_layer: float) -> float:
+        found = validate_h200(file, per_layer)
+        return float(np.log(found.loc[found["users"].isin(loads), "throughput_ratio"]).abs().mean())
+
+    best = float(minimize_scalar(misfit, bounds=(0.0, 0.001), method="bounded", options={"xatol": 1e-5}).x)
+    found = validate_h200(file, best)
+    return best, found[~found["users"].isin(loads)]
+
+
+# ---- theory, bounds and interpolation
+
+
+def identities(setup: Setup = Setup(), seed: int = 0) -> pd.DataFrame:
+    """What queueing theory and arithmetic say must hold, on system E's engine: simulated, expected and their ratio.
+
+    One user: the sum of its iterations' times. Saturation: Little's law, users = throughput × response time, on a
+    closed loop. Batch size 1 under Poisson arrivals of equal requests: M/D/1's mean wait, ρ s / 2 (1 − ρ).
+    """
+    expert = replace(paper.SYSTEMS["v2"]["E"].expert, max_input_tokens=512, max_output_tokens=128)
+    times, one = step_times(expert, setup), System("identity", "v2", expert, 1, router=False)
+    service = times.mixed(0, 0, 1, 512, 0, 1) + sum(times.decode(1, 512 + j) for j in range(127))
+
+    alone = simulate(one, traffic=fixed_lengths(1, 1, 512, 128), setup=setup).requests
+    rows = [("one user: response time, s", (alone["t_last"] - alone["t_submit"]).iloc[0] / NS, service / NS)]
+
+    crowd = simulate(one, traffic=fixed_lengths(300, 40, 512, 128), setup=setup).requests
+    start, end = (int(crowd["t_last"].quantile(q)) for q in (0.2, 0.8))
+    rate = crowd["t_last"].between(start, end, inclusive="right").sum() / (end - start)
+    response = (crowd["t_last"] - crowd["t_submit"])[crowd["t_submit"].between(start, end)].mean()
+    rows.append(("saturation: users = rate × response time", rate * response, 300.0))
+
+    single = replace(one, expert=replace(expert, max_batch_size=1))
+    load, n = 0.6, 20_000
+    at = np.cumsum(np.random.default_rng(seed).exponential(service / NS / load, n))
+    queue = simulate(single, traffic=system.trace(at, [512] * n, [128] * n), setup=setup).requests
+    wait = (queue["t_last"] - queue["t_submit"]).mean() - service
+    rows.append((f"batch 1, load {load}: M/D/1's mean wait, s", wait / NS, load * service / NS / (2 * (1 - load))))
+    frame = pd.DataFrame(rows, columns=["identity", "simulated", "expected"])
+    return frame.assign(ratio=frame["simulated"] / frame["expected"])
+
+
+def bounds(setup: Setup = Setup(era=None), systems: dict[str, System] = paper.SYSTEMS["v2"]) -> pd.DataFrame:
+    """Decode and prefill times (ms) of each system's engine beside the roofline's, which no kernel beats."""
+    rows = []
+    for name, it in systems.items():
+        times, least = step_times(it.expert, setup), step_times(it.expert, replace(setup, steps="roofline"))
+        for what, ask in (
+            ("decode, batch 1, context 500", lambda t: t.decode(1, 500)),
+            ("decode, batch 256, context 500", lambda t: t.decode(256, 500)),
+            ("prefill 500 tokens", lambda t: t.mixed(0, 0, 1, 500, 0, 1)),
+        ):
+            measured, limit = ask(times) / 1e6, ask(least) / 1e6
+            rows.append({"system": name, "step": what, "ms": measured, "roofline_ms": limit, "ratio": measured / limit})
+    return pd.DataFrame(rows)
+
+
+def interpolation(expert: Expert, setup: Setup = Setup(era=None), points: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Tabulated and interpolated iteration times against asking aiconfigurator directly, at random points (ms)."""
+    times, parts = step_times(expert, setup), components.engine_parts(expert, gpu(setup.gpu), setup.software)
+    rng = np.random.default_rng(seed)
+    rows = []
+    ask: Callable[[str, int, float, float], None] = lambda step, n, direct, table: rows.append(  # noqa: E731
+        {"step": step, "tokens": n, "direct_ms": direct, "table_ms": table, "ratio": table / direct}
+    )
+    for _ in range(points):
+        batch, context = int(rng.integers(1, 257)), int(rng.integers(1, times.longest))
+        direct = parts.body(batch) + parts.logits(batch) + parts.decode(batch, context)
+        ask("decode", batch, direct, times.decode(batch, context) / 1e6)
+        prompts, mean = int(rng.integers(1, 9)), int(rng.integers(8, 1024))
+        direct = parts.body(prompts * mean) + parts.logits(prompts) + parts.prefill(prompts, mean, 0)
+        ask("prefill", prompts * mean, direct, times.mixed(0, 0, prompts, prompts * mean, 0, prompts) / 1e6)
+    return pd.DataFrame(rows)
+

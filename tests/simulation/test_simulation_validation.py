@@ -1,0 +1,68 @@
+"""The simulation against what others published and measured; the targets are the project's own."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from erlab.errors import ErlabError
+from erlab.simulation import era, validation
+from erlab.simulation.validation import BENCHMARK
+
+pytest.importorskip("aiconfigurator")
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    return replace(BENCHMARK, tables=tmp_path_factory.mktemp("steptimes"))
+
+
+def cells(path, query):
+    """A file with the published cells that `query` chooses."""
+    pd.read_csv(validation.PUBLISHED).query(query).to_csv(path, index=False)
+    return path
+
+
+def test_saturation_throughput_of_version_1_within_ten_percent_untuned(tmp_path, setup):
+    path = cells(tmp_path / "c.csv", "version == '1.0' and isl < 20000")
+    found = validation.validate_published("1.0", path, setup, jobs=1)
+    assert len(found) == 18
+    assert (found["ratio"] - 1).abs().median() < 0.10
+    assert (found["ratio"] - 1).abs().max() < 0.25
+
+
+def test_version_0_13_within_fifteen_percent_by_factors_fitted_on_other_lengths(tmp_path, setup):
+    path = cells(tmp_path / "c.csv", "version == '0.13.0' and model == 'LLaMA v3.1 70B' and tp == 4 and isl < 20000")
+    found = validation.validate_published("0.13", path, setup, jobs=1)
+    errors = validation.summary(found).set_index("cells").loc["all"]
+    assert errors["error fitted"] < 0.15 < errors["error"]
+    assert found.groupby("quant").size().eq(8).all()
+
+
+def test_a_fit_recovers_factors_that_were_put_in(tmp_path, setup):
+    """Cells made up by the simulation itself, 1.5 x slower in decoding and 0.9 x in prefilling."""
+    path = cells(tmp_path / "c.csv", "version == '0.13.0' and model == 'LLaMA v3.1 8B' and tp == 1 and isl < 9000")
+    found = validation.validate_published("0.13", path, setup, jobs=1)
+    made_up = found.assign(published_s=1.5 * found["decode_s"] + 0.9 * found["prefill_s"])
+    assert validation.fit_era(made_up)["FP8", 1] == pytest.approx((1.5, 0.9), rel=1e-3)
+
+
+def test_the_eras_factors_cover_the_papers_systems():
+    assert set(era.FACTORS["0.13"]) == {(p, tp) for p in ("FP16", "FP8") for tp in (1, 2, 4, 8)}
+
+
+def test_a_measured_h200_within_the_targets(monkeypatch, tmp_path):
+    monkeypatch.setattr(validation, "_VLLM", replace(validation._VLLM, tables=tmp_path))
+    found = validation.validate_h200()
+    error = lambda name: (found[f"{name}_ratio"] - 1).abs().median()  # noqa: E731
+    assert found["users"].tolist() == [1, 4, 16, 32, 64, 128, 256]
+    assert error("throughput") < 0.10 and error("tpot_ms") < 0.10 and error("ttft_s") < 0.25
+    with pytest.raises(ErlabError, match="'model' column must hold one of"):
+        other = tmp_path / "other.parquet"
+        pd.read_parquet(validation.H200).assign(model="13b").to_parquet(other)
+        validation.validate_h200(other)
+
+
+def test_versions_without_cells_are_refused():
+    with pytest.raises(ErlabError, match="no cells of version 7"):
+        validation.validate_published("7")

@@ -8,8 +8,14 @@ Triton's thread checks and queues requests, one thread steps the engine, and one
 time as a small model's step. Where cores are named in the model's configuration, all of them run on those only.
 """
 
-import json
 import os
+
+# Threads that wait for one another must not spin: server and clients may need the very cores they run on, and whoever
+# spins for a thread that is not running waits for the scheduler. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# ruff: noqa: E402
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -69,13 +75,13 @@ class TritonPythonModel:
             return int(value)
 
         self._max_input_tokens, self._max_output_tokens = number("max_input_tokens"), number("max_output_tokens")
-        self._threads = _pin(name, parameters.get("cores", ""))
-        torch.set_num_threads(self._threads)
+        cores = _pin(name, parameters.get("cores", ""))
         self._engine = Engine(
             Path(parameters.get("engine_dir", "")),
             number("max_batch_size"),
             number("max_sequence_tokens"),
             number("kv_tokens") if parameters.get("kv_tokens") else None,
+            threads=cores,
         )
         self._engine.submit("warm-up", tiny.encode("warm up")[: self._max_input_tokens], 1)
         self._engine.step()
@@ -123,7 +129,6 @@ class TritonPythonModel:
 
     def _generate(self) -> None:
         """The engine's thread: take what has arrived, step, hand the tokens to the sender; until None arrives."""
-        torch.set_num_threads(self._threads)  # the setting is a thread's own
         in_flight: dict[_Request, None] = {}  # in the order in which they are next asked whether they are cancelled
         while True:
             arrived = [] if in_flight else [self._inbox.get()]

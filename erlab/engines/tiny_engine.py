@@ -3,9 +3,13 @@
 Greedy tokens equal those of transformers' `generate` for the same prompt, whatever else is in the batch. Attention is
 therefore computed a request at a time, with the very call that transformers makes (`scaled_dot_product_attention` on
 exactly that request's keys and values); everything else is computed a token, over all tokens of the step at once:
-one per running request and the whole prompts of those just admitted. Int8 engines agree bit for bit on one thread;
-float32 matrix products round differently with the number of rows, which moves logits by about a millionth of their
-spread.
+one per running request and the whole prompts of those just admitted. Int8 engines agree bit for bit. Float32 matrix
+products round differently with the number of rows, which moves logits by about a millionth of their spread, and so
+flips the choice between the best two about once in half a million tokens. (transformers' own continuous batching
+agrees as well, but was seen at half the speed, with a first batch of 13 to 20 s.)
+
+Only the projections are split among threads, the stand-in for tensor parallelism: the rest is so small that threads
+would cost more in waiting for each other than they save, and its rounding would depend on where work is split.
 
 >>> import tempfile
 >>> from erlab.engines import tiny
@@ -51,7 +55,8 @@ class Engine:
 
     `max_batch_size` requests run at most; a request's prompt and answer have at most `max_sequence_tokens` together;
     running requests reserve prompt + max_tokens of `kv_tokens` (None: enough for a full batch), so that none is ever
-    evicted; a step takes in one prompt, and more while all its tokens stay within `max_num_tokens`.
+    evicted; a step takes in one prompt, and more while all its tokens stay within `max_num_tokens`. Projections are
+    computed by `threads` threads; everything else, and torch's own setting after a step, by one.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Engine:
         max_sequence_tokens: int,
         kv_tokens: int | None = None,
         max_num_tokens: int = 2048,
+        threads: int = 1,
     ):
         whole = max_batch_size * max_sequence_tokens
         self.max_batch_size, self.max_sequence_tokens = max_batch_size, max_sequence_tokens
@@ -70,7 +76,8 @@ class Engine:
             require(getattr(self, name) >= 1, name, "Engine", "be at least 1", getattr(self, name))
         allowed = f"hold one request of {max_sequence_tokens} tokens"
         require(self.kv_tokens >= max_sequence_tokens, "kv_tokens", "Engine", allowed, kv_tokens)
-        self._network = _Network(folder, slots=max_batch_size, slot_tokens=max_sequence_tokens)
+        require(threads >= 1, "threads", "Engine", "be at least 1", threads)
+        self._network = _Network(folder, slots=max_batch_size, slot_tokens=max_sequence_tokens, threads=threads)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._free_slots = list(range(max_batch_size))  # a heap: the lowest first, so that little memory is touched
@@ -156,9 +163,9 @@ class _Layer(NamedTuple):
 class _Network:
     """LlamaForCausalLM's forward pass, operation for operation, over tokens of many requests."""
 
-    def __init__(self, folder: Path, slots: int, slot_tokens: int):
+    def __init__(self, folder: Path, slots: int, slot_tokens: int, threads: int):
         self.model, _, weights = tiny.load(folder)
-        self.slot_tokens = slot_tokens
+        self.slot_tokens, self.threads = slot_tokens, threads
         self.embedding = weights["model.embed_tokens.weight"]
         self.norm = weights["model.norm.weight"]
         self.head = weights["lm_head.weight"]
@@ -187,6 +194,7 @@ class _Network:
     @torch.inference_mode()
     def next_tokens(self, requests: list[tuple[int, int, list[int]]]) -> list[int]:
         """The greedy next token of each request, given as (slot, tokens cached, new tokens to cache)."""
+        torch.set_num_threads(1)
         m = self.model
         sizes = [len(new) for _, _, new in requests]
         spans = [(slot * self.slot_tokens, cached + len(new)) for slot, cached, new in requests]  # first row, length
@@ -197,18 +205,25 @@ class _Network:
         cos, sin = self.cos[positions], self.sin[positions]
         x = self.embedding[ids]
         for layer in self.layers:
-            qkv = _project(rms_norm(x, (m.hidden,), layer.attention_norm, tiny.EPSILON), layer.qkv)
+            qkv = self._project(rms_norm(x, (m.hidden,), layer.attention_norm, tiny.EPSILON), layer.qkv)
             qk, v = qkv.view(len(ids), -1, m.head_dim).split([m.heads + m.kv_heads, m.kv_heads], 1)
             left, right = qk.chunk(2, -1)
             qk = (qk * cos) + (torch.cat((-right, left), -1) * sin)
             layer.keys.index_copy_(0, rows, qk[:, m.heads :])
             layer.values.index_copy_(0, rows, v)
-            x = x + _project(self._attend(layer, qk[:, : m.heads], sizes, spans), layer.out)
-            gate, up = _project(rms_norm(x, (m.hidden,), layer.mlp_norm, tiny.EPSILON), layer.gate_up).chunk(2, -1)
-            x = x + _project(silu(gate) * up, layer.down)
+            x = x + self._project(self._attend(layer, qk[:, : m.heads], sizes, spans), layer.out)
+            gate, up = self._project(rms_norm(x, (m.hidden,), layer.mlp_norm, tiny.EPSILON), layer.gate_up).chunk(2, -1)
+            x = x + self._project(silu(gate) * up, layer.down)
         last = torch.tensor(sizes).cumsum(0) - 1
         hidden = rms_norm(x[last], (m.hidden,), self.norm, tiny.EPSILON)
         return [int(linear(row, self.head).argmax()) for row in hidden.split(1)]
+
+    def _project(self, x: torch.Tensor, projection: tuple) -> torch.Tensor:
+        weight, scale = projection
+        torch.set_num_threads(self.threads)  # takes 0.1 us
+        out = linear(x, weight) if scale is None else tiny.int8_linear(x, weight, scale)
+        torch.set_num_threads(1)
+        return out
 
     def _attend(self, layer: _Layer, queries: torch.Tensor, sizes: list[int], spans: list[tuple]) -> torch.Tensor:
         """Attention of each request over its own keys and values; queries [tokens, heads, head_dim]."""
@@ -220,11 +235,6 @@ class _Network:
             for query, size, span in zip(queries.transpose(0, 1)[None].split(sizes, 2), sizes, spans)
         ]
         return torch.cat(attended, 2)[0].transpose(0, 1).flatten(1)
-
-
-def _project(x: torch.Tensor, projection: tuple) -> torch.Tensor:
-    weight, scale = projection
-    return linear(x, weight) if scale is None else tiny.int8_linear(x, weight, scale)
 
 
 def _rotary(model: Model, positions: int) -> tuple[torch.Tensor, torch.Tensor]:

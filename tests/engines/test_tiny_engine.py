@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from erlab.engines import tiny
 from erlab.engines.tiny_engine import Engine
 from erlab.errors import ErlabError
+from erlab.spec import INT8_CPU
 
 SLOT = 96  # max_sequence_tokens
 
@@ -61,6 +62,15 @@ def test_tokens_equal_those_of_transformers_in_a_large_batch(engine_folder, answ
     got, _ = run(Engine(engine_folder, 32, SLOT), arrivals)
     for i, prompt, tokens in rng.sample(asked, 12):
         assert got[i] == answers(prompt, tokens)
+
+
+@pytest.mark.parametrize("engine_folder", [INT8_CPU], ids=lambda p: p.name, indirect=True)
+def test_threads_change_nothing(engine_folder, answers):
+    # Prompts long enough for torch to split elementwise work among threads, were it allowed to.
+    rng = random.Random(0)
+    asked = [(i, [rng.randrange(256) for _ in range(300 + 17 * i)], 12) for i in range(4)]
+    got, _ = run(Engine(engine_folder, 4, 512, threads=3), {0: asked[:2], 3: asked[2:]})
+    assert got == {i: answers(prompt, tokens) for i, prompt, tokens in asked}
 
 
 def test_a_slot_taken_again_shows_nothing_of_its_last_request(engine_folder):

@@ -22,7 +22,6 @@ would cost more in waiting for each other than they save, and its rounding would
 """
 
 import heapq
-from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,31 +31,22 @@ import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from erlab.engines import tiny
+from erlab.engines.batching import Batch, Sequence
 from erlab.spec import Model, require
 
 
-@dataclass(eq=False)
-class _Request:
-    id: Hashable
+@dataclass(eq=False, kw_only=True)
+class _Request(Sequence):
     prompt: list[int]
-    max_tokens: int
     slot: int = -1
     cached: int = 0  # tokens whose keys and values are in the cache
-    tokens: int = 0  # generated so far
-    token: int = -1  # the last of them
-
-    @property
-    def reserved(self) -> int:
-        return len(self.prompt) + self.max_tokens
+    token: int = -1  # the last one generated
 
 
-class Engine:
-    """One model, a bounded batch, a first-come queue and a bounded key-value cache. Not thread-safe.
+class Engine(Batch):
+    """One model that computes the tokens of a `Batch` (see there for the bounds). Not thread-safe.
 
-    `max_batch_size` requests run at most; a request's prompt and answer have at most `max_sequence_tokens` together;
-    running requests reserve prompt + max_tokens of `kv_tokens` (None: enough for a full batch), so that none is ever
-    evicted; a step takes in one prompt, and more while all its tokens stay within `max_num_tokens`. Projections are
-    computed by `threads` threads; everything else, and torch's own setting after a step, by one.
+    Projections are computed by `threads` threads; everything else, and torch's own setting after a step, by one.
     """
 
     def __init__(
@@ -68,83 +58,34 @@ class Engine:
         max_num_tokens: int = 2048,
         threads: int = 1,
     ):
-        whole = max_batch_size * max_sequence_tokens
-        self.max_batch_size, self.max_sequence_tokens = max_batch_size, max_sequence_tokens
-        self.kv_tokens = whole if kv_tokens is None else kv_tokens
-        self.max_num_tokens = max_num_tokens
-        for name in ("max_batch_size", "max_sequence_tokens", "max_num_tokens"):
-            require(getattr(self, name) >= 1, name, "Engine", "be at least 1", getattr(self, name))
-        allowed = f"hold one request of {max_sequence_tokens} tokens"
-        require(self.kv_tokens >= max_sequence_tokens, "kv_tokens", "Engine", allowed, kv_tokens)
+        super().__init__(max_batch_size, max_sequence_tokens, kv_tokens, max_num_tokens)
         require(threads >= 1, "threads", "Engine", "be at least 1", threads)
         self._network = _Network(folder, slots=max_batch_size, slot_tokens=max_sequence_tokens, threads=threads)
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []
         self._free_slots = list(range(max_batch_size))  # a heap: the lowest first, so that little memory is touched
-        self.kv_tokens_in_use = 0
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
 
     def submit(self, request_id: Hashable, prompt_ids: list[int], max_tokens: int) -> None:
         """Queue a request. Raises ErlabError where it can never run; ids of requests in flight must differ."""
-        require(len(prompt_ids) >= 1, "prompt_ids", "a request", "have at least 1 token", len(prompt_ids))
-        require(max_tokens >= 1, "max_tokens", "a request", "be at least 1", max_tokens)
-        request = _Request(request_id, prompt_ids, max_tokens)
-        allowed = f"keep prompt + answer within {self.max_sequence_tokens} tokens"
-        require(request.reserved <= self.max_sequence_tokens, "max_tokens", "a request", allowed, max_tokens)
-        self._waiting.append(request)
-
-    def cancel(self, request_id: Hashable) -> None:
-        """Drop a request, waiting or running; unknown or finished ids are ignored."""
-        for request in [r for r in self._running if r.id == request_id]:
-            self._leave(request)
-        self._waiting = deque(r for r in self._waiting if r.id != request_id)
+        self.queue(_Request(request_id, len(prompt_ids), max_tokens, prompt=prompt_ids))
 
     def step(self) -> list[tuple[Hashable, int, bool]]:
         """Admit what fits, then give every running request one token: (request id, token id, whether its last)."""
-        self._admit()
+        self.admit()
         running = self._running.copy()
         if not running:
             return []
         chosen = self._network.next_tokens([(r.slot, r.cached, [r.token] if r.tokens else r.prompt) for r in running])
-        emitted = []
         for request, token in zip(running, chosen, strict=True):
             request.cached += 1 if request.tokens else len(request.prompt)
-            request.tokens += 1
             request.token = token
-            last = request.tokens == request.max_tokens
-            emitted.append((request.id, token, last))
-            if last:
-                self._leave(request)
-        return emitted
+        return [(i, token, last) for (i, _, last), token in zip(self.tokens(), chosen, strict=True)]
 
-    def _admit(self) -> None:
-        """Take requests from the head of the queue; one that does not fit holds back all behind it."""
-        admitted = []
-        step_tokens = len(self._running)
-        while self._waiting and self._free_slots:
-            request = self._waiting[0]
-            step_tokens += len(request.prompt)
-            if self.kv_tokens_in_use + request.reserved > self.kv_tokens:
-                break
-            if admitted and step_tokens > self.max_num_tokens:
-                break
-            self._waiting.popleft()
-            request.slot = heapq.heappop(self._free_slots)
-            self.kv_tokens_in_use += request.reserved
-            admitted.append(request)
-        self._running += admitted
+    def enter(self, sequence: _Request) -> None:
+        super().enter(sequence)
+        sequence.slot = heapq.heappop(self._free_slots)
 
-    def _leave(self, request: _Request) -> None:
-        self._running.remove(request)
-        self.kv_tokens_in_use -= request.reserved
-        heapq.heappush(self._free_slots, request.slot)
+    def leave(self, sequence: _Request) -> None:
+        super().leave(sequence)
+        heapq.heappush(self._free_slots, sequence.slot)
 
 
 class _Layer(NamedTuple):

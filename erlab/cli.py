@@ -5,6 +5,7 @@ A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that f
 
 import contextlib
 import errno
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -199,8 +200,9 @@ def serve(
     with live.serve(system, profiles.profile(profile), Folders.of(profile, results), port) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
         print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
-        print(f"Load it: erlab users --address {running.address} {asked} --users 8")
+        print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
         print("Ctrl-C stops it.", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a service stops it the same way
         try:
             while not (failure := running.failure()):
                 time.sleep(1)

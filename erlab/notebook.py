@@ -36,7 +36,7 @@ class NotebookError(Exception):
 
 
 class _Stopped(Exception):
-    """Ctrl-C came before the next cell began."""
+    """Ctrl-C came and the cell that ran went on to its end."""
 
 
 def parameters(notebook: Path) -> tuple[str, ...]:
@@ -70,7 +70,8 @@ def run(
         def on_cell_start(cell, cell_index):
             if stopped.is_set():
                 raise _Stopped
-            on_cell(next(begun), total)
+            if cell.cell_type == "code":
+                on_cell(next(begun), total)
 
         try:
             papermill.execute_notebook(
@@ -84,6 +85,8 @@ def run(
                 km=kernel,
                 on_cell_start=on_cell_start,
             )
+            if stopped.is_set():  # in the last cell, which went on to its end
+                raise _Stopped
         except (PapermillExecutionError, _Stopped, RuntimeError) as e:  # a kernel that died is a RuntimeError
             _keep(running, failed)
             if stopped.is_set():

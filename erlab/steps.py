@@ -68,8 +68,11 @@ def overlap(one: Path, other: Path) -> bool:
 
 
 def minutes(step: Step, to: Profile) -> float:
-    """What a step is expected to take on two cores: a measuring one in proportion to the profile's requests."""
-    return step.minutes * (_requests(to) / _requests(profiles.profile("laptop")) if step.server else 1)
+    """What a step is expected to take on two cores: a measuring one in proportion to the profile's requests.
+
+    A fifth of the laptop's time goes into starting servers, however few the requests.
+    """
+    return step.minutes * (max(0.2, _requests(to) / _requests(profiles.profile("laptop"))) if step.server else 1)
 
 
 def _requests(to: Profile) -> int:

@@ -235,7 +235,12 @@ def test_an_unknown_profile_names_the_known_ones():
     ("cell", "error", "message"),
     [
         ("from erlab.errors import ErlabError\nraise ErlabError('k must be 1. Got 0.')", ErlabError, "k must be 1"),
-        ("with open('/dev/full', 'w') as f:\n    f.write('x')", ErlabError, r"00_a.ipynb: \[Errno 28\] No space"),
+        pytest.param(
+            "with open('/dev/full', 'w') as file:\n    file.write('x')",
+            ErlabError,
+            r"00_a.ipynb: \[Errno 28\] No space left on device",
+            marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, a disk that is always full"),
+        ),
         ("import os\nos._exit(1)", notebook.NotebookError, "00_a.ipynb: its kernel died"),
     ],
 )
@@ -373,3 +378,28 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
     assert (results / "cleaned").exists() == cleaned
     assert (results / "notebooks" / "01_b.failed.ipynb").is_file()
     assert states(pipeline.survey(study(tmp_path, ("00_a", "01_b")))) == {"00_a": "cached", "01_b": "missing"}
+
+
+MEASURED = """
+from pathlib import Path
+from erlab import claims, records
+row = dict(run_id="r", paper="v2", system="C", source="measured", machine="m", users=1, user=0, turn=0, status="ok")
+times = dict(input_tokens=3, output_tokens=2, t_submit=0, t_first=10, t_last=30)
+records.write(Path(results) / "records" / "r.parquet", [row | times], {"run_id": "r", "commit": "abc1234"})
+claims.save(claims.ledger(records.read(Path(results) / "records")), results)
+"""
+
+
+def test_the_report_follows_the_last_step_and_is_cached(tmp_path, quiet):
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", MEASURED)
+    made = study(tmp_path, ("00_a",))
+    made = dataclasses.replace(made, steps=(Step("00_a", writes=("records", "claims.csv")),))
+    pipeline.reproduce(made, show=quiet())
+    report = made.results_folder / "report.html"
+    assert "00_a" in report.read_text()
+    before = report.stat().st_mtime_ns
+    pipeline.reproduce(made, show=quiet())
+    assert report.stat().st_mtime_ns == before
+    report.unlink()
+    pipeline.reproduce(made, show=quiet())
+    assert report.is_file()

@@ -1,21 +1,32 @@
 """The gateway's decision: a prompt's cluster from the router, its expert from the policy.
 
-    decide = Decider(PromptRouter.load(folder), ("expert_0", "expert_1", "expert_0"), "nearest")
-    decide("How do I boil an egg?")  # Decision(expert="expert_1", cluster=1, ...)
-
-A decision is taken when its request arrives, on the event loop: the compiled router needs about 0.1 ms a prompt.
+Prompts that arrive in the same turn of the event loop are classified as one batch; nothing waits for more to come. A
+router that needs more than a millisecond for a prompt works in a thread, and what arrives meanwhile is its next batch.
 """
 
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import grpc
+
+from erlab.gateway.expert import Expert
+from erlab.gateway.limits import Refused
 from erlab.routing import PromptRouter
 from erlab.routing.policies import POLICIES, Fleet
+from erlab.routing.router import Row
 from erlab.spec import require
+
+_SLOW_NS = 1_000_000
+_LONG = 20_000  # characters; a longer prompt goes to the thread whatever the router
+_SAMPLE = "How do I salt the pasta water, and what does the landlord's court say about it? " * 5
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Where a prompt goes: the Triton model, the cluster, its distance and margin, the policy that chose."""
+    """Where a prompt goes: the expert, the cluster, its distance and margin, the policy that chose."""
 
     expert: str
     cluster: int
@@ -24,28 +35,80 @@ class Decision:
     policy: str
 
 
-class Decider:
-    """Chooses among experts; `experts_of_clusters[c]` is the Triton model that serves the router's cluster c."""
+class Classifier:
+    """`await classify(text)` is the prompt's Row and the ns that took; call it on one event loop only."""
 
-    def __init__(self, router: PromptRouter, experts_of_clusters: tuple[str, ...], policy: str = "nearest"):
-        clusters = len(router.centers_)
-        allowed = f"name an expert for each of the router's {clusters} clusters"
-        require(len(experts_of_clusters) == clusters, "experts_of_clusters", "Decider", allowed, experts_of_clusters)
+    def __init__(self, router: PromptRouter):
+        self._router = router
+        self._waiting: list[tuple[str, asyncio.Future]] = []
+        self._scheduled = False
+        self._thread = ThreadPoolExecutor(1, "classify")
+        times = []
+        for _ in range(5):
+            start = time.perf_counter_ns()
+            router.route([_SAMPLE])
+            times.append(time.perf_counter_ns() - start)
+        self.slow = sorted(times)[2] > _SLOW_NS
+
+    async def __call__(self, text: str) -> tuple[Row, int]:
+        start, loop = time.monotonic_ns(), asyncio.get_running_loop()
+        answer = loop.create_future()
+        self._waiting.append((text, answer))
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._batch)
+        return await answer, time.monotonic_ns() - start
+
+    def _batch(self) -> None:
+        batch, self._waiting, self._scheduled = self._waiting, [], False
+        texts = [text for text, _ in batch]
+        if not (self.slow or any(len(text) > _LONG for text in texts)):
+            self._answer(batch, self._route(texts))
+            return
+        self._scheduled = True  # until the thread is free again
+        loop = asyncio.get_running_loop()
+
+        def done(rows: asyncio.Future) -> None:
+            self._answer(batch, rows.result())
+            self._scheduled = bool(self._waiting)
+            if self._scheduled:
+                self._batch()
+
+        loop.run_in_executor(self._thread, self._route, texts).add_done_callback(done)
+
+    def _route(self, texts: list[str]) -> list[Row] | Exception:
+        try:
+            routing = self._router.route(texts)
+            return [routing.row(i) for i in range(len(texts))]
+        except Exception as e:  # each of the batch's requests ends with it
+            return e
+
+    @staticmethod
+    def _answer(batch: list[tuple[str, asyncio.Future]], rows: list[Row] | Exception) -> None:
+        for i, (_, answer) in enumerate(batch):
+            if answer.done():
+                continue  # its client has gone
+            if isinstance(rows, Exception):
+                answer.set_exception(rows)
+            else:
+                answer.set_result(rows[i])
+
+
+class Decider:
+    """Chooses among `experts` by a policy's name; `places[c]` is the index of the expert that serves cluster c."""
+
+    def __init__(self, experts: Sequence[Expert], places: Sequence[int], policy: str = "nearest"):
         require(policy in POLICIES, "policy", "Decider", f"be one of {', '.join(POLICIES)}", policy)
-        self.experts = tuple(dict.fromkeys(experts_of_clusters))
-        self._router, self._policy, self._choose = router, policy, POLICIES[policy]
-        self._indices = {name: i for i, name in enumerate(self.experts)}
-        places = tuple(self._indices[name] for name in experts_of_clusters)
-        self._fleet = Fleet(places, [0] * len(self.experts), [True] * len(self.experts))
+        self.experts, self._places = tuple(experts), tuple(places)
+        self._policy, self._choose = policy, POLICIES[policy]
         self._tickets = 0
 
-    def __call__(self, text: str) -> Decision:
-        """Choose, and count the request as outstanding until `done`. Raises ErlabError on text the router refuses."""
-        row = self._router.route([text]).row(0)
-        index = self._choose(row, self._fleet, self._tickets)
+    def __call__(self, row: Row, avoid: Expert | None = None) -> tuple[Expert, Decision]:
+        """The expert for a prompt, among those that are up and not `avoid`; Refused where there is none."""
+        up = [expert.up and expert is not avoid for expert in self.experts]
+        if not any(up):
+            raise Refused(grpc.StatusCode.UNAVAILABLE, f"None of the {len(up)} experts is up")
+        fleet = Fleet(self._places, [expert.outstanding for expert in self.experts], up)
+        chosen = self.experts[self._choose(row, fleet, self._tickets)]
         self._tickets += 1
-        self._fleet.outstanding[index] += 1
-        return Decision(self.experts[index], row.cluster, row.distance, row.margin, self._policy)
-
-    def done(self, decision: Decision) -> None:
-        self._fleet.outstanding[self._indices[decision.expert]] -= 1
+        return chosen, Decision(chosen.name, row.cluster, row.distance, row.margin, self._policy)

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
 from erlab.errors import ErlabError
-from erlab.gateway.decide import Decision
+from erlab.gateway.dispatch import Routed
 
 
 def parse(message: type[Message], data: bytes) -> Message:
@@ -61,16 +61,19 @@ def rename(model: str) -> bytes:
     return service_pb2.ModelInferRequest(model_name=model).SerializeToString()
 
 
-def mark(decision: Decision, routed_ns: int) -> service_pb2.ModelInferResponse:
+def mark(routed: Routed) -> service_pb2.ModelInferResponse:
     """A response that holds only the decision, as parameters; merged into the answer's first response."""
-    response = service_pb2.ModelInferResponse()
+    response, decision = service_pb2.ModelInferResponse(), routed.decision
     parameters = response.parameters
     parameters["erlab_expert"].string_param = decision.expert
     parameters["erlab_cluster"].int64_param = decision.cluster
     parameters["erlab_distance"].double_param = decision.distance
     parameters["erlab_margin"].double_param = decision.margin
     parameters["erlab_policy"].string_param = decision.policy
-    parameters["erlab_routed_ns"].int64_param = routed_ns
+    parameters["erlab_received_ns"].int64_param = routed.received_ns
+    parameters["erlab_routed_ns"].int64_param = routed.routed_ns
+    parameters["erlab_classify_ns"].int64_param = routed.classify_ns
+    parameters["erlab_queue_ns"].int64_param = routed.queue_ns
     return response
 
 

@@ -5,21 +5,24 @@
 """
 
 import json
+import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.errors import ErlabError
+from erlab.gateway.limits import Limits
+from erlab.gateway.server import DRAIN_SECONDS
 from erlab.triton import client
 
 _LISTEN_SECONDS = 60.0
-DRAIN_SECONDS = 5.0
 
 
 class Gateway:
@@ -27,7 +30,7 @@ class Gateway:
 
     router: folder of a saved PromptRouter. upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
     model of each of the router's clusters. policy: a name in `erlab.routing.policies`. port: where to listen, on
-    loopback; chosen by the system if None. Raises ErlabError, with the gateway's own words, where it cannot start, or
+    loopback; chosen by the system if None. limits: its bounds. key: what clients must bring as a bearer token. Raises ErlabError, with the gateway's own words, where it cannot start, or
     where the server behind it isn't ready within `timeout` seconds.
     """
 
@@ -39,17 +42,23 @@ class Gateway:
         policy: str = "nearest",
         port: int | None = None,
         timeout: float = 60.0,
+        limits: Limits = Limits(),
+        key: str | None = None,
     ):
         self.upstream, self._timeout = client.address(upstream), timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
         self._command += ["--router", str(router), "--upstream", upstream, "--experts", ",".join(experts_of_clusters)]
         self._command += ["--policy", policy, "--port", str(port or 0)]
+        for name, value in asdict(limits).items():
+            self._command += [f"--{name.replace('_', '-')}", str(value)]
+        self._key = key
 
     def __enter__(self) -> "Gateway":
         self._errors = tempfile.TemporaryFile("w+")
         # A session of its own keeps Ctrl-C with the parent, which then stops it; the open stdin ties it to the parent.
         self._process = subprocess.Popen(
             self._command,
+            env=os.environ | ({"ERLAB_API_KEY": self._key} if self._key else {}),  # arguments are for all to see
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -92,10 +101,11 @@ class Gateway:
     def _wait_ready(self, end: float) -> None:
         """Until the server behind it says, through it, that it is ready."""
         with grpc.insecure_channel(self.address, options=client.CHANNEL_OPTIONS) as channel:
+            headers = [("authorization", f"Bearer {self._key}")] if self._key else None
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while True:
                 try:
-                    if stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1).ready:
+                    if stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=1, metadata=headers).ready:
                         return
                     why = "it is not ready"
                 except grpc.RpcError as e:

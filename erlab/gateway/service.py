@@ -1,12 +1,14 @@
-"""The gateway's gRPC service: to a client, a Triton server that has one more model, `router`.
+"""The gateway's gRPC face: to a client, a Triton server that has one more model, `router`.
 
 A request to `router` is decoded once, to read its prompt, and its bytes go on to the chosen expert. Responses are
-relayed as bytes; the first one carries the decision as parameters (`erlab_expert`, `erlab_cluster`, `erlab_distance`,
-`erlab_margin`, `erlab_policy`, `erlab_routed_ns`: time.monotonic_ns() at the decision). All else passes through.
+relayed as bytes; the first one carries parameters: the decision (`erlab_expert`, `erlab_cluster`, `erlab_distance`,
+`erlab_margin`, `erlab_policy`), when the request was read and decided (`erlab_received_ns`, `erlab_routed_ns`:
+time.monotonic_ns()) and how long it was classified and queued (`erlab_classify_ns`, `erlab_queue_ns`). All else passes
+through to the server `upstream`.
 """
 
 import asyncio
-import time
+import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -15,45 +17,56 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from erlab.errors import ErlabError
 from erlab.gateway import messages
-from erlab.gateway.decide import Decider
+from erlab.gateway.dispatch import Dispatcher, Routed
+from erlab.gateway.expert import Headers
+from erlab.gateway.limits import Refused
+from erlab.gateway.triton import INFER, SERVICE, STREAM
 
 ROUTER = "router"
-_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
 # Questions about the router itself are answered as for its first expert, under the router's name.
 _ABOUT = {
-    "/inference.GRPCInferenceService/ModelReady": (service_pb2.ModelReadyRequest, b""),
-    "/inference.GRPCInferenceService/ModelMetadata": (
+    f"{SERVICE}/ModelReady": (service_pb2.ModelReadyRequest, b""),
+    f"{SERVICE}/ModelMetadata": (
         service_pb2.ModelMetadataRequest,
         service_pb2.ModelMetadataResponse(name=ROUTER).SerializeToString(),
     ),
-    "/inference.GRPCInferenceService/ModelConfig": (
+    f"{SERVICE}/ModelConfig": (
         service_pb2.ModelConfigRequest,
         service_pb2.ModelConfigResponse(config=model_config_pb2.ModelConfig(name=ROUTER)).SerializeToString(),
     ),
 }
+_INDEX = f"{SERVICE}/RepositoryIndex"
+_LISTED = service_pb2.RepositoryIndexResponse(
+    models=[service_pb2.RepositoryIndexResponse.ModelIndex(name=ROUTER, version="1", state="READY")]
+).SerializeToString()
+_CODE = grpc.StatusCode
 
 Write = Callable[[bytes], Awaitable[None]]
-Headers = list[tuple[str, str | bytes]] | None
 
 
 class RoutingService(grpc.GenericRpcHandler):
-    """Answers every method of the protocol: `decide` chooses experts, `upstream` is the channel to their server."""
+    """Answers every method of the protocol: `dispatch` the router's requests, `upstream`'s server all others.
 
-    def __init__(self, decide: Decider, upstream: grpc.aio.Channel):
-        self._decide, self._upstream = decide, upstream
-        # One message out, many back: on the wire the same as a stream of one request, and cheaper to open.
-        self._ask = upstream.unary_stream(_STREAM)
-        self._pass = upstream.stream_stream(_STREAM)
+    `first` is the model that speaks for the router in metadata. `key`: what clients must bring as a bearer token, if
+    anything; it is not handed on.
+    """
+
+    def __init__(self, dispatch: Dispatcher, upstream: grpc.aio.Channel, first: str, key: str | None = None):
+        self._dispatch, self._upstream, self._first = dispatch, upstream, first
+        self._bearer = f"Bearer {key}".encode() if key else None
+        self._pass = upstream.stream_stream(STREAM)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        if details.method == _STREAM:
+        if self._bearer and not _brings(self._bearer, details):
+            behaviour = grpc.stream_stream_rpc_method_handler if details.method == STREAM else _unary_handler
+            return behaviour(_turn_away)
+        if details.method == STREAM:
             return grpc.stream_stream_rpc_method_handler(self._stream)
-        if details.method == _INFER:
-            return grpc.unary_unary_rpc_method_handler(self._infer)
+        if details.method == INFER:
+            return _unary_handler(self._infer)
         if details.method in _ABOUT:
-            return grpc.unary_unary_rpc_method_handler(partial(self._about, details.method))
-        return grpc.unary_unary_rpc_method_handler(partial(self._unary, details.method))
+            return _unary_handler(partial(self._about, details.method))
+        return _unary_handler(partial(self._unary, details.method))
 
     async def _stream(self, requests, context: grpc.aio.ServicerContext) -> None:
         """One client's stream: requests to the router side by side, all others in order on one upstream stream."""
@@ -73,10 +86,10 @@ class RoutingService(grpc.GenericRpcHandler):
                         await write(messages.streamed(service_pb2.ModelInferResponse(), str(e)))
                         continue
                     if request.model_name == ROUTER:
-                        tasks.create_task(self._route(request, data, write, _headers(context)))
+                        tasks.create_task(self._route(request, data, write, self._headers(context)))
                         continue
                     if passed is None:
-                        passed = self._pass(metadata=_headers(context))
+                        passed = self._pass(metadata=self._headers(context))
                         tasks.create_task(_relay(passed, write))
                     await passed.write(data)
                 if passed is not None:
@@ -89,59 +102,77 @@ class RoutingService(grpc.GenericRpcHandler):
 
     async def _route(self, request: service_pb2.ModelInferRequest, data: bytes, write: Write, headers: Headers) -> None:
         """Answer one request to the router; whatever happens upstream, the client hears of it."""
-        answer = service_pb2.ModelInferResponse(id=request.id)
+
+        async def relay(response: bytes, routed: Routed | None) -> None:
+            await write(response + messages.streamed(messages.mark(routed)) if routed else response)
+
         try:
-            decision = self._decide(messages.prompt(request))
+            text = messages.prompt(request)
+            await self._dispatch.run(text, lambda expert: expert.upstream.kserve(request, data, headers), relay)
         except ErlabError as e:
-            await write(messages.streamed(answer, str(e)))
-            return
-        routed = messages.mark(decision, time.monotonic_ns())
-        answer.MergeFrom(routed)
-        mark = messages.streamed(routed)
-        call = self._ask(data + messages.rename(decision.expert), metadata=headers)
-        try:
-            async for response in call:
-                await write(response + mark)
-                mark = b""
-            error = f"{decision.expert} ended the stream without an answer." if mark else ""
-        except grpc.aio.AioRpcError as e:
-            error = f"{decision.expert}: {e.code().name}: {e.details()}"
-        finally:
-            call.cancel()
-            self._decide.done(decision)
-        if error:
-            await write(messages.streamed(answer, error))
+            answer = service_pb2.ModelInferResponse(id=request.id)
+            code = e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT
+            if isinstance(e, Refused) and e.routed:
+                answer.MergeFrom(messages.mark(e.routed))
+            # Triton's own words come as they are, and these errors have no field for their kind.
+            plain = code in (_CODE.UNKNOWN, _CODE.INVALID_ARGUMENT)
+            await write(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
 
     async def _infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        answer = b""
+
+        async def keep(response: bytes, routed: Routed | None) -> None:
+            nonlocal answer
+            answer = response + messages.mark(routed).SerializeToString()
+
         try:
             request = messages.parse(service_pb2.ModelInferRequest, data)
             if request.model_name != ROUTER:
-                return await self._unary(_INFER, data, context)
-            decision = self._decide(messages.prompt(request))
+                return await self._unary(INFER, data, context)
+            text, headers = messages.prompt(request), self._headers(context)
+            await self._dispatch.run(text, lambda expert: expert.upstream.infer(request, data, headers), keep)
+        except Refused as e:
+            await context.abort(e.code, str(e))
         except ErlabError as e:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
-        mark = messages.mark(decision, time.monotonic_ns()).SerializeToString()
-        try:
-            return await self._unary(_INFER, data + messages.rename(decision.expert), context) + mark
-        finally:
-            self._decide.done(decision)
+            await context.abort(_CODE.INVALID_ARGUMENT, str(e))
+        return answer
 
     async def _about(self, method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         message, renamed = _ABOUT[method]
         try:
             name = messages.parse(message, data).name
         except ErlabError as e:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
+            await context.abort(_CODE.INVALID_ARGUMENT, str(e))
         if name != ROUTER:
             return await self._unary(method, data, context)
-        expert = message(name=self._decide.experts[0]).SerializeToString()
-        return await self._unary(method, data + expert, context) + renamed
+        first = message(name=self._first).SerializeToString()
+        return await self._unary(method, data + first, context) + renamed
 
     async def _unary(self, method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            return await self._upstream.unary_unary(method)(data, metadata=_headers(context))
+            answer = await self._upstream.unary_unary(method)(data, metadata=self._headers(context))
         except grpc.aio.AioRpcError as e:
             await context.abort(e.code(), e.details())
+        return answer + _LISTED if method == _INDEX else answer
+
+    def _headers(self, context: grpc.aio.ServicerContext) -> Headers:
+        """The client's own headers. Its deadline stays here: when it passes, gRPC cancels the call and with it ours."""
+        own = [(k, v) for k, v in context.invocation_metadata() if k != "user-agent" and not k.startswith("grpc-")]
+        if self._bearer:
+            own = [(k, v) for k, v in own if k != "authorization"]
+        return own or None
+
+
+_unary_handler = grpc.unary_unary_rpc_method_handler
+
+
+def _brings(bearer: bytes, details: grpc.HandlerCallDetails) -> bool:
+    came = next((v for k, v in details.invocation_metadata if k == "authorization"), "")
+    return hmac.compare_digest(came.encode(), bearer)
+
+
+async def _turn_away(request, context: grpc.aio.ServicerContext) -> None:
+    await context.abort(_CODE.UNAUTHENTICATED, "This gateway asks for its key: metadata 'authorization: Bearer KEY'.")
 
 
 async def _relay(call: grpc.aio.StreamStreamCall, write: Write) -> None:
@@ -150,9 +181,3 @@ async def _relay(call: grpc.aio.StreamStreamCall, write: Write) -> None:
             await write(response)
     finally:
         call.cancel()
-
-
-def _headers(context: grpc.aio.ServicerContext) -> Headers:
-    """The client's own headers. Its deadline stays here: when it passes, gRPC cancels the call and with it ours."""
-    own = [(k, v) for k, v in context.invocation_metadata() if k != "user-agent" and not k.startswith("grpc-")]
-    return own or None

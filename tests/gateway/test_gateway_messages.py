@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2
 from erlab.errors import ErlabError
 from erlab.gateway import messages
 from erlab.gateway.decide import Decision
+from erlab.gateway.dispatch import Routed
 from erlab.triton import client
 
 TEXTS = st.text(max_size=50)
@@ -30,7 +31,7 @@ def test_marking_a_response_merges_into_it(expert, cluster, distance, margin, ro
     response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
     response.raw_output_contents.append(content)
     response.parameters["triton_final_response"].bool_param = final
-    mark = messages.mark(Decision(expert, cluster, distance, margin, "nearest"), routed)
+    mark = messages.mark(Routed(Decision(expert, cluster, distance, margin, "nearest"), routed - 9, routed, 8, 7))
     sent = messages.streamed(response) + messages.streamed(mark)
     got = service_pb2.ModelStreamInferResponse.FromString(sent).infer_response
     assert got.raw_output_contents == [content] and got.id == "7"
@@ -40,7 +41,10 @@ def test_marking_a_response_merges_into_it(expert, cluster, distance, margin, ro
     assert got.parameters["erlab_distance"].double_param == distance
     assert got.parameters["erlab_margin"].double_param == margin
     assert got.parameters["erlab_policy"].string_param == "nearest"
+    assert got.parameters["erlab_received_ns"].int64_param == routed - 9
     assert got.parameters["erlab_routed_ns"].int64_param == routed
+    assert got.parameters["erlab_classify_ns"].int64_param == 8
+    assert got.parameters["erlab_queue_ns"].int64_param == 7
 
 
 @given(TEXTS)

@@ -13,8 +13,7 @@ from fake_triton import COURT, KITCHEN, STREAM, FakeTriton, decoded, echo, strea
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.gateway import Gateway
-from erlab.gateway.decide import Decider
-from erlab.gateway.service import RoutingService
+from erlab.gateway.server import Settings, serving
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
@@ -40,7 +39,10 @@ def test_each_prompt_goes_to_its_clusters_expert(channel, router):
         assert said["erlab_distance"].double_param == pytest.approx(routing.distance[i])
         assert said["erlab_margin"].double_param == pytest.approx(routing.margin[i])
         assert said["erlab_policy"].string_param == "nearest"
-        assert before <= said["erlab_routed_ns"].int64_param <= after
+        received, routed = said["erlab_received_ns"].int64_param, said["erlab_routed_ns"].int64_param
+        assert before <= received <= routed <= after
+        assert 0 < said["erlab_classify_ns"].int64_param <= routed - received
+        assert 0 <= said["erlab_queue_ns"].int64_param <= after - routed
         assert not any(r.infer_response.parameters for r in responses[1:])
 
 
@@ -234,13 +236,8 @@ def test_nothing_leaks_over_500_requests(gateway, channel):
 
 def test_no_task_outlives_its_request(fake, router):
     async def main():
-        async with grpc.aio.insecure_channel(fake.address) as upstream:
-            decide = Decider(router, EXPERTS)
-            server = grpc.aio.server()
-            server.add_generic_rpc_handlers([RoutingService(decide, upstream)])
-            port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with serving(router, Settings(fake.address, EXPERTS)) as addresses:
+            async with grpc.aio.insecure_channel(addresses["address"]) as channel:
                 call = channel.unary_stream(STREAM)
 
                 async def one(text):
@@ -252,9 +249,8 @@ def test_no_task_outlives_its_request(fake, router):
                 before = len(asyncio.all_tasks())
                 await asyncio.gather(*(one(text) for text in ["one two", "hang", "fail", "half"] * 25))
                 end = time.monotonic() + 10
-                while len(asyncio.all_tasks()) > before or any(decide._fleet.outstanding):
+                while len(asyncio.all_tasks()) > before or fake.in_flight.total():
                     assert time.monotonic() < end, asyncio.all_tasks()
                     await asyncio.sleep(0.01)
-            await server.stop(None)
 
     asyncio.run(main())

@@ -1,0 +1,61 @@
+"""An expert on a Triton server: asked in KServe v2 over gRPC, its responses relayed as the bytes they are."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from erlab.gateway import messages
+from erlab.gateway.expert import Headers
+from erlab.gateway.limits import Refused
+from erlab.triton import client
+
+SERVICE = "/inference.GRPCInferenceService"
+STREAM, INFER = f"{SERVICE}/ModelStreamInfer", f"{SERVICE}/ModelInfer"
+# A server that comes back is found within a second, not after gRPC's own two minutes.
+CHANNEL_OPTIONS = (
+    *client.CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_ERROR = b"\n"  # how a ModelStreamInferResponse with an error_message begins: field 1, a string
+_CODE = grpc.StatusCode
+_OWN_FAULT = (_CODE.INVALID_ARGUMENT, _CODE.UNIMPLEMENTED, _CODE.UNAUTHENTICATED, _CODE.PERMISSION_DENIED)
+
+
+class TritonModel:
+    """The model `model` of the server behind `channel`; an `expert.Upstream`."""
+
+    def __init__(self, channel: grpc.aio.Channel, model: str):
+        self._model, self._rename = model, messages.rename(model)
+        # One message out, many back: on the wire the same as a stream of one request, and cheaper to open.
+        self._stream, self._infer = channel.unary_stream(STREAM), channel.unary_unary(INFER)
+
+    async def kserve(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
+        call = self._stream(data + self._rename, metadata=headers)
+        try:
+            async for response in call:
+                if response.startswith(_ERROR):
+                    message = service_pb2.ModelStreamInferResponse.FromString(response).error_message
+                    raise Refused(_CODE.UNKNOWN, message, again=True)
+                yield response
+        except grpc.aio.AioRpcError as e:
+            raise self._refused(e) from None
+        finally:
+            call.cancel()
+
+    async def infer(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
+        try:
+            yield await self._infer(data + self._rename, metadata=headers)
+        except grpc.aio.AioRpcError as e:
+            raise self._refused(e) from None
+
+    async def probe(self) -> None:
+        data = client.request(self._model, "ping", 1).SerializeToString()
+        async with aclosing(self.kserve(None, data, None)) as responses:
+            await anext(responses, None)
+
+    def _refused(self, error: grpc.aio.AioRpcError) -> Refused:
+        return Refused(error.code(), f"{error.details()} ({self._model})", again=error.code() not in _OWN_FAULT)

@@ -1,0 +1,213 @@
+"""What the gateway does when experts fail, hang or are full, and whom it turns away."""
+
+import asyncio
+import time
+
+import grpc
+import pytest
+from fake_triton import COURT, GATES, KITCHEN, STREAM, Abort, FakeTriton, ModelError, decoded, echo, obedient, stream
+from local import Local
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from erlab.gateway import Gateway
+from erlab.gateway.limits import Limits
+from erlab.triton import client
+
+EXPERTS = ("expert_0", "expert_1")
+
+
+def ask(text, request_id=""):
+    return client.request("router", text, 4, request_id=request_id).SerializeToString()
+
+
+def told(response):
+    """A response's error, its expert, its text."""
+    infer = response.infer_response
+    return response.error_message, infer.parameters["erlab_expert"].string_param, client.text(infer)
+
+
+@pytest.fixture
+def homes(router):
+    """A prompt for each expert, by its index."""
+    return {int(router.predict([prompt])[0]): prompt for prompt in (KITCHEN[0], COURT[0])}
+
+
+def opened(gateway):
+    return grpc.insecure_channel(gateway.address)
+
+
+def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
+    limits = Limits(in_flight=2, queue=1)
+    with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            call = channel.stream_stream(STREAM)(iter([ask("wait full", str(i)) for i in range(4)]), timeout=10)
+            refused = service_pb2.ModelStreamInferResponse.FromString(next(call))
+            fake.loop.call_soon_threadsafe(GATES["full"].set)
+            answered = decoded(list(call))
+        assert refused.error_message == "RESOURCE_EXHAUSTED: e has 2 requests in flight and 1 waiting; try later"
+        assert refused.infer_response.parameters["erlab_expert"].string_param == "e"
+        assert [client.text(r.infer_response) for r in answered] == ["late"] * 3
+        assert len({refused.infer_response.id} | {r.infer_response.id for r in answered}) == 4
+        waited = sorted(r.infer_response.parameters["erlab_queue_ns"].int64_param for r in answered)
+        assert waited[0] < waited[2] and fake.most_in_flight["e"] == 2
+        with opened(gateway) as channel:  # all places were given back
+            requests = [ask("one") for _ in range(3)]
+            assert [told(r)[2] for r in decoded(stream(channel, *requests))] == ["one"] * 3
+
+
+def test_a_waiting_client_that_leaves_frees_its_place_in_the_queue(router):
+    limits = Limits(in_flight=1, queue=1)
+    with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            first = channel.unary_stream(STREAM)(ask("hang"), timeout=10)
+            next(first)
+            waiting = channel.unary_stream(STREAM)(ask("one"), timeout=10)
+            while not told(decoded(stream(channel, ask("two")))[0])[0].startswith("RESOURCE_EXHAUSTED"):
+                pass
+            waiting.cancel()
+            last = channel.unary_stream(STREAM)(ask("three"), timeout=10)
+            first.cancel()
+            assert [told(r)[2] for r in decoded(list(last))] == ["three"]
+        assert b"one" not in b"".join(fake.received)
+
+
+@pytest.mark.parametrize("failure", [ModelError("out of memory"), Abort("connection reset"), None])
+def test_a_failure_before_the_first_token_is_retried_on_the_next_choice(router, homes, failure):
+    async def failing(request):
+        if failure:
+            raise failure
+        return
+        yield
+
+    with FakeTriton({"expert_0": failing, "expert_1": echo}) as fake:
+        with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
+            answers = decoded(stream(channel, ask(homes[0])))
+            assert [told(r)[2] for r in answers] == homes[0].split()
+            assert told(answers[0])[1] == "expert_1" and not any(r.error_message for r in answers)
+
+
+def test_a_failure_after_the_first_token_ends_the_answer_with_an_error(router, homes):
+    async def breaks(request):
+        yield "half"
+        raise Abort("connection reset")
+
+    with FakeTriton({"expert_0": breaks, "expert_1": echo}) as fake:
+        with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
+            half, error = decoded(stream(channel, ask(homes[0])))
+            assert told(half) == ("", "expert_0", "half")
+            assert error.error_message == "UNAVAILABLE: connection reset (expert_0)"
+
+
+def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
+    """Expert 0 stops answering, as a process that is killed or stopped within a server that lives on."""
+    hangs = {"all": True}
+
+    async def moody(request):
+        if homes[0].split()[0] in str(request.raw_input_contents[0]):
+            yield "begun"
+        if hangs["all"]:
+            await asyncio.Event().wait()
+        yield "done"
+
+    limits = Limits(stall_seconds=0.5)
+    with FakeTriton({"expert_0": moody, "expert_1": echo}) as fake:
+        with Local(router, fake.address, EXPERTS, limits=limits) as gateway, opened(gateway) as channel:
+            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=10)
+            later = homes[0].partition(" ")[2]  # the same cluster, without the word that gets a first token
+            waiting = channel.unary_stream(STREAM)(ask(later), timeout=10)
+            *_, broken = decoded(list(begun))
+            assert broken.error_message == "UNAVAILABLE: expert_0 stopped answering"
+            moved = decoded(list(waiting))
+            assert [told(r)[2] for r in moved] == later.split() and told(moved[0])[1] == "expert_1"
+            assert told(decoded(stream(channel, ask(later)))[0])[1] == "expert_1"  # without trying expert 0
+            assert fake.cancelled["expert_0"] >= 2
+            hangs["all"], end = False, time.monotonic() + 10
+            while told(decoded(stream(channel, ask(later)))[0])[1] != "expert_0":
+                assert time.monotonic() < end
+
+
+def test_no_expert_left_is_said_at_once(router):
+    async def dead(request):
+        raise ModelError("Stub process is not healthy.")
+        yield
+
+    with FakeTriton({"e": dead}) as fake, Local(router, fake.address, ("e",)) as gateway:
+        with opened(gateway) as channel:
+            assert told(decoded(stream(channel, ask("one")))[0])[0] == "Stub process is not healthy."
+            end = time.monotonic() + 10
+            while told(decoded(stream(channel, ask("one")))[0])[0] != "UNAVAILABLE: None of the 1 experts is up":
+                assert time.monotonic() < end
+            with pytest.raises(grpc.RpcError) as caught:
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(client.request("router", "one", 1))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            fake.models["e"] = echo
+            while told(decoded(stream(channel, ask("one")))[0])[0]:
+                assert time.monotonic() < end
+
+
+def test_a_request_has_a_deadline_of_the_gateways(router):
+    limits = Limits(seconds=0.3)
+    with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            first, late = decoded(stream(channel, ask("hang")))
+            assert told(first)[2] == "hang"
+            assert late.error_message == "DEADLINE_EXCEEDED: e did not end within 0.3 s"
+            fake.wait(lambda: fake.in_flight.total() == 0)
+
+
+def test_sizes_are_limited(router):
+    limits = Limits(message_bytes=10_000, header_bytes=2_000)
+    with FakeTriton({"e": echo}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                stream(channel, ask("x" * 20_000))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            with pytest.raises(grpc.RpcError) as caught:
+                stream(channel, ask("one"), metadata=[("x-long", "x" * 4_000)])
+            assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
+            assert not fake.received
+            assert told(decoded(stream(channel, ask("one")))[0])[2] == "one"
+
+
+def test_a_key_is_asked_for_and_kept(router):
+    with FakeTriton({"e": echo}) as fake, Local(router, fake.address, ("e",), key="s3cret") as gateway:
+        with opened(gateway) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for headers in (None, [("authorization", "Bearer other")], [("authorization", "s3cret")]):
+                for refused in (
+                    lambda: stream(channel, ask("one"), metadata=headers),
+                    lambda: stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=headers),
+                ):
+                    with pytest.raises(grpc.RpcError) as caught:
+                        refused()
+                    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            brought = [("authorization", "Bearer s3cret"), ("x-trace", "12")]
+            assert told(decoded(stream(channel, ask("one"), metadata=brought))[0])[2] == "one"
+        assert fake.metadata[-1]["x-trace"] == "12" and "authorization" not in fake.metadata[-1]
+
+
+def test_the_repository_lists_the_router(router):
+    class Listing(FakeTriton):
+        async def _RepositoryIndex(self, data, context):
+            index = service_pb2.RepositoryIndexResponse.ModelIndex
+            return service_pb2.RepositoryIndexResponse(models=[index(name="e", state="READY")]).SerializeToString()
+
+    with Listing({"e": echo}) as fake, Local(router, fake.address, ("e",)) as gateway:
+        with opened(gateway) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            listed = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest()).models
+            assert [(m.name, m.state) for m in listed] == [("e", "READY"), ("router", "READY")]
+
+
+def test_prompts_are_not_logged(router_folder):
+    with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",)) as gateway:
+        with opened(gateway) as channel:
+            for word in ("one", "fail", "abort", "half", "nothing"):
+                stream(channel, ask(f"{word} hunter2"))
+        gateway._errors.seek(0)
+        assert "hunter2" not in gateway._errors.read()
+
+
+def test_limits_are_checked():
+    with pytest.raises(Exception, match="'in_flight' parameter of Limits must be at least 1. Got 0"):
+        Limits(in_flight=0)

@@ -38,6 +38,8 @@ class Batch:
     evicted; a step takes in one prompt, and more while all its tokens stay within `max_num_tokens`. Not thread-safe.
     """
 
+    late_seconds = 0.0  # how much later than due steps have ended, summed, where they only keep time
+
     def __init__(
         self, max_batch_size: int, max_sequence_tokens: int, kv_tokens: int | None = None, max_num_tokens: int = 2048
     ):

@@ -1,0 +1,33 @@
+"""An emulated expert as a model of Triton's Python backend: ``1/model.py`` imports `TritonPythonModel` from here.
+
+The i-th token of an answer is the text of i and a space, so that a client can see that none is lost or out of order.
+A prompt has one token a byte and one more, as the workload counts them (`erlab.workload`).
+"""
+
+from erlab.engines.backend import TextModel, number
+from erlab.engines.emulated_engine import Engine, StepTable
+from erlab.errors import ErlabError
+
+
+class TritonPythonModel(TextModel):
+    cancel_checks = 16  # it has the time
+
+    def load(self, name: str, parameters: dict[str, str]) -> Engine:
+        try:
+            scale = float(parameters.get("time_scale", ""))
+        except ValueError:
+            got = parameters.get("time_scale")
+            raise ErlabError(f"The 'time_scale' parameter of model {name} must be a number. Got {got!r}.") from None
+        return Engine(
+            StepTable.from_json(parameters.get("step_times", "")),
+            scale,
+            number(name, parameters, "max_batch_size"),
+            number(name, parameters, "max_sequence_tokens"),
+            number(name, parameters, "kv_tokens"),
+        )
+
+    def encode(self, text: str) -> bytes:
+        return b"\0" + text.encode()
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(f"{number} " for number in tokens)

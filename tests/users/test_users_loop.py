@@ -8,6 +8,7 @@ from tritonclient.grpc import service_pb2
 
 from erlab.gateway import messages
 from erlab.gateway.decide import Decision
+from erlab.gateway.dispatch import Routed
 from erlab.users.loop import record
 
 ASKED = service_pb2.ModelInferRequest(model_name="expert_0")
@@ -44,7 +45,7 @@ def test_times_count_from_the_start_and_only_responses_with_text():
 @pytest.mark.parametrize("routed, t_routed", [(1099, None), (1100, 100), (1110, 110), (1111, None)])
 def test_the_gateways_time_counts_only_between_submit_and_first_response(routed, t_routed):
     first, second = answers("a", "b")
-    first += messages.streamed(messages.mark(MARK, routed))
+    first += messages.streamed(messages.mark(Routed(MARK, routed - 5, routed, 4)))
     row = record(1100, [1110, 1120], [first, second], "ok", None, 1150, start=1000)
     assert row["t_routed"] == t_routed
     assert (row["expert"], row["cluster"], row["distance"], row["margin"]) == ("expert_1", 3, 0.5, 0.25)

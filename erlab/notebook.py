@@ -176,9 +176,11 @@ class _Kernel(AsyncKernelManager):
 
 
 def _kill(processes: list[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(processes, timeout=3)
 
 
 @contextlib.contextmanager
@@ -214,3 +216,4 @@ def _interrupting(kernel: _Kernel) -> Iterator[threading.Event]:
             signal.signal(number, handler)
         for timer in timers:
             timer.cancel()
+            timer.join()

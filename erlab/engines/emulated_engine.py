@@ -51,7 +51,7 @@ class StepTable:
             fits = len(table) == len(rows) and all(len(row) == len(columns) for row in table)
             require(fits, name, "StepTable", f"have {len(rows)} rows of {len(columns)}", [len(row) for row in table])
             least = min(map(min, table))
-            require(least > 0, name, "StepTable", "be above 0 ms", least)
+            require(least >= 0, name, "StepTable", "be at least 0 ms", least)
 
     def decode(self, batch: int, context: float) -> float:
         """ms of a step in which `batch` requests of `context` tokens on average get a token each."""

@@ -1,0 +1,129 @@
+"""What is measured: one small function a metric, on a DataFrame of request records (times in integer nanoseconds).
+
+The definitions are the common core of vLLM's and AIPerf's; where other tools differ, the docstring says so. A metric of
+a request is a float Series like the input, NA where it is undefined: for failed requests and for unknown times.
+
+>>> row = dict(status="ok", t_submit=100, t_first=110, t_last=150, output_tokens=5)
+>>> requests = pd.DataFrame([row]).convert_dtypes()
+>>> ttft(requests).item() * 1e9, tpot(requests).item() * 1e6
+(10.0, 10.0)
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+_SECOND, _MILLISECOND = 1e9, 1e6  # nanoseconds
+CELL = ["paper", "system", "source", "users"]  # what `summarise` has a row of
+
+
+def finished(requests: pd.DataFrame) -> pd.Series:
+    """Whether each request ended well (status "ok"); only such requests count in latencies and throughput."""
+    return requests["status"] == "ok"
+
+
+def ttft(requests: pd.DataFrame) -> pd.Series:
+    """Time to first token, seconds: t_first - t_submit, from sending to the first response that carries text.
+
+    vLLM's benchmark counts the first chunk even if it is empty; MLPerf starts at the scheduled time.
+    """
+    return _between(requests, "t_submit", "t_first") / _SECOND
+
+
+def tpot(requests: pd.DataFrame) -> pd.Series:
+    """Time per output token after the first, milliseconds: (t_last - t_first) / (output_tokens - 1).
+
+    NA below two tokens. vLLM and MLPerf define it so; GuideLLM's TPOT includes the first token.
+    """
+    gaps = requests["output_tokens"] - 1
+    return _between(requests, "t_first", "t_last") / gaps.where(gaps >= 1) / _MILLISECOND
+
+
+def e2e(requests: pd.DataFrame) -> pd.Series:
+    """End-to-end response time, seconds: t_last - t_submit."""
+    return _between(requests, "t_submit", "t_last") / _SECOND
+
+
+def routing(requests: pd.DataFrame) -> pd.Series:
+    """From sending to the gateway's decision, milliseconds: t_routed - t_submit; NA for baselines."""
+    return _between(requests, "t_submit", "t_routed") / _MILLISECOND
+
+
+def inter_token_gaps(requests: pd.DataFrame) -> np.ndarray:
+    """Gaps between received responses, pooled over the finished requests, milliseconds. AIPerf: inter-chunk latency."""
+    times = requests.loc[finished(requests), "token_times"].dropna()
+    gaps = [np.diff(np.asarray(t, dtype=np.int64)) for t in times]
+    return np.concatenate(gaps, dtype=float) / _MILLISECOND if gaps else np.empty(0)
+
+
+def measured_seconds(requests: pd.DataFrame) -> float:
+    """Last completion - first submission, summed over the runs in `requests`; NA where nothing finished."""
+    runs = requests.assign(t_last=requests["t_last"].where(finished(requests))).groupby("run_id")
+    spans = (runs["t_last"].max() - runs["t_submit"].min()) / _SECOND
+    return spans.sum(min_count=1)
+
+
+def output_throughput(requests: pd.DataFrame) -> float:
+    """Output tokens a second: the finished requests' tokens / measured time. NA where tokens or times are unknown.
+
+    GenAI-Perf divides by last response - first request too; a failed request adds time but no tokens.
+    """
+    return _rate(requests.loc[finished(requests), "output_tokens"].sum(skipna=False), requests)
+
+
+def request_throughput(requests: pd.DataFrame) -> float:
+    """Finished requests a second of measured time."""
+    return _rate(finished(requests).sum(), requests)
+
+
+def percentile(values: Iterable, q: float) -> float:
+    """The q-th percentile with linear interpolation as numpy defines it (MLPerf: sorted[floor(n q)]); NA of nothing."""
+    known = pd.Series(values).dropna().to_numpy(dtype=float)
+    return float(np.percentile(known, q)) if len(known) else pd.NA
+
+
+_SUMMARISED = {("ttft", "s"): ttft, ("tpot", "ms"): tpot, ("e2e", "s"): e2e, ("routing", "ms"): routing}
+_QUANTILES = {
+    "min": 0.0,
+    "p5": 0.05,
+    "q1": 0.25,
+    "median": 0.5,
+    "q3": 0.75,
+    "p95": 0.95,
+    "p99": 0.99,
+}  # linear, as numpy
+
+
+def summarise(requests: pd.DataFrame) -> pd.DataFrame:
+    """A row a (paper, system, source, users), ordered so; a cell's runs are pooled, percentiles never averaged.
+
+    Times carry their unit in the column's name, throughputs are a second; NA is unknown or undefined.
+    """
+    numbered = requests.assign(
+        **{f"{name}_{unit}": metric(requests) for (name, unit), metric in _SUMMARISED.items()},
+        cell=requests.groupby(CELL, dropna=False).ngroup(),
+        failed=~finished(requests),
+    )
+    cells = numbered.groupby("cell")
+    table = cells[CELL].first()
+    machines = {cell: ", ".join(sorted(names.dropna().unique())) or pd.NA for cell, names in cells["machine"]}
+    table["machine"] = pd.Series(machines, dtype="string")
+    table = table.assign(runs=cells["run_id"].nunique(), requests=cells.size(), failed=cells["failed"].sum())
+    for name, unit in _SUMMARISED:
+        quantiles = cells[f"{name}_{unit}"].quantile(list(_QUANTILES.values())).unstack()
+        for label, q in _QUANTILES.items():
+            table[f"{name}_{label}_{unit}"] = quantiles.get(q, pd.Series(dtype="Float64"))  # no rows, no columns
+    for throughput in (output_throughput, request_throughput):
+        table[throughput.__name__] = pd.Series({cell: throughput(rows) for cell, rows in cells}, dtype="Float64")
+    return table.reset_index(drop=True)
+
+
+def _between(requests: pd.DataFrame, start: str, end: str) -> pd.Series:
+    span = requests[end] - requests[start]
+    return span.where(finished(requests)).astype("Float64")
+
+
+def _rate(amount, requests: pd.DataFrame) -> float:
+    seconds = measured_seconds(requests)
+    return pd.NA if pd.isna(seconds) or pd.isna(amount) or seconds <= 0 else float(amount / seconds)

@@ -1,0 +1,67 @@
+"""Which rows of the records a figure or a claim is about: the systems of Table I or the preliminary experiments."""
+
+import pandas as pd
+
+from erlab.errors import ErlabError
+from erlab.records import Records
+
+_PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"  # a preliminary system's name
+
+
+def runs(records: Records) -> pd.DataFrame:
+    """The described runs, indexed by run_id; empty where the records come without descriptions."""
+    if "run_id" not in records.runs:
+        return pd.DataFrame(index=pd.Index([], name="run_id"))
+    return records.runs.drop_duplicates("run_id", keep="last").set_index("run_id")
+
+
+def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series:
+    """A field of each request's run description, aligned with `requests`; None where it isn't known."""
+    found = runs(records)
+    if field not in found:
+        return pd.Series(None, index=requests.index, dtype=object)
+    return requests["run_id"].map(found[field].astype(object).to_dict()).astype(object)
+
+
+def died(records: Records) -> list[str]:
+    """The runs that count nowhere because their system died on the way."""
+    found = runs(records)
+    return list(found.index[found["invalid"].notna()]) if "invalid" in found else []
+
+
+def systems(records: Records) -> pd.DataFrame:
+    """The requests to the systems of Table I: all but the preliminary runs'."""
+    requests = _valid(records)
+    found = requests[~_is_preliminary(records, requests)]
+    if found.empty:
+        raise ErlabError("No records of any system but the preliminary ones.")
+    return found
+
+
+def preliminary(records: Records) -> pd.DataFrame:
+    """The requests of the preliminary experiments with the columns half, precision and max_batch_size added."""
+    requests = _valid(records)
+    found = requests[_is_preliminary(records, requests)]
+    named = found["system"].str.extract(_PRELIMINARY)
+    for field in named:
+        known = described(records, found, field)
+        found = found.assign(**{field: known.where(known.notna(), named[field].astype(object))})
+    found = found.dropna(subset=list(named.columns))
+    if found.empty:
+        raise ErlabError("No records of the preliminary experiments (systems P-half-... and P-all-...).")
+    return found.assign(max_batch_size=found["max_batch_size"].astype(int))
+
+
+def router_systems(requests: pd.DataFrame) -> set[str]:
+    """The systems whose requests a router placed: those with a cluster."""
+    return set(requests.loc[requests["cluster"].notna(), "system"].unique())
+
+
+def _valid(records: Records) -> pd.DataFrame:
+    return records.requests[~records.requests["run_id"].isin(died(records))]
+
+
+def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:
+    experiment = described(records, requests, "experiment")
+    by_name = requests["system"].str.match(_PRELIMINARY).fillna(False).astype(bool)
+    return (experiment == "preliminary").where(experiment.notna(), by_name).astype(bool)

@@ -1,0 +1,58 @@
+"""The paper's seven figures and Table I, each a function of request records.
+
+A figure's module has a CAPTION, `data(records)`, the plotted numbers, and `plot(records)`, the picture. Both raise
+ErlabError, saying what is missing, where the records don't hold what the figure shows.
+
+    from erlab import figures, records
+    found = records.read("data/results/laptop/records")
+    figures.fig4.plot(found)
+    figures.save_all(found, "figures")
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from erlab import output
+from erlab.errors import ErlabError
+from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+from erlab.records import Records
+from erlab.spec import require
+
+FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
+
+
+def missing(records: Records, only: Iterable[str] | None = None) -> dict[str, str]:
+    """The figures (of `only`, or of all) that these records can't make, by name, and why."""
+    reasons = {}
+    for name in _chosen(only):
+        try:
+            FIGURES[name].data(records)
+        except ErlabError as e:
+            reasons[name] = str(e)
+    return reasons
+
+
+def save_all(records: Records, folder: str | Path, only: Iterable[str] | None = None) -> list[Path]:
+    """Write each figure as PDF and PNG and its plotted numbers as CSV (Table I also as Markdown); return the files.
+
+    A figure that the records can't make is left out; `missing` says why. The same records give the same bytes.
+    """
+    folder, absent = Path(folder), missing(records, only)
+    return [path for name in _chosen(only) if name not in absent for path in _save(name, records, folder)]
+
+
+def _save(name: str, records: Records, folder: Path) -> list[Path]:
+    module = FIGURES[name]
+    picture = module.plot(records)
+    contents = {f"{name}.{kind}": style.render(picture, kind) for kind in ("pdf", "png")}
+    contents[f"{name}.csv"] = module.data(records).to_csv(index=False)
+    if hasattr(module, "files"):
+        contents |= module.files(records)
+    return [output.save(folder / file, content) for file, content in contents.items()]
+
+
+def _chosen(only: Iterable[str] | None) -> list[str]:
+    chosen = list(FIGURES) if only is None else list(only)
+    for name in chosen:
+        require(name in FIGURES, "only", "save_all", f"name figures of {', '.join(FIGURES)}", name)
+    return chosen

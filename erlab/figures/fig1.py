@@ -1,0 +1,162 @@
+"""Fig. 1: the architecture, with the clusters the router really learned and the experts that really served them."""
+
+import io
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from erlab import selection
+from erlab.errors import ErlabError
+from erlab.figures import style
+from erlab.records import Records
+
+CAPTION = (
+    "Expert Router: a prompt arrives (1); the gateway turns it into features (2), finds its cluster by k-means (3) and "
+    "forwards it to that cluster's expert (4); the answer streams back through the gateway (5) to the user (6). "
+    "The points are a sample of the training prompts projected to two dimensions; "
+    "a line's width is the share of requests that took it."
+)
+_SHOWN = 12  # clusters drawn; the largest
+_ROW, _BOX = 0.27, dict(boxstyle="round,pad=0,rounding_size=0.06", linewidth=0.9)
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a (cluster, expert) pair of the first described router system: size and share of the training prompts,
+    top domain, purity, terms, the expert, and its requests; a cluster nobody asked has no expert and 0 requests."""
+    run = _described(records)
+    requests = selection.systems(records)
+    mine = requests[(requests["system"] == run["system"]) & (requests["source"] == run["source"])]
+    pairs = mine.dropna(subset=["cluster", "expert"]).groupby(["cluster", "expert"]).size().rename("requests")
+    clusters = pd.DataFrame(run["router_summary"]["clusters"])
+    clusters = clusters.assign(terms=[", ".join(terms) for terms in clusters["terms"]], system=run["system"])
+    columns = ["system", "cluster", "size", "share", "top_domain", "purity", "terms"]
+    frame = clusters[columns].merge(pairs.reset_index(), on="cluster", how="left")
+    return frame.assign(requests=frame["requests"].fillna(0).astype(int))
+
+
+def files(records: Records) -> dict[str, str]:
+    """The plotted points, as a second table: x, y, cluster, domain."""
+    text = io.StringIO()
+    _points(records).to_csv(text, index=False)
+    return {"fig1_points.csv": text.getvalue()}
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    """Left to right: the users, the gateway with its clusters, and Triton with the experts."""
+    frame, points, run = data(records), _points(records), _described(records)
+    clusters = frame.drop_duplicates("cluster").nlargest(_SHOWN, "share").sort_values("cluster")
+    experts = sorted(frame["expert"].dropna().unique())
+    rows = max(len(clusters), 5)
+    height = 1.15 + rows * _ROW
+    fig = style.figure(style.DOUBLE, height + 0.15)
+    ax = fig.subplots()
+    ax.set(xlim=(0, style.DOUBLE), ylim=(-0.05, height), aspect="equal")
+    ax.axis("off")
+    look = {c: _look(i) for i, c in enumerate(sorted(frame["cluster"].unique()))}
+
+    top, low = height - 0.32, 0.28
+    middle = (top + low) / 2
+    _box(ax, 0.05, low, 0.95, top, "User simulator")
+    loads = selection.systems(records)["users"]
+    loads = f"{loads.min()}–{loads.max()}" if loads.min() < loads.max() else f"{loads.min()}"
+    ax.text(
+        0.5,
+        middle,
+        f"{loads} users,\neach sends its\nnext prompt\nwhen the last\nanswer is\ncomplete",
+        ha="center",
+        va="center",
+    )
+    _box(ax, 1.4, low, 4.95, top, "Routing gateway")
+    _box(ax, 5.55, low, 7.1, top, "Triton")
+
+    _scatter(ax.inset_axes([1.52, middle - 0.68, 1.36, 1.36], transform=ax.transData), points, look)
+    ax.text(2.2, middle + 0.77, "(2) TF-IDF features", ha="center", va="bottom", fontsize=7)
+    ax.text(
+        2.2, middle - 0.75, f"{len(points)} prompts, projected", ha="center", va="top", fontsize=7, color=style.GREY
+    )
+    ax.text(3.02, top - 0.16, f"(3) k-means: {frame['cluster'].nunique()} clusters", va="center", fontsize=7)
+    pitch = (top - low - 0.3) / rows
+    y = {c: top - 0.3 - (i + 0.5) * pitch for i, c in enumerate(clusters["cluster"])}
+    for cluster in clusters.itertuples():
+        color, marker = look[cluster.cluster]
+        ax.plot(3.1, y[cluster.cluster], marker=marker, color=color, markersize=5)
+        ax.text(3.2, y[cluster.cluster], _label(cluster), va="center", fontsize=7)
+
+    at = {e: top - 0.3 - (i + 0.5) * (top - low - 0.3) / max(1, len(experts)) for i, e in enumerate(experts)}
+    for expert in experts:
+        half = min(0.2, 0.4 * (top - low) / len(experts))
+        ax.add_patch(
+            FancyBboxPatch((5.8, at[expert] - half), 1.2, 2 * half, facecolor="#eef3f7", edgecolor="#8899aa", **_BOX)
+        )
+        ax.text(6.4, at[expert], _shortened(expert, 20), ha="center", va="center", fontsize=7)
+    share = frame["requests"] / max(1, frame["requests"].sum())
+    for pair, weight in zip(frame.itertuples(), share):
+        if pair.cluster in y and pair.expert in at:
+            ax.plot(
+                [4.98, 5.79],
+                [y[pair.cluster], at[pair.expert]],
+                color=look[pair.cluster][0],
+                linewidth=0.5 + 6 * weight,
+                alpha=0.8,
+            )
+    ax.text(5.25, top + 0.04, "(4)", ha="center", va="bottom", fontsize=8)
+    _arrow(ax, (0.97, middle), (1.38, middle), "(1)")
+    _arrow(ax, (5.53, low - 0.12), (4.97, low - 0.12), "(5)")
+    _arrow(ax, (1.38, low - 0.12), (0.97, low - 0.12), "(6)")
+    title = run.get("title")
+    if isinstance(title, str):
+        ax.text(6.33, low - 0.06, title.replace(", ", "\n", 1), ha="center", va="top", fontsize=7, color=style.GREY)
+    style.footer(fig, records, selection.systems(records))
+    return fig
+
+
+def _described(records: Records) -> dict:
+    """The description of the first router system's run that holds the router's summary."""
+    found = selection.runs(records).reset_index()
+    found = found[~found["run_id"].isin(selection.died(records))]
+    if "router_summary" in found:
+        found = found[found["router_summary"].map(lambda s: isinstance(s, dict))]
+        if len(found):
+            return found.sort_values(["system", "source", "run_id"]).iloc[0].to_dict()
+    raise ErlabError("No run describes its router (router_summary).")
+
+
+def _points(records: Records) -> pd.DataFrame:
+    return pd.DataFrame(_described(records)["router_summary"]["points"], columns=["x", "y", "cluster", "domain"])
+
+
+def _look(i: int) -> tuple[str, str]:
+    return style.PALETTE[i % len(style.PALETTE)], style.MARKERS[i % len(style.MARKERS)]
+
+
+def _scatter(ax: Axes, points: pd.DataFrame, look: dict) -> None:
+    for cluster, mine in points.groupby("cluster"):
+        color, marker = look[cluster]
+        ax.plot(mine["x"], mine["y"], marker, color=color, markersize=2.4, alpha=0.75, markeredgewidth=0)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="#bbbbbb")
+
+
+def _box(ax: Axes, left: float, low: float, right: float, top: float, title: str) -> None:
+    ax.add_patch(FancyBboxPatch((left, low), right - left, top - low, facecolor="none", edgecolor="#444444", **_BOX))
+    ax.text((left + right) / 2, top + 0.06, title, ha="center", va="bottom", weight="bold", fontsize=8)
+
+
+def _arrow(ax: Axes, start: tuple, end: tuple, label: str) -> None:
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color="#444444", shrinkA=0, shrinkB=0))
+    ax.text((start[0] + end[0]) / 2, start[1] + 0.05, label, ha="center", va="bottom", fontsize=8)
+
+
+def _label(cluster) -> str:
+    """The cluster's share of the prompts and as many of its terms as fit, at least one."""
+    share, *terms = f"{100 * cluster.share:.0f} %", *cluster.terms.split(", ")
+    while len(terms) > 1 and len(", ".join(terms)) > 26:
+        terms.pop()
+    return f"{share}  {_shortened(', '.join(terms), 26)}"
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip(", ") + "…"

@@ -1,0 +1,75 @@
+"""Fig. 2: the distribution of the requests' input lengths, beside the assumed log-normal they were drawn from."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erlab import selection
+from erlab.errors import ErlabError
+from erlab.figures import style
+from erlab.records import Records
+
+CAPTION = "Input lengths of the requests (bars) and the log-normal assumed for MLPerf's Llama 2 70B set (line)."
+_BINS = 32
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a bin [from_tokens, to_tokens): requests, density a token, assumed density (NA if unknown)."""
+    requests = selection.systems(records)
+    lengths = requests["input_tokens"].dropna().to_numpy(dtype=int)
+    if not len(lengths):
+        raise ErlabError("No request's input_tokens is known.")
+    step = max(1, math.ceil((lengths.max() + 1 - lengths.min()) / _BINS))
+    edges = np.arange(lengths.min(), lengths.max() + step + 1, step)
+    counts, _ = np.histogram(lengths, edges)
+    frame = pd.DataFrame({"from_tokens": edges[:-1], "to_tokens": edges[1:], "requests": counts})
+    frame["density"] = counts / counts.sum() / step
+    shape = _assumed(records, requests)
+    expected = [_share(shape, low, low + step) / step if shape else pd.NA for low in edges[:-1]]
+    return frame.assign(assumed_density=pd.array(expected, dtype="Float64"))
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    """The histogram with the assumed density over it."""
+    frame, requests = data(records), selection.systems(records)
+    fig = style.figure(style.COLUMN, 2.5)
+    ax = fig.subplots()
+    width = frame["to_tokens"] - frame["from_tokens"]
+    label = f"{frame['requests'].sum():,} requests"
+    look = dict(color="#88CCEE", edgecolor="white", linewidth=0.4)
+    ax.bar(frame["from_tokens"], frame["density"], width, align="edge", label=label, **look)
+    known = frame.dropna()
+    if len(known):
+        middle = known["from_tokens"] + width[known.index] / 2
+        ax.plot(middle, known["assumed_density"].astype(float), color="#332288", label=_formula(records, requests))
+    ax.set(xlabel="Input length (tokens)", ylabel="Density (1/token)", ylim=(0, None))
+    ax.margins(x=0.01)
+    fig.legend(loc="outside upper center")
+    style.footer(fig, records, requests)
+    return fig
+
+
+def _assumed(records: Records, requests: pd.DataFrame) -> dict | None:
+    """The input lengths that the runs' workloads name; None unless all name the same."""
+    named = [w["input"] if isinstance(w, dict) else None for w in selection.described(records, requests, "workload")]
+    return named[0] if all(w == named[0] for w in named) else None
+
+
+def _share(shape: dict, low: int, high: int) -> float:
+    """The share of lengths in [low, high) of a log-normal that is redrawn outside [minimum, maximum]."""
+
+    def below(tokens: float) -> float:
+        inside = min(max(tokens, shape["minimum"]), shape["maximum"] + 1)
+        return NormalDist().cdf(math.log(inside / shape["median"]) / max(shape["sigma"], 1e-9))
+
+    whole = below(math.inf) - below(0)
+    return (below(high) - below(low)) / whole if whole else 0.0
+
+
+def _formula(records: Records, requests: pd.DataFrame) -> str:
+    shape = _assumed(records, requests)
+    return f"assumed: log-normal, median {shape['median']:.3g}, σ {shape['sigma']:.3g}"

@@ -1,0 +1,64 @@
+"""Fig. 3: response time over users for batch limits and precisions, on half (plays TP 4) or all cores (TP 8)."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erlab import metrics, selection
+from erlab.errors import ErlabError
+from erlab.figures import style
+from erlab.records import Records
+
+CAPTION = (
+    "Preliminary experiments: median response time over concurrent users for several batch limits and precisions, "
+    "on half and on all of the cores."
+)
+_PANELS = {"half": "half of the cores (plays TP 4)", "all": "all cores (plays TP 8)"}
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a (source, half, precision, max_batch_size, users): requests, failed, median response time in seconds."""
+    requests = selection.preliminary(records)
+    keys = ["source", "half", "precision", "max_batch_size", "users"]
+    rows = [
+        dict(
+            zip(keys, key),
+            requests=len(rows),
+            failed=int((~metrics.finished(rows)).sum()),
+            e2e_median_s=metrics.percentile(metrics.e2e(rows), 50),
+        )  # fmt: skip
+        for key, rows in requests.groupby(keys)
+    ]
+    frame = pd.DataFrame(rows).dropna(subset="e2e_median_s")
+    if frame.empty:
+        raise ErlabError("No preliminary request finished.")
+    return frame
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    """A panel a share of the cores (and source); colour is the precision, marker and dash the batch limit."""
+    frame = data(records)
+    precisions, limits = sorted(frame["precision"].unique()), sorted(frame["max_batch_size"].unique())
+    colors = dict(zip(precisions, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
+    looks = {
+        (p, b): style.Look(colors[p], style.MARKERS[i % len(style.MARKERS)], _DASHES[i % len(_DASHES)])
+        for i, b in enumerate(limits)
+        for p in precisions
+    }
+    parts = sorted(frame.groupby(["source", "half"]), key=lambda part: (part[0][0], part[0][1] != "half"))
+    fig = style.figure(style.DOUBLE, 2.7)
+    axes = fig.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    for ax, ((source, half), rows) in zip(axes, parts):
+        for key, line in rows.groupby(["precision", "max_batch_size"]):
+            look = looks[key]
+            ax.plot(line["users"].astype(float), line["e2e_median_s"].astype(float),
+                    color=look.color, marker=look.marker, linestyle=look.dash)  # fmt: skip
+        style.users_axis(ax, sorted(rows["users"].unique()))
+        ax.set_title(f"{source}: {_PANELS[half]}")
+    style.log_values(axes[0])
+    axes[0].set_ylabel("Median response time (s)")
+    # a legend fills column by column: one row a precision
+    style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch ≤ {k[1]}") for k in looks], len(limits))
+    style.footer(fig, records, selection.preliminary(records))
+    return fig

@@ -1,0 +1,20 @@
+"""Fig. 5: median time per output token over users with the interquartile range shaded."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erlab.figures import curves, style
+from erlab.records import Records
+
+CAPTION = "Median time per output token over concurrent users; the shade spans the quartiles."
+_BAND = ("tpot_q1_ms", "tpot_q3_ms")
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a (paper, system, source, users): requests, failed, the quartiles of the time per output token, ms."""
+    return curves.summary(records, "tpot_median_ms", *_BAND)
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    return curves.draw(records, data(records), "tpot_median_ms", "Time per output token (ms)", _BAND)

@@ -1,0 +1,19 @@
+"""Fig. 7: output throughput of the whole system over users (that this is the paper's Fig. 7 is an assumption)."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erlab.figures import curves, style
+from erlab.records import Records
+
+CAPTION = "System throughput over concurrent users: output tokens of finished requests a second."
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a (paper, system, source, users): requests, failed, output tokens a second."""
+    return curves.summary(records, "output_throughput")
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    return curves.draw(records, data(records), "output_throughput", "Throughput (tokens/s)")

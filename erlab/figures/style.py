@@ -1,0 +1,172 @@
+"""One look for every figure: sizes, fonts, colours, axes of users, the line under it and its files.
+
+A system has one colour, marker and dash everywhere: baselines cool, router systems warm. The colours are told apart
+with the common colour vision deficiencies (Okabe and Ito; the rest from Paul Tol's muted set).
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from erlab.records import Records
+
+COLUMN, DOUBLE = 3.5, 7.16  # inches: one column and the full width of a two-column paper
+DPI = 220
+GREY = "#555555"
+_RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.columnspacing": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,  # embedded TrueType
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A line's colour, marker and dash."""
+
+    color: str
+    marker: str
+    dash: str | tuple
+
+
+_SYSTEMS = {
+    "A": Look("#0072B2", "o", "-"),
+    "B": Look("#56B4E9", "s", (0, (4, 1.5))),
+    "C": Look("#009E73", "^", (0, (6, 1.5, 1, 1.5))),
+    "D": Look("#D55E00", "D", "-"),
+    "E": Look("#E69F00", "v", (0, (4, 1.5))),
+    "TP8": Look("#000000", "o", "-"),
+    "70B-INT8": Look("#D55E00", "D", "-"),
+    "13B-FP16": Look("#CC79A7", "v", (0, (4, 1.5))),
+    "13B-FP8": Look("#882255", "X", (0, (6, 1.5, 1, 1.5))),
+}
+PALETTE = ("#332288", "#88CCEE", "#44AA99", "#999933", "#CC6677", "#AA4499", "#DDCC77", "#117733", "#882255", "#661100")
+MARKERS = "oDs^vPX*<>"
+
+
+def looks(systems: Iterable[str]) -> dict[str, Look]:
+    """Each system's look; systems that aren't the paper's share the rest of the palette in the order of their names."""
+    names = sorted(set(systems))
+    others = [n for n in names if n not in _SYSTEMS]
+    free = {n: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], "-") for i, n in enumerate(others)}
+    return {n: _SYSTEMS[n] if n in _SYSTEMS else free[n] for n in names}
+
+
+class Picture(Figure):
+    """A figure that Jupyter shows without pyplot, so that nothing is kept open behind it."""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png")
+
+
+def figure(width: float, height: float, **layout) -> Figure:
+    """An empty figure, inches; what is drawn on it later is styled by `context`."""
+    return Picture(figsize=(width, height), layout="constrained", **layout)
+
+
+def context():
+    """The style, as a context manager or a decorator."""
+    return matplotlib.rc_context(_RC)
+
+
+def render(fig: Figure, format: str) -> bytes:
+    """The figure as a file's bytes: the same for the same input, hence without dates."""
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[format]
+    buffer = io.BytesIO()
+    with context():
+        fig.savefig(buffer, format=format, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def users_axis(ax: Axes, loads: Sequence[int]) -> None:
+    """Concurrent users on a base-2 logarithm with a tick at each real load; labels that would touch are left out."""
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(min(loads) / 1.25, max(loads) * 1.25)
+    ax.set_xticks(loads, _thinned(loads, room=12 if len(loads) > 1 else 1))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("Concurrent users")
+
+
+def _thinned(loads: Sequence[int], room: int) -> list[str]:
+    """Labels from the largest load down, each at least 1/room of the axis from the last."""
+    least = (max(loads) / min(loads)) ** (1 / room)
+    labels, last = [], float("inf")
+    for load in sorted(loads, reverse=True):
+        keep = load * least <= last * 1.0001
+        labels.append(f"{load:g}" if keep else "")
+        last = load if keep else last
+    return labels[::-1]
+
+
+def log_values(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 of every decade, and at least two of them."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    steps = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
+    ticks = [t for t in steps if low <= t <= high]
+    if len(ticks) < 2:
+        low, high = max(t for t in steps if t <= low), min(t for t in steps if t >= high)
+        ax.set_ylim(low, high)
+        ticks = [t for t in steps if low <= t <= high]
+    if len(ticks) > 8:
+        ticks = [t for t in ticks if f"{t:e}"[0] == "1"]
+    ax.set_yticks(ticks)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def handle(look: Look, label: str) -> Line2D:
+    return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, label=label)
+
+
+def legend(fig: Figure, handles: Sequence[Line2D], columns: int | None = None) -> None:
+    """A legend above all axes, where it covers nothing."""
+    fig.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles))
+
+
+def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
+    """The line under a figure: measured or simulated, on what, from which commit."""
+    characters = int(fig.get_figwidth() * 16.5)
+    text = "\n".join(textwrap.wrap(provenance(records, requests), characters, break_long_words=False))
+    fig.supxlabel(text, x=0.01, ha="left", fontsize=7, color=GREY)
+
+
+def provenance(records: Records, requests: pd.DataFrame) -> str:
+    """How the requests came about: ``measured on 2-core X (scale model: each core plays a GPU) · commit abc1234``."""
+    runs = records.runs
+    runs = runs[runs["run_id"].isin(requests["run_id"])] if "run_id" in runs else pd.DataFrame()
+    parts = []
+    for source, rows in requests.groupby("source"):
+        machines = ", ".join(sorted(rows["machine"].dropna().unique())) or "an unnamed machine"
+        mine = runs[runs["run_id"].isin(rows["run_id"])] if len(runs) else runs
+        scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
+        parts.append(f"{source} on {machines}" + " (scale model: each core plays a GPU)" * scaled)
+    commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
+    return "; ".join(parts) + " · commit " + (", ".join(commits) or "unknown")

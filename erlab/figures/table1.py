@@ -1,0 +1,82 @@
+"""Table I: the systems measured, what of the paper each plays, and how many requests it answered."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erlab import metrics, output, selection
+from erlab.figures import style
+from erlab.records import Records
+
+CAPTION = "Table I: the systems, what of the paper each plays, and the requests it was given."
+_FIELDS = ["plays", "title", "precision", "count", "cores", "max_batch_size", "kv_tokens"]
+_SHOWN = {
+    "system": "System",
+    "plays": "In the paper",
+    "title": "Here",
+    "source": "Source",
+    "max_batch_size": "Batch\nlimit",
+    "kv_tokens": "KV\ntokens",
+    "loads": "Users",
+    "requests": "Requests",
+    "failed": "Failed",
+}
+_WIDTHS = [0.55, 1.7, 1.75, 0.75, 0.45, 0.5, 0.55, 0.6, 0.45]
+
+
+def data(records: Records) -> pd.DataFrame:
+    """A row a (paper, system, source): what its runs' descriptions say (NA if they don't), loads, requests, failed."""
+    requests = selection.systems(records)
+    known = requests.assign(**{f: selection.described(records, requests, f) for f in _FIELDS})
+    rows = []
+    for (paper, system, source), mine in known.groupby(["paper", "system", "source"], dropna=False):
+        loads = sorted(mine["users"].unique())
+        rows.append(
+            {"paper": paper, "system": system, "source": source}
+            | {f: _only(mine[f]) for f in _FIELDS}
+            | {"router": bool(mine["cluster"].notna().any())}
+            | {"loads": f"{loads[0]}–{loads[-1]}" if len(loads) > 1 else f"{loads[0]}"}
+            | {"requests": len(mine), "failed": int((~metrics.finished(mine)).sum())}
+        )
+    return pd.DataFrame(rows)
+
+
+def files(records: Records) -> dict[str, str]:
+    """The same table as Markdown."""
+    return {"table1.md": output.markdown(shown(data(records)))}
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns and headings for readers."""
+    return frame[list(_SHOWN)].rename(columns={k: v.replace("\n", " ") for k, v in _SHOWN.items()})
+
+
+@style.context()
+def plot(records: Records) -> Figure:
+    """The table, drawn."""
+    frame = data(records)
+    text = frame[list(_SHOWN)].astype(object).where(frame[list(_SHOWN)].notna(), "–").astype(str)
+    for column in ("plays", "title"):
+        text[column] = text[column].str.replace(", ", "\n", n=1)
+    fig = style.figure(style.DOUBLE, 0.4 + 0.3 * (len(text) + 1))
+    ax = fig.subplots()
+    ax.axis("off")
+    total = sum(_WIDTHS)
+    table = ax.table(text.to_numpy(), colLabels=list(_SHOWN.values()), colWidths=[w / total for w in _WIDTHS],
+                     cellLoc="left", colLoc="left", edges="horizontal", bbox=[0, 0, 1, 1])  # fmt: skip
+    table.auto_set_font_size(False)
+    table.set_fontsize(7)
+    for (row, _), cell in table.get_celld().items():
+        cell.set(linewidth=0.5, edgecolor="#999999")
+        cell.PAD = 0.03
+        if row == 0:
+            cell.set_text_props(weight="bold")
+    style.footer(fig, records, selection.systems(records))
+    return fig
+
+
+def _only(values: pd.Series):
+    """What the runs say, where they agree; several values joined."""
+    found = sorted(values.dropna().unique(), key=str)
+    if len(found) > 1:
+        return ", ".join(map(str, found))
+    return found[0] if found else pd.NA

@@ -1,0 +1,276 @@
+"""The plotted numbers against arithmetic; the pictures for what a printer and a colour-blind reader need."""
+
+import hashlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.text import Text
+
+from erlab import figures, records
+from erlab.errors import ErlabError
+from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+
+MS = 10**6
+
+
+@pytest.fixture(scope="module")
+def study():
+    return synthetic.both(synthetic.make(failing=0.01), synthetic.preliminary())
+
+
+@pytest.fixture(scope="module")
+def two_sources():
+    simulated = synthetic.make(source="simulated", loads=(1, 10, 50, 100, 200))
+    return synthetic.both(synthetic.make(loads=(1, 4, 16)), simulated)
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+    """Each figure of the study by name, laid out."""
+    with style.context():
+        found = {name: module.plot(study) for name, module in figures.FIGURES.items()}
+        for fig in found.values():
+            fig.draw_without_rendering()
+    return found
+
+
+def hand_written(*rows):
+    common = dict(run_id="r", source="measured", status="ok", t_submit=0)
+    return synthetic.from_rows([common | row for row in rows])
+
+
+def test_plotted_medians_are_those_of_the_requests(study):
+    requests = study.requests
+    for system, users in (("A", 4), ("E", 64)):
+        mine = requests[(requests.system == system) & (requests.users == users) & (requests.status == "ok")]
+        times = (mine.t_first - mine.t_submit).to_numpy(float) / 1e9
+        cell = fig4.data(study).query("system == @system and users == @users").iloc[0]
+        assert cell.ttft_median_s == pytest.approx(np.median(times))
+        assert cell.ttft_p95_s == pytest.approx(np.percentile(times, 95))
+
+
+def test_fig5_to_fig7_of_two_requests_by_hand():
+    found = hand_written(
+        dict(system="X", users=2, t_first=100 * MS, t_last=200 * MS, output_tokens=11),
+        dict(system="X", users=2, t_first=100 * MS, t_last=500 * MS, output_tokens=21),
+    )
+    assert fig5.data(found).tpot_median_ms.item() == 15
+    assert fig5.data(found).tpot_q1_ms.item() == 12.5
+    assert fig6.data(found).e2e_median_s.item() == pytest.approx(0.35)
+    assert fig7.data(found).output_throughput.item() == pytest.approx(64)
+
+
+def test_fig2_bars_hold_every_request_and_the_assumed_shares_sum_to_one(study):
+    frame, width = fig2.data(study), fig2.data(study).eval("to_tokens - from_tokens")
+    assert frame.requests.sum() == (~study.requests.system.str.startswith("P-")).sum()
+    assert (frame.density * width).sum() == pytest.approx(1)
+    assert (frame.assumed_density * width).sum() == pytest.approx(1, abs=0.02)
+
+
+def test_fig2_assumed_density_is_the_log_normals():
+    shape = dict(median=40.0, sigma=0.8, minimum=1, maximum=10_000)
+    rng = np.random.default_rng(0)
+    rows = [
+        dict(system="A", users=1, input_tokens=int(n)) for n in np.clip(rng.lognormal(math.log(40), 0.8, 3000), 1, 400)
+    ]
+    found = synthetic.from_rows(
+        [dict(run_id="r", source="measured", status="ok", t_submit=0) | r for r in rows],
+        [dict(run_id="r", workload={"input": shape, "output": shape})],
+    )
+    for row in fig2.data(found).itertuples():
+        x = np.linspace(max(row.from_tokens, 1), row.to_tokens, 2001)
+        density = np.exp(-((np.log(x / 40) / 0.8) ** 2) / 2) / (x * 0.8 * math.sqrt(2 * math.pi))
+        share = (density[:-1] + density[1:]).sum() / 2 * (x[1] - x[0])
+        assert row.assumed_density * (row.to_tokens - row.from_tokens) == pytest.approx(share, rel=1e-3, abs=1e-6)
+
+
+def test_fig2_draws_no_line_where_runs_disagree_or_say_nothing(study):
+    study = records.Records(study.requests, study.runs.assign(workload=None))
+    assert fig2.data(study).assumed_density.isna().all()
+    fig2.plot(study)
+
+
+def test_fig3_shows_the_preliminary_systems_and_the_others_show_none_of_them(study):
+    frame = fig3.data(study)
+    assert set(zip(frame.half, frame.precision, frame.max_batch_size)) == {
+        (h, p, b) for h in ("half", "all") for p in ("float32", "int8") for b in (8, 16, 32)
+    }
+    for module in (fig4, fig5, fig6, fig7, table1):
+        assert set(module.data(study).system) == set("ABCDE")
+    cell = frame.query(
+        "half == 'all' and precision == 'int8' and max_batch_size == 16 and users == 8"
+    ).e2e_median_s.item()
+    mine = study.requests[(study.requests.system == "P-all-int8-b16") & (study.requests.users == 8)]
+    assert cell == pytest.approx(((mine.t_last - mine.t_submit) / 1e9).median())
+
+
+def test_fig1_names_each_clusters_expert_and_counts_its_requests(study):
+    frame = fig1.data(study)
+    routed = study.requests[(study.requests.system == "D")]
+    assert frame.requests.sum() == len(routed)
+    for row in frame.itertuples():
+        assert row.expert == f"D-expert{row.cluster % 2}"
+        assert row.requests == (routed.cluster == row.cluster).sum()
+
+
+def test_table1_counts_requests_and_failures(study):
+    frame = table1.data(study)
+    assert frame.failed.sum() == (study.requests.status != "ok").sum()
+    assert frame.set_index("system").loads["C"] == "1–64"
+    assert table1.files(study)["table1.md"].count("\n") == 2 + 5
+
+
+def test_a_run_whose_system_died_counts_nowhere(study):
+    dead = study.runs.run_id == "measured-B-64-s0"
+    found = records.Records(study.requests, study.runs.assign(invalid=np.where(dead, "replica 0 ended.", None)))
+    assert fig4.data(found).query("system == 'B'").users.max() == 32
+
+
+def test_files_are_pdf_png_csv_and_the_csv_holds_the_plotted_numbers(study, tmp_path):
+    files = figures.save_all(study, tmp_path)
+    expected = {f"{n}.{k}" for n in figures.FIGURES for k in ("pdf", "png", "csv")} | {"fig1_points.csv", "table1.md"}
+    assert {f.name for f in files} == {f.name for f in tmp_path.iterdir()} == expected
+    for name in expected:
+        start = (tmp_path / name).read_bytes()[:5]
+        assert not name.endswith(".pdf") or start == b"%PDF-"
+        assert not name.endswith(".png") or start == b"\x89PNG\r"
+    stored = pd.read_csv(tmp_path / "fig7.csv")
+    assert np.allclose(stored.output_throughput, fig7.data(study).output_throughput.astype(float))
+    for pdf in tmp_path.glob("*.pdf"):
+        content = pdf.read_bytes()
+        assert b"/FontFile2" in content and b"/Type3" not in content, "fonts are embedded as TrueType"
+        assert b"CreationDate" not in content
+
+
+def test_same_records_give_the_same_bytes_in_another_process(tmp_path):
+    code = (
+        "import sys, hashlib, pathlib; sys.path.insert(0, sys.argv[1]); import synthetic; from erlab import figures\n"
+        "files = figures.save_all(synthetic.make('CD', (1, 4)), sys.argv[2], ('fig1', 'fig4', 'table1'))\n"
+        "print([hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files])"
+    )
+    found = synthetic.make("CD", (1, 4))
+    here = figures.save_all(found, tmp_path / "here", ("fig1", "fig4", "table1"))
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(Path(synthetic.__file__).parent), str(tmp_path / "there")],
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    assert there.stdout.strip() == str([hashlib.sha256(f.read_bytes()).hexdigest() for f in here])
+
+
+@pytest.mark.parametrize("name", [*figures.FIGURES, "two sources"])
+def test_text_is_large_enough_inside_the_page_and_free_of_the_legend(name, drawn, two_sources):
+    fig = drawn[name] if name in drawn else fig4.plot(two_sources)
+    with style.context():
+        fig.draw_without_rendering()
+    page = fig.bbox
+    texts = [t for t in fig.findobj(Text) if t.get_text().strip() and t.get_visible() and t not in _off_axis(fig)]
+    assert texts
+    for text in texts:
+        assert text.get_fontsize() >= 7, text
+        box = text.get_window_extent()
+        assert box.x0 >= page.x0 - 1 and box.y0 >= page.y0 - 1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1, text
+    for legend in fig.legends:
+        area = legend.get_window_extent()
+        assert not any(area.overlaps(ax.get_tightbbox()) for ax in fig.axes)
+    for ax in fig.axes:
+        boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
+        assert not any(a.x1 > b.x0 for a, b in zip(boxes, boxes[1:])), "tick labels touch"
+
+
+def _off_axis(fig):
+    """The labels of ticks beyond their axis, which are never drawn."""
+    ticks = [(axis, tick) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_major_ticks()]
+    beyond = [
+        t for axis, t in ticks if not min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())
+    ]
+    return {label for tick in beyond for label in (tick.label1, tick.label2)}
+
+
+def test_a_system_keeps_its_colour_in_every_figure(drawn):
+    found = {
+        name: {t.get_text()[0]: h.get_color() for t, h in zip(fig.legends[0].get_texts(), fig.legends[0].get_lines())}
+        for name in ("fig4", "fig5", "fig6", "fig7")
+        for fig in [drawn[name]]
+    }
+    assert all(colors == found["fig4"] for colors in found.values())
+    assert len(set(found["fig4"].values())) == 5
+    alone = fig7.plot(synthetic.make("D", (1, 2))).legends[0].get_lines()[0]
+    assert alone.get_color() == found["fig4"]["D"]
+
+
+def test_other_systems_get_looks_of_their_own():
+    looks = style.looks(["A", "mine", "yours", "D"])
+    assert len({look.color for look in looks.values()}) == 4
+
+
+def test_every_figure_says_what_it_comes_from(drawn):
+    for name, fig in drawn.items():
+        line = fig._supxlabel.get_text().replace("\n", " ")
+        assert re.fullmatch(
+            r"measured on 2-core AMD EPYC \(scale model: each core plays a GPU\) · commit abc1234", line
+        ), name
+
+
+def test_measured_and_simulated_stand_in_panels_of_their_own(two_sources):
+    for module in (fig4, fig5, fig6, fig7):
+        fig = module.plot(two_sources)
+        assert [ax.get_title() for ax in fig.axes] == ["measured (paper v2)", "simulated (paper v2)"]
+    assert style.provenance(two_sources, two_sources.requests).startswith(
+        "measured on 2-core AMD EPYC (scale model: each core plays a GPU); simulated on 8 H100"
+    )
+
+
+def test_records_written_by_hand_make_figures_2_to_7(tmp_path):
+    found = synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary())
+    needed = [
+        "run_id",
+        "system",
+        "source",
+        "users",
+        "status",
+        "t_submit",
+        "t_first",
+        "t_last",
+        "output_tokens",
+        "input_tokens",
+    ]
+    found.requests[needed].to_parquet(tmp_path / "mine.parquet")
+    found = records.read(tmp_path / "mine.parquet")
+    assert figures.missing(found) == {"fig1": "No run describes its router (router_summary)."}
+    files = {f.name for f in figures.save_all(found, tmp_path / "figures")}
+    assert {f"fig{i}.png" for i in range(2, 8)} <= files and "fig1.png" not in files
+    assert "commit unknown" in fig4.plot(found)._supxlabel.get_text().replace("\n", " ")
+
+
+def test_what_is_missing_is_told_and_the_rest_is_drawn():
+    dead = hand_written(dict(system="A", users=1, status="lost"))
+    reasons = figures.missing(dead)
+    assert set(reasons) == set(figures.FIGURES) - {"table1"}
+    assert "preliminary" in reasons["fig3"] and "input_tokens" in reasons["fig2"]
+
+
+def test_one_load_and_equal_values_still_have_an_axis():
+    found = hand_written(dict(system="A", users=3, t_first=30 * MS, t_last=150 * MS, output_tokens=7, input_tokens=5))
+    for module in (fig2, fig4, fig5, fig6, fig7):
+        fig = module.plot(found)
+        assert len(fig.axes[0].get_yticks()) >= 2
+
+
+def test_an_unknown_figure_is_refused_by_name(tmp_path):
+    with pytest.raises(ErlabError, match="'only' parameter of save_all must name figures of fig1, .*Got 'fig9'"):
+        figures.save_all(synthetic.make("A", (1,)), tmp_path, ["fig9"])
+
+
+def test_figures_are_kept_open_nowhere(study):
+    import matplotlib.pyplot as plt
+
+    fig7.plot(study)
+    assert plt.get_fignums() == []

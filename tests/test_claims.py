@@ -1,0 +1,173 @@
+"""Each verdict flips when the numbers it rests on cross the stated tolerance; absent records are said, not judged."""
+
+import pandas as pd
+import pytest
+import synthetic
+
+from erlab import claims, paper
+from erlab.claims import FAILS, HOLDS, NOT_RUNNABLE
+
+MS = 10**6
+LOADS = (1, 4, 16)
+
+
+def study(cells, loads=LOADS, source="measured", paper="v2"):
+    """One request a (system, load): `cells` maps a system to numbers, or to a function of the load that gives them.
+
+    ttft and routing are ms, tpot is ms a token; 11 tokens a request, so a request takes ttft + 10 tpot.
+    """
+    rows = []
+    for system, numbers in cells.items():
+        for users in loads:
+            n = dict(ttft=100, tpot=10, tokens=11, status="ok", routing=1.0 if system in "DE" else None)
+            n |= numbers(users) if callable(numbers) else numbers
+            routed = n["routing"]
+            first = round(n["ttft"] * MS)
+            rows.append(
+                dict(
+                    run_id=f"{source}{system}{users}",
+                    paper=paper,
+                    system=system,
+                    source=source,
+                    users=users,
+                    machine="a machine",
+                    t_submit=0,
+                    t_first=first,
+                    t_last=first + round(n["tpot"] * 10 * MS),
+                    output_tokens=n["tokens"],
+                    status=n["status"],
+                    t_routed=None if routed is None else round(routed * MS),
+                    cluster=None if routed is None else 0,
+                )  # fmt: skip
+            )
+    return synthetic.from_rows(rows)
+
+
+def row(found, claim):
+    table = claims.ledger(found)
+    return table[table["id"] == claim].iloc[0]
+
+
+def base(**changes):
+    """All five systems with the same numbers, but for `changes`."""
+    return {"A": {}, "B": {}, "C": {}, "D": {}, "E": {}} | changes
+
+
+CASES = [
+    ("v2-ttft-baselines", base(D=dict(ttft=101)), HOLDS),
+    ("v2-ttft-baselines", base(D=dict(ttft=101), B=dict(ttft=102)), FAILS),
+    ("v2-ttft-baselines", base(D=lambda n: dict(ttft=101 if n > 1 else 50)), HOLDS),  # 2 of 3 loads
+    ("v2-ttft-baselines", base(D=lambda n: dict(ttft=101 if n > 4 else 50)), FAILS),  # 1 of 3
+    ("v2-ttft-8b", base(E=dict(ttft=149)), HOLDS),
+    ("v2-ttft-8b", base(E=dict(ttft=151)), FAILS),
+    ("v2-ttft-8b", base(E=dict(ttft=67)), HOLDS),
+    ("v2-ttft-8b", base(E=dict(ttft=66)), FAILS),
+    ("v2-ttft-overhead", base(D=dict(ttft=101), E=dict(ttft=101)), HOLDS),
+    ("v2-ttft-overhead", base(D=dict(ttft=101), E=dict(ttft=99)), FAILS),
+    ("v2-ttft-overhead", base(D=dict(ttft=101), E=dict(ttft=101), C=dict(ttft=105)), FAILS),
+    ("v2-tpot-8b", base(E=dict(tpot=9)), HOLDS),
+    ("v2-tpot-8b", base(E=dict(tpot=9), D=dict(tpot=8)), FAILS),
+    ("v2-tpot-comm", base(C=dict(tpot=11)), HOLDS),
+    ("v2-tpot-comm", base(C=dict(tpot=11), A=dict(tpot=12)), FAILS),
+    ("v2-overhead-minimal", base(D=dict(ttft=200, routing=4.9), E=dict(ttft=100, routing=4.9)), HOLDS),
+    ("v2-overhead-minimal", base(D=dict(ttft=200, routing=5.1), E=dict(ttft=100, routing=5.1)), FAILS),  # > 5 %
+    ("v2-overhead-minimal", base(D=dict(ttft=145, routing=4.9), E=dict(ttft=100, routing=4.9)), FAILS),  # spread 9.2
+    ("v2-70b-moderate", base(D=lambda n: dict(tpot=10 * (1 if n == 1 else 1.9), tokens=11 * n)), HOLDS),
+    ("v2-70b-moderate", base(D=lambda n: dict(tpot=10 * (1 if n == 1 else 3.1), tokens=11 * n)), FAILS),  # slower
+    ("v2-70b-moderate", base(D=lambda n: dict(tokens=11 if n != 4 else 9)), FAILS),  # fewer tokens in the same time
+    ("v2-70b-moderate", base(D=lambda n: dict(tokens=11 if n < 16 else 2)), HOLDS),  # 16 is past the middle
+    ("v2-8b-wide", base(A=lambda n: dict(tokens=11 if n < 16 else 5), B=dict(tokens=5), C=dict(tokens=5)), HOLDS),
+    ("v2-8b-wide", base(B=dict(tokens=5), C=dict(tokens=5)), FAILS),  # A is as competitive
+    ("v2-8b-wide", base(E=dict(tokens=5), B=dict(tokens=5), C=dict(tokens=5)), FAILS),
+]
+
+
+@pytest.mark.parametrize("claim, cells, verdict", CASES)
+def test_verdicts_follow_the_numbers(claim, cells, verdict):
+    found = row(study(cells), claim)
+    assert found.verdict == verdict, found.value
+    assert found.basis == "measured on a machine" and found.value
+
+
+V1 = {"TP8": {}, "70B-INT8": {}, "13B-FP16": {}, "13B-FP8": {}}
+
+
+@pytest.mark.parametrize(
+    "changes, throughput, size",
+    [
+        ({s: lambda n: dict(tokens=100 if n < 16 else 120) for s in V1 if s != "TP8"}, HOLDS, HOLDS),
+        ({s: dict(tokens=99) for s in V1 if s != "TP8"}, FAILS, HOLDS),  # never above TP8
+        ({s: lambda n: dict(tokens=79 if n < 16 else 120) for s in V1 if s != "TP8"}, FAILS, HOLDS),
+        ({"70B-INT8": dict(tokens=101), "13B-FP16": dict(tokens=113), "13B-FP8": dict(tokens=101)}, HOLDS, FAILS),
+        ({"70B-INT8": dict(tokens=101), "13B-FP16": dict(tokens=112), "13B-FP8": dict(tokens=101)}, HOLDS, HOLDS),
+    ],
+)
+def test_verdicts_on_version_1(changes, throughput, size):
+    cells = {s: changes.get(s, dict(tokens=100)) for s in V1}
+    found = study(cells, paper="v1")
+    assert row(found, "v1-throughput").verdict == throughput
+    assert row(found, "v1-size").verdict == size
+
+
+def test_the_ledger_has_every_claim_of_the_paper_once():
+    found = claims.ledger(synthetic.make(loads=(1, 4, 16)))
+    assert list(found["id"]) == [c.id for c in paper.CLAIMS] == list(claims.CHECKS)
+    assert list(found.columns) == claims.COLUMNS
+    assert set(found[found["paper"] == "v1"]["verdict"]) == {NOT_RUNNABLE}
+
+
+def test_the_value_is_what_the_words_say():
+    found = row(study(base(D=dict(ttft=200))), "v2-ttft-baselines")
+    assert found.value.startswith("A below D at 3 of 3 loads (mean ratio 0.50); B below D")
+    assert found.rows == 4 * 3
+
+
+def test_absent_systems_and_loads_are_named():
+    assert row(study({"A": {}, "B": {}}), "v2-ttft-baselines").reason == "no finished measured requests of C, D"
+    assert row(study(base(), loads=(1, 2)), "v2-70b-moderate").reason == "measured: needs 3 loads that D share, has 2"
+    apart = synthetic.both(study({s: {} for s in "AB"}, loads=(1,)), study({"C": {}}, loads=(2,)))
+    assert "loads that A, B, C share" in row(apart, "v2-tpot-comm").reason
+    assert row(study({"D": dict(routing=None), "E": {}}), "v2-overhead-minimal").reason.startswith(
+        "measured: routing_median_ms is unknown"
+    )
+    assert set(claims.ledger(synthetic.preliminary(loads=(1,)))["verdict"]) == {NOT_RUNNABLE}
+
+
+def test_only_loads_that_all_systems_have_are_compared():
+    found = synthetic.both(study(base(D=dict(ttft=101))), study({"D": dict(ttft=1)}, loads=(64, 128, 256, 512)))
+    assert row(found, "v2-ttft-baselines").verdict == HOLDS
+
+
+def test_failed_requests_are_told_and_an_all_failed_system_is_not_runnable():
+    lost = {"A": {}, "B": {}, "C": dict(status="lost"), "D": {}}
+    assert row(study(lost), "v2-ttft-baselines").reason == "no finished measured requests of C"
+    found = synthetic.both(study(base()), study({"D": dict(status="lost")}))
+    assert "3 of 15 requests failed" in row(found, "v2-ttft-baselines").value
+
+
+def test_measured_and_simulated_are_judged_apart():
+    simulated = study(base(D=dict(ttft=101)), source="simulated")
+    found = claims.ledger(synthetic.both(study(base()), simulated)).query("id == 'v2-ttft-baselines'")
+    assert list(zip(found.basis, found.verdict)) == [
+        ("measured on a machine", FAILS),
+        ("simulated on a machine", HOLDS),
+    ]
+
+
+def test_a_source_that_cannot_test_a_claim_gives_way_to_one_that_can():
+    found = synthetic.both(study({"A": {}}, source="measured"), study(base(D=dict(ttft=101)), source="simulated"))
+    assert claims.ledger(found).query("id == 'v2-ttft-baselines'").verdict.tolist() == [HOLDS]
+
+
+def test_saved_ledger_reads_back(tmp_path):
+    found = claims.ledger(study(base()))
+    markdown, table = claims.save(found, tmp_path)
+    assert list(pd.read_csv(table)["verdict"]) == list(found["verdict"])
+    lines = markdown.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("| v")]) == len(found)
+
+
+def test_records_that_name_no_version_are_judged_by_their_systems():
+    found = synthetic.both(study(base(D=dict(ttft=101)), paper=None), study(V1, paper=None))
+    assert row(found, "v2-ttft-baselines").verdict == HOLDS
+    assert row(found, "v1-size").verdict == HOLDS

@@ -1,0 +1,188 @@
+"""report.html: one self-contained page that shows a study's verdicts, figures, systems and where all came from.
+
+from erlab import claims, records, report
+found = records.read("data/results/laptop/records")
+report.build("data/results/laptop", found, "figures", claims.ledger(found), manifest)
+"""
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from erlab import figures, metrics, output, paper, profiles, selection
+from erlab.claims import HOLDS, NOT_RUNNABLE
+from erlab.errors import ErlabError
+from erlab.figures import fig1, style, table1
+from erlab.records import Records
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_SUMMARY = {
+    "system": "System",
+    "source": "Source",
+    "users": "Users",
+    "requests": "Requests",
+    "failed": "Failed",
+    "ttft_median_s": "TTFT median (s)",
+    "ttft_p95_s": "TTFT p95 (s)",
+    "tpot_median_ms": "TPOT median (ms)",
+    "e2e_median_s": "Response median (s)",
+    "e2e_p95_s": "Response p95 (s)",
+    "routing_median_ms": "Gateway's decision (ms)",
+    "output_throughput": "Output tokens/s",
+    "request_throughput": "Requests/s",
+}
+_CLUSTERS = {
+    "cluster": "Cluster",
+    "share": "Share of prompts",
+    "top_domain": "Most from",
+    "purity": "Purity",
+    "terms": "Terms",
+}
+
+
+def build(
+    folder: str | Path, records: Records, figures_folder: str | Path, ledger: pd.DataFrame, manifest: Mapping
+) -> Path:
+    """Write report.html into `folder` and return its path.
+
+    `figures_folder` holds what `figures.save_all` wrote from the same records; `ledger` is `claims.ledger`'s;
+    `manifest` is shown as it is (`erlab.manifest.manifest`), its "command" as the way to get it all again.
+    Links are relative, to what lies in `folder` and `figures_folder` now. A part without records says what is missing.
+    """
+    folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        requests = selection.systems(records)
+    except ErlabError:
+        requests = records.requests.iloc[:0]
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        titles=paper.TITLE,
+        arxiv=paper.ARXIV,
+        provenance=style.provenance(records, records.requests),
+        profiles=_profiles(records),
+        facts=_facts(records),
+        died=selection.died(records),
+        counts=ledger["verdict"].value_counts().to_dict(),
+        claims=ledger.astype(object).where(ledger.notna(), None).to_dict("records"),
+        chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
+        figures=_figures(records, figures_folder, folder),
+        systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
+        clusters=_clusters(records),
+        summary=_table(metrics.summarise(requests)[list(_SUMMARY)].rename(columns=_SUMMARY)) if len(requests) else None,
+        assumptions=_assumptions(records),
+        links=_links(folder, figures_folder),
+        manifest=manifest,
+    )
+    return output.save(folder / "report.html", page)
+
+
+def _profiles(records: Records) -> list[str]:
+    """What the profiles of the runs are, in words."""
+    names = sorted(records.runs["profile"].dropna().unique()) if "profile" in records.runs else []
+    return [f"{n}: {profiles.PROFILES[n].description}" if n in profiles.PROFILES else n for n in names]
+
+
+def _facts(records: Records) -> dict[str, str]:
+    """What was run, in numbers."""
+    requests, runs = records.requests, records.runs
+    loads = sorted(requests["users"].unique())
+    failed = int((~metrics.finished(requests)).sum())
+    facts = {
+        "Requests": f"{len(requests):,}, of which {failed:,} failed",
+        "Runs": f"{requests['run_id'].nunique():,} of {requests['system'].nunique()} systems",
+        "Concurrent users": ", ".join(map(str, loads)),
+        "Sources": ", ".join(f"{n:,} requests {source}" for source, n in requests["source"].value_counts().items()),
+        "Machines": ", ".join(sorted(requests["machine"].dropna().unique())) or "unknown",
+    }
+    if "seconds" in runs and len(runs):
+        facts["Time of the runs"] = f"{runs['seconds'].sum() / 60:.1f} min, first started {runs['started'].min()}"
+    return facts
+
+
+def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]:
+    """Each figure but Table I: name, heading, caption, and its picture as a data URI or why it is missing."""
+    absent = figures.missing(records)
+    found = []
+    for name, module in figures.FIGURES.items():
+        if name == "table1":
+            continue
+        picture, reason = figures_folder / f"{name}.png", absent.get(name)
+        if not reason and not picture.is_file():
+            reason = f"{picture.name} is not in the folder of figures."
+        found.append(
+            {
+                "name": name,
+                "title": f"Fig. {name.removeprefix('fig')}",
+                "caption": module.CAPTION,
+                "reason": reason,
+                "image": None if reason else _data_uri(picture),
+                "wide": not reason and _width(picture) > style.COLUMN * style.DPI,
+                "files": [] if reason else _relative(figures_folder.glob(f"{name}[._]*"), folder),
+            }
+        )
+    return found
+
+
+def _clusters(records: Records) -> dict | None:
+    """The clusters of Fig. 1 with the experts that served them."""
+    try:
+        frame = fig1.data(records)
+    except ErlabError:
+        return None
+    experts = frame.dropna(subset="expert").groupby("cluster")["expert"].agg(", ".join)
+    frame = frame.drop_duplicates("cluster")
+    frame = frame.assign(share=frame["share"].map("{:.1%}".format), purity=frame["purity"].map("{:.2f}".format))
+    shown = frame[list(_CLUSTERS)].rename(columns=_CLUSTERS)
+    return _table(shown.assign(**{"Served by": frame["cluster"].map(experts)}))
+
+
+def _assumptions(records: Records) -> list[tuple[str, paper.Assumption]]:
+    """The assumptions of the paper's versions that the records are about, with the version."""
+    versions = sorted(set(records.requests["paper"].dropna()) & set(paper.ASSUMPTIONS))
+    return [(v, assumption) for v in versions for assumption in paper.ASSUMPTIONS[v]]
+
+
+def _table(frame: pd.DataFrame) -> dict:
+    """A frame as text: `columns`, and `rows` of (text, whether it is a number)."""
+    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
+    return {"columns": list(frame.columns), "rows": rows}
+
+
+def _text(value) -> tuple[str, bool]:
+    if pd.isna(value):
+        return "–", False
+    if isinstance(value, float):
+        return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"), True
+    return str(value), not isinstance(value, str)
+
+
+def _links(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What lies beside the report: heading -> (name, relative address)."""
+    sought = {
+        "Executed notebooks": folder.glob("notebooks/*.html"),
+        "Request records": folder.glob("records/**/*.parquet"),
+        "Plotted numbers": figures_folder.glob("*.csv"),
+        "Claims and manifest": [
+            folder / n for n in ("claims.md", "claims.csv", "manifest.json") if (folder / n).is_file()
+        ],
+    }
+    return {heading: links for heading, paths in sought.items() if (links := _relative(paths, folder))}
+
+
+def _relative(paths, folder: Path) -> list[tuple[str, str]]:
+    return [(p.name, Path(os.path.relpath(p, folder)).as_posix()) for p in sorted(paths)]
+
+
+def _width(picture: Path) -> int:
+    """A PNG's width in pixels, from its header."""
+    return int.from_bytes(picture.read_bytes()[16:20], "big")
+
+
+def _data_uri(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()

@@ -1,0 +1,134 @@
+"""The report is one file that needs nothing else, tells measured from simulated, and trusts no text it shows."""
+
+import base64
+import time
+from html.parser import HTMLParser
+
+import pytest
+import synthetic
+
+from erlab import claims, figures, report
+
+MANIFEST = {
+    "command": "erlab reproduce --seed 7",
+    "commit": None,
+    "packages": {"erlab": "0.1.0"},
+    "inputs": {"a.jsonl": "ab" * 32},
+    "steps": [{"name": "00_environment", "seconds": 1.5}],
+    "gpus": [],
+}
+
+
+class Page(HTMLParser):
+    """What a browser would fetch and show: images, links, anchors, text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.links, self.ids, self.tags, self.text = [], [], set(), [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids |= {attrs["id"]} if "id" in attrs else set()
+        if tag == "img":
+            self.images.append(attrs["src"])
+        if tag == "a":
+            self.links.append(attrs["href"])
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study():
+    simulated = synthetic.make("AD", (1, 100), source="simulated")
+    return synthetic.both(
+        synthetic.make(loads=(1, 4, 16), failing=0.02), synthetic.preliminary(loads=(1, 8)), simulated
+    )
+
+
+@pytest.fixture(scope="module")
+def built(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    results, pictures = folder / "results", folder / "figures"
+    figures.save_all(study, pictures)
+    for name in ("notebooks/00_environment.html", "records/baselines/A-0001users.parquet", "manifest.json"):
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).touch()
+    start = time.process_time()
+    path = report.build(results, study, pictures, claims.ledger(study), MANIFEST)
+    assert time.process_time() - start < 10
+    return path
+
+
+def test_all_pictures_are_inside_and_nothing_is_fetched(built):
+    page = Page(built)
+    assert len(page.images) == 7
+    for image in page.images:
+        kind, _, content = image.partition(",")
+        assert kind == "data:image/png;base64" and base64.b64decode(content).startswith(b"\x89PNG")
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "url(" not in built.read_text()
+
+
+def test_every_link_leads_somewhere(built):
+    page = Page(built)
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("https://arxiv.org/abs/"):
+            assert not link.startswith("/") and (built.parent / link).is_file(), link
+    assert {"notebooks/00_environment.html", "records/baselines/A-0001users.parquet", "manifest.json"} <= set(
+        page.links
+    )
+    assert {f"../figures/fig{i}.csv" for i in range(1, 8)} <= set(page.links)
+
+
+def test_it_says_what_was_found_on_what(built, study):
+    text = " ".join(Page(built).text.split())
+    for claim in claims.ledger(study).itertuples():
+        assert claim.statement in text
+        assert (claim.reason if claim.verdict == claims.NOT_RUNNABLE else claim.value) in text
+    failed = (study.requests.status != "ok").sum()
+    assert f"of which {failed} failed" in text and failed
+    assert "measured on 2-core AMD EPYC (scale model: each core plays a GPU); simulated on 8 H100" in text
+    assert "erlab reproduce --seed 7" in text and "ab" * 32 in text
+    assert "log-normal, median 190" in text  # an assumption
+    assert "account, please, explain" in text  # a cluster's terms
+
+
+def test_texts_from_outside_are_shown_not_run(study, tmp_path):
+    hostile = "<script>alert(1)</script>"
+    runs = study.runs.assign(title=hostile)
+    path = report.build(
+        tmp_path, type(study)(study.requests, runs), tmp_path, claims.ledger(study), {"command": hostile}
+    )
+    assert "script" not in Page(path).tags and hostile in Page(path).text
+
+
+def test_missing_parts_are_said(tmp_path):
+    found = synthetic.make("C", (1,))
+    path = report.build(tmp_path, found, tmp_path / "none", claims.ledger(found), {})
+    text = " ".join(Page(path).text.split())
+    assert "Not drawn: No run describes its router" in text
+    assert "Not drawn: fig4.png is not in the folder of figures." in text
+    assert "not runnable here" in text
+
+
+def test_a_figure_the_records_cannot_make_is_not_taken_from_an_older_run(study, tmp_path):
+    figures.save_all(study, tmp_path, ["fig3"])
+    found = synthetic.make("C", (1,))
+    assert not Page(report.build(tmp_path, found, tmp_path, claims.ledger(found), {})).images
+
+
+def test_a_failed_write_leaves_the_older_report(study, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("older")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("erlab.output.os.replace", full)
+    with pytest.raises(OSError):
+        report.build(tmp_path, study, tmp_path, claims.ledger(study), {})
+    assert [f.name for f in tmp_path.iterdir()] == ["report.html"] and (tmp_path / "report.html").read_text() == "older"

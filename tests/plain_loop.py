@@ -16,8 +16,8 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
     """
     block, evicts = batching.block_tokens, batching.policy == "max_utilization"
     pool = pool_tokens // block
-    for r in requests:
-        r.update(todo=r["prompt"], done=0, cached=0, first=None, last=None)
+    for i, r in enumerate(requests):
+        r.update(index=i, todo=r["prompt"], done=0, cached=0, first=None, last=None)
     waiting, running, partial = [], [], None  # requests; `running` in the order they started
     now = 0
 
@@ -30,24 +30,15 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
             return sum(blocks(r["prompt"] + r["output"]) for r in started)
         return sum(blocks(r["cached"]) for r in running) + (blocks(partial["todo"]) if partial else 0)
 
-    def arrivals():
-        found = []
-        for i, r in enumerate(requests):
-            at = r["at"] if not isinstance(r["at"], tuple) else requests[r["at"][1]]["last"]
-            if at is not None and "seen" not in r:
-                found.append((at, i))
-        return sorted(found)
-
+    due = sorted((r["at"], i) for i, r in enumerate(requests) if not isinstance(r["at"], tuple))
+    follows = {r["at"][1]: i for i, r in enumerate(requests) if isinstance(r["at"], tuple)}
     while True:
-        due = arrivals()
         if not waiting and not running and partial is None:
             if not due:
                 return requests
             now = max(now, due[0][0])
-        for at, i in due:
-            if at <= now:
-                requests[i]["seen"] = True
-                waiting.append(requests[i])
+        while due and due[0][0] <= now:
+            waiting.append(requests[due.pop(0)[1]])
         growth = lambda: sum(blocks(r["cached"] + 1) - blocks(r["cached"]) for r in running)  # noqa: E731
         evicted = False
         while evicts and pool - held() < growth():
@@ -99,4 +90,8 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
                 r["first"] = now
             if r["done"] == r["output"]:
                 r["last"] = now
+        for r in running + ended:
+            if r["last"] is not None and r["index"] in follows:
+                due.append((now, follows[r["index"]]))
+        due.sort()
         running = [r for r in running + ended if r["last"] is None]

@@ -18,8 +18,9 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from operator import add
 
-from erlab.simulation.steptimes import StepTimes
+from erlab.simulation.steptimes import MAX_TOKENS, StepTimes
 from erlab.spec import require
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")
@@ -35,7 +36,8 @@ class Batching:
     block_tokens: int = 64
 
     def __post_init__(self):
-        require(self.max_num_tokens >= 1, "max_num_tokens", "Batching", "be at least 1", self.max_num_tokens)
+        allowed = f"be 1 to {MAX_TOKENS}, what step times are known for"
+        require(1 <= self.max_num_tokens <= MAX_TOKENS, "max_num_tokens", "Batching", allowed, self.max_num_tokens)
         require(self.block_tokens >= 1, "block_tokens", "Batching", "be at least 1", self.block_tokens)
         require(self.policy in POLICIES, "policy", "Batching", f"be one of {', '.join(POLICIES)}", self.policy)
 
@@ -43,17 +45,19 @@ class Batching:
 @dataclass
 class Requests:
     """All requests of a run as columns: tokens in and out (lists that eviction rewrites), and what happened, in ns;
-    -1 until it does."""
+    -1 until it does. `widest` is the longest prompt, `longest` the most tokens of any request."""
 
     prompt: list[int]
     output: list[int]
     first: array
     last: array
+    widest: int
+    longest: int
 
     @classmethod
     def of(cls, prompt: list[int], output: list[int]) -> "Requests":
         unset = array("q", [-1]) * len(prompt)
-        return cls(list(prompt), list(output), unset, unset[:])
+        return cls(list(prompt), list(output), unset, unset[:], max(prompt), max(map(add, prompt, output)))
 
 
 class Engine:
@@ -61,7 +65,7 @@ class Engine:
     says when it ends, `finish` applies it and names the requests that got their last token."""
 
     def __init__(self, times: StepTimes, requests: Requests, batching: Batching, max_batch_size: int, pool_tokens: int):
-        longest = max(map(sum, zip(requests.prompt, requests.output)), default=0)
+        longest = requests.longest
         blocks = pool_tokens // batching.block_tokens
         require(max_batch_size >= 1, "max_batch_size", "Engine", "be at least 1", max_batch_size)
         limit = f"be at most {times.longest}, the longest context of the step times"
@@ -73,7 +77,7 @@ class Engine:
             roomy = batching.max_num_tokens > max_batch_size
             require(roomy, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
         else:
-            widest, what = max(requests.prompt, default=0), "the longest prompt"
+            widest, what = requests.widest, "the longest prompt"
             if batching.policy == "max_utilization":
                 widest, what = longest - 1, "the longest prompt and the answer so far, which an evicted request reads"
             allowed = f"be at least {widest}, {what}, without chunked context"
@@ -171,14 +175,14 @@ class Engine:
             left = end - self._iteration
             done = self._requests.output[request] - left
             held = self._requests.prompt[request] + done - 1
-            self._forget(request, held, end)
+            self._forget(request, held)
             self._requests.prompt[request] += done
             self._requests.output[request] = left
             self.queue.appendleft(request)
             evicted = True
         return evicted
 
-    def _forget(self, request: int, held: int, end: int) -> None:
+    def _forget(self, request: int, held: int) -> None:
         """Give back a sequence's blocks and its part of the sums; it holds `held` tokens."""
         self.running -= 1
         self.context -= held
@@ -218,7 +222,8 @@ class Engine:
             taken = min(length, budget)
             prompts, tokens, budget, sequences = prompts + 1, tokens + taken, budget - taken, sequences + 1
             self._split(request, taken)
-        self.least_free = min(self.least_free, self.free)
+        if self.free < self.least_free:
+            self.least_free = self.free
         return prompts, tokens, begun
 
     def _split(self, request: int, cached: int) -> None:
@@ -245,21 +250,22 @@ class Engine:
             end, request = heappop(ends)
             if active.get(request) == end:
                 del active[request]
-                self._forget(request, requests.prompt[request] + requests.output[request] - 1, end)
+                self._forget(request, requests.prompt[request] + requests.output[request] - 1)
                 done.append(request)
+        prompts, outputs, first, iteration = requests.prompt, requests.output, requests.first, self._iteration
         for request in self._prefilled:
-            if requests.first[request] < 0:
-                requests.first[request] = now
-            held, output = requests.prompt[request], requests.output[request]
+            if first[request] < 0:
+                first[request] = now
+            held, output = prompts[request], outputs[request]
             self.running += 1
             self.context += held
             if self._evicts:
-                self._grows[(self._iteration - held) % self._block] += 1
+                self._grows[(iteration - held) % self._block] += 1
             if output == 1:
-                self._forget(request, held, self._iteration)
+                self._forget(request, held)
                 done.append(request)
             else:
-                active[request] = end = self._iteration + output - 1
+                active[request] = end = iteration + output - 1
                 heappush(ends, (end, request))
         self._prefilled.clear()
         self.end = None

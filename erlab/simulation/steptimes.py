@@ -21,6 +21,7 @@ import numpy as np
 from erlab.simulation.components import BATCHES, CHUNKS, CONTEXTS, LENGTHS, PREFIXES, PROMPTS, TOKENS, Components
 
 NS = 1_000_000_000
+MAX_TOKENS = int(TOKENS[-1])  # that one iteration can have
 
 
 class StepTimes:
@@ -45,14 +46,9 @@ class StepTimes:
         self._rows: dict[int, array] = {}
         self._attention: dict[int, list[float]] = {}
         self._prefix: dict[tuple[int, int], float] = {}
-        top = TOKENS[-1]
-        self._body = (np.interp(np.arange(top + 1), TOKENS, parts.body) * NS).tolist()
-        self._body_slope = self._body[top] / top
+        self._body = (np.interp(np.arange(MAX_TOKENS + 1), TOKENS, parts.body) * NS).tolist()
         self._logits = (np.interp(np.arange(BATCHES[-1] + 1), BATCHES, parts.logits) * NS).tolist()
-
-    def body(self, tokens: int) -> float:
-        """Everything that depends on the number of tokens only, ns; in proportion beyond the table."""
-        return self._body[tokens] if tokens < len(self._body) else self._body_slope * tokens
+        self._idle = [0.0, *map(float.__add__, self._body[1 : len(self._logits)], self._logits[1:])]  # of decoding alone
 
     def row(self, batch: int) -> array:
         """Running sum: ``row[c + k] - row[c]`` ns are `k` decode iterations that start at mean context `c`."""
@@ -67,7 +63,7 @@ class StepTimes:
         share = 0.0 if high == low else (batch - BATCHES[low]) / (BATCHES[high] - BATCHES[low])
         attention = (1 - share) * self._parts.decode[low] + share * self._parts.decode[high]
         steps = np.interp(np.arange(self.longest + 1), CONTEXTS, attention) * NS
-        steps += self.body(batch) + self._logits[batch]
+        steps += self._idle[batch]
         steps *= self._decode_factor
         return array("q", np.r_[0, np.cumsum(np.rint(steps).astype(np.int64))].tobytes())
 
@@ -86,22 +82,17 @@ class StepTimes:
         if rows is None:
             rows = self._attention[prompts] = self._prefill_row(prompts)
         mean = tokens // prompts
-        extra = self.body(batch + tokens) + self._logits[batch + finished]
-        extra += rows[mean] if mean < len(rows) else rows[-1] * (mean / (len(rows) - 1)) ** 2
+        extra = self._body[batch + tokens] + self._logits[batch + finished] - self._idle[batch] + rows[mean]
         if begun:
             extra += self._cached(mean, begun)
-        alone = 0
-        if batch:
-            extra -= self.body(batch) + self._logits[batch]
-            alone = self.decode(batch, context)
-        return alone + round(self._prefill_factor * extra + self._overhead)
+        prefill = round(self._prefill_factor * extra + self._overhead)
+        return prefill + self.decode(batch, context) if batch else prefill
 
     def _prefill_row(self, prompts: int) -> list[float]:
         """ns of the attention of so many prompts by their mean length; beyond the table each prompt costs the same."""
         counted = min(prompts, int(PROMPTS[-1]))
         surface = [np.interp(counted, PROMPTS, column) for column in self._parts.prefill.T]
-        longest = int(LENGTHS[-1]) if prompts == 1 else max(2, int(LENGTHS[-1]) // prompts)
-        grid = np.interp(np.arange(longest + 1), LENGTHS, surface)
+        grid = np.interp(np.arange(MAX_TOKENS // prompts + 1), LENGTHS, surface)
         return (grid * (prompts / counted) * NS).tolist()
 
     def _cached(self, chunk: int, prefix: int) -> float:

@@ -1,0 +1,97 @@
+"""How fast the simulation is: against a plain loop in the same run, and against the project's stated times."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from plain_loop import plain_run
+
+from erlab import paper
+from erlab.simulation import Setup, closed_loop, events, simulate, sweep
+from erlab.simulation.engine import Engine, Requests
+from erlab.simulation.system import loop, step_times
+
+SETUP = Setup(steps="roofline", era=(1.5, 1.5))  # as slow as measured kernels, without asking for them
+E = paper.SYSTEMS["v2"]["E"]
+
+
+def best(run, times=5, clock=time.perf_counter):
+    spent = []
+    for _ in range(times):
+        start = clock()
+        run()
+        spent.append(clock() - start)
+    return min(spent)
+
+
+def test_twenty_times_the_plain_loop(record_property):
+    """The paper's workload on one engine, geometric mean over loads; both give the same times to the nanosecond."""
+    times, pool, expert = step_times(E.expert, SETUP), SETUP.pool(E.expert), E.expert
+    ratios = []
+    for users in (1, 16, 64, 256):
+        load = closed_loop(paper.WORKLOAD, users)
+        lengths = load.input_tokens.tolist(), load.output_tokens.tolist()
+        asked = [
+            dict(at=("after", i - 1) if turn else 0, prompt=p, output=o)
+            for i, (turn, p, o) in enumerate(zip(load.turn.tolist(), *lengths))
+        ]
+
+        def fast():
+            requests = Requests.of(*lengths)
+            engine = Engine(times, requests, SETUP.batching, expert.max_batch_size, pool)
+            submit, following = loop(load)
+            events.run([engine], submit, following, [0] * len(submit), [0] * len(submit))
+            return list(requests.last)
+
+        def plain():
+            served = plain_run(times, SETUP.batching, expert.max_batch_size, pool, [dict(r) for r in asked])
+            return [r["last"] for r in served]
+
+        assert fast() == plain()
+        fast_s = best(fast, 9, time.process_time)
+        ratios.append(best(plain, 3, time.process_time) / fast_s)
+        print(f"{users} users: {ratios[-1]:.1f} x the plain loop, {len(asked) / fast_s:.0f} requests/s")
+    mean = statistics.geometric_mean(ratios)
+    record_property("times_the_plain_loop", round(mean, 1))
+    assert mean >= 20
+
+
+def test_a_thousand_requests_on_eight_experts(record_property):
+    simulate(E, 8, setup=SETUP)
+    seconds = best(lambda: simulate(E, 200, setup=SETUP))
+    record_property("seconds", round(seconds, 4))
+    print(f"{seconds * 1e3:.1f} ms for 1,000 requests on 8 experts")
+    assert seconds <= 0.2
+
+
+def test_a_full_sweep(record_property):
+    start = time.perf_counter()
+    found = sweep(paper.SYSTEMS["v2"], setup=SETUP)
+    seconds = time.perf_counter() - start
+    record_property("seconds", round(seconds, 2))
+    print(f"{seconds:.1f} s for {len(found.requests)} requests: 5 systems, 9 loads")
+    assert found.requests["run_id"].nunique() == 45
+    assert found.requests.query("users == 1000 and system == 'E'").groupby("user").size().min() >= 5
+    assert seconds <= 30
+
+
+def test_a_million_requests_fit_a_gigabyte(record_property):
+    """In a process of its own, whose largest resident size counts everything, Python and libraries too."""
+    pytest.importorskip("resource")
+    code = (
+        "import resource\n"
+        "from dataclasses import replace\n"
+        "from erlab import paper\n"
+        "from erlab.simulation import Setup, simulate\n"
+        "work = replace(paper.WORKLOAD, turns=1000)\n"
+        "setup = Setup(steps='roofline', era=None)\n"
+        "found = simulate(paper.SYSTEMS['v2']['E'], 1000, workload=work, setup=setup)\n"
+        "print(len(found.requests), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    requests, size = map(int, done.stdout.split())
+    record_property("gigabytes", round(size / 1e9, 2))
+    print(f"{size / 1e9:.2f} GB")
+    assert requests == 1_000_000 and size <= 1e9

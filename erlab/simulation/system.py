@@ -166,7 +166,7 @@ def simulate(
     requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
     times, pool = step_times(expert, setup), setup.pool(expert)
     engines = [Engine(times, requests, setup.batching, expert.max_batch_size, pool) for _ in range(system.count)]
-    submit, following = _loop(traffic)
+    submit, following = loop(traffic)
     columns = {}
     if system.router:
         delay = _gateway(setup.gateway, rng, n)
@@ -174,27 +174,35 @@ def simulate(
     else:
         require(shares is None and decisions is None, "shares", "simulate", "be None for a baseline", shares)
         delay, route = [0] * n, (traffic.user % system.count).tolist()
-    chosen = np.asarray(events.run(engines, submit, following, delay, route, round(traffic.pause * NS)))
-    submitted = np.asarray(submit)
-    run = _describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}
+    chosen = events.run(engines, submit, following, delay, route, round(traffic.pause * NS))
+    run = describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}
     if system.router:
-        names = pa.array([f"{system.name}-expert-{i}" for i in range(system.count)])
         columns |= {
-            "expert": pa.DictionaryArray.from_arrays(pa.array(chosen, pa.int32()), names).cast(pa.string()),
+            "expert": named([f"{system.name}-expert-{i}" for i in range(system.count)], chosen),
             "policy": pa.repeat(policy, n),
-            "t_routed": submitted + np.asarray(delay),
+            "t_routed": np.asarray(submit) + np.asarray(delay),
         }
-    columns |= {
+    return as_records(run, traffic, submit, requests, columns)
+
+
+def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, columns: dict) -> records.Records:
+    """What happened as request records; `columns` are those beyond the load's and the times."""
+    n = len(traffic.user)
+    columns = columns | {
         "user": traffic.user, "turn": traffic.turn,
         "input_tokens": traffic.input_tokens, "output_tokens": traffic.output_tokens,
-        "t_submit": submitted, "t_first": np.asarray(requests.first), "t_last": np.asarray(requests.last),
+        "t_submit": np.asarray(submit), "t_first": np.asarray(requests.first), "t_last": np.asarray(requests.last),
         "status": pa.repeat("ok", n),
     }  # fmt: skip
     columns |= {k: pa.repeat(run[k], n) for k in ("run_id", "paper", "system", "source", "machine", "users")}
     return records.from_table(pa.table({k: pa.array(v) for k, v in columns.items()}), run)
 
 
-def _loop(traffic: Traffic) -> tuple[array, list[int]]:
+def named(names: list[str], indices: array) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(np.asarray(indices)), pa.array(names)).cast(pa.string())
+
+
+def loop(traffic: Traffic) -> tuple[array, list[int]]:
     """When each request is submitted (-1: after its user's previous one), and what follows its answer (-1: nothing)."""
     n = len(traffic.user)
     again = np.r_[traffic.user[1:] == traffic.user[:-1], False]
@@ -257,7 +265,7 @@ def _row(cluster: int, clusters: int) -> "Row":
     return Row(cluster=cluster, distance=None, margin=None, runner_up=order[1 % clusters], order=order)
 
 
-def _describe(system: System, users: int, setup: Setup, seed: int) -> dict:
+def describe(system: System, users: int, setup: Setup, seed: int) -> dict:
     """The run's description, as records' metadata hold it."""
     expert = system.expert
     described = dataclasses.asdict(setup) | {"tables": None}

@@ -137,7 +137,7 @@ def _clusters(records: Records) -> dict | None:
         return None
     experts = frame.dropna(subset="expert").groupby("cluster")["expert"].agg(", ".join)
     frame = frame.drop_duplicates("cluster")
-    frame = frame.assign(share=frame["share"].map("{:.1%}".format), purity=frame["purity"].map("{:.2f}".format))
+    frame = frame.assign(share=frame["share"].map("{:.1%}".format))
     shown = frame[list(_CLUSTERS)].rename(columns=_CLUSTERS)
     return _table(shown.assign(**{"Served by": frame["cluster"].map(experts)}))
 

@@ -13,8 +13,8 @@ from erlab import paper
 from erlab.errors import ErlabError
 from erlab.spec import FLOAT32, INT8_CPU, Model, Profile, System
 
-SMALL = Model("tiny 8B", 192, 6, 6, 2, 512, 260, max_positions=2048)
-BIG = Model("tiny 70B", 384, 14, 6, 2, 1024, 260, max_positions=2048)
+SMALL = Model("tiny 8B", 256, 4, 4, 2, 544, 260, max_positions=2048)
+BIG = Model("tiny 70B", 512, 8, 8, 2, 1408, 260, max_positions=2048)
 
 _LAPTOP = Profile(
     name="laptop",

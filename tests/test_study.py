@@ -23,8 +23,11 @@ pytestmark = [
 ]
 
 
+ERLAB = Path(sys.executable).with_name("erlab")
+
+
 def erlab(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "erlab.cli", *arguments], capture_output=True, text=True, timeout=800)
+    return subprocess.run([ERLAB, *arguments], capture_output=True, text=True, timeout=800)
 
 
 def smoke(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -158,7 +161,7 @@ def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path)
     folder = tmp_path / "study"
     shutil.copytree(study, folder)
     where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
-    command = [sys.executable, "-m", "erlab.cli", "reproduce", *where, "--only", "04", "--force"]
+    command = [ERLAB, "reproduce", *where, "--only", "04", "--force"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         lines = iter(running.stdout.readline, "")

@@ -39,11 +39,14 @@ SCHEMA = pa.schema(
         ("domain", _TEXT),
         ("input_tokens", _INT),
         ("output_tokens", _INT),
-        ("cluster", _INT),  # what the router decided; null for baselines, like the next four
+        ("cluster", _INT),  # what the router decided; null for baselines, like the next six
         ("expert", _TEXT),
         ("distance", _FLOAT),
         ("margin", _FLOAT),
         ("policy", _TEXT),
+        ("classify_ns", _INT),  # how long the gateway classified the prompt, and how long it queued the request
+        ("queue_ns", _INT),
+        ("late_ns", _INT),  # how long after it was due the user sent it
         ("t_submit", _INT),  # ns since the run's start, like the next three
         ("t_routed", _INT),
         ("t_first", _INT),

@@ -1,4 +1,4 @@
-"""The user simulator: closed-loop users of any KServe v2 gRPC server, one request record a request."""
+"""The user simulator: users of any KServe v2 gRPC server, in closed or open loops; one request record a request."""
 
 from erlab.users.processes import run
 

@@ -1,9 +1,10 @@
-"""One closed-loop user: sends a prompt, reads the whole answer, sends the next.
+"""One user: sends a prompt, reads the whole answer, thinks, sends the next.
 
 A request is a stream of its own with its own deadline, so that neither a lost answer nor a lost server can hold the
 user. Its responses are kept as bytes with the time they came, and decoded when the answer is complete.
 """
 
+import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator
@@ -21,17 +22,26 @@ _STATUS = {grpc.StatusCode.DEADLINE_EXCEEDED: "timeout", grpc.StatusCode.CANCELL
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, ready to be sent: the part of its record that is known before, and its message's bytes."""
+    """One request, ready to be sent: what of its record is known before, its message, and how long (s) its user thinks
+    before it."""
 
     record: dict
     message: bytes
+    pause: float = 0.0
 
 
-async def user(channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int) -> AsyncIterator[dict]:
-    """Make the requests one after the other; yields each one's record when it has ended, times since `start`."""
+async def user(
+    channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int, begin: float = 0.0
+) -> AsyncIterator[dict]:
+    """Make the requests one after the other, the first `begin` seconds after `start` (monotonic ns); yields each one's
+    record when it has ended, times since `start`."""
     # One message out, many back: on the wire the same as a stream of one request, and cheaper.
     stream = channel.unary_stream(_METHOD)
+    due = start + int(begin * 1e9)
     for ask in asks:
+        due += int(ask.pause * 1e9)
+        if (early := due - time.monotonic_ns()) > 0:
+            await asyncio.sleep(early / 1e9)
         times, answers, status, error = [], [], "ok", None
         submitted = time.monotonic_ns()
         try:
@@ -40,7 +50,10 @@ async def user(channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start
                 answers.append(answer)
         except grpc.aio.AioRpcError as e:
             status, error = _STATUS.get(e.code(), "error"), f"{e.code().name}: {e.details()}"
-        yield ask.record | record(submitted, times, answers, status, error, time.monotonic_ns(), start)
+        ended = time.monotonic_ns()
+        late = {"late_ns": max(0, submitted - due)}
+        yield ask.record | late | record(submitted, times, answers, status, error, ended, start)
+        due = ended
 
 
 def record(
@@ -87,5 +100,7 @@ def _routing(responses: list[service_pb2.ModelStreamInferResponse], submitted: i
         "distance": said["erlab_distance"].double_param if "erlab_distance" in said else None,
         "margin": said["erlab_margin"].double_param if "erlab_margin" in said else None,
         "policy": said["erlab_policy"].string_param if "erlab_policy" in said else None,
+        "classify_ns": said["erlab_classify_ns"].int64_param if "erlab_classify_ns" in said else None,
+        "queue_ns": said["erlab_queue_ns"].int64_param if "erlab_queue_ns" in said else None,
         "t_routed": routed - start if comparable else None,
     }

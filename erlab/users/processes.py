@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from queue import SimpleQueue
@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from erlab.errors import ErlabError
 from erlab.spec import require
+from erlab.users import load
 
 if TYPE_CHECKING:
     from erlab.workload import Request
@@ -36,15 +37,26 @@ def run(
     timeout: float,
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
+    starts: Sequence[float] | None = None,
+    think: float = 0.0,
+    warmup: int = 0,
+    seed: int = 0,
 ) -> list[dict]:
-    """Make every user's requests in a closed loop and return one row a request, by user and turn.
+    """Make every user's requests, each user in a closed loop, and return one row a request, by user and turn.
 
     address: HOST:PORT of a KServe v2 gRPC server. models: user i asks models[i mod n]. requests: a list of requests a
     user, each sent when the one before has been answered or has failed. timeout: seconds for a whole answer.
-    processes: one for every 250 users if None. progress: called with the number of requests ended so far.
+    processes: one for every 250 users if None, at most one a core. progress: called with the number of requests ended
+    so far. starts: seconds after the common start at which each user begins, all at 0 if None; an open loop has a user
+    a request (`load.apart`) and `load.poisson`, `constant` or `trace` as its starts. think: mean seconds of a user's
+    pause between an answer and the next request, exponential, drawn from `seed`.
+
+    warmup: each user's first so many requests are made like the others and leave no row, and the turns of the rows are
+    counted from the first one after them. They are dropped, not marked, because whoever reads records counts all rows.
 
     The rows have the columns of `erlab.records` that a request knows; times are ns since the start, which is common to
-    all users, when all are connected. `status` is ok, timeout, cancelled or error (then `error` says which); a user
+    all users, when all are connected. `late_ns` is how long after it was due the request was sent: when its user was to
+    begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then `error` says which); a user
     goes on after a failed request. Raises ErlabError where nothing answers at the address.
     """
     require(bool(models), "models", "run", "name at least one model", models)
@@ -52,8 +64,20 @@ def run(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     require(processes is None or processes >= 1, "processes", "run", "be at least 1", processes)
     processes = processes or min(-(-len(requests) // USERS_A_PROCESS), cores)
+    begins = [0.0] * len(requests) if starts is None else [float(begin) for begin in starts]
+    named = len(begins) == len(requests) and min(begins, default=0.0) >= 0
+    require(named, "starts", "run", f"be {len(requests)} times from 0 s, one a user", starts)
+    fewest = min(map(len, requests), default=0)
+    require(0 <= warmup < max(fewest, 1), "warmup", "run", f"be from 0 to {max(fewest - 1, 0)}, so that rows remain", warmup)
+    thoughts = load.pauses(think, [len(mine) for mine in requests], seed)
     plan = [
-        {"number": i, "model": models[i % len(models)], "requests": [asdict(request) for request in mine]}
+        {
+            "number": i,
+            "model": models[i % len(models)],
+            "requests": [asdict(request) for request in mine],
+            "pauses": thoughts[i],
+            "begin": begins[i],
+        }
         for i, mine in enumerate(requests)
     ]
     jobs = [{"address": address, "timeout": timeout, "users": plan[i::processes]} for i in range(processes)]
@@ -85,7 +109,7 @@ def run(
         for key in expected.keys() - rows.keys():
             worker = workers[key[0] % processes]
             rows[key] = _lost(key, expected[key], worker.last_words())
-    return [rows[key] for key in sorted(rows)]
+    return [rows[user, turn] | {"turn": turn - warmup} for user, turn in sorted(rows) if turn >= warmup]
 
 
 def _lost(key: tuple[int, int], request: dict, why: str) -> dict:

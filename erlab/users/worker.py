@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import AsyncIterator
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -16,16 +17,17 @@ from erlab.users.loop import Ask, user
 CONNECT_SECONDS = 10.0
 
 
-def _asks(number: int, model: str, requests: list[dict]) -> list[Ask]:
+def _asks(number: int, model: str, requests: list[dict], pauses: list[float]) -> list[Ask]:
     asks = []
-    for turn, request in enumerate(requests):
+    for turn, (request, pause) in enumerate(zip(requests, pauses, strict=True)):
         known = {key: request[key] for key in ("prompt_id", "domain", "input_tokens")}
         message = client.request(model, request["text"], request["max_tokens"])
-        asks.append(Ask({"user": number, "turn": turn} | known, message.SerializeToString()))
+        asks.append(Ask({"user": number, "turn": turn} | known, message.SerializeToString(), pause))
     return asks
 
 
 async def _run(job: dict) -> None:
+    begins = [one.pop("begin") for one in job["users"]]
     users = [_asks(**one) for one in job["users"]]
     async with grpc.aio.insecure_channel(job["address"], options=client.CHANNEL_OPTIONS) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -40,13 +42,13 @@ async def _run(job: dict) -> None:
         loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent is gone
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
         async with asyncio.TaskGroup() as tasks:
-            for asks in users:
-                tasks.create_task(_report(channel, asks, job["timeout"], start))
+            for asks, begin in zip(users, begins):
+                tasks.create_task(_report(user(channel, asks, job["timeout"], start, begin)))
         loop.remove_reader(sys.stdin.fileno())
 
 
-async def _report(channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int) -> None:
-    async for record in user(channel, asks, timeout, start):
+async def _report(records: AsyncIterator[dict]) -> None:
+    async for record in records:
         print(json.dumps(record), flush=True)
 
 

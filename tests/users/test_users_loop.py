@@ -6,17 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import messages
-from erlab.gateway.decide import Decision
-from erlab.gateway.dispatch import Routed
 from erlab.users.loop import record
 
 ASKED = service_pb2.ModelInferRequest(model_name="expert_0")
-MARK = Decision("expert_1", 3, 0.5, 0.25, "nearest")
+DECISION = {"erlab_expert": "expert_1", "erlab_policy": "nearest"}
+NUMBERS = {"erlab_cluster": 3, "erlab_classify_ns": 2, "erlab_queue_ns": 4}
+DISTANCES = {"erlab_distance": 0.5, "erlab_margin": 0.25}
 
 
 def answers(*texts):
     return [text_response(ASKED, text) for text in texts]
+
+
+def mark(routed):
+    """What a gateway adds to its first response."""
+    response = service_pb2.ModelInferResponse()
+    for name, value in DECISION.items():
+        response.parameters[name].string_param = value
+    for name, value in (NUMBERS | {"erlab_routed_ns": routed}).items():
+        response.parameters[name].int64_param = value
+    for name, value in DISTANCES.items():
+        response.parameters[name].double_param = value
+    return service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
 
 
 def error(message):
@@ -32,6 +43,8 @@ def test_times_count_from_the_start_and_only_responses_with_text():
         "distance": None,
         "margin": None,
         "policy": None,
+        "classify_ns": None,
+        "queue_ns": None,
         "t_submit": 100,
         "t_routed": None,
         "t_first": 120,
@@ -45,11 +58,12 @@ def test_times_count_from_the_start_and_only_responses_with_text():
 @pytest.mark.parametrize("routed, t_routed", [(1099, None), (1100, 100), (1110, 110), (1111, None)])
 def test_the_gateways_time_counts_only_between_submit_and_first_response(routed, t_routed):
     first, second = answers("a", "b")
-    first += messages.streamed(messages.mark(Routed(MARK, routed - 5, routed, 4)))
+    first += mark(routed)
     row = record(1100, [1110, 1120], [first, second], "ok", None, 1150, start=1000)
     assert row["t_routed"] == t_routed
     assert (row["expert"], row["cluster"], row["distance"], row["margin"]) == ("expert_1", 3, 0.5, 0.25)
     assert row["policy"] == "nearest" and row["output_tokens"] == 2
+    assert (row["classify_ns"], row["queue_ns"]) == (2, 4)
 
 
 LATE = "DEADLINE_EXCEEDED: late"

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from erlab import records, users
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
+from erlab.users import load
 
 
 def workers():
@@ -170,6 +171,39 @@ def test_the_users_die_with_their_parent(fake):
     fake.wait(lambda: fake.in_flight.total() == 0)
 
 
+def test_users_begin_when_they_are_told_and_wait_for_nobody(fake):
+    # The first user's answer never comes; the others, in an open loop, do not wait for it.
+    requests = load.apart([[ask] for ask in (plan("hang")[0] + plan("one", "two", "three")[0])])
+    starts = [0.0, 0.2, 0.4, 0.6]
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=2, starts=starts, processes=2)
+    assert [row["status"] for row in rows] == ["timeout", "ok", "ok", "ok"]
+    for row, start in zip(rows, starts):
+        assert row["t_submit"] == int(start * 1e9) + row["late_ns"]
+        assert 0 <= row["late_ns"] < 0.2e9
+    assert rows[3]["t_last"] < rows[0]["t_last"]
+
+
+def test_users_think_between_answer_and_question(fake):
+    requests = plan("one", "two", "three", users=3)
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=20, think=0.1, seed=5)
+    thoughts = load.pauses(0.1, [3, 3, 3], seed=5)
+    for before, row in zip(rows, rows[1:]):
+        if row["user"] == before["user"]:
+            # It reads the end of the stream a little after the last token, and is late_ns late after thinking.
+            waited = row["t_submit"] - row["late_ns"] - before["t_last"]
+            assert 0 <= waited - thoughts[row["user"]][row["turn"]] * 1e9 < 0.1e9
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_warm_up_requests_are_made_and_leave_no_row(fake, warmup):
+    requests = plan("warm", "up", "one", users=4)
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=20, warmup=warmup)
+    assert len(fake.received) == 12
+    expected = [(u, t - warmup, f"{u}-{t}") for u in range(4) for t in range(warmup, 3)]
+    assert [(row["user"], row["turn"], row["prompt_id"]) for row in rows] == expected
+    assert min(row["t_submit"] for row in rows) > 0
+
+
 def test_nothing_at_the_address_is_one_line():
     with pytest.raises(ErlabError, match="No KServe v2 gRPC server answers at 127.0.0.1:1: ") as caught:
         users.run("127.0.0.1:1", ("m",), plan("one"), timeout=1)
@@ -183,7 +217,16 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, said", [({"processes": 0}, "'processes'"), ({"models": ()}, "'models'"), ({"timeout": 0}, "'timeout'")]
+    "change, said",
+    [
+        ({"processes": 0}, "'processes'"),
+        ({"models": ()}, "'models'"),
+        ({"timeout": 0}, "'timeout'"),
+        ({"starts": [0.0, 1.0]}, "'starts'.* 1 times"),
+        ({"starts": [-1.0]}, "'starts'"),
+        ({"think": -1}, "'think'"),
+        ({"warmup": 1}, "'warmup'.* from 0 to 0"),
+    ],
 )
 def test_bad_parameters_are_named(change, said):
     with pytest.raises(ErlabError, match=said):

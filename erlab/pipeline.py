@@ -264,7 +264,8 @@ def _manifest(study: Study, started: str, ended: list[State]) -> dict:
     read = {file: digest for found in markers.values() if found for file, digest in found["inputs"].items()}
     made = {file for found in markers.values() if found for file in found["outputs"]}
     inputs = {_short(file): digest for file, digest in read.items() if file not in made}
-    chosen = study.common | {"results": _short(study.results), "figures": _short(study.figures)} | dict(study.extra)
+    given = {name: _short(getattr(study, name)) for name in ("prompts", *_PLACES)}
+    chosen = study.common | given | dict(study.extra)
     return manifest.manifest(chosen, inputs, listed, started, _now())
 
 

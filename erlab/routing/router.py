@@ -10,7 +10,6 @@ scikit-learn fits it; decisions run on a compiled form that gives the same answe
 ((1,), True)
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,128 +17,173 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.cluster import KMeans
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import check_is_fitted
 
 from erlab.errors import ErlabError
 from erlab.routing import storage
-from erlab.routing.encoders import ENCODERS, WordTable
-from erlab.routing.text import top_terms, words
+from erlab.routing.clusterers import CLUSTERERS, fit_supervised
+from erlab.routing.encoders import ENCODERS
+from erlab.routing.features import FEATURES
+from erlab.routing.heads import HEADS
+from erlab.routing.outliers import OutlierScore
+from erlab.routing.text import top_terms
 from erlab.spec import require
 
 
 class Row(NamedTuple):
-    """One prompt's decision; `order` lists all clusters, nearest first."""
+    """One prompt's decision, see `Routing`; `order` lists all clusters, best first; `difficulty` serves `strong_weak`."""
 
     cluster: int
     distance: float
     margin: float
     runner_up: int
     order: tuple[int, ...]
+    outlier: bool = False
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True)
 class Routing:
     """Decisions for n prompts among k clusters, as arrays.
 
-    cluster: (n,) int, the nearest centre. distance: (n,) to that centre (Euclidean; vectors have length one, or zero
-    where the router knows no word of the prompt). margin: (n,) how much farther the runner-up is; infinite if k is 1.
-    runner_up: (n,) int, -1 if k is 1. distances: (n, k) to every centre.
+    cluster: (n,) int, the one of least cost. distance: (n,) to its centre (Euclidean; vectors have length one, or zero
+    where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
+    runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
+    recipes. outlier: (n,) bool, beyond the calibrated threshold; all False before `PromptRouter.calibrate`.
     """
 
     cluster: np.ndarray
     distance: np.ndarray
     margin: np.ndarray
     runner_up: np.ndarray
-    distances: np.ndarray
+    costs: np.ndarray
+    outlier: np.ndarray
 
     def __len__(self) -> int:
         return len(self.cluster)
 
     def row(self, i: int) -> Row:
-        """Prompt i's decision in plain Python numbers, as policies take it."""
-        order = tuple(np.argsort(self.distances[i], kind="stable").tolist())
-        return Row(order[0], float(self.distance[i]), float(self.margin[i]), int(self.runner_up[i]), order)
+        """Prompt i's decision in plain Python values, as policies take it."""
+        order = tuple(np.argsort(self.costs[i], kind="stable").tolist())
+        margin, runner_up, outlier = float(self.margin[i]), int(self.runner_up[i]), bool(self.outlier[i])
+        return Row(order[0], float(self.distance[i]), margin, runner_up, order, outlier)
 
 
 class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
     """A scikit-learn clusterer of texts.
 
-    Parameters: `clusters` (k), `dimensions` of the reduced space (fewer where the prompts have fewer features; see
-    `dimensions_`), `restarts` of k-means, of which the best is kept, and the `seed`.
-    Learned: `encoder_` and `centers_` (k, dimensions_), the compiled decision; `labels_` of the training prompts;
-    `terms_`, the words that set each cluster apart; `pipeline_`, scikit-learn's form (absent in a loaded router).
+    Parameters: `clusters` (k); `features`, a name of `features.FEATURES`; `clusterer`, a name of
+    `clusterers.CLUSTERERS` or "supervised", which needs the prompts' domains in `fit`; `dimensions` of the vectors
+    (fewer where the prompts have fewer features, see `dimensions_`); `restarts` of the clusterer, of which the best is
+    kept; the `seed`; and, for features that need a sentence-embedding model, that `model` (see `minilm.find`).
+    Learned: `encoder_` and `head_`, the compiled decision; `centers_` (k, dimensions_); `labels_` of the training
+    prompts; `terms_`, the words that set each cluster apart; `outlier_score_` and, once calibrated, `threshold_`;
+    `features_`, the transformer (absent in a loaded router).
     """
 
-    def __init__(self, clusters: int = 8, dimensions: int = 100, restarts: int = 10, seed: int = 0):
+    def __init__(
+        self,
+        clusters: int = 8,
+        features: str = "words",
+        clusterer: str = "kmeans",
+        dimensions: int = 100,
+        restarts: int = 10,
+        seed: int = 0,
+        model: str | None = None,
+    ):
         self.clusters = clusters
+        self.features = features
+        self.clusterer = clusterer
         self.dimensions = dimensions
         self.restarts = restarts
         self.seed = seed
+        self.model = model
 
-    def fit(self, texts: Sequence[str], y: object = None) -> "PromptRouter":
-        """Learn from the prompts; ErlabError where they are fewer or less different than the clusters."""
+    def fit(self, texts: Sequence[str], y: Sequence | None = None) -> "PromptRouter":
+        """Learn from the prompts; ErlabError where they are fewer or less different than the clusters.
+
+        y: the prompts' domains, which only the supervised router looks at: cluster c is the c-th domain by name.
+        """
+        texts = _checked(texts)
+        self._check_parameters(len(set(texts)))
+        self.features_ = FEATURES[self.features](self.dimensions, self.seed, self.model)
+        vectors = self.features_.fit_transform(texts)
+        if self.clusterer == "supervised":
+            self.labels_ = self._labels_of(y, len(texts))
+            self.head_ = fit_supervised(vectors, self.labels_)
+        else:
+            different = len(np.unique(vectors.round(9), axis=0))
+            allowed = f"be at most {different}, the prompts that differ in their features"
+            require(self.clusters <= different, "clusters", "PromptRouter", allowed, self.clusters)
+            cluster = CLUSTERERS[self.clusterer]
+            self.labels_, self.head_ = cluster(vectors, self.clusters, self.restarts, self.seed)
+        self.encoder_ = self.features_.encoder_
+        self.outlier_score_ = OutlierScore.fit(vectors, self.labels_, self.clusters)
+        self.terms_ = top_terms(texts, self.labels_, self.clusters)
+        self.threshold_ = None
+        return self
+
+    def calibrate(self, texts: Sequence[str], share: float = 0.05) -> "PromptRouter":
+        """Set the outliers' threshold so that this share of `texts`, held-back prompts of the domains, is beyond it."""
+        require(0 < share < 1, "share", "calibrate", "lie between 0 and 1", share)
+        require(len(texts) > 0, "texts", "calibrate", "hold prompts", len(texts))
+        self.threshold_ = float(np.quantile(self.outlier_scores(texts), 1 - share))
+        return self
+
+    def outlier_scores(self, texts: Sequence[str]) -> np.ndarray:
+        """How badly each prompt fits the cluster it fits best, (n,); see `outliers`."""
+        return self.outlier_score_(self.embed(texts))
+
+    def _check_parameters(self, distinct: int) -> None:
         for name in ("clusters", "dimensions", "restarts"):
             value = getattr(self, name)
             require(isinstance(value, int | np.integer) and value >= 1, name, "PromptRouter", "be at least 1", value)
-        texts = _checked(texts)
-        distinct = len(set(texts))
+        for name, names in ("features", FEATURES), ("clusterer", [*CLUSTERERS, "supervised"]):
+            value = getattr(self, name)
+            require(value in names, name, "PromptRouter", f"be one of {', '.join(names)}", value)
         allowed = f"be at most the {distinct} distinct prompts"
         require(self.clusters <= distinct, "clusters", "PromptRouter", allowed, self.clusters)
-        vocabulary = {word for text in texts for word in words(text)}
-        if len(vocabulary) < 2:
-            held = f"only {vocabulary.pop()!r}" if vocabulary else "no word"
-            raise ErlabError(f"The {len(texts)} prompts hold {held} besides stop words and numbers: nothing to learn.")
-        tfidf = TfidfVectorizer(analyzer=words)
-        weights = tfidf.fit_transform(texts)
-        svd = TruncatedSVD(min(self.dimensions, *weights.shape), random_state=self.seed)
-        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-            warnings.simplefilter("ignore", RuntimeWarning)  # the explained share of prompts that are all alike: 0 / 0
-            vectors = Normalizer(copy=False).fit_transform(svd.fit_transform(weights))
-        different = len(np.unique(vectors.round(9), axis=0))
-        allowed = f"be at most {different}, the prompts that differ in more than stop words and numbers"
-        require(self.clusters <= different, "clusters", "PromptRouter", allowed, self.clusters)
-        kmeans = KMeans(self.clusters, n_init=self.restarts, random_state=self.seed).fit(vectors)
-        self.pipeline_ = Pipeline([("tfidf", tfidf), ("svd", svd), ("normalizer", Normalizer()), ("kmeans", kmeans)])
-        self.encoder_ = WordTable(tfidf.get_feature_names_out().tolist(), tfidf.idf_[:, None] * svd.components_.T)
-        self._set_centers(kmeans.cluster_centers_)
-        self.labels_ = kmeans.labels_.astype(int)
-        self.terms_ = top_terms(texts, self.labels_, self.clusters)
-        return self
 
-    def _set_centers(self, centers: np.ndarray) -> None:
-        self.centers_ = np.ascontiguousarray(centers, dtype=np.float64)
-        self._squares = (self.centers_**2).sum(axis=1)
-        self._twice = np.ascontiguousarray(2 * self.centers_.T)
+    def _labels_of(self, y: Sequence | None, count: int) -> np.ndarray:
+        got = None if y is None else len(y)
+        require(got == count, "y", "the supervised PromptRouter", f"hold the {count} prompts' domains", got)
+        domains, labels = np.unique(np.asarray(y, dtype=object).astype(str), return_inverse=True)
+        allowed = f"be the number of domains, at least 2: {len(domains)}"
+        require(self.clusters == len(domains) > 1, "clusters", "the supervised PromptRouter", allowed, self.clusters)
+        return labels
+
+    @property
+    def centers_(self) -> np.ndarray:
+        """The clusters' centres, (clusters, dimensions_)."""
+        return self.head_.centers
 
     @property
     def dimensions_(self) -> int:
         """Dimensions of the space that the prompts really gave."""
-        return self.centers_.shape[1]
+        return self.head_.centers.shape[1]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' vectors, (n, dimensions_), of length one or zero."""
-        check_is_fitted(self, "centers_")
+        check_is_fitted(self, "encoder_")
         return self.encoder_.encode(_checked(texts))
 
     def route(self, texts: Sequence[str]) -> Routing:
-        """Decide for each prompt. Empty or unknown text is the zero vector and goes to the centre nearest to it."""
+        """Decide for each prompt. Text without known features, such as empty text, is decided as the zero vector."""
         vectors = self.embed(texts)
-        squared = (vectors**2).sum(axis=1)[:, None] + self._squares - vectors @ self._twice
-        distances = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
-        rows = np.arange(len(distances))
-        cluster = distances.argmin(axis=1)
+        distances = self.head_.distances(vectors)
+        costs = self.head_.costs(vectors, distances)
+        rows = np.arange(len(costs))
+        cluster = costs.argmin(axis=1)
         distance = distances[rows, cluster]
-        if distances.shape[1] == 1:
-            return Routing(cluster, distance, np.full(len(rows), np.inf), np.full(len(rows), -1), distances)
-        others = distances.copy()
+        calibrated = self.threshold_ is not None
+        outlier = self.outlier_score_(vectors) > self.threshold_ if calibrated else np.zeros(len(rows), dtype=bool)
+        if costs.shape[1] == 1:
+            return Routing(cluster, distance, np.full(len(rows), np.inf), np.full(len(rows), -1), costs, outlier)
+        others = costs.copy()
         others[rows, cluster] = np.inf
         runner_up = others.argmin(axis=1)
-        return Routing(cluster, distance, others[rows, runner_up] - distance, runner_up, distances)
+        margin = others[rows, runner_up] - costs[rows, cluster]
+        return Routing(cluster, distance, margin, runner_up, costs, outlier)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' clusters, (n,) int."""
@@ -147,7 +191,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' distances to every centre, (n, clusters), as scikit-learn's KMeans gives them."""
-        return self.route(texts).distances
+        return self.head_.distances(self.embed(texts))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -158,27 +202,42 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
 
     def save(self, folder: str | Path) -> Path:
         """Write the decision path into `folder`: JSON and safetensors with checksums, no pickle."""
-        check_is_fitted(self, "centers_")
-        encoder = {"kind": self.encoder_.kind, **self.encoder_.settings()}
-        content = {"parameters": self.get_params(), "terms": self.terms_, "encoder": encoder}
-        return storage.save(folder, content, {"centers": self.centers_, **self.encoder_.arrays()})
+        check_is_fitted(self, "encoder_")
+        content = {
+            "parameters": self.get_params(),
+            "terms": self.terms_,
+            "encoder": {"kind": self.encoder_.kind, **self.encoder_.settings()},
+            "head": {"kind": self.head_.kind},
+            "threshold": self.threshold_,
+        }
+        parts = {"encoder": self.encoder_, "head": self.head_, "outliers": self.outlier_score_}
+        arrays = {f"{part}.{name}": a for part, owner in parts.items() for name, a in owner.arrays().items()}
+        return storage.save(folder, content, arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> "PromptRouter":
         """A router as saved, ready to decide; ErlabError naming the file if it is wrong, damaged or newer."""
         content, arrays = storage.load(folder)
+        parts = {part: {} for part in ("encoder", "head", "outliers")}
+        for name, array in arrays.items():
+            part, _, name = name.partition(".")
+            parts.setdefault(part, {})[name] = array
         try:
             router = cls(**content["parameters"])
-            centers, terms = arrays.pop("centers"), content["terms"]
-            router.encoder_ = ENCODERS[content["encoder"]["kind"]].restore(content["encoder"], arrays)
-            if centers.shape != (router.clusters, router.encoder_.dimensions):
+            router.encoder_ = ENCODERS[content["encoder"]["kind"]].restore(content["encoder"], parts["encoder"])
+            router.head_ = HEADS[content["head"]["kind"]].restore(parts["head"])
+            router.outlier_score_ = OutlierScore.restore(parts["outliers"])
+            shape = router.clusters, router.encoder_.dimensions
+            if not router.centers_.shape == router.outlier_score_.centers.shape == shape:
                 raise ValueError("centres and features differ in shape")
+            terms, threshold = content["terms"], content["threshold"]
             if not (isinstance(terms, list) and len(terms) == router.clusters):
                 raise ValueError("the clusters' terms are missing")
+            if not (threshold is None or isinstance(threshold, float)):
+                raise ValueError("the outliers' threshold is no number")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ErlabError(f"{Path(folder) / storage.MANIFEST}: not a complete router ({e}).") from None
-        router.terms_ = terms
-        router._set_centers(centers)
+        router.terms_, router.threshold_ = terms, threshold
         return router
 
 

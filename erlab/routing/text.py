@@ -23,6 +23,11 @@ def words(text: str) -> list[str]:
     return [t for t in _TOKENS(text.lower()) if t not in ENGLISH_STOP_WORDS and not t[0].isdigit()]
 
 
+def encodable(text: str) -> str:
+    """The text with half surrogates, which are no characters, replaced: tokenizers take UTF-8 only."""
+    return text.encode(errors="replace").decode()
+
+
 def top_terms(texts: Iterable[str], labels: Sequence[int], clusters: int, count: int = 8) -> list[list[str]]:
     """For each cluster the words that set it apart, best first: share of its prompts that hold the word, times the
     logarithm of how much larger that share is than among all prompts. Words of a single prompt are left out."""

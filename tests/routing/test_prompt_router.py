@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+from sklearn.metrics import euclidean_distances
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.utils import estimator_checks
@@ -55,23 +56,24 @@ mixed = st.lists(known | st.text(max_size=12), max_size=30).map(" ".join)
 @example([" \n\t", "PASTA pasta\0pasta", "🍝 🎵", "律師 和 法院", "oven " * 5000])
 def test_compiled_equals_pipeline(router, batch):
     routing = router.route(batch)
-    np.testing.assert_allclose(routing.distances, router.pipeline_.transform(batch), atol=1e-9)
-    assert (routing.cluster == router.pipeline_.predict(batch)).all()
+    vectors = router.features_.transform(batch)
+    np.testing.assert_allclose(router.embed(batch), vectors, atol=1e-9)
+    assert (routing.cluster == euclidean_distances(vectors, router.centers_).argmin(axis=1)).all()
 
 
 @given(st.lists(mixed, min_size=1, max_size=5))
 def test_routing_is_what_it_says(router, batch):
     routing = router.route(batch)
-    ordered = np.sort(routing.distances, axis=1)
-    assert np.isfinite(routing.distances).all()
-    assert (routing.cluster == routing.distances.argmin(axis=1)).all()
+    ordered = np.sort(routing.costs, axis=1)
+    assert np.isfinite(routing.costs).all()
+    assert (routing.cluster == routing.costs.argmin(axis=1)).all()
     assert (routing.distance == ordered[:, 0]).all()
     assert (routing.margin == ordered[:, 1] - ordered[:, 0]).all()
     assert (routing.runner_up != routing.cluster).all()
     for i, text in enumerate(batch):
         row = routing.row(i)
         assert row.order[:2] == (row.cluster, row.runner_up) and sorted(row.order) == list(range(6))
-        np.testing.assert_allclose(router.route([text]).distances[0], routing.distances[i], atol=1e-12)
+        np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-12)
 
 
 def test_a_megabyte_is_decided(router):

@@ -36,7 +36,7 @@ def test_round_trip(texts, tmp_path):
     router = PromptRouter(clusters=4, dimensions=10).fit(texts)
     loaded = PromptRouter.load(router.save(tmp_path / "router"))
     before, after = router.route(texts), loaded.route(texts)
-    for name in ("cluster", "distance", "margin", "runner_up", "distances"):
+    for name in ("cluster", "distance", "margin", "runner_up", "costs", "outlier"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
     assert loaded.get_params() == router.get_params() and loaded.terms_ == router.terms_
     PromptRouter.load(loaded.save(tmp_path / "again"))
@@ -107,6 +107,9 @@ def test_absent_folder_and_binary_description(tmp_path):
         {"encoder": {"kind": "words", "vocabulary": [1]}},
         {"encoder": None},
         {"terms": []},
+        {"head": {"kind": "other"}},
+        {"head": {"kind": "posterior"}},
+        {"threshold": "0.5"},
     ],
     ids=str,
 )
@@ -118,19 +121,23 @@ def test_incomplete_descriptions_are_refused(folder, changes):
 
 def test_arrays_that_do_not_fit_are_refused(folder):
     _, arrays = storage.load(folder)
+    table, centers = arrays["encoder.table"], arrays["head.centers"]
     wrong = [
-        {"table": arrays["table"]},
-        {"centers": arrays["centers"]},
-        {**arrays, "centers": arrays["centers"][:3]},
-        {**arrays, "table": arrays["table"][:, :3]},
-        {**arrays, "table": arrays["table"][0]},
+        {name: array for name, array in arrays.items() if name != left_out} for left_out in arrays
+    ] + [
+        {**arrays, "head.centers": centers[:3]},
+        {**arrays, "head.prices": np.zeros(3)},
+        {**arrays, "encoder.table": table[:, :3]},
+        {**arrays, "encoder.table": table[0]},
+        {**arrays, "outliers.within": arrays["outliers.within"][:3]},
+        {**arrays, "outliers.centers": arrays["outliers.centers"][:3]},
     ]
     for bad in wrong:
         replace_arrays(folder, bad)
         with pytest.raises(ErlabError, match="not a complete router"):
             PromptRouter.load(folder)
-    replace_arrays(folder, {**arrays, "centers": arrays["centers"] * np.nan})
-    with pytest.raises(ErlabError, match="'centers' holds values that are not finite"):
+    replace_arrays(folder, {**arrays, "head.centers": centers * np.nan})
+    with pytest.raises(ErlabError, match="'head.centers' holds values that are not finite"):
         PromptRouter.load(folder)
 
 

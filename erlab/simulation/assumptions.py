@@ -49,7 +49,7 @@ def with_kv_pool(system: System, gib: float) -> System:
 def variations(
     version: str = "v2",
     setup: Setup = Setup(),
-    kv_gib: Iterable[float] = (3.5, 5.0, 8.0, 12.0),
+    kv_gib: Iterable[float] = (3.5, 4.5, 8.0, 12.0),
     zipfs: Iterable[float] = (0.5, 1.0),
     measured_shares: Mapping[str, list[float]] | None = None,
     input_medians: Iterable[float] = (100.0, 380.0),

@@ -55,7 +55,7 @@ def shifting_load(
     experts: int, seconds: float, rate: float, swing: float = 0.8, workload: Workload = paper.WORKLOAD, seed: int = 0
 ) -> tuple[Traffic, np.ndarray]:
     """Poisson arrivals of `rate` requests/s in all whose share per expert rises and falls once, one expert after the
-    other: expert e's share follows 1 + swing · sin(2π (t / seconds − e / experts)). Returns them, and whose each is."""
+    other: expert e's share follows 1 + swing · sin(2π (t / seconds − e / experts)). Returns it and the experts."""
     from erlab.workload import sample
 
     require(0 <= swing <= 1, "swing", "shifting_load", "lie in [0, 1]", swing)
@@ -138,9 +138,10 @@ def simulate_autoscaled(
     traffic: Traffic,
     chosen: np.ndarray,
     controller: Controller,
-    setup: Setup = Setup(gateway=0.0),
+    setup: Setup = Setup(),
 ) -> records.Records:
-    """Serve `traffic` (request i is for expert ``chosen[i]``) on `kind.count` engines shared by `experts` experts.
+    """Serve `traffic` (request i is for expert ``chosen[i]``) on `kind.count` engines shared by `experts` experts,
+    without a gateway's delay.
 
     GPU g begins with expert g mod `experts`. Records like `simulate`'s, `cluster` and `expert` being the expert's; the
     run's description has the controller and how many replicas changed hands (`moves`).

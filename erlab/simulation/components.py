@@ -12,7 +12,7 @@ Roofline: FLOP over peak and bytes over bandwidth, the physical limit no kernel 
 
 INT8 weight-only has no rows there. It is **assumed**: the larger of FP8's time (the same weight traffic) and the bf16
 arithmetic its tensor-core instructions need (bf16's time a token at the largest batch), times `INT8_OVERHEAD` for
-dequantisation.
+dequantisation; its INT8 KV cache is read like FP8's.
 
 >>> from erlab.paper import SYSTEMS
 >>> parts = roofline(SYSTEMS["v2"]["E"].expert, gpu("H100"))
@@ -26,14 +26,14 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from erlab import paths
 from erlab.errors import ErlabError
-from erlab.simulation.hardware import Gpu, gpu, precision
+from erlab.simulation.hardware import Gpu, arithmetic, gpu
 from erlab.spec import Expert, require
 
 TOKENS = np.unique(np.r_[1:9, 12:64:4, 64:320:16, 320:1024:64, 1024:4097:256, 5120:16385:1024])
@@ -74,7 +74,8 @@ def measured(expert: Expert, gpu: Gpu, software: Software = Software(), folder: 
     """The measured table of an engine, from `folder` (default: the results folder) or made and kept there."""
     folder = Path(folder) if folder else paths.RESULTS / "steptimes"
     dims = asdict(expert.model) | {"name": None, "rope_theta": None, "max_positions": None}
-    identity = [SCHEMA, dims, expert.precision.name, expert.tensor_parallel, gpu.name, asdict(software)]
+    kernels = arithmetic(expert.precision), expert.precision.kv_bits
+    identity = [SCHEMA, dims, kernels, expert.tensor_parallel, gpu.name, asdict(software)]
     file = folder / (hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16] + ".npz")
     if not file.exists():
         _save(_tabulate(expert, gpu, software), file)
@@ -90,14 +91,13 @@ def _save(parts: Components, file: Path) -> None:
 
 
 def _tabulate(expert: Expert, gpu: Gpu, software: Software) -> Components:
-    if precision(expert.precision.name).name != "INT8":
+    if arithmetic(expert.precision) != "INT8":
         return _query(engine_parts(expert, gpu, software))
-    narrow = _query(engine_parts(expert, gpu, software, gemm="fp8", kv="fp8"))
-    wide = _query(engine_parts(expert, gpu, software, gemm="bfloat16", kv="fp8"))
-    arithmetic = wide.body[-1] / TOKENS[-1] * TOKENS
-    return Components(
-        INT8_OVERHEAD * np.maximum(narrow.body, arithmetic), wide.logits, wide.decode, wide.prefill, wide.prefix
-    )
+    wide = _query(engine_parts(expert, gpu, software, gemm="bfloat16"))
+    narrow = engine_parts(expert, gpu, software, gemm="fp8")
+    traffic = np.array([narrow.body(t) for t in TOKENS]) * 1e-3
+    multiply = wide.body[-1] / TOKENS[-1] * TOKENS
+    return replace(wide, body=INT8_OVERHEAD * np.maximum(traffic, multiply))
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Parts:
     prefill: Callable[[int, int, int], float]
 
 
-def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None = None, kv: str | None = None) -> Parts:
-    """aiconfigurator's engine of this expert, taken apart; `gemm` and `kv` override the precision's kernels.
+def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None = None) -> Parts:
+    """aiconfigurator's engine of this expert, taken apart; `gemm` overrides the precision's kernels.
 
     Raises ErlabError where the package is missing or has no measurements of this engine.
     """
@@ -126,8 +126,8 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
     from aiconfigurator.sdk.config_builders import build_model_config
     from aiconfigurator.sdk.models import get_model
 
-    kernels = "fp8" if precision(expert.precision.name).name == "FP8" else "bfloat16"
-    gemm, kv = gemm or kernels, kv or kernels
+    gemm = gemm or ("fp8" if arithmetic(expert.precision) == "FP8" else "bfloat16")
+    kv = "fp8" if expert.precision.kv_bits == 8 else "bfloat16"
     attention = "fp8" if gemm == kv == "fp8" else "bfloat16"
     machine = f"{gpu.name.lower()}_sxm"
     where = dict(system=machine, backend=software.backend, backend_version=software.version)
@@ -201,8 +201,7 @@ def roofline(expert: Expert, gpu: Gpu) -> Components:
     Communication is the ring's volume, 2 (p − 1) / p of each all-reduced activation, at NVLink's rate, twice a layer.
     """
     model, tp = expert.model, expert.tensor_parallel
-    precision(expert.precision.name)
-    rate = tp * (gpu.flops8 if expert.precision.activation_bits == 8 else gpu.flops16)
+    rate = tp * (gpu.flops8 if arithmetic(expert.precision) == "FP8" else gpu.flops16)
     weights = model.parameters - model.embedding_parameters
     kv_byte = expert.precision.kv_bits / 8
 

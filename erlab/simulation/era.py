@@ -29,8 +29,8 @@ FACTORS: dict[str, dict[tuple[str, int], tuple[float, float]]] = {
 def factors(era: str | tuple[float, float] | None, precision: str, tensor_parallel: int) -> tuple[float, float]:
     """By how much the era's decoding takes longer, and what prefilling adds; 1 and 1 for None (kernels as measured).
 
-    Two numbers instead of a name are those factors.
-    INT8 weight-only and BF16 take FP16's: no published cell has them.
+    Two numbers instead of a name are those factors. `precision` as `hardware.arithmetic` names it; INT8 weight-only
+    takes FP16's, no published cell has it.
     """
     if era is None:
         return 1.0, 1.0

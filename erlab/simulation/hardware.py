@@ -10,8 +10,8 @@ dense, without sparsity).
 from dataclasses import dataclass
 
 from erlab.errors import ErlabError
-from erlab.paper import kv_bytes_per_token, weight_bytes
-from erlab.spec import FP8, FP16, GIB, INT8, Expert, Precision, require
+from erlab.paper import GPU_MEMORY, kv_bytes_per_token, weight_bytes
+from erlab.spec import GIB, Expert, Precision, require
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Gpu:
 
 
 GPUS = {
-    "H100": Gpu("H100", 81_559 * 2**20, 3.35e12, 989e12, 1979e12, 450e9, 700.0),
+    "H100": Gpu("H100", GPU_MEMORY, 3.35e12, 989e12, 1979e12, 450e9, 700.0),
     "H200": Gpu("H200", 143_771 * 2**20, 4.8e12, 989e12, 1979e12, 450e9, 700.0),
 }
-PRECISIONS = {"FP16": FP16, "BF16": FP16, "FP8": FP8, "INT8": INT8}  # those with step times; BF16 is as fast as FP16
+_ARITHMETIC = {(16, 16): "FP16", (8, 8): "FP8", (8, 16): "INT8"}  # bits of a weight and an activation
 
 
 def gpu(name: str) -> Gpu:
@@ -40,10 +40,15 @@ def gpu(name: str) -> Gpu:
     return GPUS[name]
 
 
-def precision(name: str) -> Precision:
-    if name not in PRECISIONS:
-        raise ErlabError(f"The 'precision' parameter must be one of {', '.join(PRECISIONS)}. Got {name!r}.")
-    return PRECISIONS[name]
+def arithmetic(precision: Precision) -> str:
+    """Whose kernels a precision runs: FP16 (BF16 is as fast), FP8, or INT8 (weight-only)."""
+    bits = precision.weight_bits, precision.activation_bits
+    if bits not in _ARITHMETIC or precision.kv_bits not in (8, 16):
+        raise ErlabError(
+            "The 'precision' parameter must have weights and activations of 16 and 16, 8 and 8 or 8 and 16 bits and a "
+            f"KV cache of 8 or 16. Got {precision.name}: {bits[0]}, {bits[1]} and {precision.kv_bits}."
+        )
+    return _ARITHMETIC[bits]
 
 
 def kv_pool_tokens(expert: Expert, gpu: Gpu, reserve_gib: float = 4.0, free_fraction: float = 0.9) -> int:

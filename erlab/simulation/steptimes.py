@@ -48,7 +48,8 @@ class StepTimes:
         self._prefix: dict[tuple[int, int], float] = {}
         self._body = (np.interp(np.arange(MAX_TOKENS + 1), TOKENS, parts.body) * NS).tolist()
         self._logits = (np.interp(np.arange(BATCHES[-1] + 1), BATCHES, parts.logits) * NS).tolist()
-        self._idle = [0.0, *map(float.__add__, self._body[1 : len(self._logits)], self._logits[1:])]  # of decoding alone
+        alone = map(float.__add__, self._body[1:], self._logits[1:])
+        self._unattended = [0.0, *alone]  # what decoding costs but for attention, by batch
 
     def row(self, batch: int) -> array:
         """Running sum: ``row[c + k] - row[c]`` ns are `k` decode iterations that start at mean context `c`."""
@@ -63,7 +64,7 @@ class StepTimes:
         share = 0.0 if high == low else (batch - BATCHES[low]) / (BATCHES[high] - BATCHES[low])
         attention = (1 - share) * self._parts.decode[low] + share * self._parts.decode[high]
         steps = np.interp(np.arange(self.longest + 1), CONTEXTS, attention) * NS
-        steps += self._idle[batch]
+        steps += self._unattended[batch]
         steps *= self._decode_factor
         return array("q", np.r_[0, np.cumsum(np.rint(steps).astype(np.int64))].tobytes())
 
@@ -82,7 +83,7 @@ class StepTimes:
         if rows is None:
             rows = self._attention[prompts] = self._prefill_row(prompts)
         mean = tokens // prompts
-        extra = self._body[batch + tokens] + self._logits[batch + finished] - self._idle[batch] + rows[mean]
+        extra = self._body[batch + tokens] + self._logits[batch + finished] - self._unattended[batch] + rows[mean]
         if begun:
             extra += self._cached(mean, begun)
         prefill = round(self._prefill_factor * extra + self._overhead)

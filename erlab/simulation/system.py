@@ -22,7 +22,7 @@ from erlab.errors import ErlabError
 from erlab.simulation import components, era, events
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Engine, Requests
-from erlab.simulation.hardware import gpu, kv_pool_tokens
+from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import NS, StepTimes
 from erlab.spec import Expert, System, Workload, require
 
@@ -76,7 +76,7 @@ def step_times(expert: Expert, setup: Setup) -> StepTimes:
         parts = components.roofline(expert, gpu(setup.gpu))
     else:
         parts = components.measured(expert, gpu(setup.gpu), setup.software, setup.tables)
-    slower = era.factors(setup.era, expert.precision.name, expert.tensor_parallel)
+    slower = era.factors(setup.era, arithmetic(expert.precision), expert.tensor_parallel)
     return StepTimes(parts, expert.max_sequence_tokens, slower, setup.prefill_overhead)
 
 

@@ -19,13 +19,13 @@ from scipy.optimize import least_squares, minimize_scalar
 
 from erlab import metrics, paper, paths
 from erlab.errors import ErlabError
-from erlab.simulation import components, system
+from erlab.simulation import components, era, system
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import gpu
 from erlab.simulation.steptimes import NS
 from erlab.simulation.system import Setup, Traffic, fixed_lengths, simulate, step_times
-from erlab.spec import FP8, FP16, Expert, Model, System
+from erlab.spec import BF16, FP8, FP16, GIB, Expert, Model, Precision, System, require
 
 PUBLISHED = paths.DATA / "published" / "trtllm_h100_throughput.csv"
 H200 = paths.DATA / "published" / "h200_vllm_llama3_8b_bf16.parquet"
@@ -41,7 +41,8 @@ _MODELS = {
     "8b": paper.LLAMA_3_8B,
     "70b": paper.LLAMA_3_70B,
 }
-_PRECISIONS = {"fp16": FP16, "bf16": FP16, "fp8": FP8}
+_PRECISIONS = {"fp16": FP16, "fp8": FP8}  # published; vLLM's own FP8 keeps the KV cache at 16 bits
+_VLLM_PRECISIONS = {"bf16": BF16, "fp8": Precision("FP8, 16-bit KV", 8, 16, 8)}
 _REQUESTS = {  # how many the published runs submitted, by input and output tokens (same source)
     (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (1000, 2000): 1500, (2048, 128): 3000, (2048, 2048): 1500,
     (5000, 500): 1500, (1000, 1000): 3000, (500, 2000): 3000, (20000, 2000): 1000,
@@ -145,9 +146,31 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def implied_kv_pool(
+    model: str = "LLaMA v3.1 70B", file: Path = PUBLISHED, setup: Setup = BENCHMARK, reserves: tuple = (4, 5, 6, 7, 8)
+) -> pd.DataFrame:
+    """Which KV pool the published 0.13 cells of a 70B FP8 model on one GPU imply, where the pool decides throughput:
+    by GiB a GPU reserved, the pool in GiB, median predicted / published, and median absolute error, in that era."""
+    cells = pd.read_csv(file, dtype={"version": str})
+    chosen = (cells["version"] == "0.13.0") & (cells["model"] == model) & (cells["quant"] == "fp8") & (cells["tp"] == 1)
+    cells, expert, rows = cells[chosen], Expert(_model(model), FP8), []
+    require(len(cells) > 0, "model", "implied_kv_pool", "have FP8 cells on one GPU", model)
+    decode, prefill = era.factors("0.13", "FP8", 1)
+    for reserve in reserves:
+        it = replace(setup, reserve_gib=float(reserve))
+        parts = np.array([_saturate(it, *_identity(cell)) for cell in cells.itertuples()])
+        tokens = cells["osl"] * [_REQUESTS[shape] for shape in zip(cells["isl"], cells["osl"])]
+        ratio = tokens / (parts @ (decode, prefill)) / cells["tokens_per_s"]
+        pool = it.pool(expert) * paper.kv_bytes_per_token(expert) / GIB
+        error = (ratio - 1).abs().median()
+        rows.append({"reserve_gib": reserve, "pool_gib": pool, "ratio": ratio.median(), "error": error})
+    return pd.DataFrame(rows)
+
+
 # ---- one H200 with vLLM
 
 HOST_PER_LAYER = 0.00025  # s: what the host adds a layer to an iteration that prefills; see `fit_host`
+_KIND = {"model": "8b", "quant": "bf16", "kv_blocks": 0}  # what a file of one kind need not say; 0: vLLM's own pool
 _VLLM = Setup(
     gpu="H200", software=Software("vllm", "0.22.0"), era=None, batching=Batching(2048, True, block_tokens=16)
 )
@@ -159,11 +182,13 @@ def validate_h200(file: Path = H200, host_per_layer: float = HOST_PER_LAYER) -> 
 
     The simulated users begin when the measured ones did and pause as long between answer and next request.
     `host_per_layer`: prefilling iterations ran without CUDA graphs or compiled fusions, which the kernel data don't
-    hold. The file: the columns of data/published/README.md, and optionally `model` (8b, 70b) and `quant` (bf16, fp8).
+    hold. The file (.parquet or .jsonl) has the columns of data/published/README.md and may have `model` (8b, 70b),
+    `quant` (bf16, fp8) and `kv_blocks`.
     """
     file = Path(file)
     rows = pd.read_json(file, lines=True) if file.suffix == ".jsonl" else pd.read_parquet(file)
-    return pd.DataFrame([_load(load, host_per_layer) for _, load in rows.groupby("users")])
+    rows = rows.assign(**{k: v for k, v in _KIND.items() if k not in rows})
+    return pd.DataFrame([_load(load, host_per_layer) for _, load in rows.groupby([*_KIND, "users"])])
 
 
 def _load(rows: pd.DataFrame, host_per_layer: float) -> dict:
@@ -176,13 +201,15 @@ def _load(rows: pd.DataFrame, host_per_layer: float) -> dict:
         np.unique(rows["user"], return_inverse=True)[1], rows["k"].to_numpy(), rows["isl"].to_numpy(),
         rows["osl"].to_numpy(), rows.loc[~again, "submit"].to_numpy(), max(0.0, pause),
     )  # fmt: skip
-    kind = {"model": "8b", "quant": "bf16", "kv_blocks": 0} | rows.iloc[0].to_dict()
+    kind = rows.iloc[0]
     model, longest = _model(kind["model"]), (int(rows["isl"].max()), int(rows["osl"].max()))
+    allowed = f"hold one of {', '.join(_VLLM_PRECISIONS)}"
+    require(kind["quant"] in _VLLM_PRECISIONS, "quant", "the measured file", allowed, kind["quant"])
     pool = int(kind["kv_blocks"]) * _VLLM.batching.block_tokens or None
-    expert = Expert(model, _PRECISIONS[kind["quant"]], 1, None, 256, *longest, pool)
+    expert = Expert(model, _VLLM_PRECISIONS[kind["quant"]], 1, None, 256, *longest, pool)
     setup = replace(_VLLM, prefill_overhead=host_per_layer * model.layers)
     simulated = simulate(System("h200", "v2", expert, 1, router=False), traffic=load, setup=setup).requests
-    found = {"users": int(rows["users"].iloc[0]), "requests": len(rows)}
+    found = {"model": kind["model"], "quant": kind["quant"], "users": int(kind["users"]), "requests": len(rows)}
     for name, metric in (
         ("throughput", metrics.output_throughput),
         ("tpot_ms", lambda r: metrics.percentile(metrics.tpot(r), 50)),

@@ -66,3 +66,11 @@ def test_a_measured_h200_within_the_targets(monkeypatch, tmp_path):
 def test_versions_without_cells_are_refused():
     with pytest.raises(ErlabError, match="no cells of version 7"):
         validation.validate_published("7")
+
+
+def test_published_cells_of_70b_on_one_gpu_imply_the_pool_they_were_made_with(tmp_path, setup):
+    path = cells(tmp_path / "c.csv", "model == 'LLaMA v3.1 70B' and tp == 1 and osl == 128")
+    found = validation.implied_kv_pool(file=path, setup=setup, reserves=(4, 7, 9)).set_index("reserve_gib")
+    assert found["pool_gib"].is_monotonic_decreasing and found["ratio"].is_monotonic_decreasing
+    assert found["error"].idxmin() == 7
+    assert found.loc[7, "pool_gib"] == pytest.approx(0.95 * (81_559 / 1024 - 7 - 67.67), abs=0.1)

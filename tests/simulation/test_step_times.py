@@ -12,7 +12,7 @@ from erlab.simulation.components import BATCHES, CONTEXTS, TOKENS, Software, mea
 from erlab.simulation.hardware import gpu, kv_pool_tokens
 from erlab.simulation.steptimes import StepTimes
 from erlab.simulation.system import Setup, step_times
-from erlab.spec import FP8, FP16, INT8_CPU, Expert, Model
+from erlab.spec import BF16, FLOAT32, FP8, FP16, Expert, Model, Precision
 
 pytest.importorskip("aiconfigurator")
 H100 = gpu("H100")
@@ -78,6 +78,15 @@ def test_int8_costs_no_less_than_fp8s_traffic_and_bf16s_arithmetic(tables):
     assert int8.body[-1] == pytest.approx(overhead * wide.body[-1])  # many tokens: arithmetic decides
 
 
+def test_bf16_is_fp16_and_a_wide_kv_cache_only_changes_attention(tables):
+    same = measured(replace(E, precision=BF16), H100, folder=tables)
+    np.testing.assert_array_equal(same.body, measured(E, H100, folder=tables).body)
+    narrow = measured(replace(E, precision=FP8), H100, folder=tables)
+    wide = measured(replace(E, precision=Precision("FP8, 16-bit KV", 8, 16, 8)), H100, folder=tables)
+    np.testing.assert_array_equal(narrow.body, wide.body)
+    assert wide.decode[-5, -3] > 1.5 * narrow.decode[-5, -3]
+
+
 def test_mixed_iterations_cost_at_least_their_decoding():
     times = StepTimes(roofline(E, H100), 2048)
     assert times.mixed(16, 500, 1, 200, 0, 1) > times.decode(16, 500)
@@ -111,8 +120,8 @@ def test_the_pool_is_what_weights_and_reserve_leave():
         (lambda: kv_pool_tokens(D, H100, reserve_gib=11.9), r"holds \d+ tokens, fewer than one request of 2048"),
         (lambda: Expert(paper.LLAMA_3_70B, FP8, 3), "must divide the 8 KV heads of Llama 3 70B. Got 3"),
         (lambda: gpu("A100"), "'gpu' parameter must be one of H100, H200. Got 'A100'"),
-        (lambda: hardware.precision("FP4"), "'precision' parameter must be one of FP16, BF16, FP8, INT8. Got 'FP4'"),
-        (lambda: roofline(replace(E, precision=INT8_CPU), H100), "'precision' parameter must be one of .* Got 'int8'"),
+        (lambda: roofline(replace(E, precision=FLOAT32), H100), "'precision' parameter must .* Got float32: 32, 32"),
+        (lambda: hardware.arithmetic(Precision("FP4", 4, 8)), "'precision' parameter must .* Got FP4: 4, 16 and 8"),
         (lambda: Software("sglang"), "'backend' parameter of Software must be trtllm or vllm"),
         (lambda: components.engine_parts(E, H100, Software("trtllm", "9.9")), "No step times of Llama 3 8B .* 9.9"),
         (lambda: Setup(steps="guessed"), "'steps' parameter of Setup must be measured or roofline. Got 'guessed'"),

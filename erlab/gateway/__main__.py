@@ -2,7 +2,7 @@
 
     python -m erlab.gateway --router DIR --upstream HOST:PORT --experts expert_0,expert_1 [--policy nearest] [--port 0]
 
-Cluster c of the router goes to expert c modulo their number. Prints one line of JSON with its address once it listens
+Cluster c of the router goes to expert c modulo their number. Prints one line of JSON with its addresses once it listens
 (on loopback unless told otherwise). SIGTERM and SIGINT end it: nothing new is accepted, requests in flight get some
 seconds to end. The environment variable ERLAB_API_KEY, if set, is what clients must bring.
 """
@@ -20,15 +20,18 @@ from erlab.gateway.limits import Limits
 from erlab.gateway.server import Settings, serving
 from erlab.routing import PromptRouter
 
+EXPERTS = "models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible), one or more"
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m erlab.gateway", description=__doc__.splitlines()[0])
     parser.add_argument("--router", required=True, metavar="DIR", help="folder of a saved PromptRouter")
-    parser.add_argument("--upstream", required=True, metavar="HOST:PORT", help="Triton's gRPC address")
-    parser.add_argument("--experts", required=True, metavar="A,B,...", help="Triton models, one or more")
+    parser.add_argument("--upstream", metavar="HOST:PORT", help="Triton's gRPC address")
+    parser.add_argument("--experts", required=True, metavar="A,B,...", help=EXPERTS)
     parser.add_argument("--policy", default="nearest", help="a name in erlab.routing.policies")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
+    parser.add_argument("--http-port", type=int, help="where the OpenAI-compatible face listens, if anywhere")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that holds stdin")
     for field in fields(Limits):
         flag = f"--{field.name.replace('_', '-')}"
@@ -45,6 +48,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         Limits(**{name: given[name] for name in asdict(Limits())}),
         arguments.host,
         arguments.port,
+        arguments.http_port,
         os.environ.get("ERLAB_API_KEY"),
     )
     stop, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -26,29 +26,35 @@ _LISTEN_SECONDS = 60.0
 
 
 class Gateway:
-    """A running gateway, as a context manager; it ends with this process, whatever ends that.
+    """A running gateway, as a context manager; it ends with this process, whatever ends that. `address` is its KServe
+    v2 gRPC face, `http` the URL of its OpenAI-compatible one (without /v1), None unless `http_port` is given.
 
     router: folder of a saved PromptRouter. upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
-    model of each of the router's clusters. policy: a name in `erlab.routing.policies`. port: where to listen, on
-    loopback; chosen by the system if None. limits: its bounds. key: what clients must bring as a bearer token. Raises ErlabError, with the gateway's own words, where it cannot start, or
-    where the server behind it isn't ready within `timeout` seconds.
+    model of each of the router's clusters, or an address of its own as in `erlab.gateway.server.Settings`. policy: a
+    name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
+    bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. Raises ErlabError,
+    with the gateway's own words, where it cannot start, or where the server behind it isn't ready within `timeout`
+    seconds.
     """
 
     def __init__(
         self,
         router: Path,
-        upstream: str,
+        upstream: str | None,
         experts_of_clusters: tuple[str, ...],
         policy: str = "nearest",
         port: int | None = None,
         timeout: float = 60.0,
         limits: Limits = Limits(),
         key: str | None = None,
+        http_port: int | None = None,
     ):
-        self.upstream, self._timeout = client.address(upstream), timeout
+        self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
-        self._command += ["--router", str(router), "--upstream", upstream, "--experts", ",".join(experts_of_clusters)]
+        self._command += ["--router", str(router), "--experts", ",".join(experts_of_clusters)]
         self._command += ["--policy", policy, "--port", str(port or 0)]
+        self._command += ["--upstream", upstream] if upstream else []
+        self._command += ["--http-port", str(http_port)] if http_port is not None else []
         for name, value in asdict(limits).items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._key = key
@@ -65,7 +71,8 @@ class Gateway:
             start_new_session=True,
         )
         try:
-            self.address = self._read_address()
+            told = self._read_addresses()
+            self.address, self.http = told["address"], told.get("http")
             self._wait_ready(time.monotonic() + self._timeout)
         except BaseException:
             self.__exit__()
@@ -91,12 +98,12 @@ class Gateway:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def _read_address(self) -> str:
+    def _read_addresses(self) -> dict[str, str]:
         ready, _, _ = select.select([self._process.stdout], [], [], _LISTEN_SECONDS)
         line = self._process.stdout.readline() if ready else b""
         if not line:
             raise ErlabError(f"The gateway did not start{self._last_words()}")
-        return json.loads(line)["address"]
+        return json.loads(line)
 
     def _wait_ready(self, end: float) -> None:
         """Until the server behind it says, through it, that it is ready."""

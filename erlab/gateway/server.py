@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
+from aiohttp import web
 
 from erlab.errors import ErlabError
 from erlab.gateway.decide import Classifier, Decider
@@ -15,7 +16,8 @@ from erlab.gateway.expert import Expert
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
 from erlab.gateway.service import RoutingService
-from erlab.gateway.triton import CHANNEL_OPTIONS, TritonModel
+from erlab.gateway.upstreams import Upstreams
+from erlab.gateway.web import application
 from erlab.routing import PromptRouter
 from erlab.spec import require
 from erlab.triton import client
@@ -25,49 +27,81 @@ DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What a gateway is told: where its experts are, how it chooses among them, where it listens."""
+    """What a gateway is told: where its experts are, how it chooses among them, where it listens.
 
-    upstream: str
+    upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
+    grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
+    system choose; http_port None: no HTTP face. key: what clients must bring.
+    """
+
+    upstream: str | None
     experts: tuple[str, ...]
     policy: str = "nearest"
     limits: Limits = Limits()
     host: str = "127.0.0.1"
     port: int = 0
+    http_port: int | None = None
     key: str | None = None
 
 
 @asynccontextmanager
 async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dict[str, str]]:
-    """The gateway's addresses, while it serves; on leaving it drains, for DRAIN_SECONDS at most."""
+    """The gateway's addresses (`address`, gRPC; `http`), while it serves; on leaving it drains, for DRAIN_SECONDS at
+    most."""
     names, clusters = settings.experts, len(router.centers_)
     allowed = f"name 1 to {clusters} Triton models, as many as the router has clusters at most"
     require(all(names) and len(names) <= clusters, "--experts", "the gateway", allowed, ",".join(names))
     _allow_many_files()
-    limits = settings.limits
+    limits, distinct = settings.limits, tuple(dict.fromkeys(names))
     async with AsyncExitStack() as stack:
-        address = client.address(settings.upstream)
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS))
-        distinct = tuple(dict.fromkeys(names))
-        experts = tuple(Expert(name, TritonModel(channel, name), limits) for name in distinct)
+        upstreams = Upstreams(stack, settings.upstream)
+        experts = tuple([Expert(name, await upstreams.open(name), limits) for name in distinct])
         places = [distinct.index(names[c % len(names)]) for c in range(clusters)]
         decide = Decider(experts, places, settings.policy)
         dispatch = Dispatcher(Classifier(router), decide, limits, Metrics(experts))
-        service = RoutingService(dispatch, channel, distinct[0], settings.key)
         server = grpc.aio.server(options=_options(limits))
-        server.add_generic_rpc_handlers([service])
-        try:
-            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        except RuntimeError:
-            where = f"{settings.host}:{settings.port}"
-            raise ErlabError(f"The gateway cannot listen on {where}: the port is in use.") from None
+        channel, first = upstreams.first
+        server.add_generic_rpc_handlers([RoutingService(dispatch, channel, first, settings.key)])
+        port = _listen(server, settings.host, settings.port)
+        addresses = {"address": f"{settings.host}:{port}"}
+        runner = web.AppRunner(
+            application(dispatch, limits, settings.key),
+            handler_cancellation=True,  # a client that leaves cancels what it asked for
+            access_log=None,
+            max_field_size=limits.header_bytes,
+            shutdown_timeout=DRAIN_SECONDS,
+        )
+        if settings.http_port is not None:
+            await runner.setup()
+            addresses["http"] = await _listen_http(runner, settings.host, settings.http_port)
         tending = [asyncio.create_task(expert.tend()) for expert in experts]
         await server.start()
         try:
-            yield {"address": f"{settings.host}:{port}"}
+            yield addresses
         finally:
-            await server.stop(DRAIN_SECONDS)
+            await asyncio.gather(server.stop(DRAIN_SECONDS), runner.cleanup())
             for task in tending:
                 task.cancel()
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise _in_use(host, port) from None
+
+
+async def _listen_http(runner: web.AppRunner, host: str, port: int) -> str:
+    try:
+        site = web.TCPSite(runner, host, port, backlog=1024)
+        await site.start()
+    except OSError:
+        raise _in_use(host, port) from None
+    return f"http://{host}:{runner.addresses[0][1]}"
+
+
+def _in_use(host: str, port: int) -> ErlabError:
+    return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
 
 
 def _options(limits: Limits) -> tuple[tuple[str, int], ...]:

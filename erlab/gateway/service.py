@@ -47,14 +47,15 @@ Write = Callable[[bytes], Awaitable[None]]
 class RoutingService(grpc.GenericRpcHandler):
     """Answers every method of the protocol: `dispatch` the router's requests, `upstream`'s server all others.
 
-    `first` is the model that speaks for the router in metadata. `key`: what clients must bring as a bearer token, if
+    `upstream` is None where no expert is on a Triton server; then only the router is known. `first` is the model that
+    speaks for it in metadata. `key`: what clients must bring as a bearer token, if
     anything; it is not handed on.
     """
 
-    def __init__(self, dispatch: Dispatcher, upstream: grpc.aio.Channel, first: str, key: str | None = None):
+    def __init__(self, dispatch: Dispatcher, upstream: grpc.aio.Channel | None, first: str, key: str | None = None):
         self._dispatch, self._upstream, self._first = dispatch, upstream, first
         self._bearer = f"Bearer {key}".encode() if key else None
-        self._pass = upstream.stream_stream(STREAM)
+        self._pass = upstream.stream_stream(STREAM) if upstream else None
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         if self._bearer and not _brings(self._bearer, details):
@@ -64,6 +65,8 @@ class RoutingService(grpc.GenericRpcHandler):
             return grpc.stream_stream_rpc_method_handler(self._stream)
         if details.method == INFER:
             return _unary_handler(self._infer)
+        if self._upstream is None:
+            return _unary_handler(partial(_alone, details.method))
         if details.method in _ABOUT:
             return _unary_handler(partial(self._about, details.method))
         return _unary_handler(partial(self._unary, details.method))
@@ -87,6 +90,10 @@ class RoutingService(grpc.GenericRpcHandler):
                         continue
                     if request.model_name == ROUTER:
                         tasks.create_task(self._route(request, data, write, self._headers(context)))
+                        continue
+                    if self._pass is None:
+                        answer = service_pb2.ModelInferResponse(id=request.id)
+                        await write(messages.streamed(answer, "This gateway has one model, 'router'."))
                         continue
                     if passed is None:
                         passed = self._pass(metadata=self._headers(context))
@@ -128,6 +135,8 @@ class RoutingService(grpc.GenericRpcHandler):
         try:
             request = messages.parse(service_pb2.ModelInferRequest, data)
             if request.model_name != ROUTER:
+                if self._upstream is None:
+                    await context.abort(_CODE.NOT_FOUND, "This gateway has one model, 'router'.")
                 return await self._unary(INFER, data, context)
             text, headers = messages.prompt(request), self._headers(context)
             await self._dispatch.run(text, lambda expert: expert.upstream.infer(request, data, headers), keep)
@@ -173,6 +182,24 @@ def _brings(bearer: bytes, details: grpc.HandlerCallDetails) -> bool:
 
 async def _turn_away(request, context: grpc.aio.ServicerContext) -> None:
     await context.abort(_CODE.UNAUTHENTICATED, "This gateway asks for its key: metadata 'authorization: Bearer KEY'.")
+
+
+# What a gateway without Triton answers, the same whatever is asked.
+_ALONE = {
+    f"{SERVICE}/ServerLive": service_pb2.ServerLiveResponse(live=True).SerializeToString(),
+    f"{SERVICE}/ServerReady": service_pb2.ServerReadyResponse(ready=True).SerializeToString(),
+    f"{SERVICE}/ModelReady": service_pb2.ModelReadyResponse(ready=True).SerializeToString(),
+    _INDEX: _LISTED,
+}
+
+
+async def _alone(method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    known = method in _ALONE
+    if known and method == f"{SERVICE}/ModelReady":
+        known = messages.parse(service_pb2.ModelReadyRequest, data).name == ROUTER
+    if not known:
+        await context.abort(_CODE.UNIMPLEMENTED, "No expert of this gateway is on a Triton server, which could answer.")
+    return _ALONE[method]
 
 
 async def _relay(call: grpc.aio.StreamStreamCall, write: Write) -> None:

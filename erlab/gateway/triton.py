@@ -6,7 +6,7 @@ from contextlib import aclosing
 import grpc
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import messages
+from erlab.gateway import messages, openai
 from erlab.gateway.expert import Headers
 from erlab.gateway.limits import Refused
 from erlab.triton import client
@@ -29,9 +29,10 @@ class TritonModel:
     """The model `model` of the server behind `channel`; an `expert.Upstream`."""
 
     def __init__(self, channel: grpc.aio.Channel, model: str):
-        self._model, self._rename = model, messages.rename(model)
+        self._channel, self._model, self._rename = channel, model, messages.rename(model)
         # One message out, many back: on the wire the same as a stream of one request, and cheaper to open.
         self._stream, self._infer = channel.unary_stream(STREAM), channel.unary_unary(INFER)
+        self._inputs: frozenset[str] = frozenset()
 
     async def kserve(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
         call = self._stream(data + self._rename, metadata=headers)
@@ -52,10 +53,31 @@ class TritonModel:
         except grpc.aio.AioRpcError as e:
             raise self._refused(e) from None
 
+    async def openai(self, kind: str, body: dict) -> AsyncIterator[bytes]:
+        request = openai.to_kserve(kind, body, await self._declared())
+        answer = openai.Answer(kind, body)
+        async with aclosing(self.kserve(request, request.SerializeToString(), None)) as responses:
+            async for response in responses:
+                text = client.text(service_pb2.ModelStreamInferResponse.FromString(response).infer_response)
+                if piece := answer.piece(text):
+                    yield piece
+        yield answer.end()
+
     async def probe(self) -> None:
         data = client.request(self._model, "ping", 1).SerializeToString()
         async with aclosing(self.kserve(None, data, None)) as responses:
             await anext(responses, None)
+
+    async def _declared(self) -> frozenset[str]:
+        """The names of the model's inputs; Triton refuses others."""
+        if not self._inputs:
+            about = service_pb2.ModelMetadataRequest(name=self._model).SerializeToString()
+            try:
+                data = await self._channel.unary_unary(f"{SERVICE}/ModelMetadata")(about)
+            except grpc.aio.AioRpcError as e:
+                raise self._refused(e) from None
+            self._inputs = frozenset(i.name for i in service_pb2.ModelMetadataResponse.FromString(data).inputs)
+        return self._inputs
 
     def _refused(self, error: grpc.aio.AioRpcError) -> Refused:
         return Refused(error.code(), f"{error.details()} ({self._model})", again=error.code() not in _OWN_FAULT)

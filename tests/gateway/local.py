@@ -2,8 +2,17 @@
 
 import asyncio
 import threading
+from functools import cache
 
 from erlab.gateway.server import Settings, serving
+
+
+@cache
+def loop() -> asyncio.AbstractEventLoop:
+    """One for all: gRPC's events for a loop that is closed would disturb the others."""
+    made = asyncio.new_event_loop()
+    threading.Thread(target=made.run_forever, daemon=True).start()
+    return made
 
 
 class Local:
@@ -13,19 +22,13 @@ class Local:
         self._router, self._settings = router, Settings(upstream, experts, **settings)
 
     def __enter__(self) -> "Local":
-        up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
-        self._thread.start()
-        assert up.wait(20)
+        self._serving = serving(self._router, self._settings)
+        self.addresses = self._run(self._serving.__aenter__())
+        self.address = self.addresses["address"]
         return self
 
     def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._run(self._serving.__aexit__(None, None, None))
 
-    async def _serve(self, up: threading.Event):
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with serving(self._router, self._settings) as addresses:
-            self.addresses, self.address = addresses, addresses.get("address")
-            up.set()
-            await self._stop.wait()
+    def _run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(20)

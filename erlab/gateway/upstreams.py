@@ -1,0 +1,46 @@
+"""Where experts are: their addresses, and one connection for all experts of a server."""
+
+import re
+from contextlib import AsyncExitStack
+
+import aiohttp
+import grpc
+
+from erlab.gateway.endpoint import OpenAIModel
+from erlab.gateway.expert import Upstream
+from erlab.gateway.triton import CHANNEL_OPTIONS, TritonModel
+from erlab.spec import require
+from erlab.triton import client
+
+
+class Upstreams:
+    """Opens experts' upstreams, one channel a server, all closed by `stack`. `first` is the channel and the model that
+    speak for the gateway where it is asked what only a Triton server knows; (None, "") where there is none."""
+
+    def __init__(self, stack: AsyncExitStack, default: str | None):
+        self._stack, self._default = stack, client.address(default) if default else None
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self.first: tuple[grpc.aio.Channel | None, str] = (None, "")
+
+    async def open(self, name: str) -> Upstream:
+        """The upstream of an expert, whose `name` is as in Settings."""
+        if http := re.fullmatch(r"(https?://[^#\s]+)#(\S+)", name):
+            if self._session is None:
+                free = aiohttp.ClientTimeout(total=None, sock_connect=5)
+                connector = aiohttp.TCPConnector(limit=0)
+                session = aiohttp.ClientSession(connector=connector, timeout=free)
+                self._session = await self._stack.enter_async_context(session)
+            return OpenAIModel(self._session, http[1], http[2])
+        if triton := re.fullmatch(r"grpc://([^/\s]+)/(\S+)", name):
+            server, model = client.address(triton[1]), triton[2]
+        else:
+            forms = "be a model's name (with --upstream), grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL"
+            require("://" not in name and self._default is not None, "--experts", "the gateway", forms, name)
+            server, model = self._default, name
+        if server not in self._channels:
+            channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
+            self._channels[server] = await self._stack.enter_async_context(channel)
+        if self.first[0] is None:
+            self.first = self._channels[server], model
+        return TritonModel(self._channels[server], model)

@@ -1,0 +1,68 @@
+"""An OpenAI-compatible server without a model: answers with the prompt's words, or as the first word says."""
+
+import asyncio
+import json
+import threading
+
+from aiohttp import web
+
+
+class FakeOpenAI:
+    """`with FakeOpenAI() as fake: fake.base` is its URL, which ends in /v1. Keeps the bodies it got."""
+
+    def __init__(self, port: int = 0):
+        self.bodies: list[dict] = []
+        self.headers: list[dict] = []
+        self.cancelled = 0
+        self.status = 200
+        self._port = port
+
+    def __enter__(self) -> "FakeOpenAI":
+        up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
+        self._thread.start()
+        assert up.wait(10)
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    async def _serve(self, up):
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application()
+        app.add_routes([web.post("/v1/completions", self._answer), web.post("/v1/chat/completions", self._answer)])
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        self.base = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        up.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        words = (body.get("prompt") or body["messages"][-1]["content"]).split()
+        if self.status != 200:
+            return web.json_response({"error": {"message": f"status {self.status}"}}, status=self.status)
+        if not body.get("stream"):
+            choice = {"index": 0, "text": " ".join(words), "finish_reason": "stop"}
+            return web.json_response({"id": "up", "object": "text_completion", "choices": [choice], "usage": None})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            for i, word in enumerate(words):
+                event = {"id": "up", "choices": [{"index": 0, "text": word, "delta": {"content": word}}]}
+                await response.write(f"data: {json.dumps(event)}\n\n".encode())
+                if words[0] == "half" or words[0] == "cut" and i == 1:
+                    request.transport.abort() if words[0] == "half" else await response.write_eof()
+                    return response
+                if words[0] == "hang":
+                    await asyncio.Event().wait()
+            await response.write(b"data: [DONE]\n\n")
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return response

@@ -1,0 +1,126 @@
+"""Prompts that arrive together are classified together, slow routers off the loop; policies see the live state."""
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from fake_triton import COURT, KITCHEN
+
+from erlab.errors import ErlabError
+from erlab.gateway.decide import Classifier, Decider
+from erlab.gateway.expert import Expert
+from erlab.gateway.limits import Limits, Refused
+from erlab.routing.router import Row
+
+
+class Watched:
+    """A router that notes each batch's size and thread, and takes `seconds` for a batch."""
+
+    def __init__(self, router, seconds=0.0):
+        self._router, self._seconds, self.centers_ = router, seconds, router.centers_
+        self.batches, self.threads = [], set()
+
+    def route(self, texts):
+        self.batches.append(len(texts))
+        self.threads.add(threading.get_ident())
+        time.sleep(self._seconds)
+        return self._router.route(texts)
+
+
+def classify(watched, *waves):
+    """The rows of waves of prompts, each wave's tasks started when the one before is classified."""
+
+    async def main():
+        classifier = Classifier(watched)
+        watched.batches.clear(), watched.threads.clear()
+        rows = []
+        for wave in waves:
+            rows += await asyncio.gather(*(classifier(text) for text in wave))
+        return classifier.slow, [row for row, _ in rows], [ns for _, ns in rows]
+
+    return asyncio.run(main())
+
+
+def test_what_arrives_together_is_one_batch_and_what_arrives_alone_waits_for_nobody(router):
+    watched, prompts = Watched(router), KITCHEN + COURT
+    slow, rows, _ = classify(watched, prompts, ["salt"], ["law"])
+    assert watched.batches == [len(prompts), 1, 1]
+    assert [row.cluster for row in rows] == router.predict([*prompts, "salt", "law"]).tolist()
+    assert not slow and watched.threads == {threading.get_ident()}
+
+
+def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(router):
+    watched = Watched(router, seconds=0.1)
+
+    async def main():
+        classifier = Classifier(watched)
+        watched.batches.clear(), watched.threads.clear()
+        first = asyncio.create_task(classifier("salt"))
+        while not watched.batches:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(classifier(text)) for text in KITCHEN]  # while the first is at work
+        ticks = 0
+        while not first.done():
+            await asyncio.sleep(0)
+            ticks += 1
+        rows = [row for row, _ in await asyncio.gather(*others)]
+        return classifier.slow, ticks, rows
+
+    slow, ticks, rows = asyncio.run(main())
+    assert slow and ticks > 10 and watched.batches == [1, len(KITCHEN)]
+    assert [row.cluster for row in rows] == router.predict(KITCHEN).tolist()
+    assert threading.get_ident() not in watched.threads
+
+
+def test_a_long_prompt_does_not_hold_the_loop(router):
+    watched = Watched(router)
+    classify(watched, ["salt " * 10_000])
+    assert threading.get_ident() not in watched.threads
+
+
+def test_a_client_that_left_does_not_hold_up_its_batch(router):
+    async def main():
+        classifier = Classifier(router)
+        gone, stays = asyncio.create_task(classifier("salt")), asyncio.create_task(classifier("law"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return (await stays)[0].cluster
+
+    assert asyncio.run(main()) == router.predict(["law"])[0]
+
+
+def test_a_router_that_fails_is_each_requests_error(router):
+    broken = SimpleNamespace(route=router.route)
+
+    async def main():
+        classifier = Classifier(broken)
+        broken.route = lambda texts: 1 / 0
+        failed = await asyncio.gather(classifier("salt"), classifier("law"), return_exceptions=True)
+        broken.route = router.route
+        return failed, await classifier("law")
+
+    failed, _ = asyncio.run(main())
+    assert [type(e) for e in failed] == [ZeroDivisionError] * 2
+
+
+def row(*order):
+    return Row(order[0], 0.1, 0.2, order[1], order)
+
+
+def test_policies_see_who_is_up_and_how_busy():
+    experts = [Expert(name, None, Limits()) for name in "abc"]
+    nearest = Decider(experts, (0, 1, 2))
+    least = Decider(experts, (0, 1, 2), "least_outstanding")
+    assert nearest(row(1, 2, 0))[0].name == "b"
+    experts[1].up = False
+    assert nearest(row(1, 2, 0))[0].name == "c"
+    assert nearest(row(1, 2, 0), avoid=experts[2])[0].name == "a"
+    experts[2].outstanding = 3
+    assert least(row(2, 0, 1))[1].expert == "a"
+    experts[0].up = experts[2].up = False
+    with pytest.raises(Refused, match="None of the 3 experts is up"):
+        nearest(row(0, 1, 2))
+    with pytest.raises(ErlabError, match="must be one of nearest"):
+        Decider(experts, (0, 1, 2), "farthest")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import add
 
-from erlab.simulation.steptimes import MAX_TOKENS, StepTimes
+from erlab.simulation.steptimes import MAX_BATCH, MAX_TOKENS, StepTimes
 from erlab.spec import require
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")
@@ -67,7 +67,8 @@ class Engine:
     def __init__(self, times: StepTimes, requests: Requests, batching: Batching, max_batch_size: int, pool_tokens: int):
         longest = requests.longest
         blocks = pool_tokens // batching.block_tokens
-        require(max_batch_size >= 1, "max_batch_size", "Engine", "be at least 1", max_batch_size)
+        allowed = f"be 1 to {MAX_BATCH}, what step times are known for"
+        require(1 <= max_batch_size <= MAX_BATCH, "max_batch_size", "Engine", allowed, max_batch_size)
         limit = f"be at most {times.longest}, the longest context of the step times"
         require(longest <= times.longest, "prompt + output", "Engine", limit, longest)
         limit = f"hold the longest request of {longest} tokens in blocks of {batching.block_tokens}"
@@ -115,7 +116,8 @@ class Engine:
         self.queue.append(request)
         if self.end is None:
             return True
-        if waited or self._steps == 1 or not self._fits(request):
+        full = self.running >= min(self._max_batch, self._budget)
+        if waited or full or self._steps == 1:
             return False
         first = bisect_left(self._row, now - self._begun + self._begun_row, self._at + 1, self._at + self._steps)
         if first - self._at == self._steps:
@@ -124,10 +126,6 @@ class Engine:
         self.end = self._begun + self._row[first] - self._begun_row
         self.version += 1
         return True
-
-    def _fits(self, request: int) -> bool:
-        """Whether the batch has a place for one more; a cheap test, `start` decides."""
-        return self.running < self._max_batch and self.running < self._budget
 
     def start(self, now: int) -> int | None:
         """Begin what runs next and return when it ends; None where nothing is to do."""

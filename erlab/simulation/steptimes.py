@@ -21,7 +21,7 @@ import numpy as np
 from erlab.simulation.components import BATCHES, CHUNKS, CONTEXTS, LENGTHS, PREFIXES, PROMPTS, TOKENS, Components
 
 NS = 1_000_000_000
-MAX_TOKENS = int(TOKENS[-1])  # that one iteration can have
+MAX_TOKENS, MAX_BATCH = int(TOKENS[-1]), int(BATCHES[-1])  # that one iteration can have
 
 
 class StepTimes:
@@ -47,7 +47,7 @@ class StepTimes:
         self._attention: dict[int, list[float]] = {}
         self._prefix: dict[tuple[int, int], float] = {}
         self._body = (np.interp(np.arange(MAX_TOKENS + 1), TOKENS, parts.body) * NS).tolist()
-        self._logits = (np.interp(np.arange(BATCHES[-1] + 1), BATCHES, parts.logits) * NS).tolist()
+        self._logits = (np.interp(np.arange(MAX_BATCH + 1), BATCHES, parts.logits) * NS).tolist()
         alone = map(float.__add__, self._body[1:], self._logits[1:])
         self._unattended = [0.0, *alone]  # what decoding costs but for attention, by batch
 

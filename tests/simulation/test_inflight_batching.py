@@ -145,7 +145,7 @@ def test_max_utilization_starts_both_and_evicts_the_later_one():
             "'max_num_tokens' parameter of Batching must be at least 149, the longest prompt and the answer so far",
         ),
         (dict(batching=Batching(4, True)), "'max_num_tokens' parameter of Batching must be above max_batch_size = 4"),
-        (dict(max_batch=0), "'max_batch_size' parameter of Engine must be at least 1"),
+        (dict(max_batch=0), "'max_batch_size' parameter of Engine must be 1 to 4096"),
         (dict(output=400), "must be at most 400, the longest context of the step times"),
     ],
 )

@@ -31,10 +31,10 @@ class Ask:
 
 
 async def user(
-    channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int, begin: float = 0.0
+    channel: grpc.aio.Channel, asks: list[Ask], timeout: float, start: int, begin: float = 0.0, stamped: bool = False
 ) -> AsyncIterator[dict]:
     """Make the requests one after the other, the first `begin` seconds after `start` (monotonic ns); yields each one's
-    record when it has ended, times since `start`."""
+    record when it has ended, times since `start`. `stamped`: the server is `erlab.users.echo`; see `added`."""
     # One message out, many back: on the wire the same as a stream of one request, and cheaper.
     stream = channel.unary_stream(_METHOD)
     due = start + int(begin * 1e9)
@@ -51,8 +51,9 @@ async def user(
         except grpc.aio.AioRpcError as e:
             status, error = _STATUS.get(e.code(), "error"), f"{e.code().name}: {e.details()}"
         ended = time.monotonic_ns()
-        late = {"late_ns": max(0, submitted - due)}
-        yield ask.record | late | record(submitted, times, answers, status, error, ended, start)
+        row = ask.record | {"late_ns": max(0, submitted - due)}
+        row |= record(submitted, times, answers, status, error, ended, start)
+        yield row | added(submitted, times, answers) if stamped else row
         due = ended
 
 
@@ -85,6 +86,20 @@ def record(
         "token_times": [t - start for t in tokens],
         "status": status,
         "error": error,
+    }
+
+
+def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
+    """What lies between echo and user: `added_ns` from sending each response to its receipt, and `added_ttft_ns`, the
+    time to first token less the echo's own."""
+    responses = [service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers]
+    stamps = [tuple(map(int, client.text(response).split())) for response in responses]  # arrived, sent
+    if not stamps:
+        return {"added_ns": [], "added_ttft_ns": None}
+    arrived, sent = stamps[0]
+    return {
+        "added_ns": [came - sent for came, (_, sent) in zip(times, stamps)],
+        "added_ttft_ns": (times[0] - submitted) - (sent - arrived),
     }
 
 

@@ -41,6 +41,7 @@ def run(
     think: float = 0.0,
     warmup: int = 0,
     seed: int = 0,
+    stamped: bool = False,
 ) -> list[dict]:
     """Make every user's requests, each user in a closed loop, and return one row a request, by user and turn.
 
@@ -49,7 +50,8 @@ def run(
     processes: one for every 250 users if None, at most one a core. progress: called with the number of requests ended
     so far. starts: seconds after the common start at which each user begins, all at 0 if None; an open loop has a user
     a request (`load.apart`) and `load.poisson`, `constant` or `trace` as its starts. think: mean seconds of a user's
-    pause between an answer and the next request, exponential, drawn from `seed`.
+    pause between an answer and the next request, exponential, drawn from `seed`. stamped: the server is
+    `erlab.users.echo`; rows then have what `erlab.users.loop.added` says.
 
     warmup: each user's first so many requests are made like the others and leave no row, and the turns of the rows are
     counted from the first one after them. They are dropped, not marked, because whoever reads records counts all rows.
@@ -80,7 +82,8 @@ def run(
         }
         for i, mine in enumerate(requests)
     ]
-    jobs = [{"address": address, "timeout": timeout, "users": plan[i::processes]} for i in range(processes)]
+    common = {"address": address, "timeout": timeout, "stamped": stamped}
+    jobs = [common | {"users": plan[i::processes]} for i in range(processes)]
     expected = {(one["number"], turn): r for one in plan for turn, r in enumerate(one["requests"])}
     rows = {}
     lines: SimpleQueue[tuple["_Worker", str]] = SimpleQueue()

@@ -43,7 +43,7 @@ async def _run(job: dict) -> None:
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
         async with asyncio.TaskGroup() as tasks:
             for asks, begin in zip(users, begins):
-                tasks.create_task(_report(user(channel, asks, job["timeout"], start, begin)))
+                tasks.create_task(_report(user(channel, asks, job["timeout"], start, begin, job["stamped"])))
         loop.remove_reader(sys.stdin.fileno())
 
 

@@ -1,0 +1,151 @@
+"""Whether the users were quick enough for what they measured: the same load against an endpoint that only echoes.
+
+    rows = run(address, models, requests, timeout=60)
+    own = self_test(requests, rows)
+    run_description |= {"client": asdict(own), "invalid": invalid(rows, own)}
+
+Every response of the echo carries when it was sent, so what the users add is known for each one: the way out of the
+server's gRPC, the loopback, and the users' own gRPC and event loop. The server shares the machine with them, so these
+numbers are an upper bound of the users' own.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from erlab.errors import ErlabError
+from erlab.spec import require
+from erlab.users.processes import run
+
+if TYPE_CHECKING:
+    from erlab.workload import Request
+
+SHARE = 0.1  # of what is measured that the users may add
+_MS = 1e6
+
+
+@dataclass(frozen=True)
+class OwnLatency:
+    """What the users add, ms: to a time to first token (both ways), to each response (one way), and how late they sent
+    requests that were due; each at the median and the 99th percentile. `responses_per_second` were received."""
+
+    ttft_p50: float
+    ttft_p99: float
+    response_p50: float
+    response_p99: float
+    late_p50: float
+    late_p99: float
+    responses_per_second: float
+
+
+class Echo:
+    """A process of `erlab.users.echo` as a context manager; `address` is its HOST:PORT on the loopback."""
+
+    def __init__(self, first: float, gap: float):
+        require(first >= 0, "first", "Echo", "be at least 0 seconds", first)
+        require(gap > 0, "gap", "Echo", "be above 0 seconds", gap)
+        self._pace = (repr(float(first)), repr(float(gap)))
+
+    def __enter__(self) -> "Echo":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "erlab.users.echo", *self._pace],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.address = self._process.stdout.readline().strip()
+        if not self.address:
+            self.__exit__()
+            raise ErlabError(f"The echo server did not start: exit status {self._process.returncode}.")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+def self_test(
+    requests: list[list["Request"]],
+    rows: Sequence[dict],
+    *,
+    engines: int = 1,
+    processes: int | None = None,
+    starts: Sequence[float] | None = None,
+    think: float = 0.0,
+    warmup: int = 0,
+    seed: int = 0,
+    seconds: float = 10.0,
+) -> OwnLatency:
+    """Let the same users make their first request that counts again, at the pace of `rows`, to an echo instead.
+
+    rows: what `run` returned for `requests`; their median time to first token and time per output token are the echo's.
+    engines: how many take turns in answering. processes, starts, think, warmup, seed: as they were given to `run`.
+    seconds: answers are cut, and a long wait for the first token is, so that a request lasts about as long at most.
+
+    Raises ErlabError where no row ended well, or where a request to the echo failed.
+    """
+    require(engines >= 1, "engines", "self_test", "be at least 1", engines)
+    require(seconds > 0, "seconds", "self_test", "be above 0", seconds)
+    first, gap = _pace(rows)
+    first = min(first, seconds / 4)
+    gap = min(gap, (seconds - first) / 3)  # so that there are a few tokens
+    longest = max(2, int((seconds - first) / gap))
+    mine = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in asked[: warmup + 1]] for asked in requests]
+    models = tuple(f"echo-{i}" for i in range(engines))
+    same = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
+    with Echo(first, gap) as echo:
+        got = run(echo.address, models, mine, timeout=60 + 4 * seconds, stamped=True, **same)
+    failed = [row for row in got if row["status"] != "ok"]
+    if failed:
+        raise ErlabError(f"The users' self-test failed, {len(failed)} of {len(got)} requests: {failed[0]['error']}")
+    span = (max(row["t_last"] for row in got) - min(row["t_submit"] for row in got)) / 1e9
+    responses = np.concatenate([row["added_ns"] for row in got]) / _MS
+    ttft = np.array([row["added_ttft_ns"] for row in got]) / _MS
+    late = np.array([row["late_ns"] for row in got]) / _MS
+    at = [float(np.percentile(values, q)) for values in (ttft, responses, late) for q in (50, 99)]
+    return OwnLatency(*(round(value, 4) for value in at), round(len(responses) / span, 1))
+
+
+def invalid(rows: Sequence[dict], own: OwnLatency, share: float = SHARE) -> str | None:
+    """Why the users' own latency spoils a run, in a sentence, or None where it does not.
+
+    It does where it exceeds `share` of the time to first token, of its 99th percentile, or of the time per output
+    token; or where requests were sent later than due by more than `share` of the median time to first token.
+    """
+    require(0 < share < 1, "share", "invalid", "lie between 0 and 1", share)
+    ttft, tpot = _measured(rows)
+    late = [row["late_ns"] / _MS for row in rows if row.get("late_ns") is not None]
+    checks = [
+        ("the median time to first token", own.ttft_p50, np.median(ttft) if ttft else None),
+        ("the 99th percentile of the time to first token", own.ttft_p99, np.percentile(ttft, 99) if ttft else None),
+        ("the median time per output token", own.response_p50, np.median(tpot) if tpot else None),
+    ]
+    for what, added, measured in checks:
+        if measured is not None and added > share * measured:
+            return f"The users add {added:.2f} ms to {what}, {measured:.2f} ms: more than {share:.0%}."
+    if ttft and late and (sent := np.percentile(late, 99)) > share * np.median(ttft):
+        return f"The users sent requests up to {sent:.2f} ms late: more than {share:.0%} of {np.median(ttft):.2f} ms."
+    return None
+
+
+def _measured(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
+    """Times to first token and times per output token, ms, of the rows that ended well."""
+    ok = [row for row in rows if row["status"] == "ok" and row["t_first"] is not None]
+    several = [row for row in ok if row["output_tokens"] > 1]
+    tpot = [(row["t_last"] - row["t_first"]) / (row["output_tokens"] - 1) / _MS for row in several]
+    return [(row["t_first"] - row["t_submit"]) / _MS for row in ok], tpot
+
+
+def _pace(rows: Sequence[dict]) -> tuple[float, float]:
+    """Median time to first token and per output token, seconds; where answers have one token, their whole time."""
+    ttft, tpot = _measured(rows)
+    if not ttft:
+        raise ErlabError("The users' self-test needs the pace of a run; none of its requests ended well.")
+    return float(np.median(ttft)) / 1e3, max(float(np.median(tpot or ttft)) / 1e3, 1e-4)

@@ -1,0 +1,87 @@
+"""What the users add: by arithmetic on stamped answers, and against the real echo process."""
+
+import time
+
+import psutil
+import pytest
+from fake_triton import plan, text_response
+from tritonclient.grpc import service_pb2
+
+from erlab import users
+from erlab.errors import ErlabError
+from erlab.triton import client
+from erlab.users.loop import added
+from erlab.users.selftest import Echo, OwnLatency
+
+ASKED = service_pb2.ModelInferRequest(model_name="echo-0")
+MS = 1_000_000
+
+
+def test_what_users_add_is_what_the_echo_did_not_take():
+    # Sent at 100, there at 130, answered at 180 and 200, received at 190 and 270.
+    answers = [text_response(ASKED, "130 180"), text_response(ASKED, "130 200")]
+    assert added(100, [190, 270], answers) == {"added_ns": [10, 70], "added_ttft_ns": 90 - 50}
+    assert added(100, [], []) == {"added_ns": [], "added_ttft_ns": None}
+
+
+def test_the_echo_keeps_its_pace_and_stamps_it():
+    with Echo(first=0.1, gap=0.02) as echo:
+        began = time.monotonic_ns()
+        texts = list(client.generate(echo.address, "echo-0", "hello", 5, timeout=20))
+        ended = time.monotonic_ns()
+    stamps = [tuple(map(int, text.split())) for text in texts]
+    arrived, sent = {a for a, _ in stamps}, [s for _, s in stamps]
+    assert len(arrived) == 1 and len(sent) == 5
+    assert began <= arrived.pop() <= sent[0] - 100 * MS
+    assert sent[-1] <= ended and sent[-1] - sent[0] >= 4 * 20 * MS - 20 * MS  # never ahead of its moments
+    assert sent == sorted(sent)
+
+
+def measured(ttft=1000.0, tpot=20.0, late=0.0):
+    """Rows of a run with these latencies, ms."""
+    first, last = int(ttft * MS), int((ttft + 10 * tpot) * MS)
+    row = {"status": "ok", "t_submit": 0, "t_first": first, "t_last": last, "output_tokens": 11}
+    return [row | {"late_ns": int(late * MS)}] * 5
+
+
+def own(ttft_p50=0.0, ttft_p99=0.0, response_p50=0.0):
+    return OwnLatency(ttft_p50, ttft_p99, response_p50, 0.0, 0.0, 0.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    "rows, latency, said",
+    [
+        (measured(), own(99, 99, 1.9), None),
+        (measured(), own(ttft_p50=101), "median time to first token, 1000.00 ms: more than 10%"),
+        (measured(), own(ttft_p99=101), "99th percentile"),
+        (measured(), own(response_p50=2.1), "time per output token"),
+        (measured(late=99), own(), None),
+        (measured(late=101), own(), "101.00 ms late"),
+        ([{"status": "error", "t_first": None, "late_ns": None}], own(50, 50, 50), None),
+    ],
+)
+def test_a_run_is_invalid_where_its_users_add_more_than_a_tenth(rows, latency, said):
+    why = users.invalid(rows, latency)
+    assert why is None if said is None else said in why
+
+
+def test_the_share_is_a_parameter():
+    assert users.invalid(measured(), own(ttft_p50=60), share=0.05) and not users.invalid(measured(), own(ttft_p50=60))
+    with pytest.raises(ErlabError, match="'share'"):
+        users.invalid(measured(), own(), share=1)
+
+
+def test_users_test_themselves_and_leave_nothing_behind():
+    requests = plan("warm up", "hello", "and on", users=12)
+    rows = measured(ttft=100.0, tpot=20.0)
+    found = users.self_test(requests, rows, engines=2, processes=2, warmup=1, seconds=2)
+    assert 0 < found.response_p50 <= found.response_p99 < 1000
+    assert 0 < found.ttft_p50 <= found.ttft_p99 < 1000
+    # 12 users get 9 tokens each in about 0.1 s + 8 * 20 ms, and none comes faster than the pace
+    assert 12 * 9 / 3 < found.responses_per_second < 12 * 9 / (8 * 0.02)
+    assert not [p for p in psutil.Process().children() if "erlab.users.echo" in p.cmdline()]
+
+
+def test_a_run_in_which_all_failed_has_no_pace():
+    with pytest.raises(ErlabError, match="none of its requests ended well"):
+        users.self_test(plan("a"), [{"status": "error", "t_first": None}])

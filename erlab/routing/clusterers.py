@@ -47,7 +47,7 @@ def fit_spherical(vectors: np.ndarray, k: int, restarts: int, seed: int) -> Fitt
 
 
 def fit_ward(vectors: np.ndarray, k: int, restarts: int, seed: int) -> Fitted:
-    """Ward's agglomerative clustering; new prompts go to the nearest mean. It draws nothing: restarts, seed are moot."""
+    """Ward's agglomerative clustering; new prompts go to the nearest mean. It draws nothing at random."""
     require(len(vectors) <= WARD_LIMIT, "texts", "the ward clusterer", f"be at most {WARD_LIMIT}", len(vectors))
     labels = AgglomerativeClustering(k).fit_predict(vectors)
     return labels.astype(int), Centers(_means(vectors, labels, np.zeros((k, vectors.shape[1]))))

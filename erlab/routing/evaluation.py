@@ -1,20 +1,45 @@
 """How good a router's clusters are, measured against the prompts' known domains.
 
-Domains are never shown to the router; a cluster plays the domain that most of its training prompts have.
+Domains are never shown to a router, the supervised one aside; a cluster plays the domain that most of its training
+prompts have. `summary` describes one router, `compare` many recipes in one table.
 """
 
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from sklearn.manifold import TSNE
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from erlab.errors import ErlabError
 from erlab.routing.router import PromptRouter
 
 POINTS = 400
+RECIPES = {
+    "paper": {"features": "words", "clusterer": "kmeans"},
+    "words, balanced": {"features": "words", "clusterer": "balanced"},
+    "characters, k-means": {"features": "characters", "clusterer": "kmeans"},
+    "characters, balanced": {"features": "characters", "clusterer": "balanced"},
+    "characters, supervised": {"features": "characters", "clusterer": "supervised"},
+    "static, k-means": {"features": "static", "clusterer": "kmeans"},
+    "static, spherical": {"features": "static", "clusterer": "spherical"},
+    "static, gaussian": {"features": "static", "clusterer": "gaussian"},
+    "static, Ward": {"features": "static", "clusterer": "ward"},
+    "static, balanced": {"features": "static", "clusterer": "balanced"},
+    "static, capacity": {"features": "static", "clusterer": "capacity"},
+    "static, supervised": {"features": "static", "clusterer": "supervised"},
+    "MiniLM, k-means": {"features": "minilm", "clusterer": "kmeans"},
+    "MiniLM, balanced": {"features": "minilm", "clusterer": "balanced"},
+    "MiniLM, supervised": {"features": "minilm", "clusterer": "supervised"},
+}
+_TIMED = 300  # prompts decided one by one for the latency
 
 
 def summary(router: PromptRouter, prompts: Dataset) -> dict:
@@ -111,3 +136,104 @@ def _points(router: PromptRouter, texts: np.ndarray, clusters: np.ndarray, domai
             plane = tsne.fit_transform(router.embed(texts[chosen]))
     x, y = plane.astype(float).round(3).T.tolist()
     return {"x": x, "y": y, "cluster": clusters[chosen].tolist(), "domain": domains[chosen].tolist()}
+
+
+def compare(
+    prompts: Dataset,
+    *,
+    recipes: Mapping[str, Mapping] = RECIPES,
+    clusters: int = 12,
+    seeds: Sequence[int] = range(5),
+    other: Dataset | None = None,
+    unknown: Sequence[str] | None = None,
+    progress: Callable[[str], None] = lambda recipe: None,
+) -> pd.DataFrame:
+    """One row a recipe, means over fits with these seeds; NA where a column's prompts are not given.
+
+    prompts: as for `summary`. other: prompts of the same domains from other sources (columns domain, text).
+    unknown: prompts of no domain. Columns: purity, nmi, ari of the training prompts; unseen and other, macro routing
+    accuracy; load, largest cluster to mean on unseen prompts; stability, mean adjusted Rand index between the fits'
+    decisions on unseen prompts; outliers, area under the ROC curve of unknown against unseen prompts; p50_ms of a
+    single decision and batch_ms a prompt decided together; fit_s, a fit once a sentence model's vectors are known;
+    size_mb as saved (a MiniLM router's folder leaves the model outside).
+    """
+    split, domains, texts = (np.asarray(prompts[c][:], dtype=object) for c in ("split", "domain", "text"))
+    train, held = split == "train", split == "held_back"
+    seeds = list(seeds)
+    rows = {}
+    for name, parameters in recipes.items():
+        progress(name)
+        fits = []
+        for seed in seeds:
+            router = PromptRouter(clusters, seed=seed, **parameters)
+            if not fits and router.features in ("static", "minilm"):
+                PromptRouter(clusters, features=router.features, restarts=1).fit(texts[train])  # the model's vectors
+            start = time.perf_counter()
+            router.fit(texts[train], domains[train])
+            fits.append((router, time.perf_counter() - start))
+        rows[name] = _row(fits, domains[train], texts[held], domains[held], other, unknown)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("recipe")
+
+
+def _row(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:
+    """One recipe's measures, means over its fits."""
+    vectors = _Vectors()
+    measures, decisions = [], []
+    for router, seconds in fits:
+        tops = top_domains(router.labels_, train_domains, router.clusters)
+        unseen = router.decide(vectors.of(router, "held", held_texts))
+        decisions.append(unseen.cluster)
+        measure = {
+            "purity": purity(router.labels_, train_domains),
+            "nmi": normalized_mutual_info_score(train_domains, router.labels_),
+            "ari": adjusted_rand_score(train_domains, router.labels_),
+            "unseen": macro_accuracy(unseen.cluster, held_domains, tops),
+            "load": largest_to_mean(unseen.cluster, router.clusters),
+            "fit_s": seconds,
+        }
+        if other is not None:
+            found = router.decide(vectors.of(router, "other", other["text"][:])).cluster
+            measure["other"] = macro_accuracy(found, np.asarray(other["domain"][:], dtype=object), tops)
+        if unknown is not None:
+            inside = router.outlier_score_(vectors.of(router, "held", held_texts))
+            outside = router.outlier_score_(vectors.of(router, "unknown", unknown))
+            truth = np.repeat([0, 1], [len(inside), len(outside)])
+            measure["outliers"] = roc_auc_score(truth, np.concatenate([inside, outside]))
+        measures.append(measure)
+    pairs = [adjusted_rand_score(a, b) for a, b in combinations(decisions, 2)]
+    router = fits[0][0]
+    row = {name: float(np.mean([m[name] for m in measures])) for name in measures[0]}
+    row |= {"stability": float(np.mean(pairs)) if pairs else None, **latency(router, held_texts)}
+    with tempfile.TemporaryDirectory() as folder:
+        row["size_mb"] = sum(f.stat().st_size for f in router.save(Path(folder) / "r").iterdir()) / 1e6
+    order = "purity nmi ari unseen other load stability outliers p50_ms batch_ms fit_s size_mb".split()
+    return {name: row.get(name) for name in order}
+
+
+class _Vectors:
+    """Prompts' vectors, worked out once an encoder: fits of one sentence model share theirs."""
+
+    def __init__(self):
+        self._known = {}
+
+    def of(self, router: PromptRouter, name: str, texts: Sequence[str]) -> np.ndarray:
+        key = id(router.encoder_), name
+        if key not in self._known:
+            self._known[key] = router.embed(texts)
+        return self._known[key]
+
+
+def latency(router: PromptRouter, texts: Sequence[str]) -> dict[str, float]:
+    """p50_ms of deciding one prompt, over up to 300 of them after a warm-up, and batch_ms a prompt decided together."""
+    sample = list(texts[:: max(1, len(texts) // _TIMED)][:_TIMED])
+    for text in sample[:20]:
+        router.route([text])
+    times = []
+    for text in sample:
+        start = time.perf_counter_ns()
+        router.route([text])
+        times.append(time.perf_counter_ns() - start)
+    start = time.perf_counter_ns()
+    router.route(sample)
+    batch = (time.perf_counter_ns() - start) / len(sample)
+    return {"p50_ms": float(np.median(times)) / 1e6, "batch_ms": batch / 1e6}

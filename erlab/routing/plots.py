@@ -71,3 +71,33 @@ def composition(summary: dict) -> Figure:
     bars.set_title("training prompts a cluster (dashed: mean) and % of each domain in it", fontsize="small")
     sns.despine(ax=bars)
     return figure
+
+
+def frontier(table: pd.DataFrame) -> Figure:
+    """Accuracy on unseen prompts over the latency of one decision, a point a recipe of `evaluation.compare`; the line
+    joins those that none beats in both."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    table = table.sort_values("p50_ms")
+    families = [str(recipe).partition(",")[0] for recipe in table.index]
+    sns.scatterplot(
+        x=table["p50_ms"], y=table["unseen"], hue=families, style=families, palette="colorblind", s=55, ax=axes
+    )
+    best = table[table["unseen"] >= table["unseen"].cummax()]
+    axes.step(best["p50_ms"], best["unseen"], where="post", color="0.6", linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="one decision, p50 (ms)", ylabel="macro routing accuracy, unseen prompts")
+    axes.legend(title="features", frameon=False, loc="lower right", fontsize="small")
+    sns.despine(figure)
+    return figure
+
+
+def loads(table: pd.DataFrame) -> Figure:
+    """Largest cluster to mean on unseen prompts, a bar a recipe of `evaluation.compare`; 1 (dashed) is an even load."""
+    table = table.sort_values("load")
+    figure, axes = plt.subplots(figsize=(6, 0.8 + 0.28 * len(table)), layout="constrained")
+    axes.barh(table.index, table["load"], color=sns.color_palette("colorblind")[0])
+    axes.bar_label(axes.containers[0], fmt="%.2f", padding=2, fontsize="small")
+    axes.axvline(1, color="0.3", linewidth=0.8, linestyle="--")
+    axes.invert_yaxis()
+    axes.set(xlabel="largest cluster / mean, unseen prompts")
+    sns.despine(figure)
+    return figure

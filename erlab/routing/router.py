@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from erlab.errors import ErlabError
 from erlab.routing import storage
 from erlab.routing.clusterers import CLUSTERERS, fit_supervised
+from erlab.routing.difficulty import Difficulty
 from erlab.routing.encoders import ENCODERS
 from erlab.routing.features import FEATURES
 from erlab.routing.heads import HEADS
@@ -31,7 +32,7 @@ from erlab.spec import require
 
 
 class Row(NamedTuple):
-    """One prompt's decision, see `Routing`; `order` lists all clusters, best first; `difficulty` serves `strong_weak`."""
+    """One prompt's decision (see `Routing`); `order` lists all clusters, best first."""
 
     cluster: int
     distance: float
@@ -50,6 +51,7 @@ class Routing:
     where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
     runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
     recipes. outlier: (n,) bool, beyond the calibrated threshold; all False before `PromptRouter.calibrate`.
+    difficulty: (n,) from 0 to 1, or None before `PromptRouter.fit_difficulty`.
     """
 
     cluster: np.ndarray
@@ -58,6 +60,7 @@ class Routing:
     runner_up: np.ndarray
     costs: np.ndarray
     outlier: np.ndarray
+    difficulty: np.ndarray | None
 
     def __len__(self) -> int:
         return len(self.cluster)
@@ -65,8 +68,9 @@ class Routing:
     def row(self, i: int) -> Row:
         """Prompt i's decision in plain Python values, as policies take it."""
         order = tuple(np.argsort(self.costs[i], kind="stable").tolist())
-        margin, runner_up, outlier = float(self.margin[i]), int(self.runner_up[i]), bool(self.outlier[i])
-        return Row(order[0], float(self.distance[i]), margin, runner_up, order, outlier)
+        difficulty = None if self.difficulty is None else float(self.difficulty[i])
+        distance, margin = float(self.distance[i]), float(self.margin[i])
+        return Row(order[0], distance, margin, int(self.runner_up[i]), order, bool(self.outlier[i]), difficulty)
 
 
 class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
@@ -78,7 +82,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
     kept; the `seed`; and, for features that need a sentence-embedding model, that `model` (see `minilm.find`).
     Learned: `encoder_` and `head_`, the compiled decision; `centers_` (k, dimensions_); `labels_` of the training
     prompts; `terms_`, the words that set each cluster apart; `outlier_score_` and, once calibrated, `threshold_`;
-    `features_`, the transformer (absent in a loaded router).
+    `difficulty_`, once fitted; `features_`, the transformer (absent in a loaded router).
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         self.encoder_ = self.features_.encoder_
         self.outlier_score_ = OutlierScore.fit(vectors, self.labels_, self.clusters)
         self.terms_ = top_terms(texts, self.labels_, self.clusters)
-        self.threshold_ = None
+        self.threshold_ = self.difficulty_ = None
         return self
 
     def calibrate(self, texts: Sequence[str], share: float = 0.05) -> "PromptRouter":
@@ -128,6 +132,14 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         require(0 < share < 1, "share", "calibrate", "lie between 0 and 1", share)
         require(len(texts) > 0, "texts", "calibrate", "hold prompts", len(texts))
         self.threshold_ = float(np.quantile(self.outlier_scores(texts), 1 - share))
+        return self
+
+    def fit_difficulty(self, texts: Sequence[str], hard: Sequence[bool]) -> "PromptRouter":
+        """Learn from prompts that needed the strong expert and others how difficult a prompt is; see `difficulty`."""
+        require(len(hard) == len(texts), "hard", "fit_difficulty", f"hold {len(texts)} values", len(hard))
+        kinds = sorted({bool(h) for h in hard})
+        require(kinds == [False, True], "hard", "fit_difficulty", "hold both True and False", kinds)
+        self.difficulty_ = Difficulty.fit(self.embed(texts), np.asarray(hard, dtype=bool))
         return self
 
     def outlier_scores(self, texts: Sequence[str]) -> np.ndarray:
@@ -169,7 +181,10 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
 
     def route(self, texts: Sequence[str]) -> Routing:
         """Decide for each prompt. Text without known features, such as empty text, is decided as the zero vector."""
-        vectors = self.embed(texts)
+        return self.decide(self.embed(texts))
+
+    def decide(self, vectors: np.ndarray) -> Routing:
+        """The decisions for prompts of which `embed` gave the vectors, (n, dimensions_)."""
         distances = self.head_.distances(vectors)
         costs = self.head_.costs(vectors, distances)
         rows = np.arange(len(costs))
@@ -177,13 +192,15 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         distance = distances[rows, cluster]
         calibrated = self.threshold_ is not None
         outlier = self.outlier_score_(vectors) > self.threshold_ if calibrated else np.zeros(len(rows), dtype=bool)
+        difficulty = None if self.difficulty_ is None else self.difficulty_(vectors)
         if costs.shape[1] == 1:
-            return Routing(cluster, distance, np.full(len(rows), np.inf), np.full(len(rows), -1), costs, outlier)
+            margin, runner_up = np.full(len(rows), np.inf), np.full(len(rows), -1)
+            return Routing(cluster, distance, margin, runner_up, costs, outlier, difficulty)
         others = costs.copy()
         others[rows, cluster] = np.inf
         runner_up = others.argmin(axis=1)
         margin = others[rows, runner_up] - costs[rows, cluster]
-        return Routing(cluster, distance, margin, runner_up, costs, outlier)
+        return Routing(cluster, distance, margin, runner_up, costs, outlier, difficulty)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' clusters, (n,) int."""
@@ -211,6 +228,8 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
             "threshold": self.threshold_,
         }
         parts = {"encoder": self.encoder_, "head": self.head_, "outliers": self.outlier_score_}
+        if self.difficulty_ is not None:
+            parts["difficulty"] = self.difficulty_
         arrays = {f"{part}.{name}": a for part, owner in parts.items() for name, a in owner.arrays().items()}
         return storage.save(folder, content, arrays)
 
@@ -230,6 +249,9 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
             shape = router.clusters, router.encoder_.dimensions
             if not router.centers_.shape == router.outlier_score_.centers.shape == shape:
                 raise ValueError("centres and features differ in shape")
+            difficulty = Difficulty.restore(parts["difficulty"]) if "difficulty" in parts else None
+            if difficulty is not None and difficulty.weights.shape != shape[1:]:
+                raise ValueError("difficulty and features differ in shape")
             terms, threshold = content["terms"], content["threshold"]
             if not (isinstance(terms, list) and len(terms) == router.clusters):
                 raise ValueError("the clusters' terms are missing")
@@ -237,7 +259,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
                 raise ValueError("the outliers' threshold is no number")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise ErlabError(f"{Path(folder) / storage.MANIFEST}: not a complete router ({e}).") from None
-        router.terms_, router.threshold_ = terms, threshold
+        router.terms_, router.threshold_, router.difficulty_ = terms, threshold, difficulty
         return router
 
 

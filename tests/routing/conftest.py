@@ -1,12 +1,10 @@
-import sys
-from importlib.util import find_spec
-
 import pytest
 from datasets import Dataset
 from domain_prompts import make_prompts
+from hypothesis import settings
 
-if (spec := find_spec("triton")) and spec.origin is None:
-    sys.modules["triton"] = None  # the folder tests/triton would pass for torch's optional package of that name
+settings.register_profile("routing", deadline=None)  # a busy machine is no failure
+settings.load_profile("routing")
 
 
 @pytest.fixture(scope="session")

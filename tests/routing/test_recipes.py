@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 from domain_prompts import DOMAINS
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from erlab.errors import ErlabError
-from erlab.routing import PromptRouter, minilm
+from erlab.routing import PromptRouter, difficulty, minilm
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.encoders import token_counts
 from erlab.routing.features import CharacterFeatures, StaticFeatures
@@ -63,27 +63,21 @@ def test_every_recipe_finds_the_domains_and_survives_saving(features, clusterer,
     assert sum(s.max() for s in shares if len(s)) / len(domains) > (0.6 if features == "static" else 0.9)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def characters(texts):
+    return CharacterFeatures(dimensions=20).fit(texts)
+
+
 @given(st.lists(st.lists(st.sampled_from(sum(DOMAINS.values(), [])) | st.text(max_size=9), max_size=20).map(" ".join)))
 @example(HOSTILE)
-def test_compiled_characters_equal_the_pipeline(texts, batch):
-    features = _fitted_characters(texts)
+def test_compiled_characters_equal_the_pipeline(characters, batch):
     if batch:
-        np.testing.assert_allclose(features.encoder_.encode(batch), features.transform(batch), atol=1e-9)
-
-
-_CHARACTERS = {}
-
-
-def _fitted_characters(texts):
-    if not _CHARACTERS:
-        _CHARACTERS["fitted"] = CharacterFeatures(dimensions=20).fit(texts)
-    return _CHARACTERS["fitted"]
+        np.testing.assert_allclose(characters.encoder_.encode(batch), characters.transform(batch), atol=1e-9)
 
 
 def test_hostile_text_is_decided(router):
     routing = router.route(HOSTILE)
-    for values in vars(routing).values():
+    for values in (routing.distance, routing.margin, routing.costs):
         assert np.isfinite(values).all()
     for i, text in enumerate(HOSTILE):
         np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-6)
@@ -173,6 +167,31 @@ def test_bad_recipes_are_refused(parameters, y, message):
     texts = ["", " "] if parameters.get("features") == "characters" else ["cat dog", "cow cat"]
     with pytest.raises(ErlabError, match=re.escape(message)):
         PromptRouter(clusters=2, **parameters).fit(texts, y)
+
+
+def test_difficulty_is_learned_kept_and_split_by_cost(texts, tmp_path):
+    """Prompts of one domain stand for those that the weak expert fails."""
+    hard = [any(w in t.split() for w in DOMAINS["law"]) for t in texts]
+    router = PromptRouter(clusters=4, dimensions=20).fit(texts)
+    assert router.route(texts).row(0).difficulty is None
+    router.fit_difficulty(texts[:300], hard[:300])
+    scores = router.route(texts[300:]).difficulty
+    assert roc_auc_score(hard[300:], scores) > 0.95 and 0 <= scores.min() <= scores.max() <= 1
+    for share in (0, 0.25, 0.5, 1):
+        assert (scores >= difficulty.threshold(scores, share)).mean() == pytest.approx(share, abs=0.01)
+    loaded = PromptRouter.load(router.save(tmp_path / "r"))
+    np.testing.assert_array_equal(loaded.route(texts[300:]).difficulty, scores)
+    assert loaded.route(texts[300:]).row(0).difficulty == scores[0]
+
+
+def test_senseless_difficulties_are_refused(texts):
+    router = PromptRouter(clusters=2).fit(texts)
+    with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold both True and False. Got .True."):
+        router.fit_difficulty(texts[:2], [True, True])
+    with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold 2 values. Got 1"):
+        router.fit_difficulty(texts[:2], [True])
+    with pytest.raises(ErlabError, match="'share' parameter of threshold must lie between 0 and 1. Got 2"):
+        difficulty.threshold(np.zeros(3), 2)
 
 
 @pytest.mark.parametrize("share", [0, 1, -1])

@@ -89,6 +89,30 @@ def test_chance_level_is_told_from_structure():
     assert abs(summary["ari"]) < 0.05 and summary["purity"] < 0.45 and summary["held_back_accuracy"] < 0.5
 
 
+def test_compare_measures_each_recipe(prompts):
+    balanced = {"features": "characters", "clusterer": "balanced"}
+    recipes = {"words, plain": {"clusterer": "kmeans"}, "characters, even": balanced}
+    unknown = ["zebra giraffe elephant savanna", "quantum yacht", "gravel pit"] * 5
+    table = evaluation.compare(prompts, recipes=recipes, clusters=4, seeds=[0, 1], other=prompts, unknown=unknown)
+    assert list(table.index) == list(recipes)
+    held = prompts.filter(lambda s: s == "held_back", input_columns="split")
+    expected = []
+    for seed in (0, 1):
+        train = prompts.filter(lambda s: s == "train", input_columns="split")
+        router = PromptRouter(4, "characters", "balanced", seed=seed).fit(train["text"])
+        tops = evaluation.top_domains(router.labels_, np.array(train["domain"][:], dtype=object), 4)
+        clusters = router.predict(held["text"])
+        expected.append(evaluation.macro_accuracy(clusters, np.array(held["domain"][:], dtype=object), tops))
+    assert table.loc["characters, even", "unseen"] == pytest.approx(np.mean(expected))
+    assert table["stability"].between(0.5, 1).all() and table["outliers"].between(0.5, 1).all()
+    assert (table[["p50_ms", "batch_ms", "fit_s", "size_mb"]] > 0).all().all()
+    plain = evaluation.compare(prompts, recipes={"paper": {}}, clusters=4, seeds=[0])
+    assert plain[["other", "stability", "outliers"]].isna().all().all()
+    axes = plots.frontier(table).axes[0]
+    assert len(axes.collections[0].get_offsets()) == 2
+    assert [b.get_width() for b in plots.loads(table).axes[0].patches] == sorted(table["load"])
+
+
 def test_plots_show_every_cluster_and_domain(prompts):
     router = PromptRouter(clusters=5).fit(prompts["text"])
     summary = evaluation.summary(router, prompts)

@@ -19,6 +19,7 @@ from erlab.gateway import Gateway
 from erlab.progress import report
 from erlab.spec import Expert, Profile, System
 from erlab.triton import Server, client, repository
+from erlab.triton.server import available
 
 ROUTER_MODEL = "router"
 
@@ -131,7 +132,12 @@ def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
 
 
 def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> pd.DataFrame:
-    """Start system C for a moment and ask it: what it writes, and when its first and last token came (ms)."""
+    """Start system C for a moment and ask it: what it writes, and when its first and last token came (ms).
+
+    Where the embedded Triton cannot run, the table says why instead.
+    """
+    if reason := available():
+        return pd.DataFrame([{"left out": reason}])
     system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.cores()))
     with serve("C", system, folders, to.clusters) as running:
         start = time.monotonic()

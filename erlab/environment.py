@@ -69,7 +69,7 @@ def plan(profile: str, results: str | Path | None = None) -> pd.DataFrame:
                 "minutes": round(found["seconds"] / 60 if found else steps.minutes(step, to), 1),
                 "known from": "last run" if found else "estimate",
                 "disk MB": _disk_mb(step.name, to),
-                "needs Triton": "yes" if step.server else "",
+                "measures": "yes" if step.measures else "",
             }
         )
     return pd.DataFrame(rows).set_index("step")
@@ -172,7 +172,7 @@ def _triton() -> Check:
     from erlab.triton import server
 
     reason = server.available()
-    advice = "" if reason is None else "what needs it is left out, unless --triton HOST:PORT names a running one"
+    advice = "" if reason is None else "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
     value = reason or f"nvidia-pytriton {manifest.version('nvidia-pytriton')}"
     return Check("Triton server", value, True if reason is None else None, advice)
 

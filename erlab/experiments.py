@@ -21,6 +21,7 @@ from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.progress import report
 from erlab.spec import Profile, System
+from erlab.triton.server import available
 
 DEADLINE = 60.0  # seconds a user waits for a whole answer
 
@@ -52,9 +53,11 @@ def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
     """The batch limit of each row of Table I: the one with the lowest median response time at the highest load.
 
     A, B and C are chosen among the preliminary runs of their precision and share of the cores; D and E take
-    the limit of A and B, which have their precision.
+    the limit of A and B, which have their precision. All have the largest where nothing was measured.
     """
     requests, runs = found.requests, found.runs
+    if requests.empty:  # nothing could be measured on this machine
+        return dict.fromkeys("ABCDE", max(to.batch_limits))
     top = requests[(requests.users == requests.users.max()) & (requests.status == "ok")]
     median = metrics.e2e(top).groupby(top.run_id).median()
     runs = runs.assign(median=runs.run_id.map(median)).dropna(subset="median")
@@ -111,10 +114,14 @@ def measure(
 
     A cell is written when its last request has ended; a failed request keeps its row. A system that dies ends the
     sweep with ErlabError after its cell is kept as invalid, and that cell is measured again by the next call.
-    `together`: one server holds all systems' engines, which idle while it's not their turn; starts are dear.
+    Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines, which idle while it's not their turn; starts are dear.
     """
     loads = _checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
+    if not triton and (reason := available()):
+        report(0, 1, f"{experiment}: nothing is measured here, {reason}")
+        (folders.records / experiment).mkdir(parents=True, exist_ok=True)
+        return records.at_hand(folders.records / experiment)
     cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k in systems for n in loads}
     keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k, n in cells}
     _set_aside(folders, experiment, set(cells.values()))

@@ -110,7 +110,7 @@ class Study:
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``."""
+    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change)."""
 
     step: Step
     state: str
@@ -156,9 +156,6 @@ def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool =
         changing = [s for s in states if s.state in ("stale", "missing", "maybe") and _feeds(study, s.step, step)]
         if state == "cached" and changing:
             state, reason = "maybe", f"{changing[0].step.name} may change its inputs"
-        left_out = [s.step for s in states if s.state == "left out"]
-        if state != "cached" and (why := _left_out(study, step, left_out)):
-            state, reason = "left out", why
         states.append(State(step, state, reason or "", _minutes(study, step, found)))
     return states
 
@@ -180,7 +177,7 @@ def reproduce(
         ended: list[State] = []
         for step in selected:
             try:
-                ended.append(_step(study, step, force, [s.step for s in ended if s.state == "left out"], show))
+                ended.append(_step(study, step, force, show))
             except KeyboardInterrupt:
                 message = f"Stopped in {step.name}. What is finished stays: the same command goes on from there."
                 raise KeyboardInterrupt(message) from None
@@ -191,7 +188,7 @@ def reproduce(
     return ended
 
 
-def _step(study: Study, step: Step, force: bool, left_out: list[Step], show: Display) -> State:
+def _step(study: Study, step: Step, force: bool, show: Display) -> State:
     """Run one step if it needs to."""
     results = study.results_folder
     now, found = study.dependencies(step), cache.load(results, step.name)
@@ -200,9 +197,6 @@ def _step(study: Study, step: Step, force: bool, left_out: list[Step], show: Dis
     if not reason:
         show.end(f"{step.name}: cached")
         return State(step, "cached", "", 0)
-    if why := _left_out(study, step, left_out):
-        show.end(f"{step.name}: left out, {why}")
-        return State(step, "left out", why, 0)
     _require_inputs(study, step)
     if force:  # what it measured before is not to be taken up again
         _remove([p for p in study.places(step.writes) if p.is_relative_to(results)])
@@ -274,20 +268,6 @@ def _short(file: str | Path | None) -> str | None:
     if file is None or not Path(file).is_relative_to(paths.ROOT):
         return file if file is None else str(file)
     return Path(file).relative_to(paths.ROOT).as_posix()
-
-
-def _left_out(study: Study, step: Step, left_out: list[Step]) -> str | None:
-    """Why a step cannot run on this machine: it needs Triton, or what a step that does would have made."""
-    if step.server and not study.triton:
-        from erlab.triton import server
-
-        if reason := server.available():
-            return f"Triton cannot run here: {reason}"
-    for place in study.places(step.reads):
-        makers = [s for s in left_out if _makes(study, s, place)]
-        if makers and not place.exists():
-            return f"it needs {place.name}, which {makers[0].name} would have made"
-    return None
 
 
 def _require_inputs(study: Study, step: Step) -> None:

@@ -30,6 +30,7 @@ _LAPTOP = Profile(
     ),
     loads=(1, 2, 4, 8, 16, 32, 64),
     preliminary_loads=(1, 8, 32, 64),
+    simulated_loads=paper.LOADS,
     batch_limits=(8, 16, 32),
 )
 
@@ -41,6 +42,7 @@ PROFILES = {
         description="the laptop's path with two loads and few requests, for tests",
         loads=(1, 4),
         preliminary_loads=(1, 4),
+        simulated_loads=(1, 10, 100),
         batch_limits=(4, 8),
         workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
         prompts_per_domain=100,

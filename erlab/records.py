@@ -108,6 +108,12 @@ def read(*paths: Path) -> Records:
     return Records(requests, pd.DataFrame(runs))
 
 
+def join(*parts: Records) -> Records:
+    """All rows and runs of several records."""
+    requests = pd.concat([part.requests for part in parts], ignore_index=True)
+    return Records(requests, pd.concat([part.runs for part in parts], ignore_index=True))
+
+
 def at_hand(folder: Path) -> Records:
     """The records of a folder, or empty ones where nothing was measured yet."""
     if not any(Path(folder).rglob("*.parquet")):

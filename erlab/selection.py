@@ -23,6 +23,15 @@ def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series
     return requests["run_id"].map(found[field].astype(object).to_dict()).astype(object)
 
 
+def of_paper(records: Records, version: str) -> Records:
+    """The records of one version of the paper, and those of none."""
+    requests = records.requests[records.requests["paper"].fillna(version) == version]
+    found = records.runs
+    if "paper" in found:
+        found = found[found["paper"].fillna(version) == version]
+    return Records(requests, found)
+
+
 def died(records: Records) -> list[str]:
     """The runs that count nowhere because their system died on the way."""
     found = runs(records)

@@ -197,12 +197,13 @@ class Profile:
     workload: Workload
     loads: tuple[int, ...]
     preliminary_loads: tuple[int, ...]
+    simulated_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
     clusters: int = 8
     prompts_per_domain: int = 500
 
     def __post_init__(self):
-        for name in ("loads", "preliminary_loads", "batch_limits"):
+        for name in ("loads", "preliminary_loads", "simulated_loads", "batch_limits"):
             values = getattr(self, name)
             ordered = bool(values) and min(values) >= 1 and list(values) == sorted(set(values))
             require(ordered, name, "Profile", "be rising numbers from 1", values)

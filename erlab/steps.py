@@ -13,14 +13,14 @@ class Step:
     """A notebook of the study.
 
     `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
-    `minutes`: what it takes with the laptop profile on two cores. `server`: whether it needs Triton.
+    `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs Triton.
     """
 
     name: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     minutes: float = 0.1
-    server: bool = False
+    measures: bool = False
 
     @property
     def notebook(self) -> str:
@@ -31,10 +31,10 @@ STEPS = (
     Step("00_environment", minutes=0.1),
     Step("01_build_engines", writes=("engines",), minutes=0.3),
     Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet"), minutes=0.3),
-    Step("03_preliminary", ("engines", "prompts.parquet"), ("records/preliminary", "table1.json"), 3, server=True),
-    Step("04_baselines", ("engines", "prompts.parquet", "table1.json"), ("records/baselines",), 2, server=True),
+    Step("03_preliminary", ("engines", "prompts.parquet"), ("records/preliminary", "records/simulated/preliminary", "table1.json"), 3, measures=True),
+    Step("04_baselines", ("engines", "prompts.parquet", "table1.json"), ("records/baselines", "records/simulated/baselines"), 2, measures=True),
     Step(
-        "05_router", ("engines", "router", "prompts.parquet", "table1.json"), ("records/router",), 1.5, server=True
+        "05_router", ("engines", "router", "prompts.parquet", "table1.json"), ("records/router", "records/simulated/router"), 1.5, measures=True
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
     Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
@@ -72,7 +72,7 @@ def minutes(step: Step, to: Profile) -> float:
 
     A fifth of the laptop's time goes into starting servers, however few the requests.
     """
-    return step.minutes * (max(0.2, _requests(to) / _requests(profiles.profile("laptop"))) if step.server else 1)
+    return step.minutes * (max(0.2, _requests(to) / _requests(profiles.profile("laptop"))) if step.measures else 1)
 
 
 def _requests(to: Profile) -> int:

@@ -144,6 +144,16 @@ def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path
     assert chosen == {"A": 8, "B": 4, "C": 4, "D": 8, "E": 4}
 
 
+def test_where_no_triton_runs_nothing_is_measured_and_the_rest_goes_on(folders, world, monkeypatch):
+    monkeypatch.setattr(experiments, "available", lambda: "no wheel for this machine")
+    said = []
+    monkeypatch.setattr(experiments, "report", lambda *progress: said.append(progress[2]))
+    found = experiments.measure_preliminary(SMOKE, folders)
+    assert found.requests.empty and world.started == []
+    assert said == ["preliminary: nothing is measured here, no wheel for this machine"]
+    assert experiments.choose_batch_limits(found, SMOKE) == dict.fromkeys("ABCDE", max(SMOKE.batch_limits))
+
+
 def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
     empty = Folders(tmp_path)
     with pytest.raises(ErlabError, match="03_preliminary"):

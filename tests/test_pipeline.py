@@ -267,22 +267,6 @@ def test_a_step_alone_says_which_step_makes_its_input(tmp_path, quiet):
         pipeline.reproduce(made, steps.select(made.steps, ("01",)), show=quiet())
 
 
-def test_without_triton_the_rest_runs(tmp_path, quiet, monkeypatch):
-    from erlab.triton import server
-
-    monkeypatch.setattr(server, "available", lambda: "no wheel here")
-    for name in ("00_a", "01_b", "02_c"):
-        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", WRITE.format(name=name))
-    made = study(tmp_path, ("00_a", "01_b", "02_c"))
-    a, b, c = made.steps
-    made = dataclasses.replace(made, steps=(a, dataclasses.replace(b, server=True), c))
-    ended = pipeline.reproduce(made, show=quiet())
-    assert states(ended) == {"00_a": "ran", "01_b": "left out", "02_c": "left out"}
-    assert ended[1].reason == "Triton cannot run here: no wheel here"
-    assert ended[2].reason == "it needs 01_b, which 01_b would have made"
-    assert states(pipeline.survey(made)) == {"00_a": "cached", "01_b": "left out", "02_c": "left out"}
-
-
 def test_a_folder_in_use_is_refused_and_a_dead_users_lock_is_not(tmp_path, quiet):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
     made = study(tmp_path, ("00_a",))

@@ -12,6 +12,8 @@ ErlabError, saying what is missing, where the records don't hold what the figure
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from erlab import output
 from erlab.errors import ErlabError
 from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
@@ -30,6 +32,15 @@ def missing(records: Records, only: Iterable[str] | None = None) -> dict[str, st
         except ErlabError as e:
             reasons[name] = str(e)
     return reasons
+
+
+def show(name: str, records: Records) -> Figure | str:
+    """The figure `name`, or why these records can't make it: what a notebook's cell ends with."""
+    _chosen([name])
+    try:
+        return FIGURES[name].plot(records)
+    except ErlabError as e:
+        return f"{name} is left out: {e}"
 
 
 def save_all(records: Records, folder: str | Path, only: Iterable[str] | None = None) -> list[Path]:

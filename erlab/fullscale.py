@@ -1,0 +1,80 @@
+"""The paper's machine, simulated, beside what was measured here: the same experiments at full scale.
+
+    found = simulate("baselines", profiles.profile("laptop"), Folders.of("laptop"))
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from erlab import experiments, fingerprint, metrics, paper, records, simulation
+from erlab.deployment import Folders
+from erlab.routing import PromptRouter
+from erlab.spec import Profile, System, require
+
+EXPERIMENTS = ("preliminary", "baselines", "router")
+
+
+def simulate(
+    experiment: str,
+    to: Profile,
+    folders: Folders,
+    papers: Iterable[str] = ("v2",),
+    loads: Iterable[int] | None = None,
+    seed: int = 0,
+) -> records.Records:
+    """Simulate an experiment on the DGX H100 for these versions of the paper, keep its records, and return them.
+
+    Router systems follow what the study's router decides on the held-back prompts, and their gateway takes as long
+    as the real one took here at the lowest measured load. Kept records are returned as they are while nothing that
+    they depend on has changed. Raises ErlabError for an unknown experiment or version of the paper.
+    """
+    require(experiment in EXPERIMENTS, "experiment", "simulate", f"be one of {', '.join(EXPERIMENTS)}", experiment)
+    for version in (papers := list(papers)):
+        require(version in paper.SYSTEMS, "papers", "simulate", f"hold some of {', '.join(paper.SYSTEMS)}", papers)
+    loads = list(loads or to.simulated_loads)
+    folder = folders.records / "simulated" / experiment
+    for file in folder.glob("*.parquet"):
+        if file.stem not in papers:
+            file.unlink()
+    for version in papers:
+        _simulate(folder / f"{version}.parquet", experiment, folders, version, loads, seed)
+    return records.read(folder)
+
+
+def _simulate(file: Path, experiment: str, folders: Folders, version: str, loads: list[int], seed: int) -> None:
+    """Simulate one version's systems unless its file holds just that already."""
+    gateway = _gateway_seconds(folders) if experiment == "router" else None
+    parts = [version, loads, seed, gateway, fingerprint.of_code("erlab.simulation")]
+    if experiment == "router":
+        parts += [fingerprint.of_file(f) for f in (folders.router / "router.json", folders.prompts)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    if file.is_file() and records.read(file).runs.key.eq(key).all():
+        return
+    options = {"setup": simulation.Setup(gateway=gateway)} if gateway else {}
+    if experiment == "router":
+        options["decisions"] = decisions(folders)
+    found = simulation.sweep(_systems(experiment, version), loads, seed=seed, **options)
+    records.save(file, records.Records(found.requests, found.runs.assign(key=key)))
+
+
+def decisions(folders: Folders) -> list:
+    """What the study's router decides on each held-back prompt (rows of `routing.Routing`)."""
+    prompts = experiments.load_prompts(folders)
+    held_back = prompts.filter(lambda split: split == "held_back", input_columns="split")
+    routing = PromptRouter.load(folders.router).route(held_back["text"])
+    return [routing.row(i) for i in range(len(routing))]
+
+
+def _systems(experiment: str, version: str) -> dict[str, System]:
+    if experiment == "preliminary":
+        return simulation.preliminary()
+    return {k: s for k, s in paper.SYSTEMS[version].items() if s.router == (experiment == "router")}
+
+
+def _gateway_seconds(folders: Folders) -> tuple[float, ...] | None:
+    """From submission to decision as measured at the lowest load, or None where nothing was measured."""
+    requests = records.at_hand(folders.records / "router").requests
+    delays = metrics.routing(requests[requests.users == requests.users.min()]).dropna()
+    return tuple((delays / 1e3).round(6)) or None

@@ -6,6 +6,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from erlab import experiments, fingerprint, metrics, paper, records, simulation
@@ -46,7 +47,7 @@ def simulate(
 def _simulate(file: Path, experiment: str, folders: Folders, version: str, loads: list[int], seed: int) -> None:
     """Simulate one version's systems unless its file holds just that already."""
     gateway = _gateway_seconds(folders) if experiment == "router" else None
-    parts = [version, loads, seed, gateway, fingerprint.of_code("erlab.simulation")]
+    parts = [version, loads, seed, gateway, fingerprint.of_code("erlab.fullscale")]
     if experiment == "router":
         parts += [fingerprint.of_file(f) for f in (folders.router / "router.json", folders.prompts)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -56,7 +57,9 @@ def _simulate(file: Path, experiment: str, folders: Folders, version: str, loads
     if experiment == "router":
         options["decisions"] = decisions(folders)
     found = simulation.sweep(_systems(experiment, version), loads, seed=seed, **options)
-    records.save(file, records.Records(found.requests, found.runs.assign(key=key)))
+    lengths = {"input": asdict(paper.WORKLOAD.input_tokens), "output": asdict(paper.WORKLOAD.output_tokens)}
+    runs = found.runs.assign(key=key, workload=[lengths] * len(found.runs))
+    records.save(file, records.Records(found.requests, runs))
 
 
 def decisions(folders: Folders) -> list:

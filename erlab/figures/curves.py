@@ -45,12 +45,13 @@ def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, wi
     requests = selection.systems(records)
     looks = style.looks(requests["system"])
     parts = list(frame.groupby(["paper", "source"], dropna=False))
+    versions = frame["paper"].nunique(dropna=False)
     fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height)
     axes = fig.subplots(1, len(parts), squeeze=False)[0]
     for ax, ((version, source), rows) in zip(axes, parts):
         draw(ax, rows, looks)
         if len(parts) > 1:
-            ax.set_title(source if pd.isna(version) else f"{source} (paper {version})")
+            ax.set_title(source if pd.isna(version) or versions == 1 else f"{source} (paper {version})")
     axes[0].set_ylabel(label)
     routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
     handles = [style.handle(looks[s], f"{s} (router)" if s in routers else s) for s in shown]

@@ -26,8 +26,7 @@ def data(records: Records) -> pd.DataFrame:
     """A row a (cluster, expert) pair of the first described router system: size and share of the training prompts,
     top domain, purity, terms, the expert, and its requests; a cluster nobody asked has no expert and 0 requests."""
     run = _described(records)
-    requests = selection.systems(records)
-    mine = requests[(requests["system"] == run["system"]) & (requests["source"] == run["source"])]
+    mine = _requests(records, run)
     pairs = mine.dropna(subset=["cluster", "expert"]).groupby(["cluster", "expert"]).size().rename("requests")
     clusters = pd.DataFrame(run["router_summary"]["clusters"])
     clusters = clusters.assign(terms=[", ".join(terms) for terms in clusters["terms"]], system=run["system"])
@@ -60,7 +59,7 @@ def plot(records: Records) -> Figure:
     top, low = height - 0.32, 0.28
     middle = (top + low) / 2
     _box(ax, 0.05, low, 0.95, top, "User simulator")
-    loads = selection.systems(records)["users"]
+    loads = _requests(records, run)["users"]
     loads = f"{loads.min()}–{loads.max()}" if loads.min() < loads.max() else f"{loads.min()}"
     ax.text(
         0.5,
@@ -109,7 +108,7 @@ def plot(records: Records) -> Figure:
     title = run.get("title")
     if isinstance(title, str):
         ax.text(6.33, low - 0.06, title.replace(", ", "\n", 1), ha="center", va="top", fontsize=7, color=style.GREY)
-    style.footer(fig, records, selection.systems(records))
+    style.footer(fig, records, _requests(records, run))
     return fig
 
 
@@ -122,6 +121,12 @@ def _described(records: Records) -> dict:
         if len(found):
             return found.sort_values(["system", "source", "run_id"]).iloc[0].to_dict()
     raise ErlabError("No run describes its router (router_summary).")
+
+
+def _requests(records: Records, run: dict) -> pd.DataFrame:
+    """The requests to the system that is drawn, where it was measured (or where it was simulated)."""
+    requests = selection.systems(records)
+    return requests[(requests["system"] == run["system"]) & (requests["source"] == run["source"])]
 
 
 def _points(records: Records) -> pd.DataFrame:

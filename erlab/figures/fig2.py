@@ -17,15 +17,24 @@ _BINS = 32
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a bin [from_tokens, to_tokens): requests, density a token, assumed density (NA if unknown)."""
-    requests = selection.systems(records)
-    lengths = requests["input_tokens"].dropna().to_numpy(dtype=int)
-    if not len(lengths):
+    """A row a source and bin [from_tokens, to_tokens): requests, density a token, assumed density (NA if unknown)."""
+    parts = [_bins(records, source, rows) for source, rows in _known(records).groupby("source")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _known(records: Records) -> pd.DataFrame:
+    requests = selection.systems(records).dropna(subset="input_tokens")
+    if requests.empty:
         raise ErlabError("No request's input_tokens is known.")
+    return requests
+
+
+def _bins(records: Records, source: str, requests: pd.DataFrame) -> pd.DataFrame:
+    lengths = requests["input_tokens"].to_numpy(dtype=int)
     step = max(1, math.ceil((lengths.max() + 1 - lengths.min()) / _BINS))
     edges = np.arange(lengths.min(), lengths.max() + step + 1, step)
     counts, _ = np.histogram(lengths, edges)
-    frame = pd.DataFrame({"from_tokens": edges[:-1], "to_tokens": edges[1:], "requests": counts})
+    frame = pd.DataFrame({"source": source, "from_tokens": edges[:-1], "to_tokens": edges[1:], "requests": counts})
     frame["density"] = counts / counts.sum() / step
     shape = _assumed(records, requests)
     expected = [_share(shape, low, low + step) / step if shape else pd.NA for low in edges[:-1]]
@@ -34,21 +43,25 @@ def data(records: Records) -> pd.DataFrame:
 
 @style.context()
 def plot(records: Records) -> Figure:
-    """The histogram with the assumed density over it."""
-    frame, requests = data(records), selection.systems(records)
-    fig = style.figure(style.COLUMN, 2.5)
-    ax = fig.subplots()
-    width = frame["to_tokens"] - frame["from_tokens"]
-    label = f"{frame['requests'].sum():,} requests"
-    look = dict(color="#88CCEE", edgecolor="white", linewidth=0.4)
-    ax.bar(frame["from_tokens"], frame["density"], width, align="edge", label=label, **look)
-    known = frame.dropna()
-    if len(known):
-        middle = known["from_tokens"] + width[known.index] / 2
-        ax.plot(middle, known["assumed_density"].astype(float), color="#332288", label=_formula(records, requests))
-    ax.set(xlabel="Input length (tokens)", ylabel="Density (1/token)", ylim=(0, None))
-    ax.margins(x=0.01)
-    fig.legend(loc="outside upper center")
+    """The histogram with the assumed density over it, a panel a source."""
+    frame, requests = data(records), _known(records)
+    parts = list(frame.groupby("source"))
+    fig = style.figure(style.COLUMN if len(parts) == 1 else style.DOUBLE, 2.5)
+    for ax, (source, rows) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts):
+        mine = requests[requests["source"] == source]
+        width = rows["to_tokens"] - rows["from_tokens"]
+        label = f"{rows['requests'].sum():,} requests"
+        look = dict(color="#88CCEE", edgecolor="white", linewidth=0.4)
+        ax.bar(rows["from_tokens"], rows["density"], width, align="edge", label=label, **look)
+        known = rows.dropna()
+        if len(known):
+            middle = known["from_tokens"] + width[known.index] / 2
+            ax.plot(middle, known["assumed_density"].astype(float), color="#332288", label=_formula(records, mine))
+        ax.set(xlabel="Input length (tokens)", ylabel="Density (1/token)")
+        ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the legend
+        ax.margins(x=0.01)
+        ax.set_title(source if len(parts) > 1 else "")
+        ax.legend(loc="upper right")  # a log-normal leaves that corner empty
     style.footer(fig, records, requests)
     return fig
 

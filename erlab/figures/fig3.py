@@ -1,7 +1,7 @@
-"""Fig. 3: response time over users for batch limits and precisions, on half (plays TP 4) or all cores (TP 8)."""
+"""Fig. 3: response time over users for batch limits and precisions, on half and on all of the devices (TP 4, TP 8)."""
 
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from erlab import metrics, selection
 from erlab.errors import ErlabError
@@ -10,9 +10,12 @@ from erlab.records import Records
 
 CAPTION = (
     "Preliminary experiments: median response time over concurrent users for several batch limits and precisions, "
-    "on half and on all of the cores."
+    "on half and on all of the machine."
 )
-_PANELS = {"half": "half of the cores (plays TP 4)", "all": "all cores (plays TP 8)"}
+_PANELS = {
+    "measured": {"half": "half of the cores (plays TP 4)", "all": "all cores (plays TP 8)"},
+    "simulated": {"half": "4 GPUs, TP 4", "all": "8 GPUs, TP 8"},
+}
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
@@ -37,8 +40,18 @@ def data(records: Records) -> pd.DataFrame:
 
 @style.context()
 def plot(records: Records) -> Figure:
-    """A panel a share of the cores (and source); colour is the precision, marker and dash the batch limit."""
+    """A row a source, a panel a share of the devices; colour is the precision, marker and dash the batch limit."""
     frame = data(records)
+    sources = list(frame.groupby("source"))
+    fig = style.figure(style.DOUBLE, 2.7 * len(sources))
+    for part, (source, rows) in zip(fig.subfigures(len(sources), 1, squeeze=False)[:, 0], sources):
+        _row(part, source, rows)
+    style.footer(fig, records, selection.preliminary(records))
+    return fig
+
+
+def _row(fig: SubFigure, source: str, frame: pd.DataFrame) -> None:
+    """One source's panels under their own legend."""
     precisions, limits = sorted(frame["precision"].unique()), sorted(frame["max_batch_size"].unique())
     colors = dict(zip(precisions, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
     looks = {
@@ -46,19 +59,16 @@ def plot(records: Records) -> Figure:
         for i, b in enumerate(limits)
         for p in precisions
     }
-    parts = sorted(frame.groupby(["source", "half"]), key=lambda part: (part[0][0], part[0][1] != "half"))
-    fig = style.figure(style.DOUBLE, 2.7)
-    axes = fig.subplots(1, len(parts), squeeze=False, sharey=True)[0]
-    for ax, ((source, half), rows) in zip(axes, parts):
+    panels = sorted(frame.groupby("half"), key=lambda panel: panel[0] != "half")
+    axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, (half, rows) in zip(axes, panels):
         for key, line in rows.groupby(["precision", "max_batch_size"]):
             look = looks[key]
             ax.plot(line["users"].astype(float), line["e2e_median_s"].astype(float),
                     color=look.color, marker=look.marker, linestyle=look.dash)  # fmt: skip
         style.users_axis(ax, sorted(rows["users"].unique()))
-        ax.set_title(f"{source}: {_PANELS[half]}")
+        ax.set_title(f"{source}: {_PANELS[source][half]}")
     style.log_values(axes[0])
     axes[0].set_ylabel("Median response time (s)")
     # a legend fills column by column: one row a precision
     style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch ≤ {k[1]}") for k in looks], len(limits))
-    style.footer(fig, records, selection.preliminary(records))
-    return fig

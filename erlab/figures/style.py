@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -146,7 +146,7 @@ def handle(look: Look, label: str) -> Line2D:
     return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, label=label)
 
 
-def legend(fig: Figure, handles: Sequence[Line2D], columns: int | None = None) -> None:
+def legend(fig: Figure | SubFigure, handles: Sequence[Line2D], columns: int | None = None) -> None:
     """A legend above all axes, where it covers nothing."""
     fig.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles))
 

@@ -222,7 +222,7 @@ def test_every_figure_says_what_it_comes_from(drawn):
 def test_measured_and_simulated_stand_in_panels_of_their_own(two_sources):
     for module in (fig4, fig5, fig6, fig7):
         fig = module.plot(two_sources)
-        assert [ax.get_title() for ax in fig.axes] == ["measured (paper v2)", "simulated (paper v2)"]
+        assert [ax.get_title() for ax in fig.axes] == ["measured", "simulated"]
     assert style.provenance(two_sources, two_sources.requests).startswith(
         "measured on 2-core AMD EPYC (scale model: each core plays a GPU); simulated on 8 H100"
     )

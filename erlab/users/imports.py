@@ -88,7 +88,7 @@ def _rows(make: Callable[[dict], dict | None], items: Iterable[dict]) -> list[di
 
 def _aiperf(item: dict) -> dict | None:
     """One line of AIPerf's records; its times since the epoch are ns, its durations ms."""
-    about, metrics, error = item["metadata"], item["metrics"], item["error"]
+    about, metrics, error = item["metadata"], item["metrics"], item.get("error")  # unset fields are left out
     if about.get("benchmark_phase") == "warmup":
         return None
 

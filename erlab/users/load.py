@@ -65,7 +65,8 @@ def trace(path: Path, speed: float = 1.0) -> np.ndarray:
 
 def apart(requests: list[list["Request"]], count: int | None = None) -> list[list["Request"]]:
     """Every request as a user of its own, for an open loop; `count` of them, in turn again where there are fewer."""
-    every = [request for turn in range(max(map(len, requests))) for mine in requests for request in mine[turn : turn + 1]]
+    turns = range(max(map(len, requests)))
+    every = [request for turn in turns for mine in requests for request in mine[turn : turn + 1]]
     return [[every[i % len(every)]] for i in range(len(every) if count is None else count)]
 
 

@@ -58,8 +58,8 @@ def run(
 
     The rows have the columns of `erlab.records` that a request knows; times are ns since the start, which is common to
     all users, when all are connected. `late_ns` is how long after it was due the request was sent: when its user was to
-    begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then `error` says which); a user
-    goes on after a failed request. Raises ErlabError where nothing answers at the address.
+    begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then
+    `error` says which); a user goes on after a failed request. Raises ErlabError where nothing answers at the address.
     """
     require(bool(models), "models", "run", "name at least one model", models)
     require(timeout > 0, "timeout", "run", "be above 0 seconds", timeout)
@@ -70,7 +70,8 @@ def run(
     named = len(begins) == len(requests) and min(begins, default=0.0) >= 0
     require(named, "starts", "run", f"be {len(requests)} times from 0 s, one a user", starts)
     fewest = min(map(len, requests), default=0)
-    require(0 <= warmup < max(fewest, 1), "warmup", "run", f"be from 0 to {max(fewest - 1, 0)}, so that rows remain", warmup)
+    allowed = f"be from 0 to {max(fewest - 1, 0)}, so that rows remain"
+    require(0 <= warmup < max(fewest, 1), "warmup", "run", allowed, warmup)
     thoughts = load.pauses(think, [len(mine) for mine in requests], seed)
     plan = [
         {

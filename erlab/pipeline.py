@@ -35,7 +35,7 @@ class Study:
     """What to run and where: the notebooks' common parameters, and `extra` ones by name.
 
     `prompts`: None for the project's own, a folder or file, or a Hugging Face dataset. `triton`: HOST:PORT of a
-    server that runs already. Raises ErlabError for an unknown profile.
+    server that runs already. Raises ErlabError for an unknown profile and for what is no address.
     """
 
     profile: str = "laptop"
@@ -50,6 +50,10 @@ class Study:
 
     def __post_init__(self):
         profiles.profile(self.profile)
+        if self.triton is not None:
+            from erlab.triton import client
+
+            client.address(self.triton)
 
     @property
     def common(self) -> dict:

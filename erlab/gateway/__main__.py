@@ -9,6 +9,7 @@ seconds to end. The environment variable ERLAB_API_KEY, if set, is what clients 
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -57,6 +58,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
     if arguments.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), stop.set)
     async with serving(PromptRouter.load(arguments.router), settings) as addresses:
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is never looked through again
         print(json.dumps(addresses), flush=True)
         await stop.wait()
 

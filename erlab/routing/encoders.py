@@ -7,6 +7,7 @@ An encoder gives the vectors of the transformer it was compiled from (`erlab.rou
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -144,7 +145,7 @@ def token_counts(tokenizer: str, texts: Sequence[str]) -> csr_matrix:
     reader = TokenTable(tokenizer, np.zeros((0, 1)))._tokenizer
     ids = [e.ids for e in reader.encode_batch(list(map(encodable, texts)), add_special_tokens=False)]
     pointers = np.cumsum([0, *map(len, ids)])
-    columns = np.concatenate(ids, dtype=np.int64)
+    columns = np.fromiter(chain.from_iterable(ids), np.int64, pointers[-1])
     counts = csr_matrix((np.ones(len(columns)), columns, pointers), shape=(len(ids), reader.get_vocab_size()))
     counts.sum_duplicates()
     return counts

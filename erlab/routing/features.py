@@ -32,10 +32,15 @@ class _Lexical(TransformerMixin, BaseEstimator):
         return self
 
     def fit_transform(self, texts: Sequence[str], y: object = None) -> np.ndarray:
-        tfidf = self._vectorizer(texts)
-        weights = tfidf.fit_transform(texts)
+        tfidf = self._vectorizer(len(texts))
+        try:
+            weights = tfidf.fit_transform(texts)
+        except ValueError:  # no feature at all
+            weights = np.empty((len(texts), 0))
+        if weights.shape[1] < 2:
+            raise ErlabError(f"The {len(texts)} prompts hold fewer than two different {self.unit}: nothing to learn.")
         svd = TruncatedSVD(min(self.dimensions, *weights.shape), random_state=self.seed)
-        with np.errstate(invalid="ignore"):  # the explained share of prompts that are all alike: 0 / 0
+        with np.errstate(invalid="ignore", divide="ignore"):  # prompts all alike: 0 / 0 is explained
             vectors = Normalizer(copy=False).fit_transform(svd.fit_transform(weights))
         self.pipeline_ = Pipeline([("tfidf", tfidf), ("svd", svd), ("normalizer", Normalizer())])
         table = tfidf.idf_[:, None] * svd.components_.T
@@ -49,11 +54,9 @@ class _Lexical(TransformerMixin, BaseEstimator):
 class WordFeatures(_Lexical):
     """The paper's: c-BTM's words (no stop words, no numbers), TF-IDF, truncated SVD, normalisation."""
 
-    def _vectorizer(self, texts: Sequence[str]) -> TfidfVectorizer:
-        vocabulary = {word for text in texts for word in words(text)}
-        if len(vocabulary) < 2:
-            held = f"only {vocabulary.pop()!r}" if vocabulary else "no word"
-            raise ErlabError(f"The {len(texts)} prompts hold {held} besides stop words and numbers: nothing to learn.")
+    unit = "words besides stop words and numbers"
+
+    def _vectorizer(self, count: int) -> TfidfVectorizer:
         return TfidfVectorizer(analyzer=words)
 
     def _compiled(self, vocabulary: list[str], table: np.ndarray) -> WordTable:
@@ -62,15 +65,13 @@ class WordFeatures(_Lexical):
 
 class CharacterFeatures(_Lexical):
     """Character n-grams within words instead of words: no stop words, no language assumed, parts of unknown words
-    count. N-grams of a single prompt are left out where there are 100 prompts or more."""
+    count. From 100 prompts on, n-grams of a single prompt are left out."""
 
+    unit = "groups of characters"
     sizes = (3, 4)
 
-    def _vectorizer(self, texts: Sequence[str]) -> TfidfVectorizer:
-        if not any(text.strip() for text in texts):
-            raise ErlabError(f"The {len(texts)} prompts hold no text: nothing to learn.")
-        least = 2 if len(texts) >= 100 else 1
-        return TfidfVectorizer(analyzer="char_wb", ngram_range=self.sizes, min_df=least)
+    def _vectorizer(self, count: int) -> TfidfVectorizer:
+        return TfidfVectorizer(analyzer="char_wb", ngram_range=self.sizes, min_df=2 if count >= 100 else 1)
 
     def _compiled(self, vocabulary: list[str], table: np.ndarray) -> CharacterTable:
         return CharacterTable(vocabulary, self.sizes, table)
@@ -101,6 +102,8 @@ class StaticFeatures(TransformerMixin, BaseEstimator):
         folder = minilm.find(self.model)
         tokenizer = (folder / "tokenizer.json").read_text()
         counts = token_counts(tokenizer, texts)
+        if not counts.nnz:
+            raise ErlabError(f"The {len(texts)} prompts hold no text: nothing to learn.")
         vectors = minilm.sentence_model(folder).encode(texts)
         vectors -= vectors.mean(axis=0)
         start = minilm.token_vectors(folder)
@@ -114,7 +117,8 @@ class StaticFeatures(TransformerMixin, BaseEstimator):
         kernel[np.diag_indices_from(kernel)] += self.strength * kernel.trace() / len(texts)
         moves = solve(kernel, vectors - shares @ start, assume_a="pos", overwrite_a=True)
         table = weights[:, None] * (start + shares.T @ moves)
-        components = TruncatedSVD(min(self.dimensions, *vectors.shape), random_state=0).fit(vectors).components_
+        with np.errstate(invalid="ignore", divide="ignore"):  # as above
+            components = TruncatedSVD(min(self.dimensions, *vectors.shape), random_state=0).fit(vectors).components_
         self.encoder_ = TokenTable(tokenizer, (table @ components.T).astype(np.float32))
         return self
 

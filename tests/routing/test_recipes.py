@@ -160,13 +160,28 @@ def test_outliers_are_told_and_their_share_is_as_calibrated(router, texts):
         ({"clusterer": "supervised"}, None, "must hold the 2 prompts' domains. Got None"),
         ({"clusterer": "supervised"}, ["a"], "must hold the 2 prompts' domains. Got 1"),
         ({"clusterer": "supervised"}, ["a", "a"], "must be the number of domains, at least 2: 1. Got 2"),
-        ({"features": "characters"}, None, "The 2 prompts hold no text"),
+        ({"features": "characters"}, None, "The 2 prompts hold fewer than two different groups of characters"),
     ],
 )
 def test_bad_recipes_are_refused(parameters, y, message):
     texts = ["", " "] if parameters.get("features") == "characters" else ["cat dog", "cow cat"]
     with pytest.raises(ErlabError, match=re.escape(message)):
         PromptRouter(clusters=2, **parameters).fit(texts, y)
+
+
+@pytest.mark.parametrize("features", ["words", "characters", "static", "minilm"])
+@pytest.mark.parametrize("corpus", [["red cat"], ["red cat"] * 3, ["cat dog", "dog cat"], ["red cat", "", "cow"]])
+def test_poor_corpora_give_numbers(features, corpus, model):
+    router = PromptRouter(1, features, model=model).fit(corpus).calibrate(corpus)
+    routing = router.route([*corpus, "", "unheard of"])
+    assert np.isfinite(routing.costs).all() and np.isfinite(router.outlier_scores(["", "unheard of"])).all()
+
+
+def test_corpora_without_anything_to_learn_are_refused(model):
+    with pytest.raises(ErlabError, match="The 2 prompts hold no text: nothing to learn"):
+        PromptRouter(1, "static", model=model).fit(["", " "])
+    with pytest.raises(ErlabError, match="The 200 prompts hold fewer than two different groups of characters"):
+        PromptRouter(1, "characters").fit([chr(0x4E00 + i) for i in range(200)])
 
 
 def test_difficulty_is_learned_kept_and_split_by_cost(texts, tmp_path):
@@ -186,7 +201,7 @@ def test_difficulty_is_learned_kept_and_split_by_cost(texts, tmp_path):
 
 def test_senseless_difficulties_are_refused(texts):
     router = PromptRouter(clusters=2).fit(texts)
-    with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold both True and False. Got .True."):
+    with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold both True and False"):
         router.fit_difficulty(texts[:2], [True, True])
     with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold 2 values. Got 1"):
         router.fit_difficulty(texts[:2], [True])

@@ -42,6 +42,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
         with opened(gateway) as channel:
             call = channel.stream_stream(STREAM)(iter([ask("wait full", str(i)) for i in range(4)]), timeout=10)
             refused = service_pb2.ModelStreamInferResponse.FromString(next(call))
+            fake.wait(lambda: fake.in_flight["e"] == 2)
             fake.loop.call_soon_threadsafe(GATES["full"].set)
             answered = decoded(list(call))
         assert refused.error_message == "RESOURCE_EXHAUSTED: e has 2 requests in flight and 1 waiting; try later"

@@ -53,9 +53,7 @@ def _simulate(file: Path, experiment: str, folders: Folders, version: str, loads
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if file.is_file() and records.read(file).runs.key.eq(key).all():
         return
-    options = {"setup": simulation.Setup(gateway=gateway)} if gateway else {}
-    if experiment == "router":
-        options["decisions"] = decisions(folders)
+    options = {"setup": setup(folders), "decisions": decisions(folders)} if experiment == "router" else {}
     found = simulation.sweep(_systems(experiment, version), loads, seed=seed, **options)
     lengths = {"input": asdict(paper.WORKLOAD.input_tokens), "output": asdict(paper.WORKLOAD.output_tokens)}
     runs = found.runs.assign(key=key, workload=[lengths] * len(found.runs))
@@ -74,6 +72,12 @@ def _systems(experiment: str, version: str) -> dict[str, System]:
     if experiment == "preliminary":
         return simulation.preliminary()
     return {k: s for k, s in paper.SYSTEMS[version].items() if s.router == (experiment == "router")}
+
+
+def setup(folders: Folders) -> simulation.Setup:
+    """The simulated machine, its gateway as slow as the real one was here; the default where nothing was measured."""
+    gateway = _gateway_seconds(folders)
+    return simulation.Setup(gateway=gateway) if gateway else simulation.Setup()
 
 
 def _gateway_seconds(folders: Folders) -> tuple[float, ...] | None:

@@ -153,9 +153,14 @@ def legend(fig: Figure | SubFigure, handles: Sequence[Line2D], columns: int | No
 
 def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
     """The line under a figure: measured or simulated, on what, from which commit."""
+    note(fig, provenance(records, requests))
+
+
+def note(fig: Figure, text: str) -> None:
+    """A line of text under a figure, wrapped to its width."""
     characters = int(fig.get_figwidth() * 16.5)
-    text = "\n".join(textwrap.wrap(provenance(records, requests), characters, break_long_words=False))
-    fig.supxlabel(text, x=0.01, ha="left", fontsize=7, color=GREY)
+    wrapped = "\n".join(textwrap.wrap(text, characters, break_long_words=False))
+    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=7, color=GREY)
 
 
 def provenance(records: Records, requests: pd.DataFrame) -> str:

@@ -90,12 +90,13 @@ def sensitivity(
 ) -> pd.DataFrame:
     """What `judge` says of the records under each variation, with the columns `assumption` and `value` before.
 
-    The default judge summarises (system, load) cells; `erlab.claims.ledger` gives the verdict on every claim.
+    The default judge summarises (system, load) cells; `erlab.claims.ledger` gives the verdict on every claim, whose own
+    column `value` is called `found` here.
     """
     loads, parts = list(loads), []
     for case in variations() if cases is None else cases:
         found = sweep(case.systems, loads, setup=case.setup, workload=case.workload, seed=seed, **case.options)
-        judged = judge(found)
+        judged = judge(found).rename(columns={"value": "found"})
         judged.insert(0, "assumption", case.assumption)
         judged.insert(1, "value", case.value)
         parts.append(judged)

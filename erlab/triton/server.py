@@ -43,6 +43,7 @@ _EXIT_SECONDS = 3  # how long Triton waits for requests in flight when asked to 
 _KILL_SECONDS = 15  # then how long until it is killed, counted from the same moment
 _WATCH_SECONDS = 0.5
 _RETRY_SECONDS = 5
+_RELAUNCHES = 3  # of a server that ended by itself; then it is left dead
 
 
 def available() -> str | None:
@@ -67,7 +68,7 @@ class Server:
     a temporary file that is kept only if the start fails or the server dies. `timeout` bounds the start, in seconds.
 
     Attributes: `grpc`, `http` and `metrics`, addresses as "HOST:PORT" (None where unknown); `models`; `log`;
-    `restarts`, how many times a dead model was loaded again.
+    `restarts`, how many times a dead model was loaded, or a dead server started, again.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Server:
         self._timeout = timeout
         self.restarts = 0
         self._keeper = self._folder = self._watcher = None
-        self._stopping = threading.Event()
+        self._stopping, self._launching, self._relaunches = threading.Event(), threading.Lock(), 0
 
     @classmethod
     def attach(cls, address: str, models: Sequence[str], timeout: float = 120.0) -> "Server":
@@ -108,7 +109,8 @@ class Server:
         self._repository = self._keeper = self._folder = self._watcher = None
         self.grpc, self.http, self.metrics, self.log = client.address(address), None, None, None
         self.models, self.restarts, self._timeout, self._temporary_log = tuple(models), 0, timeout, False
-        self._stopping = threading.Event()
+        self._relaunches = 0
+        self._stopping, self._launching = threading.Event(), threading.Lock()
         return self
 
     def __enter__(self) -> "Server":
@@ -129,14 +131,15 @@ class Server:
         return self
 
     def __exit__(self, *_) -> None:
-        died = not self.alive()
+        died = not self.alive() or self._relaunches > 0
         self._stop()
         self._forget_log(needed=died)
 
     def alive(self) -> bool:
         """Whether the server still runs or, if attached, still says that it lives."""
         if self._repository:
-            return self._keeper is not None and self._keeper.poll() is None
+            running = self._keeper is not None and self._keeper.poll() is None
+            return running or (self._watcher is not None and self._relaunches < _RELAUNCHES)
         with grpc.insecure_channel(self.grpc, options=client.CHANNEL_OPTIONS) as channel, suppress(grpc.RpcError):
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=min(5, self._timeout)).live
@@ -149,21 +152,27 @@ class Server:
             )
         for attempt in range(1, _START_ATTEMPTS + 1):
             ports = _free_ports(self._asked_ports)
+            self._stopping.clear()
             self._launch(ports)
-            while self._keeper.poll() is None:
-                if self._listens(ports):
-                    return
-                if time.monotonic() > deadline:
-                    raise ErlabError(f"Triton was not ready within {self._timeout:g} s: {self._complaint()}")
-                time.sleep(0.02)
+            if self._listening(ports, deadline):
+                return
             complaint = self._complaint()
             self._stop()
             if "already in use" not in complaint or attempt == _START_ATTEMPTS:
                 raise ErlabError(f"Triton did not start: {complaint}")
 
+    def _listening(self, ports: Sequence[int], deadline: float) -> bool:
+        """Wait until the server listens; False where it ended instead. Raises ErlabError at the deadline."""
+        while self._keeper.poll() is None:
+            if self._listens(ports):
+                return True
+            if time.monotonic() > deadline:
+                raise ErlabError(f"Triton was not ready within {self._timeout:g} s: {self._complaint()}")
+            time.sleep(0.02)
+        return False
+
     def _launch(self, ports: Sequence[int]) -> None:
         """Start keeper and server; what the keeper removes at the end is known before anything is made."""
-        self._stopping.clear()
         self._folder = Path(tempfile.mkdtemp(prefix="erlab-triton-"))
         self.log = self.log or self._folder.with_suffix(".log")
         self.grpc, self.http, self.metrics = (f"{_HOST}:{port}" for port in ports)
@@ -195,7 +204,7 @@ class Server:
         watched = [str(os.getpid()), self._folder, str(_KILL_SECONDS)]
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            output = open(self.log, "wb")
+            output = open(self.log, "ab" if self._relaunches else "wb")
         except OSError as e:
             raise ErlabError(f"{self.log}: cannot write the server's log there ({e.strerror}).") from None
         with output:
@@ -211,9 +220,10 @@ class Server:
     def _stop(self) -> None:
         """Stop the watch and the server and remove what is left of it; harmless if nothing runs."""
         self._stopping.set()
-        if self._keeper:
-            self._keeper.terminate()
-            self._keeper.wait()
+        with self._launching:  # from here on the watch launches nothing
+            if self._keeper:
+                self._keeper.terminate()
+                self._keeper.wait()
         if self._watcher:
             self._watcher.join()
         if self._folder:
@@ -260,9 +270,11 @@ class Server:
     def _watch(self, stubs: dict[psutil.Process, str]) -> None:
         """Load again each model of which a process has ended, until the server stops."""
         while not self._stopping.wait(_WATCH_SECONDS):
-            if not self.alive():
+            if self._keeper.poll() is not None:
                 logger.error("Triton ended by itself: %s", self._complaint())
-                return
+                if not self._relaunch():
+                    return
+                stubs = self._stubs()
             for model in sorted({stubs[process] for process in stubs if _ended(process)}):
                 logger.warning("The process of model %s ended; loading the model again.", model)
                 try:
@@ -275,6 +287,22 @@ class Server:
                 self.restarts += 1
                 kept = {process: name for process, name in stubs.items() if name != model}
                 stubs = kept | {process: name for process, name in self._stubs().items() if name == model}
+
+    def _relaunch(self) -> bool:
+        """Start the server again on its ports; False where it is to stay dead."""
+        ports = [int(at.rpartition(":")[2]) for at in (self.grpc, self.http, self.metrics)]
+        with self._launching:
+            if self._stopping.is_set() or self._relaunches >= _RELAUNCHES:
+                return False
+            self._relaunches += 1
+            keeper.sweep(self._folder)
+            self._launch(ports)
+        try:
+            if self._listening(ports, time.monotonic() + self._timeout):
+                self.restarts += 1
+        except ErlabError as e:
+            logger.error("%s", e)
+        return True
 
     def _reload(self, model: str) -> None:
         """Unload, which returns at once, and load; Triton does so beside requests that hang in the dead process."""

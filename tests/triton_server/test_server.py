@@ -147,13 +147,27 @@ def test_a_killed_expert_is_loaded_again(echo):
     assert after.here() == []
 
 
-def test_a_killed_server_is_noticed_and_nothing_is_left(echo):
+def test_a_killed_server_is_started_again_on_its_ports(echo):
     with Server(echo) as server:
         traces = Traces(server)
         traces.processes[1].kill()
-        until(lambda: not server.alive())
-        assert traces.here() == [], "the keeper tidies up before it ends"
+        until(lambda: server.restarts == 1)
+        assert answer(server, "echo") == answer(server, "other") == ["a", "b"]
+        assert traces.here() == ["ports"], "the keeper tidied up after the one that was killed"
+        again = Traces(server)
+    assert again.here() == []
     assert Path(server.log).is_file(), "the log of a server that died is kept"
+
+
+def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
+    monkeypatch.setattr("erlab.triton.server._RELAUNCHES", 1)
+    with Server(echo) as server:
+        Traces(server).processes[1].kill()
+        until(lambda: server.restarts == 1)
+        traces = Traces(server)
+        traces.processes[1].kill()
+        until(lambda: not server.alive())
+        assert traces.here() == []
 
 
 def test_a_killed_keeper_takes_the_server_with_it(echo):

@@ -14,12 +14,14 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 from erlab.errors import ErlabError
 from erlab.gateway.limits import Limits
 from erlab.gateway.server import Settings, serving
+from erlab.gateway.workers import working
 from erlab.routing import PromptRouter
+from erlab.spec import require
 
 EXPERTS = "models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible), one or more"
 
@@ -33,6 +35,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
     parser.add_argument("--http-port", type=int, help="where the OpenAI-compatible face listens, if anywhere")
+    parser.add_argument("--workers", default=1, type=int, help="processes that share the ports")
+    parser.add_argument("--shared", action="store_true", help="share the ports, as workers do")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that holds stdin")
     for field in fields(Limits):
         flag = f"--{field.name.replace('_', '-')}"
@@ -41,27 +45,38 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    given = vars(arguments)
-    settings = Settings(
-        arguments.upstream,
-        tuple(arguments.experts.split(",")),
-        arguments.policy,
-        Limits(**{name: given[name] for name in asdict(Limits())}),
-        arguments.host,
-        arguments.port,
-        arguments.http_port,
-        os.environ.get("ERLAB_API_KEY"),
-    )
+    require(arguments.workers >= 1, "--workers", "the gateway", "be at least 1", arguments.workers)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if arguments.until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), stop.set)
-    async with serving(PromptRouter.load(arguments.router), settings) as addresses:
+    if arguments.workers > 1:
+        ports = [arguments.port, arguments.http_port]
+        async with working(sys.argv[1:], arguments.workers, arguments.host, ports, stop) as addresses:
+            print(json.dumps(addresses), flush=True)
+            await stop.wait()
+        return
+    async with serving(PromptRouter.load(arguments.router), _settings(arguments)) as addresses:
         gc.collect()
         gc.freeze()  # what lives as long as the process is never looked through again
         print(json.dumps(addresses), flush=True)
         await stop.wait()
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = vars(arguments)
+    return Settings(
+        arguments.upstream,
+        tuple(arguments.experts.split(",")),
+        arguments.policy,
+        Limits(**{field.name: given[field.name] for field in fields(Limits)}),
+        arguments.host,
+        arguments.port,
+        arguments.http_port,
+        os.environ.get("ERLAB_API_KEY"),
+        arguments.shared,
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     erlab_first_seconds{expert}, erlab_upstream_seconds{expert}: from asking the expert to its first and last piece
 """
 
+import asyncio
 import os
 from functools import cache
 
@@ -43,15 +44,20 @@ class Metrics:
         self._gauges = [(expert, flight.labels(expert.name), up.labels(expert.name)) for expert in experts]
         self.of = cache(lambda expert: _OfExpert(self, expert.name))
 
-    def note(self) -> None:
-        """Set the gauges; between two calls they are as old as the first."""
+    async def tend(self) -> None:
+        """Keep the gauges fresh for the worker process that is asked for them, for ever."""
+        while True:
+            self._note()
+            await asyncio.sleep(1)
+
+    def _note(self) -> None:
         for expert, flight, up in self._gauges:
             flight.set(expert.outstanding)
             up.set(expert.up)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
-        self.note()
+        self._note()
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             MultiProcessCollector(registry := CollectorRegistry())

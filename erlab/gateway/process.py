@@ -32,9 +32,9 @@ class Gateway:
     router: folder of a saved PromptRouter. upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
     model of each of the router's clusters, or an address of its own as in `erlab.gateway.server.Settings`. policy: a
     name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
-    bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. Raises ErlabError,
-    with the gateway's own words, where it cannot start, or where the server behind it isn't ready within `timeout`
-    seconds.
+    bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. workers: processes
+    that share the ports, each with the limits to itself (see `erlab.gateway.workers`). Raises ErlabError, with the
+    gateway's own words, where it cannot start, or where the server behind it isn't ready within `timeout` seconds.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Gateway:
         limits: Limits = Limits(),
         key: str | None = None,
         http_port: int | None = None,
+        workers: int = 1,
     ):
         self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
@@ -55,6 +56,7 @@ class Gateway:
         self._command += ["--policy", policy, "--port", str(port or 0)]
         self._command += ["--upstream", upstream] if upstream else []
         self._command += ["--http-port", str(http_port)] if http_port is not None else []
+        self._command += ["--workers", str(workers)]
         for name, value in asdict(limits).items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._key = key

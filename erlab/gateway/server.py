@@ -31,7 +31,8 @@ class Settings:
 
     upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
     grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
-    system choose; http_port None: no HTTP face. key: what clients must bring.
+    system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
+    processes may listen on the same ports.
     """
 
     upstream: str | None
@@ -42,6 +43,7 @@ class Settings:
     port: int = 0
     http_port: int | None = None
     key: str | None = None
+    shared: bool = False
 
 
 @asynccontextmanager
@@ -58,8 +60,9 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
         experts = tuple([Expert(name, await upstreams.open(name), limits) for name in distinct])
         places = [distinct.index(names[c % len(names)]) for c in range(clusters)]
         decide = Decider(experts, places, settings.policy)
-        dispatch = Dispatcher(Classifier(router), decide, limits, Metrics(experts))
-        server = grpc.aio.server(options=_options(limits))
+        metrics = Metrics(experts)
+        dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
+        server = grpc.aio.server(options=_options(limits, settings.shared))
         channel, first = upstreams.first
         server.add_generic_rpc_handlers([RoutingService(dispatch, channel, first, settings.key)])
         port = _listen(server, settings.host, settings.port)
@@ -73,8 +76,8 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
         )
         if settings.http_port is not None:
             await runner.setup()
-            addresses["http"] = await _listen_http(runner, settings.host, settings.http_port)
-        tending = [asyncio.create_task(expert.tend()) for expert in experts]
+            addresses["http"] = await _listen_http(runner, settings)
+        tending = [asyncio.create_task(task) for task in (metrics.tend(), *(expert.tend() for expert in experts))]
         await server.start()
         try:
             yield addresses
@@ -91,10 +94,10 @@ def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
         raise _in_use(host, port) from None
 
 
-async def _listen_http(runner: web.AppRunner, host: str, port: int) -> str:
+async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
+    host, port = settings.host, settings.http_port
     try:
-        site = web.TCPSite(runner, host, port, backlog=1024)
-        await site.start()
+        await web.TCPSite(runner, host, port, backlog=1024, reuse_port=settings.shared).start()
     except OSError:
         raise _in_use(host, port) from None
     return f"http://{host}:{runner.addresses[0][1]}"
@@ -104,14 +107,14 @@ def _in_use(host: str, port: int) -> ErlabError:
     return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
 
 
-def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+def _options(limits: Limits, shared: bool) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_send_message_length", client.MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", limits.header_bytes),
         ("grpc.absolute_max_metadata_size", limits.header_bytes),
         ("grpc.server_handshake_timeout_ms", 10_000),  # connections on which nothing is ever said
-        ("grpc.so_reuseport", 0),  # with it a second gateway would silently share a port in use
+        ("grpc.so_reuseport", int(shared)),  # with it a second gateway would silently share a port in use
     )
 
 

@@ -32,9 +32,9 @@ def ask(text, tokens=4, request_id=""):
 
 
 @contextmanager
-def server(model, port=0):
+def server(model):
     """A fake Triton in a process of its own; yields the process and its address."""
-    command = [sys.executable, Path(__file__).parent / "fake_server.py", model, str(port)]
+    command = [sys.executable, Path(__file__).parent / "fake_server.py", model, "0.01"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process, process.stdout.readline().strip()

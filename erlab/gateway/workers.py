@@ -1,0 +1,72 @@
+"""Several gateway processes on one port, for machines with cores to spare: the kernel spreads connections over them.
+
+Each worker is a whole gateway with limits, queues and a view of the experts of its own, so that a bound holds for each
+of them. The first process only starts and ends them; where one ends by itself, all end.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+from erlab.errors import ErlabError
+
+
+@asynccontextmanager
+async def working(
+    arguments: list[str], count: int, host: str, ports: list[int | None], stop: asyncio.Event
+) -> AsyncIterator[dict[str, str]]:
+    """Start `count` gateway processes with `arguments`; yields their addresses, ends them on leaving.
+
+    ports: the faces' ports, 0 if any will do, None for no face. Sets `stop` when a process has ended by itself.
+    """
+    with ExitStack() as stack:
+        held = [p if p is None else stack.enter_context(hold(host, p)).getsockname()[1] for p in ports]
+        command = [sys.executable, "-m", "erlab.gateway", *arguments, "--workers", "1", "--shared"]
+        command += ["--until-stdin-closes", "--port", str(held[0])]  # the later of two equal arguments counts
+        command += ["--http-port", str(held[1])] if held[1] is not None else []
+        counted = stack.enter_context(tempfile.TemporaryDirectory())
+        variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": counted}  # where their metrics meet
+        pipe = asyncio.subprocess.PIPE
+        processes = []
+        try:
+            for _ in range(count):
+                started = asyncio.create_subprocess_exec(*command, env=variables, stdin=pipe, stdout=pipe)
+                processes.append(await started)
+            lines = [await process.stdout.readline() for process in processes]
+            if not all(lines):
+                raise ErlabError("A worker did not start.")
+            watches = [asyncio.create_task(_watch(process, stop)) for process in processes]
+            yield json.loads(lines[0])
+            for watch in watches:
+                watch.cancel()
+        finally:
+            for process in processes:
+                if process.returncode is None:
+                    process.terminate()
+            await asyncio.gather(*(process.wait() for process in processes))
+
+
+async def _watch(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:
+    await process.wait()
+    stop.set()
+
+
+def hold(host: str, port: int) -> socket.socket:
+    """A socket bound to the port that others of this user may share, and that never listens. ErlabError if in use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as alone:  # without sharing, so that a port in use is noticed
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port))
+            port = alone.getsockname()[1]
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+        return held
+    except OSError:
+        raise ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.") from None

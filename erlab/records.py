@@ -98,6 +98,8 @@ def read(*paths: Path) -> Records:
     for file in files:
         try:
             table = pq.read_table(file, partitioning=None)
+        except FileNotFoundError:
+            raise ErlabError(f"{file}: no such file or folder.") from None
         except (OSError, pa.ArrowInvalid) as e:
             raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
         if missing := [c for c in _REQUIRED if c not in table.column_names]:

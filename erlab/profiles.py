@@ -29,7 +29,7 @@ _LAPTOP = Profile(
         least_requests=8,
     ),
     loads=(1, 2, 4, 8, 16, 32, 64),
-    preliminary_loads=(1, 8, 32, 64),
+    preliminary_loads=(1, 8, 32),
     simulated_loads=paper.LOADS,
     batch_limits=(8, 16, 32),
 )
@@ -43,6 +43,9 @@ PROFILES = {
         loads=(1, 4),
         preliminary_loads=(1, 4),
         simulated_loads=(1, 10, 100),
+        explored_loads=(1, 100),
+        compared_sizes=(2,),
+        compared_recipes=("paper", "characters, balanced"),
         batch_limits=(4, 8),
         workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
         prompts_per_domain=100,

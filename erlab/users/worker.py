@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import AsyncIterator
 
-import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from erlab.triton import client
-from erlab.users.loop import Ask, user
+from erlab.users.loop import METHOD, Ask, user
+from erlab.users.wire import Channel
 
 CONNECT_SECONDS = 10.0
+_LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 
 def _asks(number: int, model: str, requests: list[dict], pauses: list[float]) -> list[Ask]:
@@ -29,13 +28,8 @@ def _asks(number: int, model: str, requests: list[dict], pauses: list[float]) ->
 async def _run(job: dict) -> None:
     begins = [one.pop("begin") for one in job["users"]]
     users = [_asks(**one) for one in job["users"]]
-    async with grpc.aio.insecure_channel(job["address"], options=client.CHANNEL_OPTIONS) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        patience = min(CONNECT_SECONDS, job["timeout"])
-        try:
-            await stub.ServerLive(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=patience)
-        except grpc.aio.AioRpcError as e:
-            sys.exit(f"No KServe v2 gRPC server answers at {job['address']}: {e.code().name}: {e.details()}")
+    await _until_live(job["address"], min(CONNECT_SECONDS, job["timeout"]))
+    async with Channel(job["address"], METHOD, job["timeout"]) as channel:
         print("ready", flush=True)
         loop = asyncio.get_running_loop()
         start = int(await loop.run_in_executor(None, sys.stdin.readline))
@@ -43,8 +37,17 @@ async def _run(job: dict) -> None:
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
         async with asyncio.TaskGroup() as tasks:
             for asks, begin in zip(users, begins):
-                tasks.create_task(_report(user(channel, asks, job["timeout"], start, begin, job["stamped"])))
+                tasks.create_task(_report(user(channel, asks, start, begin, job["stamped"])))
         loop.remove_reader(sys.stdin.fileno())
+
+
+async def _until_live(address: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    async with Channel(address, _LIVE, patience) as channel:
+        while (answer := await channel.ask(b"")).code != "OK":  # an empty message is the whole question
+            if time.monotonic() > deadline:
+                sys.exit(f"No KServe v2 gRPC server answers at {address}: {answer.code}: {answer.details}")
+            await asyncio.sleep(0.1)
 
 
 async def _report(records: AsyncIterator[dict]) -> None:

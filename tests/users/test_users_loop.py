@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from erlab.triton import client
 from erlab.users.loop import record
 
 ASKED = service_pb2.ModelInferRequest(model_name="expert_0")
@@ -82,6 +83,16 @@ LATE = "DEADLINE_EXCEEDED: late"
 def test_a_failed_request_keeps_what_came_and_ends_when_it_failed(times, got, status, failure, expected):
     row = record(1100, times, got, status, failure, 1150, start=1000)
     assert tuple(row[k] for k in ("status", "error", "t_first", "t_last", "output_tokens")) == expected
+
+
+@given(st.lists(st.binary(max_size=20), max_size=3))
+def test_text_counts_as_the_client_reads_it(texts):
+    answer = service_pb2.ModelInferResponse()
+    answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, len(texts)])
+    answer.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
+    data = service_pb2.ModelStreamInferResponse(infer_response=answer).SerializeToString()
+    row = record(1100, [1110], [data], "ok", None, 1150, start=1000)
+    assert row["output_tokens"] == bool(client.text(answer)) and row["status"] == "ok"
 
 
 @given(st.binary(max_size=60))

@@ -8,7 +8,9 @@ split is a hash of the text, so that a text stays on its side whatever else is l
 (80, ['held_back', 'train'])
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -39,8 +41,11 @@ def load(
 ) -> datasets.Dataset:
     """Load prompts, strip them, drop duplicate texts, and draw at most `per_domain` of each domain with `seed`.
 
-    `source` is None for the project's own prompts (`per_domain` of each, 500 where None), a .jsonl or .parquet file,
-    a folder that holds such files at any depth (others are ignored), or ``owner/name[@revision]`` on Hugging Face.
+    `source` is None for the project's own prompts (`per_domain` of each, 500 where None), a .jsonl, .parquet or .csv
+    file (commas, a header, UTF-8), a folder that holds such files at any depth, or ``owner/name[@revision]`` on Hugging
+    Face. In a folder .csv files count only where there are no others: beside them they tend to be a list of the files.
+    A revision of Hugging Face, such as a branch, stands for its commit at the time of the call, which `inputs` tells
+    and the manifest keeps: name that commit as the revision to load the same again.
     `text` names the column that holds the prompts where it is neither "text" nor the only column of strings beside
     "id" and "domain". A row without a domain takes its file's name up to "__", or the Hugging Face dataset's.
     Rows come in an order drawn with `seed`, which is that of the texts' hashes and not of the files.
@@ -111,22 +116,22 @@ def _read(source: str | Path, text: str | None) -> Iterator[Prompt]:
         yield from _read_hub(str(source), text)
         return
     for file in _files(path):
-        yield from (_read_jsonl if file.suffix == ".jsonl" else _read_parquet)(file, text)
+        yield from _READERS[file.suffix](file, text)
 
 
 def _files(path: Path) -> list[Path]:
     """The files of prompts at `path`, sorted; hidden ones are left out."""
     if path.is_file():
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise ErlabError(f"{path}: a file of prompts must end in .jsonl or .parquet.")
+        if path.suffix not in _READERS:
+            raise ErlabError(f"{path}: a file of prompts must end in .jsonl, .parquet or .csv.")
         return [path]
     if not os.access(path, os.R_OK | os.X_OK):
         raise ErlabError(f"{path}: can't be read (Permission denied).")
-    inside = [f for suffix in ("*.jsonl", "*.parquet") for f in path.rglob(suffix) if f.is_file()]
+    inside = [f for suffix in _READERS for f in path.rglob(f"*{suffix}") if f.is_file()]
     files = sorted(f for f in inside if not any(part.startswith(".") for part in f.relative_to(path).parts))
     if not files:
-        raise ErlabError(f"{path}: the folder holds no prompts (.jsonl or .parquet files).")
-    return files
+        raise ErlabError(f"{path}: the folder holds no prompts (.jsonl, .parquet or .csv files).")
+    return [f for f in files if f.suffix != ".csv"] or files
 
 
 def _read_jsonl(file: Path, text: str | None) -> Iterator[Prompt]:
@@ -140,11 +145,7 @@ def _read_jsonl(file: Path, text: str | None) -> Iterator[Prompt]:
 
 def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
     """Yield the number, from 1, and the object of each line that is not blank."""
-    try:
-        content = file.read_bytes()
-    except OSError as e:
-        raise ErlabError(f"{file}: can't be read ({e.strerror}).") from None
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(_content(file).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
@@ -158,6 +159,46 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
+def _content(file: Path) -> bytes:
+    """A file's bytes without UTF-8's mark at their beginning."""
+    try:
+        return file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as e:
+        raise ErlabError(f"{file}: can't be read ({e.strerror}).") from None
+
+
+def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
+    rows = list(_csv_rows(file))
+    if rows:
+        (line, columns), *rows = rows
+        if len(set(columns)) < len(columns):
+            raise ErlabError(f"{file}:{line}: must name each column once. Got {', '.join(columns)}.")
+        column = text or _text_column(columns, columns, f"{file}:{line}")
+        for number, row in rows:
+            if len(row) != len(columns):
+                raise ErlabError(f"{file}:{number}: must have {len(columns)} fields, as the header. Got {len(row)}.")
+        named = ((f"{file}:{number}", number, dict(zip(columns, row))) for number, row in rows)
+        yield from _prompts(named, column, file.stem, file.stem.split("__")[0])
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the first line, from 1, and the fields of each row that is not blank."""
+    content = _content(file)
+    try:
+        reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
+    except UnicodeDecodeError as e:
+        line = content.count(b"\n", 0, e.start) + 1
+        raise ErlabError(f"{file}:{line}: must be UTF-8. Got the byte 0x{content[e.start]:02x}.") from None
+    first = 1
+    try:
+        for row in reader:
+            if any(field.strip() for field in row):
+                yield first, row
+            first = reader.line_num + 1
+    except csv.Error as e:
+        raise ErlabError(f"{file}:{first}: must be comma-separated values ({e}).") from None
+
+
 def _read_parquet(file: Path, text: str | None) -> Iterator[Prompt]:
     try:
         table = pq.read_table(file, partitioning=None)
@@ -165,6 +206,9 @@ def _read_parquet(file: Path, text: str | None) -> Iterator[Prompt]:
         raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
     stem = _SHARD.sub("", file.stem)
     yield from _table_prompts(table, text, str(file), stem, stem.split("__")[0])
+
+
+_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
 
 
 def _read_hub(source: str, text: str | None) -> Iterator[Prompt]:

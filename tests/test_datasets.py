@@ -1,5 +1,6 @@
 """Prompts: the own generator, every kind of source, the split, and each bad input by its message."""
 
+import csv
 import hashlib
 import json
 import re
@@ -173,6 +174,46 @@ def test_parquet_file_folder_and_categories(tmp_path):
     assert {row[1:3] for row in both} == {("es", "Uno"), ("es", "Dos"), ("train", "Tres")}
 
 
+def test_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path):
+    file = tmp_path / "law__x.csv"
+    file.write_bytes('\ufeffid,question,domain\r\n7,"Who, ""you"",\nor me?",\r\n\r\n8,Grüße 日本,travel\r\n'.encode())
+    assert sorted(row[:3] for row in rows(datasets.load(file))) == [
+        ("7", "law", 'Who, "you",\nor me?'), ("8", "travel", "Grüße 日本"),
+    ]
+    assert sorted(datasets.load(tmp_path)["id"]) == ["7", "8"], "a folder of nothing but .csv files"
+    jsonl(tmp_path / "a.jsonl", {"text": "One"})
+    assert list(datasets.load(tmp_path)["text"]) == ["One"], "beside others a .csv file is their list"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1))
+def test_csv_written_by_pandas_comes_back(tmp_path_factory, texts):
+    file = tmp_path_factory.mktemp("any") / "any.csv"
+    pd.DataFrame({"text": texts, "id": range(len(texts))}).to_csv(file, index=False, quoting=csv.QUOTE_ALL)
+    assert set(datasets.load(file)["text"]) == {t.strip() for t in texts}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,id\na,1\nb\n", "a.csv:3: must have 2 fields, as the header. Got 1."),
+        (b'text\n"a\nb"\n"open', "a.csv:4: must be comma-separated values (unexpected end of data)."),
+        (b"text\na\n\xff\n", "a.csv:3: must be UTF-8. Got the byte 0xff."),
+        (b"text,text\na,b\n", "a.csv:1: must name each column once. Got text, text."),
+        (b"question,answer\na,b\n", "a.csv:1: has no column 'text'; name the prompts' one with the 'text' parameter"),
+        (b"text,id\na,1\n ,2\n", "a.csv:3: the field 'text' must not be empty."),
+        (b"text\n" + b"x" * 200_000, "a.csv:2: must be comma-separated values (field larger than field limit"),
+        (b"text\n", "holds no prompts."),
+        (b"", "holds no prompts."),
+    ],
+)
+def test_a_bad_csv_line_is_named(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ErlabError) as error:
+        datasets.load(tmp_path / "a.csv")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_the_column_of_prompts_is_guessed_only_where_there_is_one(tmp_path):
     one = jsonl(tmp_path / "one.jsonl", {"id": "x", "domain": "d", "question": "Why?", "n": 3})
     assert datasets.load(one)["text"][0] == "Why?"
@@ -283,14 +324,14 @@ def test_a_bad_line_is_named(tmp_path, line):
 
 
 def test_sources_without_prompts(tmp_path):
-    with pytest.raises(ErlabError, match=r"the folder holds no prompts \(\.jsonl or \.parquet files\)"):
+    with pytest.raises(ErlabError, match=r"the folder holds no prompts \(\.jsonl, \.parquet or \.csv files\)"):
         datasets.load(tmp_path)
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(ErlabError, match="holds no prompts"):
         datasets.load(tmp_path)
-    (tmp_path / "b.csv").write_text("text\nx\n")
-    with pytest.raises(ErlabError, match=r"b\.csv: a file of prompts must end in \.jsonl or \.parquet"):
-        datasets.load(tmp_path / "b.csv")
+    (tmp_path / "b.tsv").write_text("text\nx\n")
+    with pytest.raises(ErlabError, match=r"b\.tsv: a file of prompts must end in \.jsonl, \.parquet or \.csv"):
+        datasets.load(tmp_path / "b.tsv")
     with pytest.raises(ErlabError, match="nowhere: no such file or folder"):
         datasets.load(tmp_path / "nowhere")
 

@@ -201,9 +201,20 @@ class Profile:
     batch_limits: tuple[int, ...]
     clusters: int = 8
     prompts_per_domain: int = 500
+    explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
+    compared_sizes: tuple[int, ...] = (1, 2, 4, 8)  # tensor-parallel sizes of the published cells compared with
+    compared_recipes: tuple[str, ...] = (  # names of `routing.evaluation.RECIPES` that notebook 02 compares by default
+        "paper",
+        "words, balanced",
+        "characters, balanced",
+        "static, balanced",
+        "static, supervised",
+        "MiniLM, balanced",
+    )
 
     def __post_init__(self):
-        for name in ("loads", "preliminary_loads", "simulated_loads", "batch_limits"):
+        rising = ("loads", "preliminary_loads", "simulated_loads", "batch_limits", "explored_loads", "compared_sizes")
+        for name in rising:
             values = getattr(self, name)
             ordered = bool(values) and min(values) >= 1 and list(values) == sorted(set(values))
             require(ordered, name, "Profile", "be rising numbers from 1", values)

@@ -97,7 +97,7 @@ def reproduce(
         bool, typer.Option("--dry-run", help="Say what would run, why and how long; run nothing.")
     ] = False,
 ):
-    """Run the study: notebooks 00 to 07 in order, then the report.
+    """Run the study: notebooks 00 to 09 in order, then the report.
 
     A step that nothing changed for is skipped, and one that was stopped goes on where it was.
 

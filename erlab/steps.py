@@ -38,6 +38,8 @@ STEPS = (
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
     Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
+    Step("08_beyond", ("router", "prompts.parquet", "records/router", "records/simulated"), ("beyond",), minutes=0.8),
+    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5),
 )
 
 

@@ -16,8 +16,8 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def test_the_study_has_its_eight_notebooks():
-    assert [n.stem[:2] for n in NOTEBOOKS if n.stem[0].isdigit()][:8] == [f"{i:02d}" for i in range(8)]
+def test_the_study_has_its_ten_notebooks():
+    assert [n.stem[:2] for n in NOTEBOOKS if n.stem[0].isdigit()][:10] == [f"{i:02d}" for i in range(10)]
 
 
 def test_committed_without_outputs(notebook):

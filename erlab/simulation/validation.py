@@ -8,7 +8,7 @@ Nothing of these comparisons is used by the simulation but `era.FACTORS` (fitted
 error is therefore cross-validated) and `HOST_PER_LAYER` (fitted by `fit_host` on every second load of the H200 file).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,15 +56,22 @@ def _model(name: str) -> Model:
     return replace(_MODELS[name], max_positions=32768)
 
 
-def validate_published(version: str, file: Path = PUBLISHED, setup: Setup = BENCHMARK, jobs: int = -1) -> pd.DataFrame:
-    """A row a published cell of this version: published and predicted output tokens/s at saturation, their ratio.
+def validate_published(
+    version: str,
+    file: Path = PUBLISHED,
+    setup: Setup = BENCHMARK,
+    jobs: int = -1,
+    sizes: Collection[int] = (1, 2, 4, 8),
+) -> pd.DataFrame:
+    """A row a published cell of this version and these tensor-parallel sizes: published and predicted output tokens/s
+    at saturation, their ratio.
 
     `predicted` uses the kernels as measured. `decode_s` and `prefill_s` are what decoding takes in all and what
     prefilling adds. Where several cells of a precision and size allow it, `fitted` corrects for the era with factors
     fitted on the cells of all *other* input and output lengths. NA where the model does not fit.
     """
     cells = pd.read_csv(file, dtype={"version": str})
-    cells = cells[cells["version"].str.startswith(version)].reset_index(drop=True)
+    cells = cells[cells["version"].str.startswith(version) & cells["tp"].isin(sizes)].reset_index(drop=True)
     if cells.empty:
         raise ErlabError(f"{file}: no cells of version {version}.")
     asked = {_identity(cell): None for cell in cells.itertuples()}

@@ -1,0 +1,227 @@
+"""Pictures of what only the simulation says: routing policies, autoscaling, cost, goodput, sensitivity, validation.
+
+Each takes one of the tables of `erlab.studies` and returns a figure; `PLOTS` names them like the tables' files.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from erlab import claims, manifest
+from erlab.figures import style
+
+_SIMULATED = "simulated on a DGX H100"
+_VERDICTS = {  # colour and mark
+    claims.HOLDS: ("#9ecae8", "✓"),
+    claims.FAILS: ("#f2b27a", "✗"),
+    claims.NOT_RUNNABLE: ("#e4e4e4", "–"),
+}
+
+
+@style.context()
+def policies(frame: pd.DataFrame) -> Figure:
+    """Throughput and the slowest first tokens of each clusterer and policy; a row of panels a load."""
+    names, loads = list(dict.fromkeys(frame["policy"])), sorted(frame["users"].unique())
+    imbalance = frame.groupby("clusterer")["largest cluster"].first().sort_values()
+    places = {name: i for i, name in enumerate(imbalance.index)}
+    looks = _looks(names)
+    fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.24 * len(places)))
+    axes = fig.subplots(len(loads), 2, squeeze=False, sharey=True)
+    columns = {"output_throughput": "Output tokens/s", "ttft_p99_s": "99th percentile of time to first token, s"}
+    for users, row in zip(loads, axes):
+        for ax, (column, label) in zip(row, columns.items()):
+            for i, name in enumerate(names):
+                cells = frame[(frame["policy"] == name) & (frame["users"] == users)]
+                y = cells["clusterer"].map(places) + (i / (len(names) - 1 or 1) - 0.5) * 0.55
+                ax.plot(cells[column].astype(float), y, linestyle="", **looks[name])
+            ax.set_title(f"{users:,} user{'s' * (users > 1)}")
+            ax.set_xlabel(label if users == loads[-1] else "")
+            ax.grid(axis="y", visible=False)
+            ax.set_xlim(0, 1.08 * frame.loc[frame["users"] == users, column].max())
+            for edge in np.arange(0.5, len(places) - 1):
+                ax.axhline(edge, color="#e4e4e4", linewidth=0.5)
+        row[0].set_yticks(list(places.values()), [f"{n}, largest {s:.0%}" for n, s in imbalance.items()])
+    _legend(fig, looks)
+    return _noted(fig, f"{_SIMULATED}, system {_only(frame, 'system')}; decisions on held-back prompts are real")
+
+
+@style.context()
+def autoscaling(frame: pd.DataFrame) -> Figure:
+    """Share of requests within MLPerf's limits over the rate, a line a controller."""
+    looks = _looks(dict.fromkeys(frame["controller"]))
+    fig = style.figure(style.COLUMN, 2.6)
+    ax = fig.subplots()
+    for name, rows in frame.groupby("controller", sort=False):
+        ax.plot(rows["rate"], rows["within"], **looks[name])
+    ax.set_xticks(sorted(frame["rate"].unique()))
+    ax.set_xlabel("Requests a second, all experts together")
+    ax.set_ylabel("Within MLPerf's limits")
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    _legend(fig, looks)
+    cold = _only(frame, "cold_start_s")
+    return _noted(fig, f"{_SIMULATED}, system {_only(frame, 'system')}; cold start {cold:g} s (assumed)")
+
+
+@style.context()
+def economics(frame: pd.DataFrame) -> Figure:
+    """Cost and energy a token over users; a column of panels a version of the paper."""
+    rows = {"dollars_per_million_tokens": "$ per million output tokens", "joules_per_token": "J per output token"}
+    price = _only(frame, "dollars_per_gpu_hour")
+    return _over_users(
+        frame,
+        list(rows.items()),
+        style.log_values,
+        f"{_SIMULATED}; {price:g} $ a GPU hour (assumed), board power the whole time",
+    )
+
+
+@style.context()
+def goodput(frame: pd.DataFrame) -> Figure:
+    """Requests a second that met both latency limits, over users; a row of panels a pair of limits."""
+    wide = frame.pivot_table(index=["paper", "system", "users"], columns="limits", values="goodput").reset_index()
+    labels = [(name, f"Requests/s within\n{name}'s limits") for name in dict.fromkeys(frame["limits"])]
+    return _over_users(wide, labels, lambda ax: ax.set_ylim(bottom=0), _SIMULATED)
+
+
+def _over_users(frame: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str) -> Figure:
+    """Lines over users, a row of panels a column of `frame`, a column of panels a version of the paper."""
+    versions = sorted(frame["paper"].unique(), reverse=True)
+    fig = style.figure(style.DOUBLE if len(versions) > 1 else style.COLUMN, 0.9 + 1.7 * len(rows))
+    looks = style.looks(frame["system"])
+    axes = fig.subplots(len(rows), len(versions), squeeze=False, sharex=True)
+    for (column, label), line in zip(rows, axes):
+        for version, ax in zip(versions, line):
+            for system, part in frame[frame["paper"] == version].groupby("system"):
+                look, y = looks[system], part[column].astype(float)
+                ax.plot(part["users"], y, color=look.color, marker=look.marker, linestyle=look.dash)
+            style.users_axis(ax, sorted(frame["users"].unique()))
+            scale(ax)
+        line[0].set_ylabel(label)
+    for version, ax in zip(versions, axes[0]):  # a legend a version: their systems share some looks
+        ax.set_title(f"paper {version}")
+        ax.legend(handles=[style.handle(looks[s], s) for s in sorted(set(frame.loc[frame["paper"] == version, "system"]))])
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    return _noted(fig, text)
+
+
+@style.context()
+def sensitivity(frame: pd.DataFrame) -> Figure:
+    """Each claim's verdict under each assumption, one changed at a time; framed where it differs from the default's."""
+    case = frame["assumption"] + frame["value"].map(lambda v: f": {v}" if v else "")
+    cases, ids = list(dict.fromkeys(case)), list(dict.fromkeys(frame["id"]))
+    verdicts = frame.assign(case=case).pivot_table(index="case", columns="id", values="verdict", aggfunc="first")
+    fig = style.figure(style.DOUBLE, 1.6 + 0.17 * len(cases))
+    ax = fig.subplots()
+    for y, name in enumerate(cases):
+        for x, claim in enumerate(ids):
+            verdict = verdicts.loc[name, claim]
+            if pd.isna(verdict):
+                continue
+            color, mark = _VERDICTS[verdict]
+            changed = verdict != verdicts.loc[cases[0], claim]
+            frame_line = dict(linewidth=1.1, edgecolor="black") if changed else dict(linewidth=0)
+            ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, facecolor=color, **frame_line))
+            ax.text(x, y, mark, ha="center", va="center", fontsize=7)
+    ax.set_xlim(-0.5, len(ids) - 0.5)
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.set_xticks(range(len(ids)), ids, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(cases)), cases)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    handles = [Patch(facecolor=color, label=f"{mark} {verdict}") for verdict, (color, mark) in _VERDICTS.items()]
+    handles.append(Patch(facecolor="none", edgecolor="black", label="differs from the default"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=4)
+    loads = _only(frame, "loads")
+    return _noted(fig, f"{_SIMULATED} at {loads} users; the default first, then one assumption changed at a time")
+
+
+@style.context()
+def published(frame: pd.DataFrame) -> Figure:
+    """Predicted over published throughput of each cell, a panel a version, the band of its target shaded."""
+    versions = sorted(frame["version"].unique(), reverse=True)
+    colors = dict(zip(sorted(frame["tp"].unique()), style.PALETTE))
+    fig = style.figure(style.DOUBLE, 2.9)
+    axes = fig.subplots(1, len(versions), squeeze=False, sharey=True)[0]
+    markers = {"fp8": "o", "fp16": "s"}
+    for version, ax in zip(versions, axes):
+        rows = frame[frame["version"] == version]
+        target = rows["target"].iloc[0]
+        ax.axhspan(1 / (1 + target), 1 + target, color="#e8eef4", linewidth=0)
+        ax.axhline(1, color=style.GREY, linewidth=0.7)
+        for (quant, tp), cells in rows.groupby(["quant", "tp"]):
+            ax.plot(
+                cells["tokens_per_s"], cells["judged"], linestyle="", marker=markers[quant], color=colors[tp],
+                markersize=3.2, alpha=0.8, markeredgewidth=0,
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_title(f"TensorRT-LLM {version}: " + _only(rows, "how"))
+        ax.set_xlabel("Published output tokens/s")
+        error = (rows["judged"] - 1).abs().median()
+        text = f"{rows['judged'].notna().sum()} cells, median error {error:.1%}"
+        ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7)
+    ticks = [0.5, 0.67, 0.8, 1, 1.25, 1.5, 2]
+    axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes[0].yaxis.set_minor_locator(NullLocator())
+    axes[0].set_ylabel("Predicted / published")
+    handles = [Line2D([], [], linestyle="", marker="D", color=c, label=f"TP {tp}") for tp, c in colors.items()]
+    handles += [Line2D([], [], linestyle="", marker=m, color=style.GREY, label=q.upper()) for q, m in markers.items()]
+    style.legend(fig, handles)
+    return _noted(fig, "simulated / published by NVIDIA (H100 SXM, throughput at saturation); shaded: the target")
+
+
+@style.context()
+def h200(frame: pd.DataFrame) -> Figure:
+    """Measured and predicted throughput, time per output token and time to first token over users."""
+    panels = {
+        "throughput": "Output tokens/s",
+        "tpot_ms": "Median time per\noutput token, ms",
+        "ttft_s": "Median time to\nfirst token, s",
+    }
+    fig = style.figure(style.DOUBLE, 2.3)
+    dashed = dict(linestyle=(0, (4, 1.5)), markerfacecolor="white")
+    looks = {
+        "measured": dict(color="black", marker="o", linestyle="-", label="measured"),
+        "predicted": dict(color="#D55E00", marker="D", label="simulated", **dashed),
+    }
+    for ax, (column, label) in zip(fig.subplots(1, 3), panels.items()):
+        ax.plot(frame["users"], frame[column], **looks["measured"])
+        ax.plot(frame["users"], frame[f"{column}_predicted"], **looks["predicted"])
+        style.users_axis(ax, frame["users"].tolist())
+        style.log_values(ax)
+        ax.set_ylabel(label)
+    _legend(fig, looks)
+    machine = "one H200 (vLLM 0.22, Llama 3 8B bf16, 512 input and 128 output tokens)"
+    return _noted(fig, f"measured on and simulated for {machine}")
+
+
+PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    plot.__name__: plot for plot in (policies, autoscaling, economics, goodput, sensitivity, published, h200)
+}
+
+
+def _looks(names: Sequence[str]) -> dict[str, dict]:
+    """A colour and a marker for each name, as matplotlib's options."""
+    return {n: dict(color=style.PALETTE[i], marker=style.MARKERS[i], label=n) for i, n in enumerate(names)}
+
+
+def _legend(fig: Figure, looks: dict[str, dict]) -> None:
+    style.legend(fig, [Line2D([], [], **{"linestyle": "", **look}) for look in looks.values()])
+
+
+def _only(frame: pd.DataFrame, column: str):
+    """The one value that a column holds."""
+    return frame[column].iloc[0]
+
+
+def _noted(fig: Figure, text: str) -> Figure:
+    style.note(fig, f"{text} · commit {(manifest.commit() or 'unknown')[:7]}")
+    return fig

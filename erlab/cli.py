@@ -52,6 +52,7 @@ app = typer.Typer(
 )
 
 _PROFILES, _SYSTEMS = ", ".join(profiles.PROFILES), ", ".join(paper.SYSTEMS["v2"])
+_V1_SYSTEMS = ", ".join(paper.SYSTEMS["v1"])
 Profile = Annotated[str, typer.Option(help=f"Where the study runs, and how large: {_PROFILES}.", metavar="NAME")]
 Prompts = Annotated[
     str | None,
@@ -240,6 +241,52 @@ def users(
     found = records.read(out)
     columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
     _print_table(f"{count} users of {address}", metrics.summarise(found.requests)[columns].astype(object))
+    print(out)
+
+
+@app.command()
+def simulate(
+    system: Annotated[str, typer.Option(help=f"{_SYSTEMS} of paper v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
+    version: Annotated[str, typer.Option("--paper", help="The paper's version: v2 or v1.")] = "v2",
+    users: Annotated[
+        list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 1,000 if not given.")
+    ] = None,
+    seed: Seed = 0,
+    kv_gib: Annotated[float | None, typer.Option(help="KV cache on each GPU; what the weights leave if not given.")] = None,
+    era: Annotated[
+        str | None, typer.Option(help="Software: 0.13 (TensorRT-LLM then), none (kernels of today).")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Engines of the system, instead of all eight GPUs' worth.")] = None,
+    gateway_ms: Annotated[float, typer.Option(help="What a router system's gateway takes.")] = 2.0,
+    policy: Annotated[
+        str | None, typer.Option(help="How a router system chooses, such as spill; nearest if not given.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Iteration times: measured (kernels), roofline (the limit).")] = "measured",
+    cluster: Annotated[
+        str | None, typer.Option(help="Where loads are simulated: dask:HOST:PORT or ray:ADDRESS.", metavar="CLUSTER")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("simulated.parquet"),
+):
+    """Simulate a system of the paper on its DGX H100; write request records and print a summary.
+
+    Examples:
+
+    \b
+      erlab simulate --system D                              all loads of the paper
+      erlab simulate --system E --users 600 --users 1000     two loads
+      erlab simulate --system D --users 400 --kv-gib 4.5 --policy spill
+      erlab simulate --system TP8 --paper v1 --era none
+    """
+    from erlab import metrics, records, simulation
+
+    it, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
+    if policy and not it.router:
+        raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
+    options = dict(setup=setup, seed=seed, cluster=cluster, policy=policy or "nearest")
+    found = simulation.sweep({system: it}, users or paper.LOADS, **options)
+    records.save(out, found)
+    columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
+    _print_table(f"{it.title}: {setup.machine}", metrics.summarise(found.requests)[columns].astype(object))
     print(out)
 
 

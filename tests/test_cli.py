@@ -17,7 +17,7 @@ def run(*arguments):
 
 
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke. Got 'desktop'."
-COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "users")
+COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "users", "simulate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -44,9 +44,9 @@ def test_asking_for_help_loads_nothing_heavy():
         (("doctor", "--profile", "desktop"), DESKTOP),
         (("reproduce", "--only", "12"), "--only must name one of 00_environment, "),
         (("reproduce", "--set", "loads"), "--set must be NAME=VALUE. Got 'loads'."),
-        (("reproduce", "--list", "--set", "lods=3"), "has a parameter 'lods'. --set may name there: clusters, loads."),
+        (("reproduce", "--list", "--set", "lods=3"), "has a parameter 'lods'. --set may name there: clusterers, clusters, "),
         (("serve", "--system", "F"), "must be one of A, B, C, D, E. Got 'F'."),
-        (("claims", "--records", "/no/such.parquet"), "/no/such.parquet: no readable parquet file"),
+        (("claims", "--records", "/no/such.parquet"), "/no/such.parquet: no such file or folder."),
         (("figures", "--profile", "desktop"), DESKTOP),
     ],
 )
@@ -98,7 +98,7 @@ def test_options_reach_the_pipeline(monkeypatch, tmp_path):
         "triton": None,
     }
     assert study.extra == {"loads": [1, 8], "note": "plain text"}
-    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07"] and force is True
+    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07", "08", "09"] and force is True
 
 
 @pytest.mark.parametrize("option", ["--list", "--dry-run"])

@@ -7,12 +7,12 @@
 """
 
 from erlab.simulation.engine import Batching
-from erlab.simulation.assumptions import sensitivity, variations
+from erlab.simulation.assumptions import of_paper, sensitivity, variations
 from erlab.simulation.sweeps import preliminary, sweep
 from erlab.simulation.system import Setup, Traffic, closed_loop, fixed_lengths, simulate, trace
 from erlab.simulation.validation import validate_h200, validate_published
 
 __all__ = [
-    "Batching", "Setup", "Traffic", "closed_loop", "fixed_lengths", "preliminary", "sensitivity", "simulate", "sweep",
-    "trace", "validate_h200", "validate_published", "variations",
+    "Batching", "Setup", "Traffic", "closed_loop", "fixed_lengths", "of_paper", "preliminary", "sensitivity", "simulate",
+    "sweep", "trace", "validate_h200", "validate_published", "variations",
 ]  # fmt: skip

@@ -46,6 +46,30 @@ def with_kv_pool(system: System, gib: float) -> System:
     return replace(system, expert=replace(expert, kv_tokens=tokens))
 
 
+def of_paper(
+    version: str,
+    name: str,
+    kv_gib: float | None = None,
+    replicas: int | None = None,
+    era: str | None = None,
+    steps: str = "measured",
+    gateway: float = 0.002,
+) -> tuple[System, Setup]:
+    """A system of the paper and the machine it is simulated on, with some assumptions changed.
+
+    `era`: a name of `era.FACTORS`, "none" for kernels as measured, or None: the default's, none with the roofline.
+    """
+    require(version in paper.SYSTEMS, "paper", "simulate", f"be one of {', '.join(paper.SYSTEMS)}", version)
+    systems = paper.SYSTEMS[version]
+    require(name in systems, "system", "simulate", f"be one of {', '.join(systems)} of paper {version}", name)
+    found = systems[name] if kv_gib is None else with_kv_pool(systems[name], kv_gib)
+    if replicas is not None:
+        found = replace(found, count=replicas)
+    if era is None:
+        era = "none" if steps == "roofline" else Setup.era
+    return found, Setup(steps=steps, era=None if era == "none" else era, gateway=gateway)
+
+
 def variations(
     version: str = "v2",
     setup: Setup = Setup(),

@@ -81,7 +81,11 @@ def _where(cluster: str | None):
         if kind == "dask" and address:
             from dask.distributed import Client
 
-            with Client(address, set_as_default=True), joblib.parallel_config(backend="dask"):
+            try:
+                client = Client(address, set_as_default=True, timeout=10)
+            except (OSError, ValueError) as e:
+                raise ErlabError(f"No Dask scheduler answers at {address}: {e}") from None
+            with client, joblib.parallel_config(backend="dask"):
                 yield
         elif kind == "ray" and address:
             import ray

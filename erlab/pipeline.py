@@ -28,6 +28,7 @@ from erlab.terminal import Display, duration
 
 _PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
 REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html",))
+_SHOWN_TOO = ("beyond", "validation")  # by the report, where they are there
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def _execute(study: Study, step: Step, show: Display) -> None:
 def _report(study: Study, show: Display) -> None:
     """Build the report from what the steps left, where anything in it has changed."""
     results = study.results_folder
-    now = cache.dependencies(["import erlab.report"], {}, cache.hashes(study.places(REPORT.reads), results))
+    now = cache.dependencies(["import erlab.report"], {}, cache.hashes(study.places(REPORT.reads + _SHOWN_TOO), results))
     if not cache.stale(cache.load(results, REPORT.name), now, results):
         show.line("report: cached")
         return

@@ -35,6 +35,19 @@ _SUMMARY = {
     "output_throughput": "Output tokens/s",
     "request_throughput": "Requests/s",
 }
+_SURVIVAL = {
+    "statement": "Claim",
+    "by default": "By default",
+    "stays": "Stays under",
+    "changed by": "Changed by",
+}
+_TARGETS = {
+    "against": "Against",
+    "compared": "Compared",
+    "target": "Target",
+    "reached": "Reached",
+    "met": "Met",
+}
 _CLUSTERS = {
     "cluster": "Cluster",
     "share": "Share of prompts",
@@ -51,7 +64,8 @@ def build(
 
     `figures_folder` holds what `figures.save_all` wrote from the same records; `ledger` is `claims.ledger`'s;
     `manifest` is shown as it is (`erlab.manifest.manifest`), its "command" as the way to get it all again.
-    Links are relative, to what lies in `folder` and `figures_folder` now. A part without records says what is missing.
+    Links are relative, to what lies in `folder` and `figures_folder` now. A part without records says what is missing,
+    and so does one that notebooks 08 and 09 would have left in `folder`.
     """
     folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
     environment = jinja2.Environment(
@@ -68,6 +82,7 @@ def build(
         profiles=_profiles(records),
         facts=_facts(records),
         died=selection.died(records),
+        simulated=records.requests["source"].eq("simulated").any(),
         counts=ledger["verdict"].value_counts().to_dict(),
         claims=ledger.astype(object).where(ledger.notna(), None).to_dict("records"),
         chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
@@ -76,6 +91,10 @@ def build(
         clusters=_clusters(records),
         summary=_table(metrics.summarise(requests)[list(_SUMMARY)].rename(columns=_SUMMARY)) if len(requests) else None,
         assumptions=_assumptions(records),
+        survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
+        sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
+        targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
+        validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
         links=_links(folder, figures_folder),
         manifest=manifest,
     )
@@ -162,12 +181,26 @@ def _text(value) -> tuple[str, bool]:
     return str(value), not isinstance(value, str)
 
 
+def _kept(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ()) -> dict | None:
+    """A table that a notebook kept as CSV, with these columns; None where it isn't there."""
+    if not file.is_file():
+        return None
+    frame = pd.read_csv(file)
+    frame = frame.assign(**{name: frame[name].map("{:.1%}".format) for name in percent})
+    return _table(frame[list(columns)].rename(columns=columns))
+
+
+def _picture(file: Path) -> str | None:
+    return _data_uri(file) if file.is_file() else None
+
+
 def _links(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]]]:
     """What lies beside the report: heading -> (name, relative address)."""
     sought = {
         "Executed notebooks": folder.glob("notebooks/*.html"),
         "Request records": folder.glob("records/**/*.parquet"),
         "Plotted numbers": figures_folder.glob("*.csv"),
+        "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
         "Claims and manifest": [
             folder / n for n in ("claims.md", "claims.csv", "manifest.json") if (folder / n).is_file()
         ],

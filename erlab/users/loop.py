@@ -1,20 +1,19 @@
 """One user: sends a prompt, reads the whole answer, thinks, sends the next.
 
 A request is a stream of its own with its own deadline, so that neither a lost answer nor a lost server can hold the
-user. Its responses are kept as bytes with the time they came, and decoded when the answer is complete.
+user. Its responses are kept as bytes with the time they came, and decoded when its user has gone on.
 """
 
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from erlab.triton import client
-from erlab.users.wire import Channel
+from erlab.users.wire import Answer, Channel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _SIZE = struct.Struct("<I")
@@ -31,12 +30,28 @@ class Ask:
     pause: float = 0.0
 
 
-async def user(
-    channel: Channel, asks: list[Ask], start: int, begin: float = 0.0, stamped: bool = False
-) -> AsyncIterator[dict]:
-    """Make the requests one after the other, the first `begin` seconds after `start` (monotonic ns); yields each one's
-    record when it has ended, times since `start`. `stamped`: the server is `erlab.users.echo`; see `added`."""
-    due = start + int(begin * 1e9)
+@dataclass(frozen=True)
+class Finished:
+    """A request that has ended, times by time.monotonic_ns(): when it was due, when it was sent, and when it ended."""
+
+    ask: Ask
+    due: int
+    submitted: int
+    answer: Answer
+    ended: int
+
+    def row(self, start: int, stamped: bool) -> dict:
+        """Its record, times since `start`. `stamped`: the server is `erlab.users.echo`; see `added`."""
+        answer, status = self.answer, _STATUS.get(self.answer.code, "error")
+        error = None if status == "ok" else f"{answer.code}: {answer.details}"
+        row = self.ask.record | {"late_ns": max(0, self.submitted - self.due)}
+        row |= record(self.submitted, answer.times, answer.messages, status, error, self.ended, start)
+        return row | added(self.submitted, answer.times, answer.messages) if stamped else row
+
+
+async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:
+    """Make the requests one after the other, the first at `begin` (monotonic ns), and put each in `finished`."""
+    due = begin
     for ask in asks:
         due += int(ask.pause * 1e9)
         if (early := due - time.monotonic_ns()) > 0:
@@ -45,11 +60,7 @@ async def user(
         # One message out, many back: on the wire the same as a stream of one request.
         answer = await channel.ask(ask.message)
         ended = time.monotonic_ns()
-        status = _STATUS.get(answer.code, "error")
-        error = None if status == "ok" else f"{answer.code}: {answer.details}"
-        row = ask.record | {"late_ns": max(0, submitted - due)}
-        row |= record(submitted, answer.times, answer.messages, status, error, ended, start)
-        yield row | added(submitted, answer.times, answer.messages) if stamped else row
+        finished.put_nowait(Finished(ask, due, submitted, answer, ended))
         due = ended
 
 

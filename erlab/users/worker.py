@@ -6,10 +6,9 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
 
 from erlab.triton import client
-from erlab.users.loop import METHOD, Ask, user
+from erlab.users.loop import METHOD, Ask, Finished, user
 from erlab.users.wire import Channel
 
 CONNECT_SECONDS = 10.0
@@ -35,9 +34,14 @@ async def _run(job: dict) -> None:
         start = int(await loop.run_in_executor(None, sys.stdin.readline))
         loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent is gone
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
+        finished: asyncio.Queue[Finished] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
             for asks, begin in zip(users, begins):
-                tasks.create_task(_report(user(channel, asks, start, begin, job["stamped"])))
+                tasks.create_task(user(channel, asks, start + int(begin * 1e9), finished))
+            for _ in range(sum(map(len, users))):
+                row = (await finished.get()).row(start, job["stamped"])
+                print(json.dumps(row), flush=True)
+                await asyncio.sleep(0)  # one at a time: users go first
         loop.remove_reader(sys.stdin.fileno())
 
 
@@ -48,11 +52,6 @@ async def _until_live(address: str, patience: float) -> None:
             if time.monotonic() > deadline:
                 sys.exit(f"No KServe v2 gRPC server answers at {address}: {answer.code}: {answer.details}")
             await asyncio.sleep(0.1)
-
-
-async def _report(records: AsyncIterator[dict]) -> None:
-    async for record in records:
-        print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""What the users themselves add under 1,000 streams, and what an emulated system of 1,000 users costs this machine.
+
+Run on a machine with nothing else to do: pytest tests/benchmarks/test_users.py -s
+"""
+
+import os
+from dataclasses import asdict
+
+import numpy as np
+import psutil
+import pytest
+
+from erlab import paper, spec, users, workload
+from erlab.engines import emulated
+from erlab.simulation import Setup
+from erlab.triton import Server
+from erlab.triton.server import available
+from erlab.users.selftest import Echo
+
+USERS = 1000
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def requests(turns, tokens, count=USERS, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = workload.sample(spec.Lengths(tokens, 0.3, 2, 4 * tokens), rng, count * turns).tolist()
+    asks = [workload.Request(f"p{i}", "d", "x" * 300, 301, n) for i, n in enumerate(lengths)]
+    return [asks[i * turns : (i + 1) * turns] for i in range(count)]
+
+
+@pytest.mark.parametrize("gap", [0.5, 0.1, 0.05])
+def test_what_a_thousand_users_add(gap, record_property):
+    """2,000, 10,000 and 20,000 responses a second from eight engines, one process of users a core."""
+    models = tuple(f"echo-{i}" for i in range(8))
+    with Echo(first=0.5, gap=gap) as echo:
+        asked = requests(2, tokens=max(8, int(4 / gap)))
+        rows = users.run(echo.address, models, asked, timeout=120, processes=CORES, warmup=1, stamped=True)
+    assert {row["status"] for row in rows} == {"ok"} and len(rows) == USERS
+    added = np.concatenate([row["added_ns"] for row in rows]) / 1e6
+    ttft = np.array([row["added_ttft_ns"] for row in rows]) / 1e6
+    seconds = (max(row["t_last"] for row in rows) - min(row["t_submit"] for row in rows)) / 1e9
+    found = {
+        "responses a second": round(len(added) / seconds),
+        "response p50, p99 (ms)": np.percentile(added, [50, 99]).round(3).tolist(),
+        "first token p50, p99 (ms)": np.percentile(ttft, [50, 99]).round(3).tolist(),
+    }
+    print(found)
+    record_property("users", str(found))
+    # Both ways of a first token also hold how the echo's process and the users' take turns on these cores.
+    assert np.median(added) <= 1.0 and np.median(ttft) <= 5.0
+
+
+@pytest.mark.skipif(bool(available()), reason=f"no embedded Triton: {available()}")
+@pytest.mark.parametrize("scale", [40, 20])
+def test_a_thousand_users_of_emulated_experts(scale, tmp_path, record_property):
+    """System E's eight experts on the real Triton: nobody is lost, and the experts keep the time they should."""
+    expert = spec.Expert(paper.LLAMA_3_8B, spec.FP16)
+    system = spec.System("E", "v2", expert, 8, router=True)
+    names = emulated.write_system(tmp_path, "E", system, scale, Setup(steps="roofline"))
+    asked = requests(1, tokens=40)
+    with Server(tmp_path) as server:
+        before = cpu_seconds(server)
+        rows = users.run(server.grpc, names, asked, timeout=300, processes=CORES)
+        spent = cpu_seconds(server) - before
+        own = users.self_test(asked, rows, engines=8, processes=CORES)
+    assert [(row["status"], row["output_tokens"]) for row in rows] == [("ok", mine[0].max_tokens) for mine in asked]
+    responses = sum(row["output_tokens"] for row in rows)
+    seconds = max(row["t_last"] for row in rows) / 1e9
+    found = {
+        "responses a second": round(responses / seconds),
+        "CPU us a response, experts and server": round(spent / responses * 1e6),
+        "users": asdict(own),
+        "invalid": users.invalid(rows, own),
+    }
+    print(found)
+    record_property("emulated", str(found))
+    assert found["invalid"] is None
+
+
+def cpu_seconds(server):
+    """CPU time of Triton and its models' processes so far."""
+    processes = [p for one in psutil.Process().children() for p in [one, *one.children(recursive=True)]]
+    return sum(p.cpu_times().user + p.cpu_times().system for p in processes if "triton" in p.name())

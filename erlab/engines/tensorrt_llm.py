@@ -250,7 +250,7 @@ def load(folder: str | Path, expert: Expert) -> Path:
     except PackageNotFoundError:
         installed = None  # it will be served elsewhere, in a container
     if installed and built_with and installed != built_with:
-        raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build it again.")
+        raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
     return engine
 
 

@@ -11,6 +11,7 @@ time as a small model's step.
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,24 +49,24 @@ class _Request:
     answer: list[int] = field(default_factory=list)
 
 
-class TextModel:
+class TextModel(ABC):
     """A model that answers prompts, for Triton to call. Kinds of engines say how they load, read and write tokens."""
 
     cancel_checks = 2  # requests asked a step whether their client has gone; asking costs 35 us
 
+    @abstractmethod
     def load(self, name: str, parameters: dict[str, str]) -> Batch:
         """Make the engine from the model's parameters. It also has `submit(request, prompt, max_tokens)` and `step()`.
 
         Raises ErlabError, which Triton tells, if it cannot.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, text: str) -> Sequence:
         """The tokens of a prompt; with at least one token of its own before the text's."""
-        raise NotImplementedError
 
-    def decode(self, tokens: list[int]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def decode(self, tokens: list[int]) -> str: ...
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine named in the model's parameters; raises in one line if it cannot."""

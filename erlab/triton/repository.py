@@ -1,8 +1,9 @@
 """Writes Triton model repositories: a folder a model, with ``config.pbtxt`` and version ``1``.
 
-Experts are served by one Python-backend model each (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
+Experts are served by a Python-backend model each (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
 see the same tensors. Configurations are `ModelConfig` protobuf messages from first to last, so a wrong field or type
-fails here and not in the server. A model's folder is written beside the repository and renamed into it: a server never sees half a model.
+fails here and not in the server. A model's folder is written beside the repository and renamed into it: a server never
+sees half a model.
 
 >>> import tempfile
 >>> from erlab import paper, spec
@@ -107,9 +108,9 @@ def write_trtllm(
     `name` is the ensemble that clients ask; ``<name>-preprocessing``, ``<name>-tensorrt_llm`` and
     ``<name>-postprocessing`` are its own, so that distinct experts share one server (in orchestrator mode: NVIDIA's
     launch script with ``--multi-model``) or have one each. Answers have exactly `max_tokens` tokens, as the laptop's
-    have: the engine is not told of an end-of-sequence token. `tokenizer`: its folder. `kv_fraction`: the KV cache's
-    share of the memory that the weights leave free, within the expert's `kv_tokens` if it states them.
-    `backend_models`: where the server finds pre- and postprocessing's code.
+    have: the engine is not told of an end-of-sequence token. `tokenizer`: a folder of real weights', or one that
+    `erlab.engines.tokenizer` wrote. `kv_fraction`: the KV cache's share of the memory that the weights leave free,
+    within the expert's `kv_tokens` if it states them. `backend_models`: where the server finds pre- and postprocessing's code.
 
     Raises ErlabError where engine or tokenizer are missing or the GPUs are not as many distinct ones as the expert's.
     """

@@ -108,9 +108,10 @@ def write_trtllm(
     `name` is the ensemble that clients ask; ``<name>-preprocessing``, ``<name>-tensorrt_llm`` and
     ``<name>-postprocessing`` are its own, so that distinct experts share one server (in orchestrator mode: NVIDIA's
     launch script with ``--multi-model``) or have one each. Answers have exactly `max_tokens` tokens, as the laptop's
-    have: the engine is not told of an end-of-sequence token. `tokenizer`: a folder of real weights', or one that
+    have: the engine is not told of an end-of-sequence token. `tokenizer`: the folder of the real weights', or one that
     `erlab.engines.tokenizer` wrote. `kv_fraction`: the KV cache's share of the memory that the weights leave free,
-    within the expert's `kv_tokens` if it states them. `backend_models`: where the server finds pre- and postprocessing's code.
+    within the expert's `kv_tokens` if it states them. `backend_models`: where the server finds the code of pre- and
+    postprocessing.
 
     Raises ErlabError where engine or tokenizer are missing or the GPUs are not as many distinct ones as the expert's.
     """

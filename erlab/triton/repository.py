@@ -103,7 +103,7 @@ def write_trtllm(
     kv_fraction: float = paper.FREE_FRACTION,
     backend_models: Path = BACKEND_MODELS,
 ) -> Path:
-    """Write the four models that serve a TensorRT-LLM engine folder on these GPUs; the folder of the first.
+    """Write the four models that serve a TensorRT-LLM engine folder on these GPUs; the ensemble's folder.
 
     `name` is the ensemble that clients ask; ``<name>-preprocessing``, ``<name>-tensorrt_llm`` and
     ``<name>-postprocessing`` are its own, so that distinct experts share one server (in orchestrator mode: NVIDIA's

@@ -30,7 +30,7 @@ def requests(turns, tokens, count=USERS, seed=0):
 
 @pytest.mark.parametrize("gap", [0.5, 0.1, 0.05])
 def test_what_a_thousand_users_add(gap, record_property):
-    """2,000, 10,000 and 20,000 responses a second from eight engines, one process of users a core."""
+    """Up to 2,000, 10,000 and 20,000 responses a second from eight engines, one process of users a core."""
     models = tuple(f"echo-{i}" for i in range(8))
     with Echo(first=0.5, gap=gap) as echo:
         asked = requests(2, tokens=max(8, int(4 / gap)))

@@ -3,8 +3,9 @@
 They let the real gateway, Triton and users be exercised by as many users as the paper's machine had, on a machine
 without a GPU. Step times and KV pool are the simulator's, for its GPU and era of software; `time_scale` says how many
 times slower the emulated expert is, since a Triton on few cores cannot send as many responses a second as eight GPUs
-make: two cores carried eight experts of E, Triton and 1,000 users at a scale of 5 (7,800 responses a second, steps 0.7 %
-late by the metric `erlab_late_seconds`), and with the gateway between at 20. Nothing that an emulated expert does says anything about the speed of a GPU: that is what was put in.
+make. Two cores carried eight experts of E, Triton and 1,000 users at a scale of 5 (7,800 responses a second; the metric
+`erlab_late_seconds` said 0.7 % of the time), and with the gateway between at 20. Nothing that an emulated expert does
+says anything about the speed of a GPU: that is what was put in.
 
     table = step_table(system.expert, Setup())
     write(repository, "emulated-E-expert-0", system.expert, table, kv_tokens=Setup().pool(system.expert), time_scale=20)

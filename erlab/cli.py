@@ -57,9 +57,12 @@ Profile = Annotated[str, typer.Option(help=f"Where the study runs, and how large
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="Prompts instead of the project's own: a folder of JSONL, a parquet file, OWNER/NAME on Hugging Face.",
+        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, a Hugging Face OWNER/NAME.",
         metavar="SOURCE",
     ),
+]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME")
 ]
 Seed = Annotated[int, typer.Option(help="What all random draws start from.")]
 Results = Annotated[Path | None, typer.Option(help="Folder of generated files, instead of data/results/PROFILE.")]
@@ -78,6 +81,7 @@ RecordFiles = Annotated[
 def reproduce(
     profile: Profile = "laptop",
     prompts: Prompts = None,
+    text: TextColumn = None,
     seed: Seed = 0,
     results: Results = None,
     figures: Figures = None,
@@ -113,7 +117,8 @@ def reproduce(
     """
     from erlab import pipeline, steps
 
-    study = pipeline.Study(profile, prompts, seed, results, figures, triton, _settings(set_))
+    settings = _settings(set_) | ({"text": text} if text else {})
+    study = pipeline.Study(profile, prompts, seed, results, figures, triton, settings)
     selected = steps.select(study.steps, tuple(only or ()), start)
     if list_ or dry_run:
         _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
@@ -213,6 +218,44 @@ def serve(
 
 
 @app.command()
+def route(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to decide on.", metavar="PROMPT")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A prompt a line, or a .jsonl file with the field 'text'.", metavar="FILE")
+    ] = None,
+    router: Annotated[
+        Path | None, typer.Option(help="Folder of a saved router, instead of the study's.", metavar="DIR")
+    ] = None,
+    profile: Profile = "laptop",
+    results: Results = None,
+):
+    """Show where the router sends a prompt, and why: the nearest clusters, their terms, which of these it holds.
+
+    Examples:
+
+    \b
+      erlab route "Who pays if the tenant breaks the lease?"
+      erlab route --file prompts.txt --profile smoke
+    """
+    from erlab.deployment import Folders
+    from erlab.routing import PromptRouter, explain
+
+    if bool(prompts) == bool(file):
+        raise ErlabError("Either prompts or --file must be given.")
+    texts = explain.read_texts(file) if file else prompts
+    folder = router or Folders.of(profiles.profile(profile).name, results).router
+    if not (folder / "router.json").is_file():
+        raise ErlabError(f"No router in {folder}: erlab reproduce --only 02 trains one, --router names another folder.")
+    decisions = explain.explain(PromptRouter.load(folder), texts)
+    domains = explain.top_domains(folder)
+    if file:
+        _print_table(f"Decisions of {folder}", explain.decisions_table(decisions, domains))
+    else:
+        for decision in decisions:
+            _print_table(explain.title(decision), explain.nearest_table(decision, domains))
+
+
+@app.command()
 def users(
     address: Annotated[str, typer.Option(help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT")],
     count: Annotated[int, typer.Option("--users", help="How many ask at the same time.")] = 8,
@@ -221,6 +264,7 @@ def users(
     ] = None,
     profile: Profile = "laptop",
     prompts: Prompts = None,
+    text: TextColumn = None,
     seed: Seed = 0,
     name: Annotated[str, typer.Option(help="What the records call the system.")] = "custom",
     out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("users.parquet"),
@@ -235,8 +279,9 @@ def users(
     from erlab import datasets, live, metrics, records
 
     to, models = profiles.profile(profile), tuple(model or ("router",))
+    corpus = datasets.load(prompts, seed=seed, text=text)
     with _requests_bar() as progress:
-        rows, run = live.load(address, models, count, to, datasets.load(prompts, seed=seed), name, seed, progress)
+        rows, run = live.load(address, models, count, to, corpus, name, seed, progress)
     records.write(out, rows, run)
     found = records.read(out)
     columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]

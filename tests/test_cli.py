@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, its exit statuses, and that asking for help is quick and teaches."""
 
 import errno
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ def run(*arguments):
 
 
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke. Got 'desktop'."
-COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "users", "simulate")
+COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "route", "users", "simulate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,6 +49,10 @@ def test_asking_for_help_loads_nothing_heavy():
         (("serve", "--system", "F"), "must be one of A, B, C, D, E. Got 'F'."),
         (("claims", "--records", "/no/such.parquet"), "/no/such.parquet: no such file or folder."),
         (("figures", "--profile", "desktop"), DESKTOP),
+        (("route",), "Either prompts or --file must be given."),
+        (("route", "pasta", "--file", "prompts.txt"), "Either prompts or --file must be given."),
+        (("route", "pasta", "--router", "/no/such"), "No router in /no/such: erlab reproduce --only 02 trains one, "),
+        (("route", "--file", "/no/such.txt"), "/no/such.txt: no readable text file (No such file or directory)."),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message):
@@ -107,3 +112,51 @@ def test_listing_shows_every_step_and_writes_nothing(tmp_path, option):
     assert done.exit_code == 0, done.output
     assert all(name in done.output for name in ("00_environment", "05_router", "07_claims", "has not finished yet"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory):
+    from erlab.routing import PromptRouter
+
+    folder = tmp_path_factory.mktemp("study") / "router"
+    texts = ["boil the pasta", "salt the pasta", "bake the pasta", "sue the landlord", "landlord law", "a landlord"]
+    PromptRouter(clusters=2).fit(texts).save(folder)
+    return folder
+
+
+def test_route_says_where_a_prompt_goes_and_why(router):
+    done = run("route", "fresh pasta", "my\nlandlord", "--results", router.parent)
+    assert done.exit_code == 0, done.output
+    pasta, landlord = re.findall(r"→ cluster (\d), by \d", done.output)
+    assert {pasta, landlord} == {"0", "1"} and "my landlord →" in done.output
+    assert done.output.count("[pasta]") == 1 and done.output.count("[landlord]") == 1, "the words that decided"
+
+
+def test_route_takes_any_file_of_prompts(router, tmp_path):
+    """Other scripts, emoji, control characters, nothing known and a megabyte: each is a row, none a crash."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("more pasta\n日本の首都\n🍝🍝\nnul\0 \x1b[31m\n" + "pasta " * 175_000 + "\n")
+    done = run("route", "--file", file, "--router", router)
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.output.splitlines() if line.startswith("│")]
+    assert len(rows) == 5 and sum("(nothing known)" in row for row in rows) == 3
+    assert "\x1b[31m" not in done.output and "\0" not in done.output
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": ""}\n')
+    done = run("route", "--file", empty, "--router", router)
+    assert done.exit_code == 0 and "(empty)" in done.output and "nan" not in done.output
+
+
+def test_route_refuses_a_damaged_router(router, tmp_path):
+    (tmp_path / "router.json").write_text((router / "router.json").read_text())
+    done = run("route", "pasta", "--router", tmp_path)
+    assert done.exit_code == 2 and ".safetensors: the router cannot be read" in done.stderr
+
+
+def test_the_column_of_prompts_reaches_the_notebook(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline, "reproduce", lambda study, *_: asked.append(study))
+    assert run("reproduce", "--text", "question").exit_code == 0
+    (study,) = asked
+    (step,) = (s for s in study.steps if s.name == "02_train_router")
+    assert study.values(step)["text"] == "question"

@@ -7,8 +7,10 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from erlab.errors import ErlabError
 from erlab.routing.router import PromptRouter
@@ -16,10 +18,11 @@ from erlab.routing.text import words
 
 
 def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
-    """A decision a prompt, in plain JSON types: text, cluster, distance, margin (None if there is no runner-up),
-    outlier (None before calibration), and `clusters`: the best `nearest` ones, each with its cost, its terms, and
-    which of them the prompt holds."""
-    routing = router.route(texts)
+    """A decision a prompt, in plain JSON types: text, known (whether the router knows anything in it), cluster,
+    distance, margin (None if there is no runner-up), outlier (None before calibration), and `clusters`: the best `nearest` ones,
+    each with its cost, its terms, and which of them the prompt holds."""
+    vectors = router.embed(texts)
+    routing = router.decide(vectors)
     decisions = []
     for i, text in enumerate(texts):
         row, held = routing.row(i), set(words(text))
@@ -35,6 +38,7 @@ def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> lis
         decisions.append(
             {
                 "text": text,
+                "known": bool(vectors[i].any()),
                 "cluster": row.cluster,
                 "distance": row.distance,
                 "margin": row.margin if row.runner_up >= 0 else None,
@@ -45,17 +49,59 @@ def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> lis
     return decisions
 
 
-def describe(decision: dict, width: int = 100) -> str:
-    """A decision of `explain` as a few lines of text; the words that the prompt holds are in [brackets]."""
-    text = " ".join(decision["text"].split())
-    shown = text if len(text) <= width else text[: width - 1] + "…"
-    margin = "only cluster" if decision["margin"] is None else f"margin {decision['margin']:.3f}"
-    flag = ", fits no cluster" if decision["outlier"] else ""
-    lines = [f"{shown or '(empty)'}", f"  cluster {decision['cluster']}, {margin}{flag}"]
-    for cluster in decision["clusters"]:
-        terms = " ".join(f"[{t}]" if t in cluster["held"] else t for t in cluster["terms"])
-        lines.append(f"  {cluster['cluster']:>4}  {cluster['cost']:.3f}  {terms}")
-    return "\n".join(lines)
+def title(decision: dict) -> str:
+    """A decision in a line."""
+    margin = "the only one" if decision["margin"] is None else f"by {decision['margin']:.3f}"
+    outlier = ", but it fits no cluster" if decision["outlier"] else ""
+    unknown = "" if decision["known"] else ", though the router knows nothing in it"
+    return f"{shown(decision['text'])} → cluster {decision['cluster']}, {margin}{outlier}{unknown}"
+
+
+def nearest_table(decision: dict, domains: Mapping[int, str]) -> pd.DataFrame:
+    """Why: a row a cluster of the decision, nearest first, with its cost and terms; those that the prompt holds are in
+    [brackets]. domains: what most of a cluster's training prompts are, where that is known."""
+    rows = [
+        {
+            "cluster": c["cluster"],
+            "mostly": domains.get(c["cluster"], ""),
+            "cost": c["cost"],
+            "terms": " ".join(f"[{t}]" if t in c["held"] else t for t in c["terms"]),
+        }
+        for c in decision["clusters"]
+    ]
+    return pd.DataFrame(rows, dtype=object)
+
+
+def decisions_table(decisions: Sequence[dict], domains: Mapping[int, str]) -> pd.DataFrame:
+    """A row a decision: the prompt, its cluster, by how much it is nearer than the next, and the words that say why."""
+    rows = [
+        {
+            "prompt": shown(d["text"], 60),
+            "cluster": d["cluster"],
+            "mostly": domains.get(d["cluster"], ""),
+            "margin": d["margin"],
+            "outlier": d["outlier"],
+            "its words": " ".join(d["clusters"][0]["held"]) if d["known"] else "(nothing known)",
+        }
+        for d in decisions
+    ]
+    return pd.DataFrame(rows, dtype=object).dropna(axis=1, how="all")
+
+
+def shown(text: str, width: int = 100) -> str:
+    """A prompt on one line of at most `width` characters, with what can't be printed as replacement characters."""
+    line = " ".join(text[: 20 * width].split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    return (line if len(line) <= width else f"{line[: width - 1]}…") or "(empty)"
+
+
+def top_domains(folder: str | Path) -> dict[int, str]:
+    """What most of each cluster's training prompts are, from the summary that notebook 02 keeps beside a router."""
+    try:
+        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+        return {row["cluster"]: row["top_domain"] for row in summary["clusters"] if row["top_domain"] is not None}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # a router without one decides the same
 
 
 def read_texts(file: str | Path) -> list[str]:

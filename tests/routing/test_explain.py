@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
-from erlab.routing.explain import describe, explain, read_texts
+from erlab.routing.explain import decisions_table, explain, nearest_table, read_texts, shown, title, top_domains
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +29,53 @@ def test_the_explanation_is_the_decision(router, texts):
         assert set(first["held"]) == set(first["terms"]) & set(texts[i].split())
 
 
-def test_the_words_that_decided_are_marked(router, texts):
-    decision = explain(router, ["Bake  the\npasta in an oven with garlic"])[0]
-    text = describe(decision)
-    assert text.startswith("Bake the pasta in an oven with garlic\n")
-    marked = {word.strip("[]") for word in text.split() if word.startswith("[")}
-    assert marked == {t for c in decision["clusters"] for t in c["held"]} and marked
+def test_the_words_that_decided_are_marked(router):
+    (decision,) = explain(router, ["Bake  the\npasta in an oven with garlic"])
+    table = nearest_table(decision, {decision["cluster"]: "cooking"})
+    assert list(table["cluster"]) == [c["cluster"] for c in decision["clusters"]] and len(table) == 3
+    assert table["mostly"][0] == "cooking" and table["mostly"][1] == ""
+    for row, cluster in zip(table["terms"], decision["clusters"], strict=True):
+        assert [w.strip("[]") for w in row.split()] == cluster["terms"]
+        assert [w.strip("[]") for w in row.split() if w.startswith("[")] == cluster["held"]
+    assert decision["clusters"][0]["held"]
+    line = title(decision)
+    assert line == f"Bake the pasta in an oven with garlic → cluster {decision['cluster']}, by {decision['margin']:.3f}"
 
 
-def test_outliers_single_clusters_and_empty_prompts_are_described(router, texts):
+def test_outliers_single_clusters_and_unknown_prompts_say_so(router, texts):
     import copy
 
     calibrated = copy.copy(router).calibrate(texts, 0.01)
-    decisions = explain(calibrated, ["", "pasta oven garlic"])
-    assert [type(d["outlier"]) for d in decisions] == [bool, bool]
-    assert describe(decisions[0]).startswith("(empty)")
+    empty, pasta = explain(calibrated, ["", "pasta oven garlic"])
+    assert [type(d["outlier"]) for d in (empty, pasta)] == [bool, bool]
+    assert (empty["known"], pasta["known"]) == (False, True)
+    assert title(empty).startswith("(empty) → cluster") and title(empty).endswith("knows nothing in it")
+    assert title(pasta | {"outlier": True}).endswith("fits no cluster")
+    table = decisions_table([empty, pasta], {})
+    assert table["its words"][0] == "(nothing known)"
+    assert set(table["its words"][1].split()) <= set("pasta oven garlic".split())
+    assert "outlier" not in decisions_table(explain(router, ["pasta"]), {})
     single = PromptRouter(clusters=1).fit(texts)
-    assert "only cluster" in describe(explain(single, ["pasta"])[0])
-    assert len(describe(explain(router, ["pasta " * 100])[0]).splitlines()[0]) == 100
+    assert title(explain(single, ["pasta"])[0]).endswith("cluster 0, the only one")
+
+
+@given(st.text())
+def test_any_prompt_is_shown_on_one_printable_line(text):
+    assert 0 < len(shown(text, 40)) <= 40 and shown(text, 40).isprintable()
+
+
+def test_what_cannot_be_printed_is_replaced():
+    assert shown("a\0b \x1b[31m \ud800 日本 🍝\u202e") == "a\ufffdb \ufffd[31m \ufffd 日本 🍝\ufffd"
+    assert shown("pasta " * 100) == ("pasta " * 100)[:99] + "…" and shown(" \n") == "(empty)"
+
+
+def test_domains_come_from_the_summary_beside_a_router(tmp_path):
+    assert top_domains(tmp_path) == {}
+    rows = [{"cluster": 0, "top_domain": "law"}, {"cluster": 1, "top_domain": None}]
+    (tmp_path / "summary.json").write_text(json.dumps({"clusters": rows}))
+    assert top_domains(tmp_path) == {0: "law"}
+    (tmp_path / "summary.json").write_text("[1]")
+    assert top_domains(tmp_path) == {}
 
 
 def test_files_of_prompts(tmp_path):

@@ -52,6 +52,11 @@ class Folders:
         return self.router / "summary.json"
 
     @property
+    def routing(self) -> Path:
+        """The comparison of routing recipes."""
+        return self.root / "routing"
+
+    @property
     def prompts(self) -> Path:
         return self.root / "prompts.parquet"
 

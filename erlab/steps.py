@@ -30,7 +30,7 @@ class Step:
 STEPS = (
     Step("00_environment", minutes=0.1),
     Step("01_build_engines", writes=("engines",), minutes=0.3),
-    Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet"), minutes=0.3),
+    Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet", "routing"), minutes=0.8),
     Step("03_preliminary", ("engines", "prompts.parquet"), ("records/preliminary", "records/simulated/preliminary", "table1.json"), 3, measures=True),
     Step("04_baselines", ("engines", "prompts.parquet", "table1.json"), ("records/baselines", "records/simulated/baselines"), 2, measures=True),
     Step(

@@ -13,9 +13,11 @@ from erlab.routing import PromptRouter, evaluation
 from erlab.spec import Profile
 
 
-def prepare_prompts(to: Profile, folders: Folders, source: str | Path | None = None, seed: int = 0) -> Dataset:
+def prepare_prompts(
+    to: Profile, folders: Folders, source: str | Path | None = None, seed: int = 0, text: str | None = None
+) -> Dataset:
     """Load the study's prompts (see `datasets.load`), keep them as parquet for the steps after, and return them."""
-    prompts = datasets.load(source, seed=seed, per_domain=to.prompts_per_domain)
+    prompts = datasets.load(source, seed=seed, per_domain=to.prompts_per_domain, text=text)
     save_table(prompts.data.table.combine_chunks(), folders.prompts)
     return prompts
 
@@ -23,9 +25,13 @@ def prepare_prompts(to: Profile, folders: Folders, source: str | Path | None = N
 def train_router(
     to: Profile, folders: Folders, prompts: Dataset, clusters: int | None = None, seed: int = 0
 ) -> tuple[PromptRouter, dict]:
-    """Fit the paper's recipe on the training prompts; save the router and its summary; return both."""
-    train = prompts.filter(lambda split: split == "train", input_columns="split")
-    router = PromptRouter(clusters=to.clusters if clusters is None else clusters, seed=seed).fit(train["text"])
+    """Fit the paper's recipe on the training prompts and the outliers' threshold on the others; save the router and its
+    summary; return both."""
+    rows = prompts.to_pandas()
+    train, held = (rows["text"][rows["split"] == split] for split in ("train", "held_back"))
+    router = PromptRouter(clusters=to.clusters if clusters is None else clusters, seed=seed).fit(train)
+    if len(held):
+        router.calibrate(held)
     router.save(folders.router)
     summary = evaluation.summary(router, prompts)
     output.save(folders.router_summary, json.dumps(summary))

@@ -1,10 +1,15 @@
-"""A trained router's clusters as pictures, from `evaluation.summary` alone."""
+"""A trained router's clusters as pictures, from `evaluation.summary` alone, and recipes compared, from
+`evaluation.compare`'s table."""
+
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"]
 
@@ -74,20 +79,47 @@ def composition(summary: dict) -> Figure:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Accuracy on unseen prompts over the latency of one decision, a point a recipe of `evaluation.compare`; the line
-    joins those that none beats in both."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    """Accuracy on unseen prompts over the latency of one decision, a named point a recipe of `evaluation.compare`; the
+    line joins those that none beats in both."""
     table = table.sort_values("p50_ms")
     families = [str(recipe).partition(",")[0] for recipe in table.index]
-    sns.scatterplot(
-        x=table["p50_ms"], y=table["unseen"], hue=families, style=families, palette="colorblind", s=55, ax=axes
-    )
+    figure, axes = plt.subplots(figsize=(7.5, max(3.4, 1.2 + 0.24 * len(table))), layout="constrained")
+    looks = dict(hue=families, style=families, palette="colorblind", s=55, legend=False)  # every point has its name
+    sns.scatterplot(x=table["p50_ms"], y=table["unseen"], ax=axes, **looks)
     best = table[table["unseen"] >= table["unseen"].cummax()]
     axes.step(best["p50_ms"], best["unseen"], where="post", color="0.6", linewidth=1, zorder=0)
-    axes.set(xscale="log", xlabel="one decision, p50 (ms)", ylabel="macro routing accuracy, unseen prompts")
-    axes.legend(title="features", frameon=False, loc="lower right", fontsize="small")
+    axes.set(xscale="log", xlabel="one decision, p50 (ms)", ylabel="routing accuracy, unseen prompts")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08)
+    _name_points(axes, table["p50_ms"], table["unseen"])
     sns.despine(figure)
     return figure
+
+
+def _name_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
+    """Each point's name in a column at the right, as near to its height as the others leave room, with a thin line."""
+    order = y.sort_values(kind="stable").index
+    low, high = axes.get_ylim()
+    gap = 1 / max(len(order), 10)
+    heights = [(y[name] - low) / (high - low) for name in order]
+    for i in range(1, len(order)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    heights[-1] = min(heights[-1], 1)
+    for i in reversed(range(len(order) - 1)):
+        heights[i] = min(heights[i], heights[i + 1] - gap)
+    for name, height in zip(order, heights, strict=True):
+        axes.annotate(
+            f"{name}  {y[name]:.3f}",
+            (x[name], y[name]),
+            xytext=(1.06, height),
+            textcoords=axes.transAxes,
+            va="center",
+            fontsize="small",
+            arrowprops=dict(arrowstyle="-", color="0.75", linewidth=0.6, relpos=(0, 0.5), shrinkB=4),
+            annotation_clip=False,
+        )
 
 
 def loads(table: pd.DataFrame) -> Figure:
@@ -100,4 +132,23 @@ def loads(table: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="largest cluster / mean, unseen prompts")
     sns.despine(figure)
+    return figure
+
+
+def confusions(found: Mapping[str, pd.DataFrame]) -> Figure:
+    """Where each domain's unseen prompts go, in %, one panel a recipe (`evaluation.confusion`): on the diagonal those
+    that reach a cluster of their own domain."""
+    rows = max(len(shares) for shares in found.values())
+    size = 2 + 3.3 * len(found), 1.8 + 0.26 * rows
+    figure, panels = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (name, shares) in zip(panels[0], found.items(), strict=True):
+        shares = shares.reindex(columns=shares.index.union(shares.columns), fill_value=0)
+        labels = (100 * shares).round().astype(int).map(lambda v: str(v) if v else "")
+        sns.heatmap(
+            shares, annot=labels, fmt="", cmap="cividis", vmin=0, vmax=1, linewidths=0.5, cbar=False, ax=axes,
+            annot_kws={"fontsize": "x-small"},
+        )
+        axes.set(title=name, xlabel="sent to a cluster of", ylabel="unseen prompts of" if axes is panels[0][0] else "")
+        axes.tick_params(axis="y", rotation=0)
+        axes.tick_params(axis="x", rotation=90)
     return figure

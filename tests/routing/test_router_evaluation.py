@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -106,11 +107,37 @@ def test_compare_measures_each_recipe(prompts):
     assert table.loc["characters, even", "unseen"] == pytest.approx(np.mean(expected))
     assert table["stability"].between(0.5, 1).all() and table["outliers"].between(0.5, 1).all()
     assert (table[["p50_ms", "batch_ms", "fit_s", "size_mb"]] > 0).all().all()
+    assert table["exact"].to_list() == table["unseen"].to_list(), "a compiled table decides as scikit-learn's pipeline"
+    assert table["sent"].between(0, 1).all()
     plain = evaluation.compare(prompts, recipes={"paper": {}}, clusters=4, seeds=[0])
     assert plain[["other", "stability", "outliers"]].isna().all().all()
     axes = plots.frontier(table).axes[0]
     assert len(axes.collections[0].get_offsets()) == 2
     assert [b.get_width() for b in plots.loads(table).axes[0].patches] == sorted(table["load"])
+
+
+def test_confusion_is_the_share_of_each_domain(prompts):
+    rows = prompts.to_pandas()
+    train, held = rows[rows["split"] == "train"], rows[rows["split"] == "held_back"]
+    router = PromptRouter(clusters=3).fit(train["text"])  # fewer than domains: one has no cluster of its own
+    shares = evaluation.confusion(router, prompts)
+    tops = evaluation.top_domains(router.labels_, train["domain"].to_numpy(), 3)
+    assert set(shares.index) == set(DOMAINS) and set(shares.columns) <= set(tops)
+    for domain, members in held.groupby("domain"):
+        sent = [tops[c] for c in router.predict(members["text"])]
+        assert shares.loc[domain].to_dict() == pytest.approx({d: sent.count(d) / len(sent) for d in shares.columns})
+    right = [shares.loc[d].get(d, 0.0) for d in DOMAINS]
+    accuracy = evaluation.macro_accuracy(router.predict(held["text"]), held["domain"].to_numpy(), tops)
+    assert np.mean(right) == pytest.approx(accuracy)
+
+
+def test_points_that_lie_together_have_names_apart():
+    """Names keep the points' order, do not touch, and stay beside the axes."""
+    same = pd.DataFrame({"p50_ms": [0.05, 0.06, 0.05, 5.0], "unseen": [0.95, 0.95, 0.951, 0.4]}, index=list("abcd"))
+    texts = plots.frontier(same).axes[0].texts
+    heights = [text.xyann[1] for text in texts]
+    assert [text.get_text()[0] for text in texts] == ["d", "a", "b", "c"] and heights == sorted(heights)
+    assert min(np.diff(heights)) >= 0.0999 and 0 <= heights[0] and heights[-1] <= 1
 
 
 def test_plots_show_every_cluster_and_domain(prompts):

@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from erlab import environment, manifest, paths, profiles
+from erlab import environment, manifest, paths, profiles, steps
 from erlab.errors import ErlabError
 
 
@@ -77,7 +77,7 @@ def test_no_loopback_is_refused(monkeypatch):
 
 def test_the_plan_takes_the_last_runs_time_where_there_is_one(tmp_path):
     shown = environment.plan("laptop", tmp_path)
-    assert set(shown["known from"]) == {"estimate"} and len(shown) == 8
+    assert set(shown["known from"]) == {"estimate"} and len(shown) == len(steps.STEPS)
     marker = {key: {} for key in ("notebook", "parameters", "code", "inputs", "outputs")} | {"seconds": 90}
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "04_baselines.json").write_text(json.dumps(marker))

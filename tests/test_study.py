@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from erlab import fingerprint, records
+from erlab import fingerprint, paper, profiles, records, studies
 from erlab.triton import server
 
 pytestmark = [
@@ -58,8 +58,10 @@ def test_every_request_ended_well_in_exactly_one_row(study):
     assert (found.requests.status == "ok").all(), found.requests.error.dropna().unique()
     assert not found.requests.duplicated(["run_id", "user", "turn"]).any()
     assert set(found.requests.system) >= set("ABCDE")
-    expected = found.requests.groupby(["run_id", "users"]).size().reset_index(name="rows")
-    assert (expected.rows == expected.users.map(lambda n: max(1, -(-4 // n)) * n)).all()
+    made = found.requests.groupby(["source", "run_id", "users"]).size().reset_index(name="rows")
+    loads = {"measured": profiles.profile("smoke").workload, "simulated": paper.WORKLOAD}
+    expected = [loads[source].turns_for(n) * n for source, n in zip(made.source, made.users)]
+    assert made.rows.tolist() == expected and set(made.source) == set(loads)
 
 
 def test_users_are_a_closed_loop(study):
@@ -69,7 +71,8 @@ def test_users_are_a_closed_loop(study):
     later = previous.notna()
     assert (requests.t_submit[later] >= previous[later]).all()
     assert (requests.t_submit < requests.t_first).all() and (requests.t_first <= requests.t_last).all()
-    assert requests.token_times.map(lambda t: list(t) == sorted(t)).all()
+    measured = requests[requests.source == "measured"]
+    assert measured.token_times.map(lambda t: list(t) == sorted(t)).all()
 
 
 def test_all_systems_were_asked_the_same(study):
@@ -81,11 +84,11 @@ def test_all_systems_were_asked_the_same(study):
 
 def test_router_systems_say_where_each_request_went(study):
     requests = records.read(study / "records").requests
-    routed = requests.system.isin(["D", "E"])
+    routed = requests.system.isin(studies.ROUTERS)
     for column in ("cluster", "expert", "distance", "margin", "policy", "t_routed"):
         assert requests[column][routed].notna().all() and requests[column][~routed].isna().all(), column
     assert (requests.t_routed >= requests.t_submit)[routed].all() and (requests.t_routed <= requests.t_first)[routed].all()
-    placed = requests[routed].groupby(["system", "cluster"]).expert.nunique()
+    placed = requests[routed].groupby(["source", "system", "cluster"]).expert.nunique()
     assert (placed == 1).all(), "a cluster belongs to one expert"
 
 
@@ -94,6 +97,16 @@ def test_every_figure_is_there_with_its_numbers(study):
         assert (study / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (study / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert len(pd.read_csv(study / "figures" / f"{name}.csv"))
+
+
+def test_what_goes_beyond_the_paper_and_what_validates_it_is_kept(study):
+    for name in ("policies", "autoscaling", "economics", "goodput", "largest_loads", "sensitivity", "survival"):
+        assert len(pd.read_csv(study / "beyond" / f"{name}.csv")), name
+    assert set(pd.read_csv(study / "beyond" / "sensitivity.csv").id) == {claim.id for claim in paper.CLAIMS}
+    targets = pd.read_csv(study / "validation" / "targets.csv")
+    assert (targets.met == "yes").all(), targets
+    for picture in (study / "beyond" / "sensitivity.png", study / "validation" / "published.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_ledger_has_a_verdict_on_every_claim(study):

@@ -1,4 +1,4 @@
-"""`erlab simulate`: its options reach the simulation, its records are the same for the same seed, mistakes are one line."""
+"""`erlab simulate`: its options reach the simulation, mistakes are one line."""
 
 import pandas as pd
 import pytest

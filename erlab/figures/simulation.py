@@ -89,7 +89,9 @@ def goodput(frame: pd.DataFrame) -> Figure:
     return _over_users(wide, labels, lambda ax: ax.set_ylim(bottom=0), _SIMULATED)
 
 
-def _over_users(frame: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str) -> Figure:
+def _over_users(
+    frame: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str
+) -> Figure:
     """Lines over users, a row of panels a column of `frame`, a column of panels a version of the paper."""
     versions = sorted(frame["paper"].unique(), reverse=True)
     fig = style.figure(style.DOUBLE if len(versions) > 1 else style.COLUMN, 0.9 + 1.7 * len(rows))
@@ -105,7 +107,8 @@ def _over_users(frame: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Cal
         line[0].set_ylabel(label)
     for version, ax in zip(versions, axes[0]):  # a legend a version: their systems share some looks
         ax.set_title(f"paper {version}")
-        ax.legend(handles=[style.handle(looks[s], s) for s in sorted(set(frame.loc[frame["paper"] == version, "system"]))])
+        shown = sorted(set(frame.loc[frame["paper"] == version, "system"]))
+        ax.legend(handles=[style.handle(looks[system], system) for system in shown])
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
     return _noted(fig, text)

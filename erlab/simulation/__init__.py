@@ -13,6 +13,6 @@ from erlab.simulation.system import Setup, Traffic, closed_loop, fixed_lengths, 
 from erlab.simulation.validation import validate_h200, validate_published
 
 __all__ = [
-    "Batching", "Setup", "Traffic", "closed_loop", "fixed_lengths", "of_paper", "preliminary", "sensitivity", "simulate",
-    "sweep", "trace", "validate_h200", "validate_published", "variations",
+    "Batching", "Setup", "Traffic", "closed_loop", "fixed_lengths", "of_paper", "preliminary", "sensitivity",
+    "simulate", "sweep", "trace", "validate_h200", "validate_published", "variations",
 ]  # fmt: skip

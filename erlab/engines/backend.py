@@ -5,7 +5,8 @@ Tensors are those of TensorRT-LLM's ensemble: `text_input` and `max_tokens`, opt
 text is one response. Triton passes malformed requests on, so they are checked here; a refused one gets one error.
 
 Triton's thread checks and queues requests, one thread steps the engine, and one sends responses, which costs as much
-time as a small model's step.
+time as a small model's step. An engine that computes waits until its tokens are sent: on a busy core the sender would
+get neither the core nor the interpreter's lock, and whole answers would arrive at once at their end.
 """
 
 import json
@@ -52,6 +53,7 @@ class _Request:
 class TextModel(ABC):
     """A model that answers prompts, for Triton to call. Kinds of engines say how they load, read and write tokens."""
 
+    computes = True  # rather than sleeps: it waits for the sender
     cancel_checks = 2  # requests asked a step whether their client has gone; asking costs 35 us
 
     @abstractmethod
@@ -139,7 +141,13 @@ class TextModel(ABC):
             except Exception as e:  # whatever it was, it must neither leave anyone waiting nor end the thread
                 self._fail_all(in_flight, f"The engine failed: {type(e).__name__}: {e}")
                 continue
-            self._outbox.put([self._answer(r, token, last, started) for r, token, last in emitted])
+            messages = [self._answer(r, token, last, started) for r, token, last in emitted]
+            if self.computes:
+                sent = threading.Event()
+                self._outbox.put([*messages, sent.set])
+                sent.wait()
+            else:
+                self._outbox.put(messages)
             for request in (r for r, _, last in emitted if last):
                 del in_flight[request]
         self._fail_all(in_flight | dict.fromkeys(r for r in arrived if r), "The model is being unloaded.")
@@ -187,7 +195,10 @@ class TextModel(ABC):
             if messages is None:
                 return
             for send in messages:
-                send()
+                try:
+                    send()
+                except Exception as e:  # of a client that has gone, say; the others' answers go on
+                    pb_utils.Logger.log_error(f"A response could not be sent: {type(e).__name__}: {e}")
             if time.monotonic() - published >= _PUBLISH_SECONDS:
                 self._metrics.publish(self._engine)
                 published = time.monotonic()

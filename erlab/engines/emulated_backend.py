@@ -10,6 +10,7 @@ from erlab.errors import ErlabError
 
 
 class TritonPythonModel(TextModel):
+    computes = False
     cancel_checks = 16  # it has the time
 
     def load(self, name: str, parameters: dict[str, str]) -> Engine:

@@ -20,6 +20,11 @@ from erlab.engines.tiny_engine import Engine
 from erlab.errors import ErlabError
 
 
+# Experts give way to server, gateway and users, which on a GPU machine have a CPU of their own; otherwise tokens wait
+# in Triton until the batch has drained and arrive all at once.
+_NICE = 10
+
+
 class TritonPythonModel(TextModel):
     encode = staticmethod(tiny.encode)
     decode = staticmethod(tiny.decode)
@@ -27,6 +32,7 @@ class TritonPythonModel(TextModel):
     def load(self, name: str, parameters: dict[str, str]) -> Engine:
         """Pin, load and warm up the engine; raises ErlabError in one line if it cannot."""
         cores = _pin(name, parameters.get("cores", ""))
+        os.nice(_NICE)
         engine = Engine(
             Path(parameters.get("engine_dir", "")),
             number(name, parameters, "max_batch_size"),

@@ -13,6 +13,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hu
 SHARED = paths.ROOT.parent / "shared"
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Benchmarks measure and take minutes: they run when they are asked for (python -m pytest tests/benchmarks)."""
+    if collection_path.name == "benchmarks" and not any("benchmarks" in argument for argument in config.args):
+        return True
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)

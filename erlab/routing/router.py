@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from erlab.errors import ErlabError
 from erlab.routing import storage
@@ -120,7 +121,8 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
             allowed = f"be at most {different}, the prompts that differ in their features"
             require(self.clusters <= different, "clusters", "PromptRouter", allowed, self.clusters)
             cluster = CLUSTERERS[self.clusterer]
-            self.labels_, self.head_ = cluster(vectors, self.clusters, self.restarts, self.seed)
+            with threadpool_limits(1):  # threads wait by spinning: many times slower where cores are busy, same clusters
+                self.labels_, self.head_ = cluster(vectors, self.clusters, self.restarts, self.seed)
         self.encoder_ = self.features_.encoder_
         self.outlier_score_ = OutlierScore.fit(vectors, self.labels_, self.clusters)
         self.terms_ = top_terms(texts, self.labels_, self.clusters)

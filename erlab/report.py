@@ -89,6 +89,7 @@ def build(
         figures=_figures(records, figures_folder, folder),
         systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
         clusters=_clusters(records),
+        recipes=_picture(folder / "routing" / "frontier.png"),
         summary=_table(metrics.summarise(requests)[list(_SUMMARY)].rename(columns=_SUMMARY)) if len(requests) else None,
         assumptions=_assumptions(records),
         survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
@@ -200,6 +201,7 @@ def _links(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]
         "Executed notebooks": folder.glob("notebooks/*.html"),
         "Request records": folder.glob("records/**/*.parquet"),
         "Plotted numbers": figures_folder.glob("*.csv"),
+        "Routing recipes compared": folder.glob("routing/*.csv"),
         "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
         "Claims and manifest": [
             folder / n for n in ("claims.md", "claims.csv", "manifest.json") if (folder / n).is_file()

@@ -119,6 +119,16 @@ def test_what_the_simulation_is_worth_is_told_where_it_is_known(study, built, tm
     assert "Some of these numbers are simulated" not in alone.text
 
 
+def test_compared_recipes_are_shown_where_they_are_known(study, built, tmp_path):
+    picture = next((built.parent.parent / "figures").glob("*.png")).read_bytes()
+    (tmp_path / "routing").mkdir()
+    (tmp_path / "routing" / "frontier.png").write_bytes(picture)
+    (tmp_path / "routing" / "comparison.csv").touch()
+    page = Page(report.build(tmp_path, study, tmp_path / "none", claims.ledger(study), {}))
+    assert "Other recipes on these prompts" in page.text and "Other recipes on these" not in Page(built).text
+    assert base64.b64decode(page.images[0].partition(",")[2]) == picture and "routing/comparison.csv" in page.links
+
+
 def test_texts_from_outside_are_shown_not_run(study, tmp_path):
     hostile = "<script>alert(1)</script>"
     runs = study.runs.assign(title=hostile)

@@ -367,7 +367,7 @@ def _requests_bar() -> Iterator[Callable[[int], None]]:
 def _show_states(states: list, results: Path, why: bool) -> None:
     from erlab.terminal import duration
 
-    will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached"}
+    will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
     rows = [(s.step.name, will[s.state] if why else s.state, duration(s.minutes), s.reason) for s in states]
     _print_rows(str(results), ("step", "state", "takes about", "why"), rows)
     if why:

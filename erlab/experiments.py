@@ -119,7 +119,7 @@ def measure(
     loads = _checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
     if not triton and (reason := available()):
-        report(0, 1, f"{experiment}: nothing is measured here, {reason}")
+        report(0, 1, f"{experiment}: nothing is measured, the embedded Triton cannot run here: {reason}")
         (folders.records / experiment).mkdir(parents=True, exist_ok=True)
         return records.at_hand(folders.records / experiment)
     cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k in systems for n in loads}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from erlab import experiments, fingerprint, metrics, paper, records, simulation
 from erlab.deployment import Folders
+from erlab.progress import report
 from erlab.routing import PromptRouter
+from erlab.simulation.components import unavailable
 from erlab.spec import Profile, System, require
 
 EXPERIMENTS = ("preliminary", "baselines", "router")
@@ -29,13 +31,18 @@ def simulate(
 
     Router systems follow what the study's router decides on the held-back prompts, and their gateway takes as long
     as the real one took here at the lowest measured load. Kept records are returned as they are while nothing that
-    they depend on has changed. Raises ErlabError for an unknown experiment or version of the paper.
+    they depend on has changed. Where step times cannot be had, nothing is simulated, and that is said. Raises
+    ErlabError for an unknown experiment or version of the paper.
     """
     require(experiment in EXPERIMENTS, "experiment", "simulate", f"be one of {', '.join(EXPERIMENTS)}", experiment)
     for version in (papers := list(papers)):
         require(version in paper.SYSTEMS, "papers", "simulate", f"hold some of {', '.join(paper.SYSTEMS)}", papers)
     loads = list(loads or to.simulated_loads)
     folder = folders.records / "simulated" / experiment
+    if reason := unavailable():
+        report(0, 1, f"{experiment}: nothing is simulated, step times cannot be had here: {reason}")
+        folder.mkdir(parents=True, exist_ok=True)
+        return records.at_hand(folder)
     for file in folder.glob("*.parquet"):
         if file.stem not in papers:
             file.unlink()

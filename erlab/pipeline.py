@@ -115,7 +115,7 @@ class Study:
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change)."""
+    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``."""
 
     step: Step
     state: str
@@ -161,6 +161,8 @@ def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool =
         changing = [s for s in states if s.state in ("stale", "missing", "maybe") and _feeds(study, s.step, step)]
         if state == "cached" and changing:
             state, reason = "maybe", f"{changing[0].step.name} may change its inputs"
+        if state != "cached" and (why := _left_out(step)):
+            state, reason = "left out", why
         states.append(State(step, state, reason or "", _minutes(study, step, found)))
     return states
 
@@ -202,6 +204,9 @@ def _step(study: Study, step: Step, force: bool, show: Display) -> State:
     if not reason:
         show.end(f"{step.name}: cached")
         return State(step, "cached", "", 0)
+    if why := _left_out(step):
+        show.end(f"{step.name}: left out, {why}")
+        return State(step, "left out", why, 0)
     _require_inputs(study, step)
     if force:  # what it measured before is not to be taken up again
         _remove([p for p in study.places(step.writes) if p.is_relative_to(results)])
@@ -244,7 +249,7 @@ def _report(study: Study, show: Display) -> None:
     from erlab import claims, records, report
 
     cache.remove(results, REPORT.name)
-    found = records.read(results / "records")
+    found = records.at_hand(results / "records")
     file = report.build(
         results, found, study.figures_folder, claims.ledger(found), json.loads((results / "manifest.json").read_text())
     )
@@ -273,6 +278,15 @@ def _short(file: str | Path | None) -> str | None:
     if file is None or not Path(file).is_relative_to(paths.ROOT):
         return file if file is None else str(file)
     return Path(file).relative_to(paths.ROOT).as_posix()
+
+
+def _left_out(step: Step) -> str | None:
+    """Why a step cannot run on this machine, None if it can."""
+    if not step.simulates:
+        return None
+    from erlab.simulation.components import unavailable
+
+    return unavailable()
 
 
 def _require_inputs(study: Study, step: Step) -> None:

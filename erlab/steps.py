@@ -14,6 +14,7 @@ class Step:
 
     `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
     `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs Triton.
+    `simulates`: whether all of it is simulation, which needs step times.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Step:
     writes: tuple[str, ...] = ()
     minutes: float = 0.1
     measures: bool = False
+    simulates: bool = False
 
     @property
     def notebook(self) -> str:
@@ -38,8 +40,8 @@ STEPS = (
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
     Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
-    Step("08_beyond", ("router", "prompts.parquet", "records/router", "records/simulated"), ("beyond",), minutes=0.8),
-    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5),
+    Step("08_beyond", ("router", "prompts.parquet", "records/router", "records/simulated"), ("beyond",), minutes=0.8, simulates=True),
+    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, simulates=True),
 )
 
 

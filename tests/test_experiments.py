@@ -150,7 +150,7 @@ def test_where_no_triton_runs_nothing_is_measured_and_the_rest_goes_on(folders, 
     monkeypatch.setattr(experiments, "report", lambda *progress: said.append(progress[2]))
     found = experiments.measure_preliminary(SMOKE, folders)
     assert found.requests.empty and world.started == []
-    assert said == ["preliminary: nothing is measured here, no wheel for this machine"]
+    assert said == ["preliminary: nothing is measured, the embedded Triton cannot run here: no wheel for this machine"]
     assert experiments.choose_batch_limits(found, SMOKE) == dict.fromkeys("ABCDE", max(SMOKE.batch_limits))
 
 

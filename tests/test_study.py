@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,24 @@ def test_nothing_changed_nothing_runs(study):
     assert time.monotonic() - start < 60, "seconds, not minutes"
 
 
+def test_a_machine_without_the_wheels_runs_the_rest_and_says_what_is_left_out(study, tmp_path):
+    """As on macOS: no Triton, no step times. What was measured before is not there any more; nothing fails."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import platform, sys\nplatform.machine = lambda: 'arm64'\nsys.modules['aiconfigurator'] = None\n"
+    )
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
+    command = [ERLAB, "reproduce", *where, "--only", "03", "--only", "08", "--force"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is measured, the embedded Triton cannot run here" in done.stdout
+    assert "nothing is simulated, step times cannot be had here" in done.stdout
+    assert "08_beyond: left out, aiconfigurator" in done.stdout
+    assert json.loads((folder / "table1.json").read_text()) == dict.fromkeys("ABCDE", 8), "the largest limit"
+
+
 def test_real_prompts_make_real_clusters(tmp_path, real_prompts):
     done = smoke(tmp_path, "--only", "02", "--prompts", str(real_prompts))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -173,8 +192,6 @@ def test_a_users_mistake_is_one_line(tmp_path, arguments, says):
 
 def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path):
     """Interrupt a sweep after its first cell: no process and no shared memory stays, the next run goes on."""
-    import shutil
-
     folder = tmp_path / "study"
     shutil.copytree(study, folder)
     where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))

@@ -21,6 +21,7 @@ True
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -110,16 +111,23 @@ class Parts:
     prefill: Callable[[int, int, int], float]
 
 
+def unavailable() -> str | None:
+    """Why measured step times cannot be had on this machine; None if they can."""
+    if importlib.util.find_spec("aiconfigurator"):
+        return None
+    return "aiconfigurator, which has wheels for Linux only, is not installed (pip install aiconfigurator==0.10.0)"
+
+
 def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None = None) -> Parts:
     """aiconfigurator's engine of this expert, taken apart; `gemm` overrides the precision's kernels.
 
     Raises ErlabError where the package is missing or has no measurements of this engine.
     """
-    try:
-        import aiconfigurator
-        import aiconfigurator_core
-    except ImportError:
-        raise ErlabError("Step times need aiconfigurator: pip install aiconfigurator==0.10.0") from None
+    if reason := unavailable():
+        raise ErlabError(f"Step times cannot be had here: {reason}")
+    import aiconfigurator
+    import aiconfigurator_core
+
     os.environ.setdefault("AICONFIGURATOR_SYSTEMS_PATH", str(Path(aiconfigurator.__file__).parent / "systems"))
     logging.getLogger("aiconfigurator").setLevel(logging.ERROR)
     from aiconfigurator.sdk import engine, perf_database

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from erlab import paths
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hub
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts us with Ctrl-C ignored
 
 SHARED = paths.ROOT.parent / "shared"
 

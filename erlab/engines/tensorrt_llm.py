@@ -201,19 +201,19 @@ def build(
     if weights is not None:
         _require_weights(Path(weights).expanduser().resolve(), expert.model)
     _require_own(folder)
-    todo = tuple(c for c in plan if not _is_done(c, expert, found, weights is not None))
-    if todo and todo[0] is plan[0]:
-        todo = plan  # an engine is never older than its checkpoint
-    if dry_run or not todo:
-        return todo
-    _require_tools(todo)
+    due = tuple(c for c in plan if not _is_done(c, expert, found, weights is not None))
+    if due and due[0] is plan[0]:
+        due = plan  # an engine is never older than its checkpoint
+    if dry_run or not due:
+        return due
+    _require_tools(due)
     _require_devices(expert, found)
-    _require_disk(folder, todo)
+    _require_disk(folder, due)
     folder.mkdir(parents=True, exist_ok=True)
-    for command in todo:
+    for command in due:
         _marker(command).unlink(missing_ok=True)
         shutil.rmtree(command.writes, ignore_errors=True)
-    for command in todo:
+    for command in due:
         try:
             start = time.monotonic()
             _run(command, folder / "build.log", timeout)
@@ -224,7 +224,7 @@ def build(
         except BaseException:
             shutil.rmtree(command.writes, ignore_errors=True)
             raise
-    return todo
+    return due
 
 
 def load(folder: str | Path, expert: Expert) -> Path:
@@ -293,9 +293,9 @@ def _require_own(folder: Path) -> None:
         raise ErlabError(f"{folder}: not a TensorRT-LLM build folder (it holds {others[0]}). Choose another.")
 
 
-def _require_tools(todo: tuple[Command, ...]) -> None:
-    missing = [c.argv[0] for c in todo if shutil.which(c.argv[0]) is None]
-    missing += [tool for c in todo if (tool := _tool(c)).endswith(".py") and not Path(tool).is_file()]
+def _require_tools(due: tuple[Command, ...]) -> None:
+    missing = [c.argv[0] for c in due if shutil.which(c.argv[0]) is None]
+    missing += [tool for c in due if (tool := _tool(c)).endswith(".py") and not Path(tool).is_file()]
     if missing:
         raise ErlabError(
             f"{missing[0]} is not here: building engines needs TensorRT-LLM 1.0 to 1.2.1. The container has it: "
@@ -318,9 +318,9 @@ def _require_devices(expert: Expert, found: tuple[Device, ...]) -> None:
         raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {found[0].gpu.name} has {have}.")
 
 
-def _require_disk(folder: Path, todo: tuple[Command, ...]) -> None:
+def _require_disk(folder: Path, due: tuple[Command, ...]) -> None:
     existing = next(p for p in (folder, *folder.parents) if p.is_dir())
-    needed, free = sum(c.disk_bytes for c in todo), shutil.disk_usage(existing).free
+    needed, free = sum(c.disk_bytes for c in due), shutil.disk_usage(existing).free
     if needed > free:
         raise ErlabError(f"{folder}: the engine needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free.")
 

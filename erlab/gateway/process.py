@@ -132,5 +132,6 @@ class Gateway:
         except subprocess.TimeoutExpired:
             return f" within {_LISTEN_SECONDS:g} s."
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()[-5:]
-        return ": " + " | ".join(line.removeprefix("erlab: ") for line in lines)
+        lines = self._errors.read().strip().splitlines()
+        own = [line.removeprefix("erlab: ") for line in lines if line.startswith("erlab: ")]
+        return ": " + " | ".join(own or lines[-5:])  # gRPC logs beside the gateway's own sentence

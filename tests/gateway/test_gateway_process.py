@@ -26,9 +26,9 @@ def children():
     return psutil.Process().children(recursive=True)
 
 
-def test_a_port_in_use_is_named(fake, gateway, router_folder):
+def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     port = int(gateway.address.rpartition(":")[2])
-    with pytest.raises(ErlabError, match=f"127.0.0.1:{port}: the port is in use"):
+    with pytest.raises(ErlabError, match=rf"listen on 127.0.0.1:{port}: the port is in use\.$"):
         with Gateway(router_folder, fake.address, EXPERTS, port=port):
             pass
     assert [child.pid for child in children()] == [gateway.pid]

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from erlab.errors import ErlabError
 from erlab.spec import require
+from erlab.triton import client
 from erlab.users import load
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def run(
     begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then
     `error` says which); a user goes on after a failed request. Raises ErlabError where nothing answers at the address.
     """
+    client.address(address)
     require(bool(models), "models", "run", "name at least one model", models)
     require(timeout > 0, "timeout", "run", "be above 0 seconds", timeout)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -219,6 +219,7 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch):
 @pytest.mark.parametrize(
     "change, said",
     [
+        ({"address": "nonsense"}, "must be HOST:PORT with a port from 1 to 65535. Got 'nonsense'"),
         ({"processes": 0}, "'processes'"),
         ({"models": ()}, "'models'"),
         ({"timeout": 0}, "'timeout'"),

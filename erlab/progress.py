@@ -1,4 +1,6 @@
-"""How far a long piece of work has come: a bar in a notebook run by hand, lines for `erlab reproduce` otherwise.
+"""How far a long piece of work has come: a bar in a notebook or terminal, lines for `erlab reproduce`.
+
+Where nobody looks (the output goes to a file or pipe) nothing is shown.
 
 >>> report(1, 3, "system C, 8 users")  # doctest: +SKIP
 """
@@ -23,11 +25,13 @@ def report(done: int, total: int, label: str) -> None:
 def _show(done: int, total: int, label: str) -> None:
     global _bar
     from tqdm.auto import tqdm
+    from tqdm.notebook import tqdm_notebook
 
     if _bar is None or _bar.total != total or _bar.n > done:
         if _bar is not None:
             _bar.close()
-        _bar = tqdm(total=total)
+        in_notebook = issubclass(tqdm, tqdm_notebook)  # never a terminal, yet shown
+        _bar = tqdm(total=total, disable=False if in_notebook else None)  # None: where standard error is no terminal
     _bar.set_description(label, refresh=False)
     _bar.n = done
     _bar.refresh()

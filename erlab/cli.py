@@ -57,7 +57,8 @@ Profile = Annotated[str, typer.Option(help=f"Where the study runs, and how large
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, a Hugging Face OWNER/NAME.",
+        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, "
+        "a Hugging Face OWNER/NAME.",
         metavar="SOURCE",
     ),
 ]
@@ -297,11 +298,15 @@ def simulate(
         list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 1,000 if not given.")
     ] = None,
     seed: Seed = 0,
-    kv_gib: Annotated[float | None, typer.Option(help="KV cache on each GPU; what the weights leave if not given.")] = None,
+    kv_gib: Annotated[
+        float | None, typer.Option(help="KV cache on each GPU; what the weights leave if not given.")
+    ] = None,
     era: Annotated[
         str | None, typer.Option(help="Software: 0.13 (TensorRT-LLM then), none (kernels of today).")
     ] = None,
-    replicas: Annotated[int | None, typer.Option(help="Engines of the system, instead of all eight GPUs' worth.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Engines of the system, instead of all eight GPUs' worth.")
+    ] = None,
     gateway_ms: Annotated[float, typer.Option(help="What a router system's gateway takes.")] = 2.0,
     policy: Annotated[
         str | None, typer.Option(help="How a router system chooses, such as spill; nearest if not given.")
@@ -330,8 +335,9 @@ def simulate(
     options = dict(setup=setup, seed=seed, cluster=cluster, policy=policy or "nearest")
     found = simulation.sweep({system: it}, users or paper.LOADS, **options)
     records.save(out, found)
-    columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
-    _print_table(f"{it.title}: {setup.machine}", metrics.summarise(found.requests)[columns].astype(object))
+    columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s"]
+    table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
+    _print_table(f"{it.title}: {setup.machine}", table.astype(object))
     print(out)
 
 

@@ -87,7 +87,7 @@ def build_engines(to: Profile, folders: Folders, seed: int) -> pd.DataFrame:
         report(i, len(experts), f"engine {folder.name}")
         tiny.build(folder, expert.model, expert.precision, seed)
         size = sum(f.stat().st_size for f in folder.iterdir())
-        plays = sorted({o.expert.model.name for o in paper.SYSTEMS["v2"].values() if to.models[o.expert.model.name] == expert.model})
+        plays = sorted(name for name, model in to.models.items() if model == expert.model)
         rows.append(
             {
                 "engine": folder.name,
@@ -146,7 +146,8 @@ def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> p
     system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.cores()))
     with serve("C", system, folders, to.clusters) as running:
         start = time.monotonic()
-        pieces = [(piece, time.monotonic() - start) for piece in client.generate(running.address, running.models[0], text, max_tokens, timeout=60)]
+        answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
+        pieces = [(piece, time.monotonic() - start) for piece in answered]
     answer = "".join(piece for piece, _ in pieces)
     times = {"first token ms": pieces[0][1] * 1e3, "last token ms": pieces[-1][1] * 1e3}
     return pd.DataFrame([{"prompt": text, "answer": answer, "tokens": len(pieces)} | times]).round(1)

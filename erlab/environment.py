@@ -172,7 +172,8 @@ def _triton() -> Check:
     from erlab.triton import server
 
     reason = server.available()
-    advice = "" if reason is None else "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
+    left = "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
+    advice = "" if reason is None else left
     value = reason or f"nvidia-pytriton {manifest.version('nvidia-pytriton')}"
     return Check("Triton server", value, True if reason is None else None, advice)
 

@@ -65,7 +65,8 @@ def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
     for letter, half, precision in (("A", "half", "FP8"), ("B", "half", "FP16"), ("C", "all", "FP16")):
         rows = runs[(runs.half == half) & (runs.precision == to.precisions[precision].name)]
         if rows.empty:
-            raise ErlabError(f"No preliminary runs for baseline {letter} ({half} of the cores, {precision}): run 03_preliminary.")
+            of = f"baseline {letter} ({half} of the cores, {precision})"
+            raise ErlabError(f"No preliminary runs for {of}: run 03_preliminary.")
         chosen[letter] = int(rows.sort_values(["median", "max_batch_size"]).max_batch_size.iloc[0])
     return chosen | {"D": chosen["A"], "E": chosen["B"]}
 
@@ -114,7 +115,8 @@ def measure(
 
     A cell is written when its last request has ended; a failed request keeps its row. A system that dies ends the
     sweep with ErlabError after its cell is kept as invalid, and that cell is measured again by the next call.
-    Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines, which idle while it's not their turn; starts are dear.
+    Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines,
+    which idle while it's not their turn; starts are dear.
     """
     loads = _checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
@@ -126,7 +128,8 @@ def measure(
     keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k, n in cells}
     _set_aside(folders, experiment, set(cells.values()))
     todo = [cell for cell, file in cells.items() if not _finished(file, keys[cell])]
-    report(len(cells) - len(todo), len(cells), f"{experiment}: {len(cells) - len(todo)} of {len(cells)} cells are there")
+    there = len(cells) - len(todo)
+    report(there, len(cells), f"{experiment}: {there} of {len(cells)} cells are there")
     waiting = {k: s for k, s in systems.items() if any(name == k for name, _ in todo)}
     with ExitStack() as stack:
         holder = None
@@ -142,7 +145,8 @@ def measure(
                     key = None if dead else keys[name, n]
                     records.write(cells[name, n], rows, run | {"key": key, "invalid": dead})
                     if dead:
-                        raise ErlabError(f"{dead} Finished loads are kept; run again to go on with {name} at {n} users.")
+                        kept = f"Finished loads are kept; run again to go on with {name} at {n} users."
+                        raise ErlabError(f"{dead} {kept}")
                     todo.remove((name, n))
     report(len(cells), len(cells), f"{experiment} done")
     return records.read(*cells.values())

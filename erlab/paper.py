@@ -76,7 +76,11 @@ ASSUMPTIONS = {
             "its mean then lies near the 294.45 tokens of MLPerf's reference run",
         ),
         Assumption("clusters", "8, one an expert", "one expert a GPU"),
-        Assumption("kv-pool", "90 % of what weights and 4 GiB of activations and reserve leave of 80 GB", "TensorRT-LLM's default share"),
+        Assumption(
+            "kv-pool",
+            "90 % of what weights and 4 GiB of activations and reserve leave of 80 GB",
+            "TensorRT-LLM's default share",
+        ),
         Assumption("figures-6-7", "end-to-end response time and system throughput", "their captions are not known"),
     ),
     "v1": (

@@ -242,7 +242,8 @@ def _execute(study: Study, step: Step, show: Display) -> None:
 def _report(study: Study, show: Display) -> None:
     """Build the report from what the steps left, where anything in it has changed."""
     results = study.results_folder
-    now = cache.dependencies(["import erlab.report"], {}, cache.hashes(study.places(REPORT.reads + _SHOWN_TOO), results))
+    inputs = cache.hashes(study.places(REPORT.reads + _SHOWN_TOO), results)
+    now = cache.dependencies(["import erlab.report"], {}, inputs)
     if not cache.stale(cache.load(results, REPORT.name), now, results):
         show.line("report: cached")
         return

@@ -13,8 +13,8 @@ class Step:
     """A notebook of the study.
 
     `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
-    `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs Triton.
-    `simulates`: whether all of it is simulation, which needs step times.
+    `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs
+    Triton. `simulates`: whether all of it is simulation, which needs step times.
     """
 
     name: str
@@ -33,14 +33,36 @@ STEPS = (
     Step("00_environment", minutes=0.1),
     Step("01_build_engines", writes=("engines",), minutes=0.3),
     Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet", "routing"), minutes=0.8),
-    Step("03_preliminary", ("engines", "prompts.parquet"), ("records/preliminary", "records/simulated/preliminary", "table1.json"), 3, measures=True),
-    Step("04_baselines", ("engines", "prompts.parquet", "table1.json"), ("records/baselines", "records/simulated/baselines"), 2, measures=True),
     Step(
-        "05_router", ("engines", "router", "prompts.parquet", "table1.json"), ("records/router", "records/simulated/router"), 1.5, measures=True
+        "03_preliminary",
+        ("engines", "prompts.parquet"),
+        ("records/preliminary", "records/simulated/preliminary", "table1.json"),
+        minutes=3,
+        measures=True,
+    ),
+    Step(
+        "04_baselines",
+        ("engines", "prompts.parquet", "table1.json"),
+        ("records/baselines", "records/simulated/baselines"),
+        minutes=2,
+        measures=True,
+    ),
+    Step(
+        "05_router",
+        ("engines", "router", "prompts.parquet", "table1.json"),
+        ("records/router", "records/simulated/router"),
+        minutes=1.5,
+        measures=True,
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
     Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
-    Step("08_beyond", ("router", "prompts.parquet", "records/router", "records/simulated"), ("beyond",), minutes=0.8, simulates=True),
+    Step(
+        "08_beyond",
+        ("router", "prompts.parquet", "records/router", "records/simulated"),
+        ("beyond",),
+        minutes=0.8,
+        simulates=True,
+    ),
     Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, simulates=True),
 )
 

@@ -19,8 +19,8 @@ from erlab.routing.text import words
 
 def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
     """A decision a prompt, in plain JSON types: text, known (whether the router knows anything in it), cluster,
-    distance, margin (None if there is no runner-up), outlier (None before calibration), and `clusters`: the best `nearest` ones,
-    each with its cost, its terms, and which of them the prompt holds."""
+    distance, margin (None if there is no runner-up), outlier (None before calibration), and `clusters`: the best
+    `nearest` ones, each with its cost, its terms, and which of them the prompt holds."""
     vectors = router.embed(texts)
     routing = router.decide(vectors)
     decisions = []

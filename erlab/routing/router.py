@@ -121,7 +121,8 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
             allowed = f"be at most {different}, the prompts that differ in their features"
             require(self.clusters <= different, "clusters", "PromptRouter", allowed, self.clusters)
             cluster = CLUSTERERS[self.clusterer]
-            with threadpool_limits(1):  # threads wait by spinning: many times slower where cores are busy, same clusters
+            # Threads wait by spinning: many times slower where cores are busy, and the clusters are the same.
+            with threadpool_limits(1):
                 self.labels_, self.head_ = cluster(vectors, self.clusters, self.restarts, self.seed)
         self.encoder_ = self.features_.encoder_
         self.outlier_score_ = OutlierScore.fit(vectors, self.labels_, self.clusters)

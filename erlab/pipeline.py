@@ -173,8 +173,8 @@ def reproduce(
     """Run the selected steps (all if None) that are not cached, in order; return how each ended.
 
     Leaves executed notebooks, markers, a manifest and, after the last step, the report in the results folder.
-    Raises ErlabError for what the user can mend, `notebook.NotebookError` for a notebook that failed otherwise, and
-    KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on from there.
+    Raises ErlabError for what the user can mend (a full disk too), `notebook.NotebookError` for a notebook that failed
+    otherwise, and KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on.
     """
     selected = study.steps if selected is None else selected
     check(study, selected)
@@ -188,6 +188,12 @@ def reproduce(
             except KeyboardInterrupt:
                 message = f"Stopped in {step.name}. What is finished stays: the same command goes on from there."
                 raise KeyboardInterrupt(message) from None
+            except OSError as e:
+                if e.filename or e.errno is None:
+                    raise
+                # What fails while it writes, such as on a full disk, does not know its file's name.
+                kept = "What is finished stays: the same command goes on from there."
+                raise ErlabError(f"{step.name}: {e.strerror}, in {results} or {study.figures_folder}. {kept}") from None
         if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
             output.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
         if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):

@@ -1,6 +1,7 @@
 """The pipeline on small notebooks run for real: what is skipped and why, resuming, Ctrl-C, locks, bad input."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -250,6 +251,17 @@ def test_errors_in_a_notebook_are_one_line(tmp_path, quiet, cell, error, message
         pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
     assert "\n" not in str(e.value)
     assert (tmp_path / "results" / "notebooks" / "00_a.failed.ipynb").is_file()
+
+
+def test_a_disk_that_fills_while_a_notebook_is_saved_is_one_line(tmp_path, quiet, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
+    with pytest.raises(ErlabError, match=f"^00_a: No space left on device, in {tmp_path / 'results'} or .*goes on"):
+        pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
+    assert not (tmp_path / "results" / "notebooks" / "00_a.ipynb").exists()
 
 
 def test_a_notebook_that_writes_nothing_is_not_finished(tmp_path, quiet):

@@ -1,25 +1,24 @@
 """From a system's spec to something users can ask: its engines, its Triton repository, its servers.
 
-    with serve(system, folder) as running:
+    with serve("C", system, to, folders) as running:
         users.run(running.address, running.models, requests, timeout=60)
 """
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from erlab import paper, paths, profiles
-from erlab.engines import tiny
+from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.progress import report
 from erlab.spec import Expert, Profile, System
-from erlab.triton import Server, client, repository
-from erlab.triton.server import available
+from erlab.triton import Server, client
 
 ROUTER_MODEL = "router"
 
@@ -74,19 +73,34 @@ class Folders:
         return self.root / "set-aside"
 
 
-def engine_folder(expert: Expert, folders: Folders) -> Path:
-    return folders.engines / f"{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower()
+def engine_folder(expert: Expert, to: Profile, folders: Folders) -> Path:
+    return folders.engines / family(to).engine_name(expert)
 
 
-def build_engines(to: Profile, folders: Folders, seed: int) -> pd.DataFrame:
-    """Build every engine of the profile that isn't there yet; a row an engine: its size in parameters and bytes."""
-    systems = [profiles.scale(s, to, len(profiles.cores())) for s in paper.SYSTEMS["v2"].values()]
-    experts = {engine_folder(s.expert, folders): s.expert for s in systems}
+def experts(to: Profile) -> list[Expert]:
+    """The experts that the study may serve, one an engine: Table I and the preliminary runs, with all batch limits."""
+    count = len(profiles.devices(to))
+    limits = sorted(to.batch_limits, reverse=True)
+    systems = [profiles.scale(s, to, count, limit) for limit in limits for s in paper.SYSTEMS["v2"].values()]
+    systems += [system for _, system in profiles.preliminary(to).values()]
+    found: dict[str, Expert] = {}
+    for system in systems:
+        found.setdefault(family(to).engine_name(system.expert), system.expert)
+    return list(found.values())
+
+
+def build_engines(to: Profile, folders: Folders, seed: int, weights: str | Path | None = None) -> pd.DataFrame:
+    """Build every engine of the profile that isn't there yet; a row an engine: its size in parameters and bytes.
+
+    `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
+    """
+    found = experts(to)
     rows = []
-    for i, (folder, expert) in enumerate(experts.items()):
-        report(i, len(experts), f"engine {folder.name}")
-        tiny.build(folder, expert.model, expert.precision, seed)
-        size = sum(f.stat().st_size for f in folder.iterdir())
+    for i, expert in enumerate(found):
+        folder = engine_folder(expert, to, folders)
+        report(i, len(found), f"engine {folder.name}")
+        family(to).build(expert, folder, seed, weights and Path(weights) / expert.model.name.replace(" ", "-").lower())
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         plays = sorted(name for name, model in to.models.items() if model == expert.model)
         rows.append(
             {
@@ -97,38 +111,38 @@ def build_engines(to: Profile, folders: Folders, seed: int) -> pd.DataFrame:
                 "folder": str(folder),
             }
         )
-    report(len(experts), len(experts), "engines")
+    report(len(found), len(found), "engines")
     return pd.DataFrame(rows)
 
 
-def write_repository(systems: dict[str, System], name: str, folders: Folders) -> Path:
-    """The Triton model repository `name`: one model an engine of each system, on its own cores."""
+def write_repository(systems: dict[str, System], name: str, to: Profile, folders: Folders) -> Path:
+    """The Triton model repository `name`: one model an engine of each system, on its own devices."""
     folder = folders.models / name
-    cores = profiles.cores()
+    devices = profiles.devices(to)
     for key, system in systems.items():
-        engine = engine_folder(system.expert, folders)
+        engine = engine_folder(system.expert, to, folders)
         if not engine.is_dir():
             raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first (erlab reproduce --only 01).")
-        for model, place in zip(model_names(key, system), profiles.placement(system, cores), strict=True):
-            repository.write_tiny(folder, model, engine, system.expert, place)
+        for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
+            family(to).write(folder, model, engine, system.expert, place)
     return folder
 
 
 def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
-    """Write the repository of each system of Table I; a row a Triton model: its engine, cores and limits."""
-    cores = profiles.cores()
+    """Write the repository of each system of Table I; a row a Triton model: its engine, devices and limits."""
+    devices = profiles.devices(to)
     rows = []
     for key, original in paper.SYSTEMS["v2"].items():
-        system = profiles.scale(original, to, len(cores))
-        write_repository({key: system}, key, folders)
-        for model, place in zip(model_names(key, system), profiles.placement(system, cores), strict=True):
+        system = profiles.scale(original, to, len(devices))
+        write_repository({key: system}, key, to, folders)
+        for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
             rows.append(
                 {
                     "system": key,
                     "plays": original.title,
                     "Triton model": model,
-                    "engine": engine_folder(system.expert, folders).name,
-                    "cores": ", ".join(map(str, place)),
+                    "engine": engine_folder(system.expert, to, folders).name,
+                    family(to).devices: ", ".join(map(str, place)),
                     "max batch": system.expert.max_batch_size,
                     "KV tokens": system.expert.kv_tokens,
                 }
@@ -139,12 +153,12 @@ def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
 def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> pd.DataFrame:
     """Start system C for a moment and ask it: what it writes, and when its first and last token came (ms).
 
-    Where the embedded Triton cannot run, the table says why instead.
+    Where Triton cannot run, the table says why instead.
     """
-    if reason := available():
+    if reason := family(to).available():
         return pd.DataFrame([{"left out": reason}])
-    system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.cores()))
-    with serve("C", system, folders, to.clusters) as running:
+    system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.devices(to)))
+    with serve("C", system, to, folders) as running:
         start = time.monotonic()
         answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
         pieces = [(piece, time.monotonic() - start) for piece in answered]
@@ -177,18 +191,20 @@ class Running:
         return None
 
 
-def server(systems: dict[str, System], name: str, folders: Folders, port: int | None = None) -> Server:
-    """An embedded Triton, to be entered, with all engines of these systems in the model repository `name`."""
-    models = [model for key, system in systems.items() for model in model_names(key, system)]
-    return Server(write_repository(systems, name, folders), models, grpc_port=port)
+def server(
+    systems: dict[str, System], name: str, to: Profile, folders: Folders, port: int | None = None
+) -> AbstractContextManager[Server]:
+    """A Triton server, to be entered, with all engines of these systems in the model repository `name`."""
+    models = tuple(model for key, system in systems.items() for model in model_names(key, system))
+    return family(to).server(write_repository(systems, name, to, folders), models, port)
 
 
 @contextmanager
 def serve(
     key: str,
     system: System,
+    to: Profile,
     folders: Folders,
-    clusters: int,
     port: int | None = None,
     triton: str | None = None,
     holder: Server | None = None,
@@ -197,19 +213,19 @@ def serve(
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
     `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
-    takes the place of an embedded one that is started for this system alone.
+    takes the place of one that is started for this system alone.
     """
     models = model_names(key, system)
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(Server.attach(triton, models))
         elif holder is None:
-            holder = stack.enter_context(server({key: system}, key, folders, None if system.router else port))
+            holder = stack.enter_context(server({key: system}, key, to, folders, None if system.router else port))
         if not system.router:
             yield Running(holder.grpc, models, holder, None)
             return
         if not (folders.router / "router.json").is_file():
             raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
-        placed = tuple(models[c % len(models)] for c in range(clusters))
+        placed = tuple(models[c % len(models)] for c in range(to.clusters))
         gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port))
         yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

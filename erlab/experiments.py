@@ -18,33 +18,17 @@ from datasets import Dataset
 
 from erlab import deployment, fingerprint, manifest, metrics, output, paper, profiles, records, users, workload
 from erlab.deployment import Folders
+from erlab.engines.families import family
 from erlab.errors import ErlabError
+from erlab.profiles import preliminary
 from erlab.progress import report
 from erlab.spec import Profile, System
-from erlab.triton.server import available
-
-DEADLINE = 60.0  # seconds a user waits for a whole answer
-
-
-def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
-    """The systems of Fig. 3 by name: ("half" or "all" of the cores, one engine of the big model)."""
-    cores = len(profiles.cores())
-    found = {}
-    for half, tensor_parallel in (("half", 4), ("all", 8)):
-        for letter in ("A", "B"):  # FP8 and FP16
-            original = paper.SYSTEMS["v2"][letter]
-            expert = dataclasses.replace(original.expert, tensor_parallel=tensor_parallel)
-            for limit in to.batch_limits:
-                system = profiles.scale(dataclasses.replace(original, expert=expert), to, cores, limit)
-                name = f"P-{half}-{system.expert.precision.name}-b{limit}"
-                found[name] = (half, dataclasses.replace(system, name=name, count=1))
-    return found
 
 
 def measure_preliminary(
     to: Profile, folders: Folders, loads: Iterable[int] | None = None, seed: int = 0
 ) -> records.Records:
-    """Measure the systems of Fig. 3 (see `preliminary`) under the profile's preliminary loads."""
+    """Measure the systems of Fig. 3 (see `profiles.preliminary`) under the profile's preliminary loads."""
     systems = {name: system for name, (_, system) in preliminary(to).items()}
     return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed, together=True)
 
@@ -80,8 +64,8 @@ def table1(to: Profile, folders: Folders) -> dict[str, System]:
     if not folders.table1.is_file():
         raise ErlabError(f"No {folders.table1}: run notebook 03_preliminary first (erlab reproduce --only 03).")
     limits = json.loads(folders.table1.read_text())
-    cores = len(profiles.cores())
-    return {k: profiles.scale(s, to, cores, limits[k]) for k, s in paper.SYSTEMS["v2"].items()}
+    count = len(profiles.devices(to))
+    return {k: profiles.scale(s, to, count, limits[k]) for k, s in paper.SYSTEMS["v2"].items()}
 
 
 def describe_systems(systems: dict[str, System]) -> pd.DataFrame:
@@ -120,8 +104,8 @@ def measure(
     """
     loads = _checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
-    if not triton and (reason := available()):
-        report(0, 1, f"{experiment}: nothing is measured, the embedded Triton cannot run here: {reason}")
+    if not triton and (reason := family(to).available()):
+        report(0, 1, f"{experiment}: nothing is measured, Triton cannot run here: {reason}")
         (folders.records / experiment).mkdir(parents=True, exist_ok=True)
         return records.at_hand(folders.records / experiment)
     cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k in systems for n in loads}
@@ -133,10 +117,10 @@ def measure(
     waiting = {k: s for k, s in systems.items() if any(name == k for name, _ in todo)}
     with ExitStack() as stack:
         holder = None
-        if together and waiting and not triton:
-            holder = stack.enter_context(deployment.server(waiting, experiment, folders))
+        if together and family(to).together and waiting and not triton:
+            holder = stack.enter_context(deployment.server(waiting, experiment, to, folders))
         for name, system in waiting.items():
-            with deployment.serve(name, system, folders, to.clusters, triton=triton, holder=holder) as running:
+            with deployment.serve(name, system, to, folders, triton=triton, holder=holder) as running:
                 for n in [n for k, n in todo if k == name]:
                     report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
                     plan = workload.requests(prompts, to.workload, n, seed)
@@ -155,7 +139,7 @@ def measure(
 def _cell(experiment, name, system, running, plan, to, folders, seed) -> tuple[list[dict], dict]:
     """One closed loop: its request records and the run's description."""
     started, clock, restarts = datetime.now(timezone.utc), time.monotonic(), running.server.restarts
-    rows = users.run(running.address, running.models, plan, timeout=DEADLINE)
+    rows = users.run(running.address, running.models, plan, timeout=to.deadline)
     run = describe(experiment, name, system, to, len(plan), seed, folders) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
@@ -229,7 +213,7 @@ def _checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
 
 def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed: int, triton: str | None) -> str:
     """SHA-256 of what a cell depends on: its spec, its inputs and the code that measures it."""
-    inputs = [folders.prompts, deployment.engine_folder(system.expert, folders) / "engine.json"]
+    inputs = [folders.prompts, deployment.engine_folder(system.expert, to, folders) / "engine.json"]
     if system.router:
         inputs.append(folders.router / "router.json")
     parts = [

@@ -30,9 +30,9 @@ def serve(name: str, to: Profile, folders: Folders, port: int | None = None) -> 
     if folders.table1.is_file():
         system = experiments.table1(to, folders)[name]
     else:
-        system = profiles.scale(systems[name], to, len(profiles.cores()))
+        system = profiles.scale(systems[name], to, len(profiles.devices(to)))
     deployment.build_engines(to, folders, seed=0)
-    with deployment.serve(name, system, folders, to.clusters, port) as running:
+    with deployment.serve(name, system, to, folders, port) as running:
         yield running
 
 
@@ -53,7 +53,7 @@ def load(
     """
     plan = workload.requests(prompts, to.workload, count, seed)
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    rows = users.run(address, models, plan, timeout=experiments.DEADLINE, progress=progress)
+    rows = users.run(address, models, plan, timeout=to.deadline, progress=progress)
     common = {
         "run_id": f"{to.name}-users-{name}-{count}-s{seed}-{started:%Y%m%dT%H%M%SZ}",
         "system": name,

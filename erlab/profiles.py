@@ -10,8 +10,9 @@ import os
 from dataclasses import replace
 
 from erlab import paper
+from erlab.engines.families import family
 from erlab.errors import ErlabError
-from erlab.spec import FLOAT32, INT8_CPU, Model, Profile, System
+from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Model, Profile, System
 
 SMALL = Model("tiny 8B", 256, 4, 4, 2, 544, 260, max_positions=2048)
 BIG = Model("tiny 70B", 512, 8, 8, 2, 1408, 260, max_positions=2048)
@@ -50,6 +51,20 @@ PROFILES = {
         workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
         prompts_per_domain=100,
     ),
+    "dgx-h100": Profile(
+        name="dgx-h100",
+        description="the paper's machine and models: TensorRT-LLM on eight H100 GPUs",
+        models={model.name: model for model in (paper.LLAMA_3_8B, paper.LLAMA_3_70B)},
+        precisions={precision.name: precision for precision in (FP16, FP8)},
+        workload=paper.WORKLOAD,
+        loads=paper.LOADS,
+        preliminary_loads=paper.LOADS,
+        simulated_loads=paper.LOADS,
+        batch_limits=paper.BATCH_LIMITS,
+        engine="tensorrt-llm",
+        gpus=paper.GPUS,
+        deadline=600.0,
+    ),
 }
 
 
@@ -66,29 +81,32 @@ def cores() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def scale(system: System, to: Profile, cores: int, max_batch_size: int | None = None) -> System:
-    """What plays `system` on `cores` CPU cores; `max_batch_size` defaults to the profile's largest limit."""
-    original = system.expert
-    width = max(1, cores * original.tensor_parallel // paper.GPUS)
-    batch = max_batch_size or max(to.batch_limits)
-    longest_in, longest_out = to.workload.input_tokens.maximum, to.workload.output_tokens.maximum
-    full = original.max_batch_size * original.max_sequence_tokens
-    share = min(1.0, paper.kv_pool_tokens(original) / full)
-    expert = replace(
-        original,
-        model=to.models[original.model.name],
-        precision=to.precisions[original.precision.name],
-        tensor_parallel=1,
-        cores=1 if system.router else width,
-        max_batch_size=batch,
-        max_input_tokens=longest_in,
-        max_output_tokens=longest_out,
-        kv_tokens=max(longest_in + longest_out, int(share * batch * (longest_in + longest_out))),
-    )
-    return replace(system, expert=expert, count=cores if system.router else max(1, cores // width))
+def devices(to: Profile) -> tuple[int, ...]:
+    """The numbers of what the profile's engines share: its GPUs or, where it has none, this process's CPU cores."""
+    return tuple(range(to.gpus)) or cores()
 
 
-def placement(system: System, cores: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The cores of each of the system's engines, in order and without overlap where there are enough."""
-    width = system.expert.cores
-    return tuple(tuple(cores[(i * width + j) % len(cores)] for j in range(width)) for i in range(system.count))
+def scale(system: System, to: Profile, devices: int, max_batch_size: int | None = None) -> System:
+    """What plays `system` on that many devices; `max_batch_size` defaults to the profile's largest limit."""
+    return family(to).scale(system, to, devices, max_batch_size or max(to.batch_limits))
+
+
+def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The devices of each of the system's engines, in order and without overlap where there are enough."""
+    width = system.expert.cores or system.expert.tensor_parallel
+    return tuple(tuple(devices[(i * width + j) % len(devices)] for j in range(width)) for i in range(system.count))
+
+
+def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
+    """The systems of Fig. 3 by name: ("half" or "all" of the devices, one engine of the big model)."""
+    count = len(devices(to))
+    found = {}
+    for half, tensor_parallel in (("half", 4), ("all", 8)):
+        for letter in ("A", "B"):  # FP8 and FP16
+            original = paper.SYSTEMS["v2"][letter]
+            expert = replace(original.expert, tensor_parallel=tensor_parallel)
+            for limit in to.batch_limits:
+                system = scale(replace(original, expert=expert), to, count, limit)
+                name = f"P-{half}-{system.expert.precision.name}-b{limit}"
+                found[name] = (half, replace(system, name=name, count=1))
+    return found

@@ -199,6 +199,9 @@ class Profile:
     preliminary_loads: tuple[int, ...]
     simulated_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
+    engine: str = "tiny"  # one of `engines.families.FAMILIES`
+    gpus: int = 0  # GPUs that the engines share; 0: the CPU cores compute
+    deadline: float = 60.0  # seconds a user waits for a whole answer
     clusters: int = 8
     prompts_per_domain: int = 500
     explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
@@ -220,3 +223,5 @@ class Profile:
             require(ordered, name, "Profile", "be rising numbers from 1", values)
         for name in ("clusters", "prompts_per_domain"):
             require(getattr(self, name) >= 1, name, "Profile", "be at least 1", getattr(self, name))
+        require(self.gpus >= 0, "gpus", "Profile", "be at least 0", self.gpus)
+        require(self.deadline > 0, "deadline", "Profile", "be above 0", self.deadline)

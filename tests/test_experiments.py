@@ -30,7 +30,7 @@ def world(monkeypatch):
     state = SimpleNamespace(started=[], measured=[], dies_at=None)
 
     @contextlib.contextmanager
-    def serve(key, system, folders, clusters, triton, holder):
+    def serve(key, system, to, folders, triton, holder):
         state.started.append(key)
         failure = lambda: "The Triton server died." if state.measured[-1][1] == state.dies_at else None  # noqa: E731
         yield SimpleNamespace(address=key, models=("m",), server=SimpleNamespace(restarts=0), failure=failure)
@@ -145,12 +145,12 @@ def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path
 
 
 def test_where_no_triton_runs_nothing_is_measured_and_the_rest_goes_on(folders, world, monkeypatch):
-    monkeypatch.setattr(experiments, "available", lambda: "no wheel for this machine")
     said = []
+    monkeypatch.setattr("erlab.triton.server.available", lambda: "no wheel for this machine")
     monkeypatch.setattr(experiments, "report", lambda *progress: said.append(progress[2]))
     found = experiments.measure_preliminary(SMOKE, folders)
     assert found.requests.empty and world.started == []
-    assert said == ["preliminary: nothing is measured, the embedded Triton cannot run here: no wheel for this machine"]
+    assert said == ["preliminary: nothing is measured, Triton cannot run here: no wheel for this machine"]
     assert experiments.choose_batch_limits(found, SMOKE) == dict.fromkeys("ABCDE", max(SMOKE.batch_limits))
 
 
@@ -162,7 +162,7 @@ def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
         experiments.load_prompts(empty)
     with pytest.raises(ErlabError, match="01_build_engines"):
         name, (_, system) = next(iter(experiments.preliminary(SMOKE).items()))
-        deployment.write_repository({name: system}, "preliminary", empty)
+        deployment.write_repository({name: system}, "preliminary", SMOKE, empty)
 
 
 def test_table1_is_written_whole(folders):

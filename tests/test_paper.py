@@ -1,5 +1,7 @@
 """The paper's facts as data: arithmetic against published numbers, and the scale model that plays them."""
 
+from dataclasses import replace
+
 import pytest
 
 from erlab import paper, profiles
@@ -64,3 +66,20 @@ def test_only_d_is_short_of_kv_cache():
 def test_unknown_profile_lists_what_is_allowed():
     with pytest.raises(ErlabError, match="laptop, smoke.*'dgx'"):
         profiles.profile("dgx")
+
+
+def test_on_eight_gpus_the_systems_are_the_papers():
+    dgx = profiles.profile("dgx-h100")
+    assert {k: profiles.scale(s, dgx, 8) for k, s in paper.SYSTEMS["v2"].items()} == paper.SYSTEMS["v2"]
+    places = {k: profiles.placement(s, profiles.devices(dgx)) for k, s in paper.SYSTEMS["v2"].items()}
+    assert places["A"] == places["B"] == ((0, 1, 2, 3), (4, 5, 6, 7)) and places["C"] == (tuple(range(8)),)
+    assert places["D"] == places["E"] == tuple((i,) for i in range(8))
+    with pytest.raises(ErlabError, match="'tensor_parallel' parameter of system C must be at most the 4 GPUs. Got 8"):
+        profiles.scale(paper.SYSTEMS["v2"]["C"], dgx, 4)
+
+
+def test_every_profile_names_engines_that_there_are():
+    for name, to in profiles.PROFILES.items():
+        assert profiles.family(to), name
+    with pytest.raises(ErlabError, match="'engine' parameter of profile laptop must be one of tiny, .*Got 'onnx'"):
+        profiles.family(replace(profiles.profile("laptop"), engine="onnx"))

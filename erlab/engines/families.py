@@ -1,0 +1,164 @@
+"""The kinds of engines that a profile's experts run on, in one table: all that differs between them is here.
+
+>>> from erlab import paper, profiles
+>>> laptop = profiles.profile("laptop")
+>>> family(laptop).scale(paper.SYSTEMS["v2"]["D"], laptop, 4, 32).title
+'tiny 70B int8, 1 core, 4 experts'
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from erlab import paper
+from erlab.errors import ErlabError
+from erlab.spec import Expert, Profile, System, require
+
+
+@dataclass(frozen=True)
+class Family:
+    """What builds and serves engines of one kind.
+
+    devices: what they run on, in the plural.
+    scale(system, to, devices, max_batch_size): what plays a row of Table I on that many devices.
+    engine_name(expert): the name of its engine's folder; experts of the same name share the engine.
+    build(expert, folder, seed, weights): makes the engine, unless it is there; `weights`: a folder of real weights,
+        None for dummies.
+    write(repository, model, engine, expert, place): writes the Triton model that serves the engine on these devices.
+    server(repository, models, port): a context manager with the interface of `erlab.triton.Server`.
+    available(): why this machine cannot serve them, None if it can.
+    together: whether one server may hold engines that are not asked, because idle they cost little.
+    """
+
+    devices: str
+    scale: Callable[[System, Profile, int, int], System]
+    engine_name: Callable[[Expert], str]
+    build: Callable[[Expert, Path, int, Path | None], object]
+    write: Callable[[Path, str, Path, Expert, tuple[int, ...]], object]
+    server: Callable[[Path, tuple[str, ...], int | None], AbstractContextManager]
+    available: Callable[[], str | None]
+    together: bool
+
+
+def family(to: Profile) -> Family:
+    """The kind of engines that a profile names."""
+    require(to.engine in FAMILIES, "engine", f"profile {to.name}", f"be one of {', '.join(FAMILIES)}", to.engine)
+    return FAMILIES[to.engine]
+
+
+# ---- tiny Llamas on CPU cores, behind the embedded Triton
+
+
+def _scale_to_cores(system: System, to: Profile, cores: int, max_batch_size: int) -> System:
+    """Every core plays an equal share of the paper's GPUs."""
+    original = system.expert
+    width = max(1, cores * original.tensor_parallel // paper.GPUS)
+    longest_in, longest_out = to.workload.input_tokens.maximum, to.workload.output_tokens.maximum
+    full = original.max_batch_size * original.max_sequence_tokens
+    share = min(1.0, paper.kv_pool_tokens(original) / full)
+    expert = replace(
+        original,
+        model=to.models[original.model.name],
+        precision=to.precisions[original.precision.name],
+        tensor_parallel=1,
+        cores=1 if system.router else width,
+        max_batch_size=max_batch_size,
+        max_input_tokens=longest_in,
+        max_output_tokens=longest_out,
+        kv_tokens=max(longest_in + longest_out, int(share * max_batch_size * (longest_in + longest_out))),
+    )
+    return replace(system, expert=expert, count=cores if system.router else max(1, cores // width))
+
+
+def _build_tiny(expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
+    from erlab.engines import tiny
+
+    require(weights is None, "weights", "a tiny engine", "be None (its weights are seeded dummies)", weights)
+    tiny.build(folder, expert.model, expert.precision, seed)
+
+
+def _write_tiny(repository: Path, model: str, engine: Path, expert: Expert, cores: tuple[int, ...]) -> None:
+    from erlab.triton import repository as models
+
+    models.write_tiny(repository, model, engine, expert, cores)
+
+
+def _embedded(repository: Path, models: tuple[str, ...], port: int | None) -> AbstractContextManager:
+    from erlab.triton import Server
+
+    return Server(repository, models, grpc_port=port)
+
+
+def _embedded_available() -> str | None:
+    from erlab.triton import server
+
+    return server.available()
+
+
+# ---- TensorRT-LLM on GPUs
+
+
+def _scale_to_gpus(system: System, to: Profile, gpus: int, max_batch_size: int) -> System:
+    """The system itself, on all of the GPUs."""
+    width = system.expert.tensor_parallel
+    require(width <= gpus, "tensor_parallel", f"system {system.name}", f"be at most the {gpus} GPUs", width)
+    expert = replace(
+        system.expert,
+        model=to.models[system.expert.model.name],
+        precision=to.precisions[system.expert.precision.name],
+        max_batch_size=max_batch_size,
+    )
+    return replace(system, expert=expert, count=gpus // width)
+
+
+def _trtllm_name(expert: Expert) -> str:
+    what = f"{expert.model.name}-{expert.precision.name}-tp{expert.tensor_parallel}-batch{expert.max_batch_size}"
+    return what.replace(" ", "-").lower()
+
+
+def _build_trtllm(expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
+    from erlab.engines import tensorrt_llm
+
+    tensorrt_llm.build(expert, folder, weights)
+
+
+def _write_trtllm(repository: Path, model: str, engine: Path, expert: Expert, gpus: tuple[int, ...]) -> None:
+    from erlab.engines import tensorrt_llm
+    from erlab.triton import repository as models
+
+    models.write_trtllm(repository, model, tensorrt_llm.load(engine, expert), expert, gpus, engine / "tokenizer")
+
+
+def _trtllm_available() -> str | None:
+    from erlab.engines import tensorrt_llm
+
+    return None if tensorrt_llm.devices() else "no GPU answers (nvidia-smi)"
+
+
+def _llm_server(repository: Path, models: tuple[str, ...], port: int | None) -> AbstractContextManager:
+    raise ErlabError("Start Triton in TensorRT-LLM's container and name it: --triton HOST:PORT.")
+
+
+FAMILIES = {
+    "tiny": Family(
+        devices="cores",
+        scale=_scale_to_cores,
+        engine_name=lambda expert: f"{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower(),
+        build=_build_tiny,
+        write=_write_tiny,
+        server=_embedded,
+        available=_embedded_available,
+        together=True,
+    ),
+    "tensorrt-llm": Family(
+        devices="GPUs",
+        scale=_scale_to_gpus,
+        engine_name=_trtllm_name,
+        build=_build_trtllm,
+        write=_write_trtllm,
+        server=_llm_server,
+        available=_trtllm_available,
+        together=False,
+    ),
+}

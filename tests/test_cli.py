@@ -17,7 +17,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-DESKTOP = "The 'profile' parameter must be one of laptop, smoke. Got 'desktop'."
+DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100. Got 'desktop'."
 COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "route", "users", "simulate")
 
 

@@ -128,10 +128,11 @@ class Gateway:
 
     def _last_words(self) -> str:
         try:
-            self._process.wait(1)
+            status = self._process.wait(1)
         except subprocess.TimeoutExpired:
             return f" within {_LISTEN_SECONDS:g} s."
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         own = [line.removeprefix("erlab: ") for line in lines if line.startswith("erlab: ")]
-        return ": " + " | ".join(own or lines[-5:])  # gRPC logs beside the gateway's own sentence
+        # gRPC logs beside the gateway's own sentence; who was killed says nothing.
+        return ": " + (" | ".join(own or lines[-5:]) or f"its process ended with exit status {status}.")

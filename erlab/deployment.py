@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from erlab import paper, paths, profiles
-from erlab.engines.families import family
+from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.progress import report
@@ -89,17 +89,31 @@ def experts(to: Profile) -> list[Expert]:
     return list(found.values())
 
 
+def plan_engines(
+    to: Profile, folders: Folders, weights: str | Path | None = None
+) -> list[tuple[Expert, Path, Path | None, tuple]]:
+    """The profile's experts, each with its engine's folder, its weights' folder and the commands due for its engine."""
+    found = []
+    for expert in experts(to):
+        folder = engine_folder(expert, to, folders)
+        source = Path(weights).expanduser().resolve() / slug(expert.model.name) if weights else None
+        found.append((expert, folder, source, family(to).plan(expert, folder, source)))
+    return found
+
+
 def build_engines(to: Profile, folders: Folders, seed: int, weights: str | Path | None = None) -> pd.DataFrame:
     """Build every engine of the profile that isn't there yet; a row an engine: its size in parameters and bytes.
 
     `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
     """
-    found = experts(to)
+    found = plan_engines(to, folders, weights)
+    family(to).check([(expert, folder, due) for expert, folder, _, due in found])
+    if minutes := sum(command.minutes for *_, due in found for command in due):
+        report(0, len(found), f"{len(found)} engines: about {minutes / 60:.1f} h to build")
     rows = []
-    for i, expert in enumerate(found):
-        folder = engine_folder(expert, to, folders)
+    for i, (expert, folder, source, _) in enumerate(found):
         report(i, len(found), f"engine {folder.name}")
-        family(to).build(expert, folder, seed, weights and Path(weights) / expert.model.name.replace(" ", "-").lower())
+        family(to).build(expert, folder, seed, source)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         plays = sorted(name for name, model in to.models.items() if model == expert.model)
         rows.append(

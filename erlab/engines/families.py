@@ -23,6 +23,9 @@ class Family:
     devices: what they run on, in the plural.
     scale(system, to, devices, max_batch_size): what plays a row of Table I on that many devices.
     engine_name(expert): the name of its engine's folder; experts of the same name share the engine.
+    plan(expert, folder, weights): the commands (`tensorrt_llm.Command`) that are due for its engine; none where it is
+        there, or made in a moment.
+    check(due): refuses what cannot be built here, (expert, folder, due commands) an engine, before any is.
     build(expert, folder, seed, weights): makes the engine, unless it is there; `weights`: a folder of real weights,
         None for dummies.
     write(repository, model, engine, expert, place): writes the Triton model that serves the engine on these devices.
@@ -34,6 +37,8 @@ class Family:
     devices: str
     scale: Callable[[System, Profile, int, int], System]
     engine_name: Callable[[Expert], str]
+    plan: Callable[[Expert, Path, Path | None], tuple]
+    check: Callable[[list], object]
     build: Callable[[Expert, Path, int, Path | None], object]
     write: Callable[[Path, str, Path, Expert, tuple[int, ...]], object]
     server: Callable[[Path, tuple[str, ...], int | None], AbstractContextManager]
@@ -45,6 +50,15 @@ def family(to: Profile) -> Family:
     """The kind of engines that a profile names."""
     require(to.engine in FAMILIES, "engine", f"profile {to.name}", f"be one of {', '.join(FAMILIES)}", to.engine)
     return FAMILIES[to.engine]
+
+
+def slug(name: str) -> str:
+    """A name as folders have it.
+
+    >>> slug("Llama 3 8B-FP16")
+    'llama-3-8b-fp16'
+    """
+    return name.replace(" ", "-").lower()
 
 
 # ---- tiny Llamas on CPU cores, behind the embedded Triton
@@ -113,27 +127,39 @@ def _scale_to_gpus(system: System, to: Profile, gpus: int, max_batch_size: int) 
 
 
 def _trtllm_name(expert: Expert) -> str:
-    what = f"{expert.model.name}-{expert.precision.name}-tp{expert.tensor_parallel}-batch{expert.max_batch_size}"
-    return what.replace(" ", "-").lower()
+    width, batch = expert.tensor_parallel, expert.max_batch_size
+    return slug(f"{expert.model.name}-{expert.precision.name}-tp{width}-batch{batch}")
+
+
+def _plan_trtllm(expert: Expert, folder: Path, weights: Path | None) -> tuple:
+    from erlab.engines import trtllm_build
+
+    return trtllm_build.plan(expert, folder, weights)
+
+
+def _check_trtllm(due: list) -> None:
+    from erlab.engines import trtllm_build
+
+    trtllm_build.check(due)
 
 
 def _build_trtllm(expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
-    from erlab.engines import tensorrt_llm
+    from erlab.engines import trtllm_build
 
-    tensorrt_llm.build(expert, folder, weights)
+    trtllm_build.build(expert, folder, weights)
 
 
 def _write_trtllm(repository: Path, model: str, engine: Path, expert: Expert, gpus: tuple[int, ...]) -> None:
-    from erlab.engines import tensorrt_llm
+    from erlab.engines import trtllm_build
     from erlab.triton import repository as models
 
-    models.write_trtllm(repository, model, tensorrt_llm.load(engine, expert), expert, gpus, engine / "tokenizer")
+    models.write_trtllm(repository, model, trtllm_build.load(engine, expert), expert, gpus, engine / "tokenizer")
 
 
 def _trtllm_available() -> str | None:
-    from erlab.engines import tensorrt_llm
+    from erlab.engines import trtllm_build
 
-    return None if tensorrt_llm.devices() else "no GPU answers (nvidia-smi)"
+    return None if trtllm_build.devices() else "no GPU answers (nvidia-smi)"
 
 
 def _llm_server(repository: Path, models: tuple[str, ...], port: int | None) -> AbstractContextManager:
@@ -144,7 +170,9 @@ FAMILIES = {
     "tiny": Family(
         devices="cores",
         scale=_scale_to_cores,
-        engine_name=lambda expert: f"{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower(),
+        engine_name=lambda expert: slug(f"{expert.model.name}-{expert.precision.name}"),
+        plan=lambda expert, folder, weights: (),
+        check=lambda due: None,
         build=_build_tiny,
         write=_write_tiny,
         server=_embedded,
@@ -155,6 +183,8 @@ FAMILIES = {
         devices="GPUs",
         scale=_scale_to_gpus,
         engine_name=_trtllm_name,
+        plan=_plan_trtllm,
+        check=_check_trtllm,
         build=_build_trtllm,
         write=_write_trtllm,
         server=_llm_server,

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from erlab import paper, spec
-from erlab.engines import tensorrt_llm
+from erlab import nvidia, paper, spec
+from erlab.engines import tensorrt_llm, trtllm_build
 from erlab.errors import ErlabError
 from erlab.simulation import hardware
 from erlab.simulation.engine import Batching
@@ -134,9 +134,9 @@ def test_memory_agrees_with_the_simulators(expert):
 
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(ErlabError, match="Llama 3 70B FP16 does not fit 1 .*weights 131.4 GiB"):
-        tensorrt_llm.build(replace(SMALL, model=paper.LLAMA_3_70B), tmp_path / "e", dry_run=True)
+        trtllm_build.plan(replace(SMALL, model=paper.LLAMA_3_70B), tmp_path / "e")
     with pytest.raises(ErlabError, match="KV cache 122.1 "):
-        tensorrt_llm.build(replace(SMALL, kv_tokens=1_000_000), tmp_path / "e", dry_run=True)
+        trtllm_build.plan(replace(SMALL, kv_tokens=1_000_000), tmp_path / "e")
 
 
 # Stand-ins. Each notes its arguments in $NOTES, one line a call.
@@ -189,7 +189,10 @@ class Machine:
         self.put("nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
 
     def build(self, expert=SMALL, **options):
-        return tensorrt_llm.build(expert, self.folder, examples=self.examples, **options)
+        return trtllm_build.build(expert, self.folder, examples=self.examples, **options)
+
+    def plan(self, expert=SMALL, **options):
+        return trtllm_build.plan(expert, self.folder, examples=self.examples, **options)
 
     def ran(self):
         """The programs that were called since the last time, by name."""
@@ -201,23 +204,23 @@ class Machine:
         return sorted(p.name for p in self.folder.iterdir()) if self.folder.exists() else []
 
 
-WHOLE = ["build.log", "checkpoint", "checkpoint.json", "engine", "engine.json"]
+WHOLE = ["build.log", "checkpoint", "checkpoint.json", "engine", "engine.json", "tokenizer"]
 
 
 def test_a_build_runs_what_was_planned_and_only_once(machine):
     expert = replace(SMALL, tensor_parallel=4)
-    planned = machine.build(expert, dry_run=True)
+    planned = machine.plan(expert)
     assert machine.left() == [] and machine.ran() == []
     assert machine.build(expert) == planned == tensorrt_llm.commands(expert, machine.folder, examples=machine.examples)
     called = [line.split() for line in machine.notes.read_text().splitlines()]
     assert called == [list(command.argv) for command in planned]
     assert machine.left() == WHOLE
     machine.ran()
-    assert machine.build(expert) == () and machine.build(expert, dry_run=True) == () and machine.ran() == []
-    assert tensorrt_llm.load(machine.folder, expert) == machine.folder / "engine"
+    assert machine.plan(expert) == () and machine.build(expert) == () and machine.ran() == []
+    assert trtllm_build.load(machine.folder, expert) == machine.folder / "engine"
     assert machine.build(replace(expert, kv_tokens=4096)) == ()  # chosen when it is served
-    assert len(machine.build(replace(expert, max_batch_size=128), dry_run=True)) == 1  # the same checkpoint
-    assert len(machine.build(replace(expert, precision=spec.FP8), dry_run=True)) == 2
+    assert len(machine.plan(replace(expert, max_batch_size=128))) == 1  # the same checkpoint
+    assert len(machine.plan(replace(expert, precision=spec.FP8))) == 2
 
 
 def test_a_failed_build_shows_the_tools_last_lines_and_goes_on_where_it_stopped(machine):
@@ -228,7 +231,7 @@ def test_a_failed_build_shows_the_tools_last_lines_and_goes_on_where_it_stopped(
     assert machine.left() == ["build.log", "checkpoint", "checkpoint.json"]
     assert machine.ran() == ["python3", "trtllm-build"]
     with pytest.raises(ErlabError, match="no complete TensorRT-LLM engine"):
-        tensorrt_llm.load(machine.folder, SMALL)
+        trtllm_build.load(machine.folder, SMALL)
     machine.put("trtllm-build", BUILD)
     machine.build()
     assert machine.ran() == ["trtllm-build"] and machine.left() == WHOLE
@@ -261,17 +264,17 @@ def test_a_build_that_hangs_is_ended_with_its_workers(machine):
 
 
 def test_an_interrupted_build_leaves_nothing_half(machine, monkeypatch):
-    def interrupted(command, log, timeout):
+    def interrupted(command, *_):
         command.writes.mkdir()
         (command.writes / "rank0.engine").write_text("half")
         raise KeyboardInterrupt
 
     machine.build()
     (machine.folder / "engine.json").unlink()
-    monkeypatch.setattr(tensorrt_llm, "_run", interrupted)
+    monkeypatch.setattr(trtllm_build, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         machine.build()
-    assert machine.left() == ["build.log", "checkpoint", "checkpoint.json"]
+    assert machine.left() == ["build.log", "checkpoint", "checkpoint.json", "tokenizer"]
 
 
 def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
@@ -289,13 +292,13 @@ def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
         machine.build(paper.SYSTEMS["v1"]["13B-FP16"].expert)
     machine.gpus(["NVIDIA H100 80GB HBM3, 81559, 9.0"])
     (machine.bin / "trtllm-build").unlink()
-    with pytest.raises(ErlabError, match="trtllm-build is not here: .*nvidia/tritonserver:25.12-trtllm-python-py3$"):
+    with pytest.raises(ErlabError, match="trtllm-build is not here: .* docker or podman, .*nvidia/tritonserver:25.12-trtllm-python-py3$"):
         machine.build()
     machine.put("trtllm-build", BUILD)
     with pytest.raises(ErlabError, match="convert_checkpoint.py is not here"):
-        tensorrt_llm.build(SMALL, machine.folder, examples=machine.examples / "other")
-    monkeypatch.setattr(tensorrt_llm.shutil, "disk_usage", lambda path: type("", (), {"free": 10**10}))
-    with pytest.raises(ErlabError, match="the engine needs 16.9 GB of disk, 10.0 GB are free"):
+        trtllm_build.build(SMALL, machine.folder, examples=machine.examples / "other")
+    monkeypatch.setattr(trtllm_build.shutil, "disk_usage", lambda path: type("", (), {"free": 10**10}))
+    with pytest.raises(ErlabError, match="building needs 16.9 GB of disk, 10.0 GB are free"):
         machine.build()
     assert machine.ran() == [] and machine.left() == []
 
@@ -313,24 +316,33 @@ def test_weights_of_another_shape_are_refused(machine, tmp_path):
     with pytest.raises(ErlabError, match="vocab_size must be 128256 for Llama 3 8B. Got 32000"):
         machine.build(weights=weights)
     (weights / "config.json").write_text(json.dumps(config | {"vocab_size": 128256}))
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (weights / "model.safetensors.index.json").write_text(json.dumps(index))
+    (weights / "model-1.safetensors").write_text("")
+    (weights / "tokenizer.json").write_text("their tokenizer")
+    with pytest.raises(ErlabError, match="model-2.safetensors is missing there"):
+        machine.build(weights=weights)
+    (weights / "model-2.safetensors").write_text("")
+    assert machine.ran() == []
     machine.put("python3", CHECKPOINT + """echo weights > "$out/rank0.safetensors"\n""")
     assert len(machine.build(weights=weights)) == 2
-    assert machine.build(weights=weights) == () and len(machine.build(dry_run=True)) == 2
+    assert (machine.folder / "tokenizer" / "tokenizer.json").read_text() == "their tokenizer"
+    assert machine.plan(weights=weights) == () and len(machine.build()) == 2
 
 
 def test_an_engine_of_another_machine_version_or_expert_is_not_served(machine, monkeypatch):
     machine.build()
     with pytest.raises(ErlabError, match="another specification"):
-        tensorrt_llm.load(machine.folder, replace(SMALL, max_batch_size=8))
+        trtllm_build.load(machine.folder, replace(SMALL, max_batch_size=8))
     machine.gpus(["NVIDIA H200, 143771, 9.0"])
     with pytest.raises(ErlabError, match="built for NVIDIA H100 80GB HBM3, but this machine has NVIDIA H200"):
-        tensorrt_llm.load(machine.folder, SMALL)
-    assert len(machine.build(dry_run=True)) == 2
+        trtllm_build.load(machine.folder, SMALL)
+    assert len(machine.plan()) == 2
     machine.gpus([])  # served elsewhere
-    assert tensorrt_llm.load(machine.folder, SMALL)
-    monkeypatch.setattr(tensorrt_llm, "version", lambda name: {"tensorrt_llm": "1.0.0"}[name])
+    assert trtllm_build.load(machine.folder, SMALL)
+    monkeypatch.setattr(trtllm_build, "version", lambda name: {"tensorrt_llm": "1.0.0"}[name])
     with pytest.raises(ErlabError, match="built with TensorRT-LLM 1.2.1, but 1.0.0 is installed"):
-        tensorrt_llm.load(machine.folder, SMALL)
+        trtllm_build.load(machine.folder, SMALL)
 
 
 def test_a_folder_of_other_things_is_left_alone(machine):
@@ -345,3 +357,54 @@ def test_a_printed_command_is_one_a_shell_understands(tmp_path):
     command = tensorrt_llm.commands(SMALL, tmp_path / "with space")[1]
     out = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == list(command.argv)
+
+
+DOCKER = """#!/bin/bash
+printf '%s ' docker "$@" >> "$NOTES"; echo >> "$NOTES"
+[ "$1" = run ] || exit 0
+while [ "$1" != "IMAGE" ]; do shift; done; shift
+PATH="$TOOLS:$PATH" exec "$@"
+""".replace("IMAGE", nvidia.IMAGE)
+
+
+def test_where_the_programs_are_missing_the_container_runs_them(machine, monkeypatch):
+    """The stand-in for docker runs what it is to run inside, with the programs that only the container has."""
+    tools = machine.bin.with_name("tools")
+    tools.mkdir()
+    monkeypatch.setenv("TOOLS", str(tools))
+    for name in ("python3", "trtllm-build"):
+        (machine.bin / name).rename(tools / name)
+    machine.put("docker", DOCKER)
+    trtllm_build.build(SMALL, machine.folder)
+    assert machine.left() == WHOLE
+    started = [line.split() for line in machine.notes.read_text().splitlines() if line.startswith("docker run")]
+    for argv, planned in zip(started, tensorrt_llm.commands(SMALL, machine.folder), strict=True):
+        inside = argv.index(nvidia.IMAGE)
+        assert tuple(argv[inside + 1 :]) == planned.argv
+        options = argv[:inside]
+        assert f"{machine.folder}:{machine.folder}" in options and options[options.index("--gpus") + 1] == "all"
+    machine.ran()
+    (tools / "trtllm-build").write_text(FAIL)
+    with pytest.raises(ErlabError, match="CUDA out of memory"):
+        trtllm_build.build(replace(SMALL, max_batch_size=8), machine.folder)
+    removed = [line for line in machine.notes.read_text().splitlines() if line.startswith("docker rm")]
+    assert len(removed) == 1 and "erlab-build-" in removed[0]
+
+
+def test_a_container_engine_that_does_not_answer_is_named_with_its_words(machine):
+    (machine.bin / "trtllm-build").unlink()
+    machine.put("docker", "#!/bin/sh\necho 'Cannot connect to the Docker daemon.' >&2; exit 1\n")
+    with pytest.raises(ErlabError, match="docker is installed but cannot be reached: Cannot connect to the Docker"):
+        machine.build()
+    with pytest.raises(ErlabError, match="podman is not installed here"):
+        nvidia.container("podman")
+    with pytest.raises(ErlabError, match="'container' parameter of a server must be one of docker, podman. Got 'lxc'"):
+        nvidia.container("lxc")
+
+
+def test_programs_are_not_taken_from_this_virtual_environment(monkeypatch):
+    monkeypatch.setattr("sys.prefix", "/venv")
+    monkeypatch.setattr("sys.executable", "/venv/bin/python")
+    monkeypatch.setenv("PATH", "/venv/bin:/usr/bin:/bin")
+    monkeypatch.setenv("VIRTUAL_ENV", "/venv")
+    assert nvidia.environment()["PATH"] == "/usr/bin:/bin" and "VIRTUAL_ENV" not in nvidia.environment()

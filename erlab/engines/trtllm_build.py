@@ -1,0 +1,314 @@
+"""Builds TensorRT-LLM engines with care: what cannot work is said before hours are spent, what is there stays.
+
+    build(expert, folder)              # the commands that ran
+    engine = load(folder, expert)      # what Triton serves
+
+The programs run on this machine or, where they are missing, in NVIDIA's container. A build's folder ends up as
+``checkpoint/``, ``engine/``, ``tokenizer/``, ``build.log`` and a marker beside checkpoint and engine, written last: what
+has a marker is whole and is not made again for the same command.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from erlab import nvidia
+from erlab.engines.tensorrt_llm import EXAMPLES, Command, commands, memory
+from erlab.errors import ErlabError
+from erlab.simulation.hardware import GPUS, Gpu
+from erlab.spec import FP8, Expert, Model, require
+
+FORMAT = 1  # of the markers; rises when the same command would give another engine
+_ARCHITECTURE = {  # Hugging Face's names of a model's sizes
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "intermediate",
+    "vocab_size": "vocab",
+}
+
+
+def plan(
+    expert: Expert, folder: str | Path, weights: str | Path | None = None, examples: Path = EXAMPLES
+) -> tuple[Command, ...]:
+    """The commands that are due for the expert's engine in `folder`, none where it is whole. Changes nothing.
+
+    The memory it checks is that of this machine's GPUs, of an H100 where there are none. Raises ErlabError where that
+    does not suffice, for weights of another model, and for a folder that holds other things.
+    """
+    folder = Path(folder).expanduser().resolve()
+    made = commands(expert, folder, weights, examples)
+    found = devices()
+    memory(expert, found[0].gpu if found else GPUS["H100"])
+    if weights is not None:
+        _require_weights(Path(weights).expanduser().resolve(), expert.model)
+    _require_own(folder)
+    due = tuple(c for c in made if not _is_done(c, expert, found, weights is not None))
+    return made if due and due[0] is made[0] else due  # an engine is never older than its checkpoint
+
+
+def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
+    """Refuse what cannot be built here: (expert, folder, its due commands) an engine. Which container engine is to run
+    the programs, None where they are installed.
+
+    Raises ErlabError where driver, GPUs, programs or disk do not suffice, with advice.
+    """
+    due = [(expert, folder, commands) for expert, folder, commands in due if commands]
+    if not due:
+        return None
+    container = _tools([command for *_, commands in due for command in commands])
+    found = devices()
+    for expert, _, _ in due:
+        _require_devices(expert, found)
+    _require_disk(due[0][1], [command for *_, commands in due for command in commands])
+    return container
+
+
+def build(
+    expert: Expert,
+    folder: str | Path,
+    weights: str | Path | None = None,
+    examples: Path = EXAMPLES,
+    timeout: float = 4 * 3600,
+) -> tuple[Command, ...]:
+    """Build the expert's engine in `folder`, as far as it isn't there; the commands that ran.
+
+    A build that was interrupted or failed goes on where it stopped. `timeout`: seconds a command may take. What the
+    tools print goes to ``build.log``. Raises ErlabError, before anything runs, as `plan` and `check` do, and with the
+    tool's own last lines where it fails.
+    """
+    folder = Path(folder).expanduser().resolve()
+    due = plan(expert, folder, weights, examples)
+    container = check([(expert, folder, due)])
+    found, folders = devices(), [folder, *([Path(weights).expanduser().resolve()] if weights is not None else [])]
+    if due:
+        folder.mkdir(parents=True, exist_ok=True)
+    for command in due:
+        _marker(command).unlink(missing_ok=True)
+        shutil.rmtree(command.writes, ignore_errors=True)
+    for command in due:
+        try:
+            start = time.monotonic()
+            _run(command, folder / "build.log", timeout, container, folders)
+            if missing := _missing(command, expert, weights is not None):
+                log = folder / "build.log"
+                raise ErlabError(f"{_tool(command)} ended without {command.writes / missing}. Its log: {log}.")
+            _mark(command, expert, found, time.monotonic() - start)
+        except BaseException:
+            shutil.rmtree(command.writes, ignore_errors=True)
+            raise
+    _put_tokenizer(folder / "tokenizer", expert, weights)
+    return due
+
+
+def load(folder: str | Path, expert: Expert) -> Path:
+    """The engine in `folder` that `build` made for `expert`, ready to be served on this machine.
+
+    Raises ErlabError where it is not whole, or was built for another expert, GPU or version of TensorRT-LLM.
+    """
+    folder = Path(folder).expanduser().resolve()
+    engine = folder / "engine"
+    try:
+        about = json.loads((folder / "engine.json").read_text())
+        built_with = json.loads((engine / "config.json").read_text()).get("version")
+    except (OSError, ValueError) as e:
+        raise ErlabError(f"{folder}: no complete TensorRT-LLM engine ({e}). Run 01_build_engines again.") from None
+    if about.get("format") != FORMAT or about.get("expert") != _spec(expert):
+        raise ErlabError(f"{folder}: this engine was built from another specification. Run 01_build_engines again.")
+    found = devices()
+    if found and about["gpu"] != found[0].gpu.name:
+        here = found[0].gpu.name
+        raise ErlabError(f"{folder}: built for {about['gpu']}, but this machine has {here}. Build it here.")
+    try:
+        installed = version("tensorrt_llm")
+    except PackageNotFoundError:
+        installed = None  # it will be served elsewhere, in a container
+    if installed and built_with and installed != built_with:
+        raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
+    return engine
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU of this machine with its CUDA compute capability, such as (9, 0)."""
+
+    gpu: Gpu
+    capability: tuple[int, int]
+
+
+def devices() -> tuple[Device, ...]:
+    """This machine's GPUs as the driver names them, none without a driver. Speeds are an H100's and not used here."""
+    query = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
+    try:
+        out = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        rows = [[field.strip() for field in line.split(",")] for line in out.splitlines() if line.strip()]
+        return tuple(
+            Device(replace(GPUS["H100"], name=name, memory=int(mib) * 2**20), tuple(map(int, capability.split("."))))
+            for name, mib, capability in rows
+        )
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
+def _require_weights(weights: Path, model: Model) -> None:
+    try:
+        config = json.loads((weights / "config.json").read_text())
+    except (OSError, ValueError) as e:
+        raise ErlabError(f"{weights}: no folder of Hugging Face weights with a config.json ({e}).") from None
+    for name, attribute in _ARCHITECTURE.items():
+        expected = getattr(model, attribute)
+        if config.get(name) != expected:
+            raise ErlabError(f"{weights}: {name} must be {expected} for {model.name}. Got {config.get(name)}.")
+    index = weights / "model.safetensors.index.json"
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as e:
+        raise ErlabError(f"{index}: not the index of weights ({e!r}).") from None
+    if missing := sorted(f for f in files | {"tokenizer.json"} if not (weights / f).is_file()):
+        raise ErlabError(f"{weights}: {missing[0]} is missing there ({len(missing)} files in all).")
+
+
+def _put_tokenizer(to: Path, expert: Expert, weights: str | Path | None) -> None:
+    """The tokenizer beside the engine: the weights' own, or bytes for dummies."""
+    if weights is not None:
+        to.mkdir(exist_ok=True)
+        for pattern in ("tokenizer*", "special_tokens_map.json"):
+            for file in Path(weights).expanduser().glob(pattern):
+                shutil.copy(file, to)
+    elif not (to / "tokenizer_config.json").is_file():
+        from erlab.engines import tokenizer  # torch comes with it, which plans need not wait for
+
+        tokenizer.write(to, expert.model.vocab)
+
+
+def _require_own(folder: Path) -> None:
+    own = {"checkpoint", "checkpoint.json", "engine", "engine.json", "build.log", "timing.cache", "tokenizer"}
+    if folder.exists() and (others := sorted({p.name.removeprefix(".") for p in folder.iterdir()} - own)):
+        raise ErlabError(f"{folder}: not a TensorRT-LLM build folder (it holds {others[0]}). Choose another.")
+
+
+def _tools(due: Sequence[Command]) -> str | None:
+    """The container engine that has what the commands need, None where this machine has it all itself."""
+    missing = [c.argv[0] for c in due if nvidia.find(c.argv[0]) is None]
+    missing += [tool for c in due if (tool := _tool(c)).endswith(".py") and not Path(tool).is_file()]
+    container = nvidia.container() if missing else None
+    if missing and not container:
+        raise ErlabError(
+            f"{missing[0]} is not here: building engines needs TensorRT-LLM 1.0 to 1.2.1, or docker or podman, which "
+            f"run it in {nvidia.IMAGE}"
+        )
+    return container
+
+
+def _tool(command: Command) -> str:
+    """What does the work: the program, or the script that Python runs."""
+    return command.argv[1] if command.argv[0] == "python3" else command.argv[0]
+
+
+def _require_devices(expert: Expert, found: tuple[Device, ...]) -> None:
+    if not found:
+        raise ErlabError("No GPU answers (nvidia-smi): building an engine needs an NVIDIA driver and GPU.")
+    tp = expert.tensor_parallel
+    require(tp <= len(found), "tensor_parallel", "Expert", f"be at most this machine's {len(found)} GPUs", tp)
+    if expert.precision == FP8 and found[0].capability < (8, 9):
+        have = ".".join(map(str, found[0].capability))
+        raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {found[0].gpu.name} has {have}.")
+
+
+def _require_disk(folder: Path, due: Sequence[Command]) -> None:
+    existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+    needed, free = sum(c.disk_bytes for c in due), shutil.disk_usage(existing).free
+    if needed > free:
+        raise ErlabError(f"{folder}: building needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free.")
+
+
+def _run(command: Command, log: Path, timeout: float, container: str | None, folders: Sequence[Path]) -> None:
+    """Run it in a session of its own, so that its workers end with it, printing to the end of `log`."""
+    name = f"erlab-build-{uuid.uuid4().hex[:8]}"
+    argv = nvidia.contained(container, command.argv, name, folders, as_user=True) if container else command.argv
+    with log.open("ab") as out:
+        out.write(f"$ {shlex.join(argv)}\n".encode())
+        out.flush()
+        begin = out.tell()
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=nvidia.environment(),
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ErlabError(_said(command, log, begin, f"did not end within {timeout:g} s")) from None
+        finally:
+            if process.poll() != 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # workers of one that failed may still be there
+                process.wait()
+                if container:
+                    nvidia.remove(container, name)
+    if code:
+        raise ErlabError(_said(command, log, begin, f"failed with status {code}"))
+
+
+def _said(command: Command, log: Path, begin: int, how: str) -> str:
+    """What happened, with the last lines that the command printed."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return f"{_tool(command)} {how}, saying: {' | '.join(lines[-3:]) or 'nothing'}. Its log: {log}."
+
+
+def _missing(command: Command, expert: Expert, real: bool) -> str | None:
+    """The first file that the command should have written and has not, or left empty."""
+    engine = command.argv[0] == "trtllm-build"
+    suffix = "engine" if engine else "safetensors"
+    ranks = range(expert.tensor_parallel) if engine or real else ()
+    names = ["config.json", *(f"rank{i}.{suffix}" for i in ranks)]
+    return next((n for n in names if not (f := command.writes / n).is_file() or not f.stat().st_size), None)
+
+
+def _marker(command: Command) -> Path:
+    return command.writes.with_name(f"{command.writes.name}.json")
+
+
+def _mark(command: Command, expert: Expert, found: tuple[Device, ...], seconds: float) -> None:
+    about = {
+        "format": FORMAT,
+        "argv": list(command.argv),
+        "expert": _spec(expert),
+        "gpu": found[0].gpu.name,
+        "seconds": round(seconds, 1),
+    }
+    marker = _marker(command)
+    aside = marker.with_name(f".{marker.name}")
+    aside.write_text(json.dumps(about, indent=2) + "\n")
+    os.replace(aside, marker)
+
+
+def _is_done(command: Command, expert: Expert, found: tuple[Device, ...], real: bool) -> bool:
+    try:
+        about = json.loads(_marker(command).read_text())
+        same = about["format"] == FORMAT and about["argv"] == list(command.argv)
+        here = not found or about["gpu"] == found[0].gpu.name  # an engine runs on the kind of GPU it was built on
+    except (OSError, ValueError, KeyError):
+        return False
+    return same and here and _missing(command, expert, real) is None
+
+
+def _spec(expert: Expert) -> dict:
+    """What of the expert goes into its engine: the size of the KV pool is chosen when it is served."""
+    return asdict(replace(expert, kv_tokens=None))

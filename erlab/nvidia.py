@@ -1,0 +1,88 @@
+"""NVIDIA's programs: this machine's own, outside of our virtual environment, or those in NVIDIA's container.
+
+Folders have the same path inside the container as outside, and what it serves is published on the loopback only.
+
+>>> print(shlex.join(contained("docker", ("trtllm-build", "--help"), "build", folders=("/engines",))))
+docker run --rm --name build --gpus all --shm-size=16g --ulimit memlock=-1 --ulimit stack=67108864 -v \
+/engines:/engines nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from erlab.errors import ErlabError
+from erlab.spec import require
+
+IMAGE = "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"  # the last with engines; TensorRT-LLM 1.2
+CONTAINERS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}  # and how each gives GPUs
+
+
+def environment() -> dict[str, str]:
+    """The environment without this virtual environment, whose ``python3`` has no TensorRT-LLM."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
+    ours = {str(Path(sys.executable).parent)} if sys.prefix != sys.base_prefix else set()
+    path = [place for place in kept.get("PATH", os.defpath).split(os.pathsep) if place not in ours]
+    return kept | {"PATH": os.pathsep.join(path)}
+
+
+def find(program: str, *places: str) -> str | None:
+    """Where a program is: on PATH, outside of this virtual environment, or in one of these folders."""
+    path = os.pathsep.join([environment()["PATH"], *places])
+    return shutil.which(program, path=path)
+
+
+def container(name: str | None = None) -> str | None:
+    """The container engine that answers, None where none is installed: docker before podman, or the one of that name.
+
+    Raises ErlabError with its own words where it is installed and does not answer, and where the named one is missing.
+    """
+    allowed = f"be one of {', '.join(CONTAINERS)}"
+    require(name is None or name in CONTAINERS, "container", "a server", allowed, name)
+    for engine in (name,) if name else CONTAINERS:
+        if find(engine):
+            try:
+                done = subprocess.run((engine, "info"), env=environment(), capture_output=True, text=True, timeout=60)
+                said = done.stderr.strip() or f"status {done.returncode}"
+            except (OSError, subprocess.TimeoutExpired) as e:
+                done, said = None, str(e)
+            if done is None or done.returncode:
+                raise ErlabError(f"{engine} is installed but cannot be reached: {said.splitlines()[-1]}")
+            return engine
+    if name:
+        raise ErlabError(f"{name} is not installed here.")
+    return None
+
+
+def contained(
+    engine: str,
+    argv: Sequence[str],
+    name: str,
+    folders: Sequence[str | Path] = (),
+    ports: Sequence[int] = (),
+    variables: Mapping[str, str] = {},
+    as_user: bool = False,
+) -> tuple[str, ...]:
+    """The command that runs `argv` in NVIDIA's container with all GPUs.
+
+    `name`: the container's, so that it can be removed. `folders`: what it may read and write. `ports`: published on
+    127.0.0.1. `variables`: environment variables. `as_user`: whether files it writes are to be the user's.
+    """
+    user = ("--user", f"{os.getuid()}:{os.getgid()}", "-e", "HOME=/tmp", "-e", "USER=erlab") if as_user else ()
+    return (
+        *(engine, "run", "--rm", "--name", name, *CONTAINERS[engine]),
+        *("--shm-size=16g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864", *user),
+        *(text for port in ports for text in ("-p", f"127.0.0.1:{port}:{port}")),
+        *(text for folder in folders for text in ("-v", f"{folder}:{folder}")),
+        *(text for key, value in variables.items() for text in ("-e", f"{key}={value}")),
+        *(IMAGE, *argv),
+    )
+
+
+def remove(engine: str, name: str) -> None:
+    """End a container that may still run."""
+    subprocess.run((engine, "rm", "-f", name), env=environment(), capture_output=True)

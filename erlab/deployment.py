@@ -206,11 +206,20 @@ class Running:
 
 
 def server(
-    systems: dict[str, System], name: str, to: Profile, folders: Folders, port: int | None = None
+    systems: dict[str, System],
+    name: str,
+    to: Profile,
+    folders: Folders,
+    port: int | None = None,
+    container: str | None = None,
+    apart: bool = False,
 ) -> AbstractContextManager[Server]:
-    """A Triton server, to be entered, with all engines of these systems in the model repository `name`."""
+    """A Triton server, to be entered, with all engines of these systems in the model repository `name`.
+
+    `container`: the container engine that is to run it, `apart`: a server an engine; both on GPUs only.
+    """
     models = tuple(model for key, system in systems.items() for model in model_names(key, system))
-    return family(to).server(write_repository(systems, name, to, folders), models, port)
+    return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
 @contextmanager
@@ -240,6 +249,6 @@ def serve(
             return
         if not (folders.router / "router.json").is_file():
             raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
-        placed = tuple(models[c % len(models)] for c in range(to.clusters))
+        placed = tuple(holder.upstreams[c % len(models)] for c in range(to.clusters))
         gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port))
         yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

@@ -4,7 +4,7 @@ Folders have the same path inside the container as outside, and what it serves i
 
 >>> print(shlex.join(contained("docker", ("trtllm-build", "--help"), "build", folders=("/engines",))))
 docker run --rm --name build --gpus all --shm-size=16g --ulimit memlock=-1 --ulimit stack=67108864 -v \
-/engines:/engines nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
+/engines:/engines:ro nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
 """
 
 import os
@@ -34,6 +34,16 @@ def find(program: str, *places: str) -> str | None:
     """Where a program is: on PATH, outside of this virtual environment, or in one of these folders."""
     path = os.pathsep.join([environment()["PATH"], *places])
     return shutil.which(program, path=path)
+
+
+def gpus() -> tuple[str, ...]:
+    """The names of this machine's GPUs as the driver tells them, none without a driver."""
+    query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    try:
+        out = subprocess.run(query, env=environment(), capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in out.splitlines() if line.strip())
 
 
 def container(name: str | None = None) -> str | None:
@@ -69,15 +79,15 @@ def contained(
 ) -> tuple[str, ...]:
     """The command that runs `argv` in NVIDIA's container with all GPUs.
 
-    `name`: the container's, so that it can be removed. `folders`: what it may read and write. `ports`: published on
-    127.0.0.1. `variables`: environment variables. `as_user`: whether files it writes are to be the user's.
+    `name`: the container's, so that it can be removed. `folders`: what it may read. `ports`: published on 127.0.0.1.
+    `variables`: environment variables. `as_user`: it may write into the folders as well, files of the user's.
     """
     user = ("--user", f"{os.getuid()}:{os.getgid()}", "-e", "HOME=/tmp", "-e", "USER=erlab") if as_user else ()
     return (
         *(engine, "run", "--rm", "--name", name, *CONTAINERS[engine]),
         *("--shm-size=16g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864", *user),
         *(text for port in ports for text in ("-p", f"127.0.0.1:{port}:{port}")),
-        *(text for folder in folders for text in ("-v", f"{folder}:{folder}")),
+        *(text for folder in folders for text in ("-v", f"{folder}:{folder}" + ":ro" * (not as_user))),
         *(text for key, value in variables.items() for text in ("-e", f"{key}={value}")),
         *(IMAGE, *argv),
     )

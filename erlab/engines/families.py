@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erlab import paper
-from erlab.errors import ErlabError
 from erlab.spec import Expert, Profile, System, require
 
 
@@ -29,7 +28,8 @@ class Family:
     build(expert, folder, seed, weights): makes the engine, unless it is there; `weights`: a folder of real weights,
         None for dummies.
     write(repository, model, engine, expert, place): writes the Triton model that serves the engine on these devices.
-    server(repository, models, port): a context manager with the interface of `erlab.triton.Server`.
+    server(repository, models, port, container, apart): a context manager with the interface of `erlab.triton.Server`;
+        `container`: the container engine that is to run it, `apart`: whether each model gets a server of its own.
     available(): why this machine cannot serve them, None if it can.
     together: whether one server may hold engines that are not asked, because idle they cost little.
     """
@@ -41,7 +41,7 @@ class Family:
     check: Callable[[list], object]
     build: Callable[[Expert, Path, int, Path | None], object]
     write: Callable[[Path, str, Path, Expert, tuple[int, ...]], object]
-    server: Callable[[Path, tuple[str, ...], int | None], AbstractContextManager]
+    server: Callable[[Path, tuple[str, ...], int | None, str | None, bool], AbstractContextManager]
     available: Callable[[], str | None]
     together: bool
 
@@ -98,9 +98,13 @@ def _write_tiny(repository: Path, model: str, engine: Path, expert: Expert, core
     models.write_tiny(repository, model, engine, expert, cores)
 
 
-def _embedded(repository: Path, models: tuple[str, ...], port: int | None) -> AbstractContextManager:
+def _embedded(
+    repository: Path, models: tuple[str, ...], port: int | None, container: str | None, apart: bool
+) -> AbstractContextManager:
     from erlab.triton import Server
 
+    require(container is None, "container", "the embedded Triton", "be None", container)
+    require(not apart, "apart", "the embedded Triton", "be False", apart)
     return Server(repository, models, grpc_port=port)
 
 
@@ -156,14 +160,21 @@ def _write_trtllm(repository: Path, model: str, engine: Path, expert: Expert, gp
     models.write_trtllm(repository, model, trtllm_build.load(engine, expert), expert, gpus, engine / "tokenizer")
 
 
-def _trtllm_available() -> str | None:
-    from erlab.engines import trtllm_build
+def _llm_available() -> str | None:
+    from erlab.triton import llm
 
-    return None if trtllm_build.devices() else "no GPU answers (nvidia-smi)"
+    return llm.available()
 
 
-def _llm_server(repository: Path, models: tuple[str, ...], port: int | None) -> AbstractContextManager:
-    raise ErlabError("Start Triton in TensorRT-LLM's container and name it: --triton HOST:PORT.")
+def _llm_server(
+    repository: Path, models: tuple[str, ...], port: int | None, container: str | None, apart: bool
+) -> AbstractContextManager:
+    from erlab.triton import llm
+
+    if apart:
+        require(port is None, "port", "servers apart", "be None", port)
+        return llm.Apart(repository, models, container=container)
+    return llm.LLMServer(repository, models, grpc_port=port, container=container)
 
 
 FAMILIES = {
@@ -188,7 +199,7 @@ FAMILIES = {
         build=_build_trtllm,
         write=_write_trtllm,
         server=_llm_server,
-        available=_trtllm_available,
+        available=_llm_available,
         together=False,
     ),
 }

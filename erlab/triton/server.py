@@ -101,6 +101,11 @@ class Server:
         self._keeper = self._folder = self._watcher = None
         self._stopping, self._launching, self._relaunches = threading.Event(), threading.Lock(), 0
 
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """What a gateway in front calls the models."""
+        return self.models
+
     @classmethod
     def attach(cls, address: str, models: Sequence[str], timeout: float = 120.0) -> "Server":
         """The server that already runs at `address` ("HOST:PORT", gRPC) with these models; never started or stopped."""
@@ -151,7 +156,7 @@ class Server:
                 f"The embedded Triton cannot run here: {reason}. Use a server that runs elsewhere: --triton HOST:PORT."
             )
         for attempt in range(1, _START_ATTEMPTS + 1):
-            ports = _free_ports(self._asked_ports)
+            ports = free_ports(self._asked_ports)
             self._stopping.clear()
             self._launch(ports)
             if self._listening(ports, deadline):
@@ -333,7 +338,7 @@ def _stub(wheel: Path) -> Path:
     return wheel / "python_backend_stubs" / "{}.{}".format(*sys.version_info) / "triton_python_backend_stub"
 
 
-def _free_ports(asked: Sequence[int | None]) -> list[int]:
+def free_ports(asked: Sequence[int | None]) -> list[int]:
     """Distinct loopback ports: the asked ones if they are free, the system's choice where None was asked."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in asked]

@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_before_triton_binds_it_is_replaced(echo, monkeypat
         free.bind(("127.0.0.1", 0))
         asked = free.getsockname()[1]
         free.close()
-        choose, chosen = module._free_ports, []
+        choose, chosen = module.free_ports, []
 
         def unlucky(ports):
             chosen.append(choose(ports))
@@ -244,7 +244,7 @@ def test_a_port_that_is_taken_before_triton_binds_it_is_replaced(echo, monkeypat
                 chosen[0][2] = taken
             return chosen[-1]
 
-        monkeypatch.setattr(module, "_free_ports", unlucky)
+        monkeypatch.setattr(module, "free_ports", unlucky)
         with Server(echo, ["echo"], http_port=asked) as server:
             assert answer(server, "echo") == ["a", "b"]
             assert len(chosen) == 2 and server.http == f"127.0.0.1:{asked}"

@@ -1,0 +1,257 @@
+"""NVIDIA's Triton with TensorRT-LLM's backend as a context manager: this machine's own, or the one in its container.
+
+    with LLMServer(repository, ("A-replica-0", "A-replica-1")) as server:
+        print("".join(client.generate(server.grpc, "A-replica-0", "What is a watt?", 16, timeout=60)))
+
+`models` are ensembles that `repository.write_trtllm` wrote; their parts come with them. One server holds all of them
+in TensorRT-LLM's orchestrator mode: Triton starts the engines' processes on the GPUs that the models name. `Apart` is
+the alternative, a server a GPU, each for one model of one GPU. `keeper` sees to it that nothing is left behind. A
+server that ends by itself stays dead: a sweep notices that and says so.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import grpc
+from google.protobuf import text_format
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from erlab import nvidia
+from erlab.errors import ErlabError
+from erlab.spec import require
+from erlab.triton import client, keeper
+from erlab.triton.server import free_ports
+
+ORCHESTRATOR = {"TRTLLM_ORCHESTRATOR": "1"}
+_INSTALLED = "/opt/tritonserver/bin"
+_HOST = "127.0.0.1"
+_PORTS = ("grpc", "http", "metrics")
+_KILL_SECONDS = 30  # how long a server may take to end
+
+
+def available() -> str | None:
+    """Why no such server can be started on this machine; None if one can. Asks no container engine whether it answers."""
+    if not nvidia.gpus():
+        return "no GPU answers (nvidia-smi)"
+    if _native() or any(map(nvidia.find, nvidia.CONTAINERS)):
+        return None
+    return f"neither tritonserver with TensorRT-LLM's backend, nor docker or podman to run it in {nvidia.IMAGE}"
+
+
+def arguments(
+    repository: Path,
+    models: Sequence[str],
+    ports: Sequence[int],
+    gpus: Sequence[int],
+    program: str = "tritonserver",
+    host: str = _HOST,
+    prefix: str = "erlab-",
+) -> tuple[str, ...]:
+    """How NVIDIA's launch script starts Triton for TensorRT-LLM, with only these models and listening on `host`.
+
+    `ports`: gRPC, HTTP and metrics. `gpus`: all that the engines use. `prefix`: of the shared memory's names.
+    """
+    return (
+        *("mpirun", "--allow-run-as-root", "-n", "1", program),
+        *(f"--model-repository={repository}", "--model-control-mode=explicit"),
+        *(f"--load-model={model}" for model in models),
+        *("--disable-auto-complete-config", f"--backend-config=python,shm-region-prefix-name={prefix}"),
+        *("--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"),  # or it takes memory on every GPU
+        *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in gpus),
+        *(f"--{name}-address={host}" for name in _PORTS),
+        *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports, strict=True)),
+    )
+
+
+class LLMServer:
+    """A Triton server of TensorRT-LLM models, started on `__enter__` and stopped on `__exit__`.
+
+    `container`: docker or podman; None for this machine's own Triton or, without one, whichever of them is there.
+    `orchestrate`: False for a single model on one GPU, whose engine then runs in the server's own process. Ports are on
+    the loopback, chosen by the system unless given. `timeout` bounds the start, in seconds: large engines load for
+    minutes. Attributes as `erlab.triton.Server`'s. Raises ErlabError for models that aren't there, where no such server
+    can be started, and with the server's own words where it does not come up.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        models: Sequence[str],
+        *,
+        grpc_port: int | None = None,
+        container: str | None = None,
+        orchestrate: bool = True,
+        log: Path | None = None,
+        timeout: float = 1800.0,
+    ):
+        self._repository, self.models = Path(repository).resolve(), tuple(models)
+        require(len(self.models) > 0, "models", "LLMServer", "name at least one model", models)
+        require(orchestrate or len(models) == 1, "models", "LLMServer", "be one without an orchestrator", models)
+        require(grpc_port is None or 1 <= grpc_port <= 65535, "grpc_port", "LLMServer", "be from 1 to 65535", grpc_port)
+        self._parameters = [parameters(self._repository, model) for model in self.models]
+        self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
+        self._asked_ports, self._container = (grpc_port, None, None), container
+        self._variables, self._timeout = ORCHESTRATOR if orchestrate else {}, timeout
+        self.grpc = self.http = self.metrics = self._keeper = self._folder = self._name = None
+        self.log, self._temporary_log, self.restarts = Path(log).resolve() if log else None, log is None, 0
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """What a gateway in front calls the models."""
+        return self.models
+
+    def command(self, ports: Sequence[int], name: str = "erlab-triton") -> tuple[str, ...]:
+        """The command that starts the server, in its container if that is how it runs."""
+        options = {"repository": self._repository, "models": self.models, "ports": ports, "gpus": self._gpus}
+        if not self._container:
+            return arguments(**options, program=_native(), prefix=f"{name}-")
+        folders = sorted({str(Path(p["gpt_model_path"]).parent) for p in self._parameters})
+        inside = arguments(**options, host="0.0.0.0")  # of the container, which publishes them on our loopback
+        folders = (str(self._repository), *folders)
+        return nvidia.contained(self._container, inside, name, folders, ports, self._variables)
+
+    def start(self) -> None:
+        """Start it without waiting."""
+        if reason := available():
+            raise ErlabError(f"Triton cannot run here: {reason}. Name one that runs: --triton HOST:PORT.")
+        if (there := len(nvidia.gpus())) <= self._gpus[-1]:
+            raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {there} are here.")
+        if self._container or not _native():
+            self._container = nvidia.container(self._container)
+        ports = free_ports(self._asked_ports)
+        self.grpc, self.http, self.metrics = (f"{_HOST}:{port}" for port in ports)
+        self._folder = Path(tempfile.mkdtemp(prefix="erlab-llm-"))
+        self.log = self.log or self._folder.with_suffix(".log")
+        self._name = self._folder.name
+        watched = [str(os.getpid()), self._folder, str(_KILL_SECONDS)]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "wb") as output:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, *watched, *self.command(ports, self._name)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=nvidia.environment() | self._variables,
+                start_new_session=True,  # Ctrl-C in a terminal is for us to handle
+            )
+
+    def wait(self) -> None:
+        """Wait until every model has answered a probe."""
+        deadline = time.monotonic() + self._timeout
+        with grpc.insecure_channel(self.grpc, options=client.CHANNEL_OPTIONS) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for model in self.models:
+                while not _ready(stub, model):
+                    if not self.alive():
+                        raise ErlabError(f"Triton did not start: {self._complaint()}")
+                    if time.monotonic() > deadline:
+                        raise ErlabError(f"{model} was not ready within {self._timeout:g} s: {self._complaint()}")
+                    time.sleep(0.1)
+        for model in self.models:
+            for _ in client.generate(self.grpc, model, "ready?", 1, max(deadline - time.monotonic(), 1)):
+                pass
+
+    def __enter__(self) -> "LLMServer":
+        try:
+            self.start()
+            self.wait()
+        except BaseException as e:
+            self._stop(keep_log=isinstance(e, ErlabError))
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop(keep_log=not self.alive())
+
+    def alive(self) -> bool:
+        return self._keeper is not None and self._keeper.poll() is None
+
+    def _stop(self, keep_log: bool) -> None:
+        if self._keeper:
+            self._keeper.terminate()
+            self._keeper.wait()
+            if self._container:
+                nvidia.remove(self._container, self._name)
+        self._keeper = None
+        if self._temporary_log and self.log and not keep_log:
+            self.log.unlink(missing_ok=True)
+
+    def _complaint(self) -> str:
+        """What the server's log says went wrong, in a line, and where the log is."""
+        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        errors = [line for line in lines if re.match(r"E\d{4} |\[TensorRT-LLM\]\[ERROR\]|error: ", line)]
+        words = errors[-3:] or [line for line in lines if line][-3:] or ["it wrote no log"]
+        return f"{' | '.join(words)}. Its log: {self.log}."
+
+
+class Apart:
+    """A server a model, each on its own GPU, with the interface of one server; for models of one GPU."""
+
+    def __init__(self, repository: Path, models: Sequence[str], *, container: str | None = None, **options):
+        for model in models:
+            gpus = parameters(repository, model)["gpu_device_ids"]
+            require("," not in gpus, "models", "Apart", "take one GPU each", f"{model} on {gpus}")
+        self.models, self.restarts = tuple(models), 0
+        self._servers = [
+            LLMServer(repository, (model,), container=container, orchestrate=False, **options) for model in models
+        ]
+
+    @property
+    def grpc(self) -> str:
+        """The first one's address: who asks all of them needs `upstreams`."""
+        return self._servers[0].grpc
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        return tuple(f"grpc://{server.grpc}/{model}" for server, model in zip(self._servers, self.models))
+
+    @property
+    def log(self) -> Path | None:
+        """That of the first that has died, or of the first."""
+        return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
+
+    def __enter__(self) -> "Apart":
+        with ExitStack() as stack:
+            for server in self._servers:
+                stack.push(server)
+                server.start()
+            for server in self._servers:
+                server.wait()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def alive(self) -> bool:
+        return all(server.alive() for server in self._servers)
+
+
+def parameters(repository: Path, ensemble: str) -> dict[str, str]:
+    """The parameters of an ensemble's engine model, as `repository.write_trtllm` wrote them."""
+    file = Path(repository) / f"{ensemble}-tensorrt_llm" / "config.pbtxt"
+    if not file.is_file():
+        raise ErlabError(f"{repository}: no TensorRT-LLM model {ensemble} there.")
+    found = text_format.Parse(file.read_text(), ModelConfig()).parameters
+    return {key: value.string_value for key, value in found.items()}
+
+
+def _native() -> str | None:
+    """This machine's own tritonserver, if TensorRT-LLM's backend and MPI are there too."""
+    program = nvidia.find("tritonserver", _INSTALLED)
+    backend = program and (Path(program).resolve().parent.parent / "backends" / "tensorrtllm").is_dir()
+    return program if backend and nvidia.find("mpirun") else None
+
+
+def _ready(stub, model: str) -> bool:
+    with suppress(grpc.RpcError):
+        return stub.ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=5).ready
+    return False

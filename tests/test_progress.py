@@ -1,7 +1,13 @@
 """Progress: from where work is done to where it shows."""
 
 import io
+import os
+import subprocess
+import sys
+import termios
 
+import nbformat
+from nbclient import NotebookClient
 from rich.console import Console
 
 from erlab import progress
@@ -36,10 +42,27 @@ def test_bars_in_a_terminal(tmp_path, monkeypatch):
     assert "04_baselines: done in 2 min" in text and "\x1b[" in text and "  1/3 system" not in text
 
 
-def test_a_bar_in_a_notebook_run_by_hand(monkeypatch, capsys):
+WORK = "from erlab import progress; progress.report(0, 2, 'engine a'); progress.report(2, 2, 'engines')"
+
+
+def test_a_bar_in_a_notebook_run_by_hand(monkeypatch):
     monkeypatch.delenv(progress.CHANNEL, raising=False)
-    progress.report(0, 2, "engine a")
-    progress.report(2, 2, "engines")
-    err = capsys.readouterr().err
-    assert "engine a: " in err and "2/2" in err
-    assert progress._bar is None
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WORK)])
+    NotebookClient(book, timeout=60).execute()
+    shown = [output.output_type for output in book.cells[0].outputs]
+    (widgets,) = book.metadata.widgets.values()
+    texts = [str(widget["state"].get("value")) for widget in widgets["state"].values()]
+    assert shown == ["display_data"] and any("engines:" in text for text in texts) and any("2/2" in t for t in texts)
+
+
+def test_a_bar_in_a_terminal_and_nothing_in_a_file(tmp_path):
+    seen, inside = os.openpty()
+    termios.tcsetwinsize(inside, (24, 80))
+    environment = {name: value for name, value in os.environ.items() if name != progress.CHANNEL}
+    subprocess.run([sys.executable, "-c", WORK], stderr=inside, env=environment, check=True, timeout=60)
+    assert b"engine a: " in os.read(seen, 10_000)
+    for end in (seen, inside):
+        os.close(end)
+    with open(tmp_path / "errors", "w") as file:
+        subprocess.run([sys.executable, "-c", WORK], stderr=file, env=environment, check=True, timeout=60)
+    assert (tmp_path / "errors").read_text() == ""

@@ -8,13 +8,16 @@
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from scipy.special import ndtr, ndtri
 
 from erlab.errors import ErlabError
 from erlab.spec import Lengths, Workload, require
+
+if TYPE_CHECKING:  # slow to import, and lengths alone do not need it
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def _mass_at_limits(lengths: Lengths) -> np.ndarray:
     return ndtr(np.log(np.array([lengths.minimum, lengths.maximum]) / lengths.median) / lengths.sigma)
 
 
-def requests(prompts: Dataset, workload: Workload, users: int, seed: int) -> list[list[Request]]:
+def requests(prompts: "Dataset", workload: Workload, users: int, seed: int) -> list[list[Request]]:
     """The requests of each of `users` users, `workload.turns_for(users)` of them each.
 
     They depend on the arguments alone, so every system is asked the same under the same load. The held-back prompts

@@ -108,7 +108,7 @@ class Traffic:
 
 def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
     """`users` users who ask `workload.turns_for(users)` times each; the same for every system at the same load."""
-    from erlab.workload import sample  # brings `datasets`, which a closed loop of given lengths does not need
+    from erlab.workload import sample
 
     turns = workload.turns_for(users)
     rng = np.random.default_rng([seed, users])

@@ -27,6 +27,7 @@ from erlab.steps import STEPS, Step
 from erlab.terminal import Display, duration
 
 _PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
+_PROMPTS = ("prompts", "other")  # parameters that name prompts, as `datasets.load` takes them
 REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html",))
 _SHOWN_TOO = ("beyond", "validation")  # by the report, where they are there
 
@@ -59,10 +60,9 @@ class Study:
     @property
     def common(self) -> dict:
         """The common parameters by name, as a notebook gets them."""
-        there = self.prompts is not None and Path(self.prompts).expanduser().exists()
         return {
             "profile": self.profile,
-            "prompts": str(Path(self.prompts).expanduser().resolve()) if there else self.prompts,
+            "prompts": _whole(self.prompts),
             "seed": self.seed,
             "results": str(self.results_folder),
             "figures": str(self.figures_folder),
@@ -89,26 +89,31 @@ class Study:
 
     def values(self, step: Step) -> dict:
         """The parameters that a step's notebook gets: those it declares."""
-        return {k: v for k, v in (self.common | dict(self.extra)).items() if k in self.declared[step.name]}
+        given = self.common | dict(self.extra)
+        given |= {name: _whole(given[name]) for name in _PROMPTS if name in given}
+        return {k: v for k, v in given.items() if k in self.declared[step.name]}
 
     def places(self, entries: tuple[str, ...]) -> list[Path]:
         return [steps.place(entry, self.results_folder, self.figures_folder) for entry in entries]
 
     @functools.cached_property
-    def prompt_files(self) -> dict[str, str | None]:
-        """What the given prompts consist of, by name and hash; empty for the project's own."""
-        if self.prompts is None:
+    def prompt_files(self) -> dict[str, dict[str, str | None]]:
+        """What the prompts that each parameter names consist of, by name and hash; the project's own are not given."""
+        given = self.common | dict(self.extra)
+        named = {name: _whole(given[name]) for name in _PROMPTS if isinstance(given.get(name), str)}
+        if not named:
             return {}
         from erlab import datasets
 
-        return datasets.inputs(self.prompts)
+        found = {name: datasets.inputs(source) for name, source in named.items()}
+        return found | {"other": {f"other/{file}": digest for file, digest in found.get("other", {}).items()}}
 
     def dependencies(self, step: Step) -> dict:
         """All that a step's result depends on now (see `cache.dependencies`)."""
         values = self.values(step)
         inputs = cache.hashes(self.places(step.reads), self.results_folder)
-        if "prompts" in values:
-            inputs |= self.prompt_files
+        for name, files in self.prompt_files.items():
+            inputs |= files if name in values else {}
         kept = {k: v for k, v in values.items() if k not in _PLACES}
         return cache.dependencies(cache.code_cells(self.source(step)), kept, inputs)
 
@@ -278,6 +283,12 @@ def _manifest(study: Study, started: str, ended: list[State]) -> dict:
     given = {name: _short(getattr(study, name)) for name in ("prompts", *_PLACES)}
     chosen = study.common | given | dict(study.extra)
     return manifest.manifest(chosen, inputs, listed, started, _now())
+
+
+def _whole(source: object) -> object:
+    """A source of prompts as notebooks get it, wherever they run: a path that exists as a whole one."""
+    there = isinstance(source, str) and Path(source).expanduser().exists()
+    return str(Path(source).expanduser().resolve()) if there else source
 
 
 def _short(file: str | Path | None) -> str | None:

@@ -153,6 +153,22 @@ def test_parameters_count_where_they_are_declared(finished, options, reason):
     assert (found.state, found.reason) == (("stale", reason) if reason else ("cached", ""))
 
 
+def test_prompts_of_other_sources_count_with_their_contents(tmp_path, quiet, monkeypatch):
+    """Notebook 02's parameter `other`, given relative to where the command runs."""
+    monkeypatch.chdir(tmp_path)
+    cell = WRITE.format(name="00_a") + "\nassert open(other + '/law.jsonl').read()"
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", cell, parameters=PARAMETERS + "\nother = None")
+    made = study(tmp_path, ("00_a",), extra={"other": "elsewhere"})
+    file = tmp_path / "elsewhere" / "law.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"text": "sue the landlord"}\n')
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran"}
+    assert pipeline.survey(dataclasses.replace(made))[0].state == "cached"
+    file.write_text('{"text": "sue the tenant"}\n')
+    (found,) = pipeline.survey(dataclasses.replace(made))
+    assert (found.state, found.reason) == ("stale", "input other/elsewhere/law.jsonl changed")
+
+
 @pytest.mark.parametrize(("module", "state"), [("errors", "stale"), ("spec", "cached")])
 def test_only_reachable_code_counts(finished, tmp_path, monkeypatch, module, state):
     for name in ("__init__", "errors", "spec"):

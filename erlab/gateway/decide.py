@@ -20,7 +20,7 @@ from erlab.routing.router import Row
 from erlab.spec import require
 
 _SLOW_NS = 1_000_000
-_LONG = 20_000  # characters; a longer prompt goes to the thread whatever the router
+_LONG = 2_000  # characters, about a millisecond; a longer prompt goes to the thread whatever the router
 _SAMPLE = "How do I salt the pasta water, and what does the landlord's court say about it? " * 5
 
 

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from tokenizers import Tokenizer
 
 from erlab.routing.minilm import QuantizedModel
-from erlab.routing.text import encodable, words
+from erlab.routing.text import considered, encodable, words
 
 _REMEMBERED_WORDS, _REMEMBERED_LENGTH = 20_000, 64
 
@@ -89,7 +89,7 @@ class CharacterTable(_Table):
         self._remembered = lru_cache(_REMEMBERED_WORDS)(self._word)
 
     def sum(self, text: str) -> np.ndarray:
-        counts = Counter(text.lower().split())
+        counts = Counter(considered(text).split())
         if not counts:
             return np.zeros(self.dimensions)
         vectors = [self._remembered(w) if len(w) <= _REMEMBERED_LENGTH else self._word(w) for w in counts]

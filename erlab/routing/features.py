@@ -1,7 +1,8 @@
 """From prompts to vectors: scikit-learn transformers, each with the compiled encoder that decides with it.
 
 `FEATURES` names them: `words` is the paper's recipe, `characters` its strongest relative, `minilm` a sentence-embedding
-model, `static` a table of token vectors distilled from that model on the training prompts.
+model, `static` a table of token vectors distilled from that model on the training prompts. All look at a prompt's
+first `text.CONSIDERED` characters only, when they learn and when they decide.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from sklearn.preprocessing import Normalizer, normalize
 from erlab.errors import ErlabError
 from erlab.routing import minilm
 from erlab.routing.encoders import CharacterTable, TokenTable, WordTable, token_counts
-from erlab.routing.text import words
+from erlab.routing.text import considered, words
 
 
 class _Lexical(TransformerMixin, BaseEstimator):
@@ -71,7 +72,8 @@ class CharacterFeatures(_Lexical):
     sizes = (3, 4)
 
     def _vectorizer(self, count: int) -> TfidfVectorizer:
-        return TfidfVectorizer(analyzer="char_wb", ngram_range=self.sizes, min_df=2 if count >= 100 else 1)
+        rare = 2 if count >= 100 else 1
+        return TfidfVectorizer(preprocessor=considered, analyzer="char_wb", ngram_range=self.sizes, min_df=rare)
 
     def _compiled(self, vocabulary: list[str], table: np.ndarray) -> CharacterTable:
         return CharacterTable(vocabulary, self.sizes, table)

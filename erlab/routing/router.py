@@ -183,7 +183,8 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         return self.encoder_.encode(_checked(texts))
 
     def route(self, texts: Sequence[str]) -> Routing:
-        """Decide for each prompt. Text without known features, such as empty text, is decided as the zero vector."""
+        """Decide for each prompt, by its first `text.CONSIDERED` characters. Text without known features, such as empty
+        text, is decided as the zero vector."""
         return self.decide(self.embed(texts))
 
     def decide(self, vectors: np.ndarray) -> Routing:

@@ -1,4 +1,4 @@
-"""The words of a prompt, as c-BTM published its recipe: the one tokenizer that training and decisions share.
+"""What of a prompt is classified, and its words as c-BTM published its recipe: shared by training and decisions.
 
 scikit-learn's default tokens (lower case, two or more word characters) without its English stop words and without
 tokens that begin with a digit (kernelmachine/cbtm turns those into a token that is itself a stop word).
@@ -15,17 +15,24 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+CONSIDERED = 8192  # characters at a prompt's beginning, some 2,000 tokens: what all features are taken from
 _TOKENS = re.compile(r"\b\w\w+\b").findall
 
 
+def considered(text: str) -> str:
+    """The beginning by which a prompt is classified, in lower case: it bounds the time that a decision can take."""
+    return text[:CONSIDERED].lower()
+
+
 def words(text: str) -> list[str]:
-    """The prompt's words in order, repeated as often as they occur."""
-    return [t for t in _TOKENS(text.lower()) if t not in ENGLISH_STOP_WORDS and not t[0].isdigit()]
+    """The words of the prompt's considered part in order, repeated as often as they occur."""
+    return [t for t in _TOKENS(considered(text)) if t not in ENGLISH_STOP_WORDS and not t[0].isdigit()]
 
 
 def encodable(text: str) -> str:
-    """The text with half surrogates, which are no characters, replaced: tokenizers take UTF-8 only."""
-    return text.encode(errors="replace").decode()
+    """The prompt's considered part with half surrogates, which are no characters, replaced: tokenizers, which know
+    about cases themselves, take UTF-8 only."""
+    return text[:CONSIDERED].encode(errors="replace").decode()
 
 
 def top_terms(texts: Iterable[str], labels: Sequence[int], clusters: int, count: int = 8) -> list[list[str]]:

@@ -17,7 +17,7 @@ from sklearn.utils import estimator_checks
 
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
-from erlab.routing.text import top_terms, words
+from erlab.routing.text import CONSIDERED, top_terms, words
 from domain_prompts import DOMAINS, SHARED
 
 
@@ -54,6 +54,7 @@ mixed = st.lists(known | st.text(max_size=12), max_size=30).map(" ".join)
 @given(st.lists(mixed, min_size=1, max_size=5))
 @example([""])
 @example([" \n\t", "PASTA pasta\0pasta", "🍝 🎵", "律師 和 法院", "oven " * 5000])
+@example(["oven " * 1600 + "pasta lawyer " * 90_000, "İ" * CONSIDERED + "oven"])
 def test_compiled_equals_pipeline(router, batch):
     routing = router.route(batch)
     vectors = router.features_.transform(batch)
@@ -76,8 +77,10 @@ def test_routing_is_what_it_says(router, batch):
         np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-12)
 
 
-def test_a_megabyte_is_decided(router):
+def test_a_megabyte_is_decided_by_its_beginning(router):
     assert router.predict(["the 12 " + "pasta oven " * 90_000])[0] == router.predict(["pasta oven"])[0]
+    beginning = ("pasta oven " * CONSIDERED)[:CONSIDERED]
+    np.testing.assert_array_equal(router.embed([beginning + " court" * 180_000]), router.embed([beginning]))
 
 
 def test_no_prompts_no_decisions(router):

@@ -16,6 +16,7 @@ from erlab.routing import PromptRouter, difficulty, minilm
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.encoders import token_counts
 from erlab.routing.features import CharacterFeatures, StaticFeatures
+from erlab.routing.text import CONSIDERED
 
 HOSTILE = ["", " \n\t ", "\0", "🍝🎵", "律師 和 法院", "naïve ΣΑΣ İstanbul", "e\u0301", "pasta" * 999, "a" * 70, "\ud800"]
 
@@ -70,6 +71,7 @@ def characters(texts):
 
 @given(st.lists(st.lists(st.sampled_from(sum(DOMAINS.values(), [])) | st.text(max_size=9), max_size=20).map(" ".join)))
 @example(HOSTILE)
+@example(["pasta " * 1300 + "ab cd lawyer " * 9000])
 def test_compiled_characters_equal_the_pipeline(characters, batch):
     if batch:
         np.testing.assert_allclose(characters.encoder_.encode(batch), characters.transform(batch), atol=1e-9)
@@ -81,6 +83,11 @@ def test_hostile_text_is_decided(router):
         assert np.isfinite(values).all()
     for i, text in enumerate(HOSTILE):
         np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-6)
+
+
+def test_every_recipe_decides_by_the_same_beginning(router):
+    beginning = ("pasta oven " * CONSIDERED)[:CONSIDERED]
+    np.testing.assert_array_equal(router.embed([beginning + "lawyer " * 9000]), router.embed([beginning]))
 
 
 def test_static_is_the_sum_of_its_tokens(model, texts):

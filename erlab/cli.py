@@ -191,20 +191,32 @@ def serve(
     profile: Profile = "laptop",
     results: Results = None,
     port: Annotated[int | None, typer.Option(help="Where users ask; a free one if not given.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="How the gateway chooses, a name in erlab.routing.policies.", metavar="NAME")
+    ] = None,
+    generalist: Annotated[
+        str | None, typer.Option(help="With --policy outlier: the expert of what fits no cluster.", metavar="MODEL")
+    ] = None,
+    strong: Annotated[
+        str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
+    ] = None,
 ):
     """Start a system (Triton, and the gateway of a router system) and keep it up until Ctrl-C.
 
     A router system needs its router: erlab reproduce --only 02.
 
-    Example:
+    Examples:
 
     \b
       erlab serve --system E --port 8001
+      erlab serve --system E --policy outlier --generalist E-expert-0
     """
     from erlab import live
     from erlab.deployment import Folders
 
-    with live.serve(system, profiles.profile(profile), Folders.of(profile, results), port) as running:
+    given = {"policy": policy, "generalist": generalist, "strong": strong}
+    choice = {name: value for name, value in given.items() if value is not None}
+    with live.serve(system, profiles.profile(profile), Folders.of(profile, results), port, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
         print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
         print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")

@@ -17,7 +17,7 @@ from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.progress import report
-from erlab.spec import Expert, Profile, System
+from erlab.spec import Expert, Profile, System, require
 from erlab.triton import Server, client
 
 ROUTER_MODEL = "router"
@@ -231,14 +231,20 @@ def serve(
     port: int | None = None,
     triton: str | None = None,
     holder: Server | None = None,
+    **choice: str,
 ) -> Iterator[Running]:
     """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
     `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
-    takes the place of one that is started for this system alone.
+    takes the place of one that is started for this system alone. `choice`: how the gateway chooses, `policy`,
+    `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the system's own models.
     """
     models = model_names(key, system)
+    if choice and not system.router:
+        raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
+    for name in choice.keys() & {"generalist", "strong"}:
+        require(choice[name] in models, name, "serve", f"be one of {', '.join(models)}", choice[name])
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(Server.attach(triton, models))
@@ -250,5 +256,6 @@ def serve(
         if not (folders.router / "router.json").is_file():
             raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
         placed = tuple(holder.upstreams[c % len(models)] for c in range(to.clusters))
-        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port))
+        choice = {k: holder.upstreams[models.index(v)] if v in models else v for k, v in choice.items()}
+        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port, **choice))
         yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

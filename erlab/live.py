@@ -17,12 +17,12 @@ from erlab.spec import Profile, require
 
 
 @contextmanager
-def serve(name: str, to: Profile, folders: Folders, port: int | None = None) -> Iterator[Running]:
+def serve(name: str, to: Profile, folders: Folders, port: int | None = None, **choice: str) -> Iterator[Running]:
     """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
 
     Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
-    users ask, chosen by the system if None. Raises ErlabError for an unknown system, a port in use, and for a router
-    system whose router isn't trained yet.
+    users ask, chosen by the system if None; `choice` is how its gateway chooses (see `deployment.serve`). Raises
+    ErlabError for an unknown system, a port in use, and for a router system whose router isn't trained yet.
     """
     systems = paper.SYSTEMS["v2"]
     require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
@@ -32,7 +32,7 @@ def serve(name: str, to: Profile, folders: Folders, port: int | None = None) -> 
     else:
         system = profiles.scale(systems[name], to, len(profiles.devices(to)))
     deployment.build_engines(to, folders, seed=0)
-    with deployment.serve(name, system, to, folders, port) as running:
+    with deployment.serve(name, system, to, folders, port, **choice) as running:
         yield running
 
 

@@ -32,6 +32,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--upstream", metavar="HOST:PORT", help="Triton's gRPC address")
     parser.add_argument("--experts", required=True, metavar="A,B,...", help=EXPERTS)
     parser.add_argument("--policy", default="nearest", help="a name in erlab.routing.policies")
+    parser.add_argument("--generalist", metavar="MODEL", help="for --policy outlier: the expert of what fits no cluster")
+    parser.add_argument("--strong", metavar="MODEL", help="for --policy strong_weak: the expert of difficult prompts")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
     parser.add_argument("--http-port", type=int, help="where the OpenAI-compatible face listens, if anywhere")
@@ -76,6 +78,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         arguments.http_port,
         os.environ.get("ERLAB_API_KEY"),
         arguments.shared,
+        arguments.generalist,
+        arguments.strong,
     )
 
 

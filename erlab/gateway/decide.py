@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from erlab.errors import ErlabError
 from erlab.gateway.expert import Expert
 from erlab.gateway.limits import Refused
 from erlab.routing import PromptRouter
@@ -48,7 +49,7 @@ class Classifier:
             start = time.perf_counter_ns()
             router.route([_SAMPLE])
             times.append(time.perf_counter_ns() - start)
-        self.slow = sorted(times)[2] > _SLOW_NS
+        self.slow = min(times) > _SLOW_NS  # at best: a busy machine slows any router
 
     async def __call__(self, text: str) -> tuple[Row, int]:
         start, loop = time.monotonic_ns(), asyncio.get_running_loop()
@@ -95,20 +96,32 @@ class Classifier:
 
 
 class Decider:
-    """Chooses among `experts` by a policy's name; `places[c]` is the index of the expert that serves cluster c."""
+    """Chooses among `experts` by a policy's name; `places[c]` is the index of the expert that serves cluster c,
+    `generalist` and `strong` are those of the experts that `policies.Fleet` knows by these names, if there are."""
 
-    def __init__(self, experts: Sequence[Expert], places: Sequence[int], policy: str = "nearest"):
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        places: Sequence[int],
+        policy: str = "nearest",
+        generalist: int | None = None,
+        strong: int | None = None,
+    ):
         require(policy in POLICIES, "policy", "Decider", f"be one of {', '.join(POLICIES)}", policy)
         self.experts, self._places = tuple(experts), tuple(places)
+        self._generalist, self._strong = generalist, strong
         self._policy, self._choose = policy, POLICIES[policy]
         self._tickets = 0
 
     def __call__(self, row: Row, avoid: Expert | None = None) -> tuple[Expert, Decision]:
         """The expert for a prompt, among those that are up and not `avoid`; Refused where there is none."""
         up = [expert.up and expert is not avoid for expert in self.experts]
-        if not any(up):
-            raise Refused(grpc.StatusCode.UNAVAILABLE, f"None of the {len(up)} experts is up")
-        fleet = Fleet(self._places, [expert.outstanding for expert in self.experts], up)
-        chosen = self.experts[self._choose(row, fleet, self._tickets)]
+        outstanding = [expert.outstanding for expert in self.experts]
+        fleet = Fleet(self._places, outstanding, up, self._generalist, self._strong)
+        try:
+            chosen = self.experts[self._choose(row, fleet, self._tickets)]
+        except ErlabError:
+            none = f"None of the {len(set(self._places))} experts is up"
+            raise Refused(grpc.StatusCode.UNAVAILABLE, none) from None
         self._tickets += 1
         return chosen, Decision(chosen.name, row.cluster, row.distance, row.margin, self._policy)

@@ -33,7 +33,8 @@ class Gateway:
     model of each of the router's clusters, or an address of its own as in `erlab.gateway.server.Settings`. policy: a
     name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
     bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. workers: processes
-    that share the ports, each with the limits to itself (see `erlab.gateway.workers`). Raises ErlabError, with the
+    that share the ports, each with the limits to itself (see `erlab.gateway.workers`). generalist, strong: the expert
+    of prompts that fit no cluster (policy "outlier") or are difficult ("strong_weak"). Raises ErlabError, with the
     gateway's own words, where it cannot start, or where the server behind it isn't ready within `timeout` seconds.
     """
 
@@ -49,6 +50,8 @@ class Gateway:
         key: str | None = None,
         http_port: int | None = None,
         workers: int = 1,
+        generalist: str | None = None,
+        strong: str | None = None,
     ):
         self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
@@ -57,6 +60,8 @@ class Gateway:
         self._command += ["--upstream", upstream] if upstream else []
         self._command += ["--http-port", str(http_port)] if http_port is not None else []
         self._command += ["--workers", str(workers)]
+        self._command += ["--generalist", generalist] if generalist else []
+        self._command += ["--strong", strong] if strong else []
         for name, value in asdict(limits).items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._key = key

@@ -32,7 +32,8 @@ class Settings:
     upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
     grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
     system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
-    processes may listen on the same ports.
+    processes may listen on the same ports. generalist: the expert, one of `experts` or another, for the policy
+    "outlier"; strong: for "strong_weak".
     """
 
     upstream: str | None
@@ -44,6 +45,8 @@ class Settings:
     http_port: int | None = None
     key: str | None = None
     shared: bool = False
+    generalist: str | None = None
+    strong: str | None = None
 
 
 @asynccontextmanager
@@ -53,13 +56,15 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
     names, clusters = settings.experts, len(router.centers_)
     allowed = f"name 1 to {clusters} Triton models, as many as the router has clusters at most"
     require(all(names) and len(names) <= clusters, "--experts", "the gateway", allowed, ",".join(names))
+    _check_policy(router, settings)
     _allow_many_files()
-    limits, distinct = settings.limits, tuple(dict.fromkeys(names))
+    limits, special = settings.limits, (settings.generalist, settings.strong)
+    distinct = tuple(dict.fromkeys([*names, *filter(None, special)]))
     async with AsyncExitStack() as stack:
         upstreams = Upstreams(stack, settings.upstream)
         experts = tuple([Expert(name, await upstreams.open(name), limits) for name in distinct])
         places = [distinct.index(names[c % len(names)]) for c in range(clusters)]
-        decide = Decider(experts, places, settings.policy)
+        decide = Decider(experts, places, settings.policy, *(distinct.index(n) if n else None for n in special))
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
         server = grpc.aio.server(options=_options(limits, settings.shared))
@@ -85,6 +90,21 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
             await asyncio.gather(server.stop(DRAIN_SECONDS), runner.cleanup())
             for task in tending:
                 task.cancel()
+
+
+def _check_policy(router: PromptRouter, settings: Settings) -> None:
+    """ErlabError unless the two policies that send some prompts to an expert of their own have it, and can tell which
+    prompts."""
+    special = {
+        "outlier": ("generalist", router.threshold_, "an outlier threshold (PromptRouter.calibrate)"),
+        "strong_weak": ("strong", router.difficulty_, "a difficulty score (PromptRouter.fit_difficulty)"),
+    }
+    for policy, (flag, learned, what) in special.items():
+        model, asked = getattr(settings, flag), settings.policy == policy
+        allowed = f"name an expert where --policy is {policy}, and only there"
+        require(bool(model) == asked, f"--{flag}", "the gateway", allowed, model)
+        if asked and learned is None:
+            raise ErlabError(f"The policy {policy!r} needs a router with {what}. Got one without.")
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int) -> int:

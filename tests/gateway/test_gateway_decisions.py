@@ -124,3 +124,18 @@ def test_policies_see_who_is_up_and_how_busy():
         nearest(row(0, 1, 2))
     with pytest.raises(ErlabError, match="must be one of nearest"):
         Decider(experts, (0, 1, 2), "farthest")
+
+
+def test_outliers_and_difficult_prompts_have_experts_of_their_own():
+    experts = [Expert(name, None, Limits()) for name in "abg"]
+    outlier = Decider(experts, (0, 1), "outlier", generalist=2)
+    strong = Decider(experts, (0, 1), "strong_weak", strong=2)
+    usual = Row(1, 0.1, 0.2, 0, (1, 0), outlier=False, difficulty=0.1)
+    odd = usual._replace(outlier=True, difficulty=0.9)
+    for decide in outlier, strong:
+        assert [decide(row)[0].name for row in (usual, odd)] == ["b", "g"]
+        assert decide(odd, avoid=experts[2])[0].name == "b"
+    experts[0].up = experts[1].up = False
+    assert outlier(odd)[0].name == "g"
+    with pytest.raises(Refused, match="None of the 2 experts is up"):
+        outlier(usual)

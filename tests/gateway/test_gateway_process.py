@@ -8,11 +8,15 @@ import sys
 import grpc
 import psutil
 import pytest
-from fake_triton import GATES, KITCHEN, STREAM, FakeTriton, decoded, stream
+from fake_triton import COURT, GATES, KITCHEN, STREAM, FakeTriton, decoded, echo, stream
+from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from erlab import deployment, paper, profiles
+from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
+from erlab.routing import PromptRouter
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
@@ -40,6 +44,7 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
         ({"experts_of_clusters": ("a", "b", "c")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"experts_of_clusters": ("a", "")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"policy": "farthest"}, "'policy' parameter of Decider must be one of nearest"),
+        ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy is outlier"),
         ({"upstream": "nowhere"}, "must be HOST:PORT"),
         ({"upstream": "127.0.0.1:1", "timeout": 0.5}, "127.0.0.1:1 behind .* was not ready in 0.5 s .UNAVAILABLE"),
     ],
@@ -54,6 +59,32 @@ def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
     assert children() == before
 
 
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"policy": "outlier", "generalist": "g"}, "needs a router with an outlier threshold .* Got one without"),
+        ({"policy": "strong_weak"}, "'--strong' parameter of the gateway must name an expert where --policy is strong"),
+        ({"policy": "strong_weak", "strong": "s"}, "needs a router with a difficulty score .* Got one without"),
+        ({"generalist": "g"}, "'--generalist' parameter of the gateway must .* only there. Got 'g'"),
+    ],
+)
+def test_policies_without_what_they_need_are_refused(router, fake, settings, said):
+    with pytest.raises(ErlabError, match=said):
+        with Local(router, fake.address, EXPERTS, **settings):
+            pass
+
+
+def test_a_served_system_chooses_among_its_own_models(tmp_path):
+    folders = Folders(tmp_path)
+    for key, choice, said in [
+        ("A", {"policy": "outlier"}, "System A has no gateway, so it takes no policy."),
+        ("E", {"generalist": "x"}, "must be one of E-expert-0, E-expert-1.* Got 'x'"),
+    ]:
+        with pytest.raises(ErlabError, match=said):
+            with deployment.serve(key, paper.SYSTEMS["v2"][key], profiles.profile("smoke"), folders, **choice):
+                pass
+
+
 def test_a_missing_router_is_named(fake, tmp_path):
     with pytest.raises(ErlabError, match=str(tmp_path / "none")):
         with Gateway(tmp_path / "none", fake.address, EXPERTS):
@@ -66,6 +97,27 @@ def test_fewer_experts_than_clusters_share_them(fake, router_folder):
             for prompt in KITCHEN[0], "the court":
                 said = decoded(stream(channel, ask(prompt)))[0].infer_response.parameters
                 assert said["erlab_expert"].string_param == "expert_1"
+
+
+def test_the_generalist_and_the_strong_expert_answer_their_prompts(tmp_path):
+    """Through gateway processes: what is far from both clusters, and what was learnt to be difficult."""
+    router = PromptRouter(clusters=2).fit(KITCHEN + COURT).calibrate(KITCHEN + COURT, share=0.2)
+    router.fit_difficulty(KITCHEN + COURT, [True] * len(KITCHEN) + [False] * len(COURT))
+    router.save(tmp_path / "router")
+    prompts = [*KITCHEN, *COURT, "qwerty uiop", "the egg and the court"]
+    rows = [router.route(prompts).row(i) for i in range(len(prompts))]
+    assert {row.outlier for row in rows} == {row.difficulty >= 0.5 for row in rows} == {True, False}
+    wanted = {
+        "outlier": ["extra" if row.outlier else EXPERTS[row.cluster] for row in rows],
+        "strong_weak": ["extra" if row.difficulty >= 0.5 else EXPERTS[row.cluster] for row in rows],
+    }
+    with FakeTriton(dict.fromkeys([*EXPERTS, "extra"], echo)) as fake:
+        for policy, role in ("outlier", "generalist"), ("strong_weak", "strong"):
+            with Gateway(tmp_path / "router", fake.address, EXPERTS, policy, **{role: "extra"}) as gateway:
+                with grpc.insecure_channel(gateway.address) as channel:
+                    said = [decoded(stream(channel, ask(prompt)))[0].infer_response for prompt in prompts]
+            assert [response.parameters["erlab_expert"].string_param for response in said] == wanted[policy]
+            assert [response.model_name for response in said] == wanted[policy]
 
 
 def test_ctrl_c_in_the_body_ends_it(fake, router_folder):

@@ -19,6 +19,7 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
     for i, r in enumerate(requests):
         r.update(index=i, todo=r["prompt"], done=0, cached=0, first=None, last=None)
     waiting, running, partial = [], [], None  # requests; `running` in the order they started
+    coming, before, woken = [], 0, False  # too late for the batch chosen ahead; the last iteration's start; was it idle?
     now = 0
 
     def blocks(tokens):
@@ -33,12 +34,16 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
     due = sorted((r["at"], i) for i, r in enumerate(requests) if not isinstance(r["at"], tuple))
     follows = {r["at"][1]: i for i, r in enumerate(requests) if isinstance(r["at"], tuple)}
     while True:
-        if not waiting and not running and partial is None:
+        idle = not waiting and not running and partial is None
+        if idle and not coming:
             if not due:
                 return requests
             now = max(now, due[0][0])
         while due and due[0][0] <= now:
-            waiting.append(requests[due.pop(0)[1]])
+            coming.append(due.pop(0))
+        while coming and (not batching.schedules_ahead or idle or woken or coming[0][0] <= before):
+            waiting.append(requests[coming.pop(0)[1]])
+        woken, before = idle, now
         growth = lambda: sum(blocks(r["cached"] + 1) - blocks(r["cached"]) for r in running)  # noqa: E731
         evicted = False
         while evicts and pool - held() < growth():

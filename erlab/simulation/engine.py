@@ -8,6 +8,10 @@ sequences an iteration, chunked context or whole prompts, a paged KV cache in bl
 - ``max_utilization``: it starts when the pool holds its prompt and the others' next tokens; when blocks run out the
   one started last is evicted, returns to the head of the queue and computes prompt and answer so far again.
 
+With `schedules_ahead` (vLLM since 0.14, TensorRT-LLM's overlap scheduler) the host chooses the next batch while the GPU
+works on this one, so a request that arrives during an iteration sits out the next one as well. The first iteration
+after idling has none before it: what arrives meanwhile joins the second.
+
 Nothing changes between two events (a sequence ends, a prompt arrives, blocks run out) but contexts, which grow by one
 a step: those iterations are one subtraction in `StepTimes.row`, never a loop. An engine knows no users and no clock
 of its own; `erlab.simulation.system` moves it along.
@@ -34,6 +38,7 @@ class Batching:
     chunked_context: bool = False
     policy: str = "guaranteed_no_evict"
     block_tokens: int = 64
+    schedules_ahead: bool = False
 
     def __post_init__(self):
         allowed = f"be 1 to {MAX_TOKENS}, what step times are known for"
@@ -84,6 +89,7 @@ class Engine:
             allowed = f"be at least {widest}, {what}, without chunked context"
             require(batching.max_num_tokens >= widest, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
         self.queue: deque[int] = deque()
+        self._coming: deque[tuple[int, int]] = deque()  # where batches are chosen ahead: when, request; not yet in queue
         self.running = 0  # sequences that decode
         self.context = 0  # tokens their KV caches hold
         self.free = self.blocks = blocks
@@ -94,13 +100,14 @@ class Engine:
         self._budget, self._chunked = batching.max_num_tokens, batching.chunked_context
         self._evicts = batching.policy == "max_utilization"
         self._block, self._max_batch = batching.block_tokens, max_batch_size
+        self._ahead, self._woken = batching.schedules_ahead, False  # whether the last iteration was the first after idling
         self._iteration = 0  # how many have run
         self._ends: list[tuple[int, int]] = []  # heap: iteration after which a sequence ends, request
         self._active: dict[int, int] = {}  # request: that iteration; in the order they started
         self._grows = [0] * batching.block_tokens  # sequences that need a block when iteration % block is this
         self._partial: tuple[int, int] | None = None  # a request whose prompt is cached in part, and how much
         self._prefilled: list[int] = []  # requests whose prompt ends with this iteration
-        self._begun = 0  # when the stretch began
+        self._begun = self._before = 0  # when the stretch began, and the last iteration that has ended
         self._steps = 0  # its iterations
         self._row: array | None = None  # the running sum of its iterations' times,
         self._at = self._begun_row = 0  # where in it the stretch begins, and the entry there
@@ -108,27 +115,34 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Requests that wait or run here."""
-        return len(self.queue) + self.running + len(self._prefilled) + (self._partial is not None)
+        waiting = len(self.queue) + len(self._coming)
+        return waiting + self.running + len(self._prefilled) + (self._partial is not None)
 
     def arrive(self, request: int, now: int) -> bool:
         """Queue a request. True where the engine must be looked at again: it is idle, or its stretch became shorter."""
-        waited = bool(self.queue)
-        self.queue.append(request)
+        waited = bool(self.queue) or bool(self._coming)
+        if self._ahead:
+            self._coming.append((now, request))
+        else:
+            self.queue.append(request)
         if self.end is None:
             return True
         full = self.running >= min(self._max_batch, self._budget)
         if waited or full or self._steps == 1:
             return False
         first = bisect_left(self._row, now - self._begun + self._begun_row, self._at + 1, self._at + self._steps)
-        if first - self._at == self._steps:
+        steps = first - self._at + self._ahead
+        if steps >= self._steps:
             return False
-        self._steps = first - self._at
-        self.end = self._begun + self._row[first] - self._begun_row
+        self._steps = steps
+        self.end = self._begun + self._row[self._at + steps] - self._begun_row
         self.version += 1
         return True
 
     def start(self, now: int) -> int | None:
         """Begin what runs next and return when it ends; None where nothing is to do."""
+        if self._ahead:
+            self._let_in(now)
         evicted = self._evicts and self._make_room()
         prompts, tokens, begun = self._admit(evicted)
         self._begun = now
@@ -142,13 +156,22 @@ class Engine:
             self._row = self._times.row(running)
             self._at = at = self.context // running
             self._begun_row = self._row[at]
-            self._steps = steps = 1 if evicted else self._until_event()
+            waits = self._coming and not self.queue and running < self._max_batch
+            self._steps = steps = 1 if evicted or waits else self._until_event()
             self.end = now + self._row[at + steps] - self._begun_row
         else:
             self.end = None
             return None
         self.version += 1
         return self.end
+
+    def _let_in(self, now: int) -> None:
+        """Queue what came before this iteration's batch was chosen: by the start of the iteration before it."""
+        idle = not (self.queue or self.running or self._partial)
+        chosen = now if idle or self._woken else self._before
+        while self._coming and self._coming[0][0] <= chosen:
+            self.queue.append(self._coming.popleft()[1])
+        self._woken = idle
 
     def _until_event(self) -> int:
         """Iterations until a sequence ends or the pool has no block for the next token."""
@@ -235,6 +258,10 @@ class Engine:
     def finish(self) -> list[int]:
         """Apply the stretch that ends now; the requests that got their last token, in the order they ended."""
         now, steps, requests = self.end, self._steps, self._requests
+        if self._ahead:
+            self._before = self._begun
+            if steps > 1:
+                self._before += self._row[self._at + steps - 1] - self._begun_row
         if self._evicts:
             cycles, rest = divmod(steps, self._block)
             self.free -= cycles * self.running

@@ -50,7 +50,8 @@ def loads(draw):
     chunked = draw(st.booleans())
     widest = longest  # an evicted request prefills its answer so far too
     budget = draw(st.integers(max_batch + 1, 150)) if chunked else draw(st.integers(widest, widest + 150))
-    return requests, Batching(budget, chunked, draw(st.sampled_from(POLICIES)), block), max_batch, pool
+    batching = Batching(budget, chunked, draw(st.sampled_from(POLICIES)), block, draw(st.booleans()))
+    return requests, batching, max_batch, pool
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,6 +116,19 @@ def test_chunked_context_keeps_decoding_while_a_long_prompt_is_read():
     chunked = fast_run(Batching(60, chunked_context=True), 4, 4096, [short, long])
     assert chunked[1][0] < whole[1][0]  # the short one's answer is not held up
     assert chunked[0][1] > whole[0][1]  # the long one waits longer for its first token
+
+
+def test_a_batch_chosen_ahead_leaves_out_who_comes_while_the_one_before_it_runs():
+    """A request that arrives during an iteration joins the one after next; the engine idle, the first is its own."""
+    requests = [dict(at=0, prompt=50, output=20), dict(at=0, prompt=50, output=20)]
+    prefill = TIMES.mixed(0, 0, 1, 50, 0, 1)
+    requests[1]["at"] = prefill + 1  # during the first decode iteration
+    decodes = [TIMES.decode(1, 50 + j) for j in range(20)]
+    joins = lambda n: prefill + sum(decodes[:n]) + TIMES.mixed(1, 50 + n, 1, 50, 0, 1)  # noqa: E731
+    assert fast_run(Batching(), 4, 1024, requests)[0] == [prefill, joins(1)]
+    assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0] == [prefill, joins(2)]
+    requests[1]["at"] = prefill - 1  # during the first iteration after idling, which had none before it
+    assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0][1] == prefill + TIMES.mixed(1, 50, 1, 50, 0, 1)
 
 
 def test_guaranteed_no_evict_starts_a_request_only_with_its_whole_future_reserved():

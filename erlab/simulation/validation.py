@@ -178,9 +178,10 @@ def implied_kv_pool(
 
 HOST_PER_LAYER = 0.00025  # s: what the host adds a layer to an iteration that prefills; see `fit_host`
 _KIND = {"model": "8b", "quant": "bf16", "kv_blocks": 0}  # what a file of one kind need not say; 0: vLLM's own pool
-_VLLM = Setup(
-    gpu="H200", software=Software("vllm", "0.22.0"), era=None, batching=Batching(2048, True, block_tokens=16)
-)
+_VLLM = Setup(  # vLLM reserves no blocks for tokens to come, and since 0.14 it chooses batches ahead by default
+    gpu="H200", software=Software("vllm", "0.22.0"), era=None,
+    batching=Batching(2048, True, "max_utilization", block_tokens=16, schedules_ahead=True),
+)  # fmt: skip
 
 
 def validate_h200(file: Path = H200, host_per_layer: float = HOST_PER_LAYER) -> pd.DataFrame:

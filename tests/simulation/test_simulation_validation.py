@@ -57,6 +57,11 @@ def test_a_measured_h200_within_the_targets(monkeypatch, tmp_path):
     error = lambda name: (found[f"{name}_ratio"] - 1).abs().median()  # noqa: E731
     assert found["users"].tolist() == [1, 4, 16, 32, 64, 128, 256]
     assert error("throughput") < 0.10 and error("tpot_ms") < 0.10 and error("ttft_s") < 0.25
+    with monkeypatch.context() as without:
+        batching = replace(validation._VLLM.batching, schedules_ahead=False)
+        without.setattr(validation, "_VLLM", replace(validation._VLLM, batching=batching))
+        late = (validation.validate_h200()["ttft_s_ratio"] - 1).abs().median()
+    assert error("ttft_s") < late / 2, "batches chosen ahead are what the waiting users waited for"
     with pytest.raises(ErlabError, match="'model' column must hold one of"):
         other = tmp_path / "other.parquet"
         pd.read_parquet(validation.H200).assign(model="13b").to_parquet(other)

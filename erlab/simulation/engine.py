@@ -103,7 +103,7 @@ class Engine:
         self._ahead, self._woken = batching.schedules_ahead, False  # whether the last iteration was the first after idling
         self._iteration = 0  # how many have run
         self._ends: list[tuple[int, int]] = []  # heap: iteration after which a sequence ends, request
-        self._active: dict[int, int] = {}  # request: that iteration; in the order they started
+        self._active: dict[int, int] = {}  # request: that iteration; in the order they started (kept to evict the last)
         self._grows = [0] * batching.block_tokens  # sequences that need a block when iteration % block is this
         self._partial: tuple[int, int] | None = None  # a request whose prompt is cached in part, and how much
         self._prefilled: list[int] = []  # requests whose prompt ends with this iteration
@@ -120,7 +120,7 @@ class Engine:
 
     def arrive(self, request: int, now: int) -> bool:
         """Queue a request. True where the engine must be looked at again: it is idle, or its stretch became shorter."""
-        waited = bool(self.queue) or bool(self._coming)
+        waited = bool(self.queue or self._coming)
         if self._ahead:
             self._coming.append((now, request))
         else:
@@ -144,14 +144,15 @@ class Engine:
         if self._ahead:
             self._let_in(now)
         evicted = self._evicts and self._make_room()
-        prompts, tokens, begun = self._admit(evicted)
+        prompts = 0
+        if self.queue or self._partial is not None:
+            prompts, tokens, begun = self._admit(evicted)
         self._begun = now
         running = self.running
         if prompts:
             context = self.context // running if running else 0
             self._steps = 1
-            ns = self._times.mixed(running, context, prompts, tokens, begun, len(self._prefilled))
-            self.end = now + ns
+            self.end = now + self._times.mixed(running, context, prompts, tokens, begun, len(self._prefilled))
         elif running:
             self._row = self._times.row(running)
             self._at = at = self.context // running
@@ -160,7 +161,6 @@ class Engine:
             self._steps = steps = 1 if evicted or waits else self._until_event()
             self.end = now + self._row[at + steps] - self._begun_row
         else:
-            self.end = None
             return None
         self.version += 1
         return self.end
@@ -176,10 +176,12 @@ class Engine:
     def _until_event(self) -> int:
         """Iterations until a sequence ends or the pool has no block for the next token."""
         ends, active = self._ends, self._active
+        if not self._evicts:
+            return ends[0][0] - self._iteration
         while active.get(ends[0][1]) != ends[0][0]:
             heappop(ends)  # was evicted
         steps = ends[0][0] - self._iteration
-        if not self._evicts or self.free >= self.running * (steps // self._block + 1):
+        if self.free >= self.running * (steps // self._block + 1):
             return steps
         cycles, left = divmod(self.free, self.running)
         possible = cycles * self._block
@@ -196,14 +198,14 @@ class Engine:
             left = end - self._iteration
             done = self._requests.output[request] - left
             held = self._requests.prompt[request] + done - 1
-            self._forget(request, held)
+            self._forget(held)
             self._requests.prompt[request] += done
             self._requests.output[request] = left
             self.queue.appendleft(request)
             evicted = True
         return evicted
 
-    def _forget(self, request: int, held: int) -> None:
+    def _forget(self, held: int) -> None:
         """Give back a sequence's blocks and its part of the sums; it holds `held` tokens."""
         self.running -= 1
         self.context -= held
@@ -211,21 +213,21 @@ class Engine:
             self.free += -(-held // self._block)
             self._grows[(self._iteration - held) % self._block] -= 1
         else:
-            self.free += self._reserved(request)
-
-    def _reserved(self, request: int) -> int:
-        return -(-(self._requests.prompt[request] + self._requests.output[request]) // self._block)
+            self.free += -(-(held + 1) // self._block)  # it has ended: all of its tokens but the last
 
     def _admit(self, evicted: bool) -> tuple[int, int, int]:
         """Take prompts from the queue's head: how many, their tokens this iteration, the first one's cached ones."""
         budget, sequences = self._budget - self.running, self.running
         prompts = tokens = begun = 0
-        prompt = self._requests.prompt
+        prompt, output = self._requests.prompt, self._requests.output
         if self._partial is not None:
             request, begun = self._partial
             tokens = min(budget, prompt[request] - begun)
             prompts, budget, sequences = 1, budget - tokens, sequences + 1
-            self._split(request, begun + tokens)
+            self._partial = (request, begun + tokens)
+            if begun + tokens == prompt[request]:
+                self._partial = None
+                self._prefilled.append(request)
         queue = self.queue
         while queue and not evicted and self._partial is None and sequences < self._max_batch and budget > 0:
             request = queue[0]
@@ -235,25 +237,20 @@ class Engine:
             if self._evicts:
                 blocks, room = -(-length // self._block), self.free - self._grows[self._iteration % self._block]
             else:
-                blocks, room = self._reserved(request), self.free
+                blocks, room = -(-(length + output[request]) // self._block), self.free
             if blocks > room:
                 break
             queue.popleft()
             self.free -= blocks
-            taken = min(length, budget)
-            prompts, tokens, budget, sequences = prompts + 1, tokens + taken, budget - taken, sequences + 1
-            self._split(request, taken)
+            if length <= budget:
+                self._prefilled.append(request)
+            else:
+                length = budget
+                self._partial = (request, length)
+            prompts, tokens, budget, sequences = prompts + 1, tokens + length, budget - length, sequences + 1
         if self.free < self.least_free:
             self.least_free = self.free
         return prompts, tokens, begun
-
-    def _split(self, request: int, cached: int) -> None:
-        """Note whether a prompt ends with this iteration or goes on in the next."""
-        if cached == self._requests.prompt[request]:
-            self._partial = None
-            self._prefilled.append(request)
-        else:
-            self._partial = (request, cached)
 
     def finish(self) -> list[int]:
         """Apply the stretch that ends now; the requests that got their last token, in the order they ended."""
@@ -262,36 +259,39 @@ class Engine:
             self._before = self._begun
             if steps > 1:
                 self._before += self._row[self._at + steps - 1] - self._begun_row
-        if self._evicts:
+        evicts, ends, active = self._evicts, self._ends, self._active
+        if evicts:
             cycles, rest = divmod(steps, self._block)
             self.free -= cycles * self.running
             self.free -= sum(self._grows[(self._iteration + j) % self._block] for j in range(rest))
             self.least_free = min(self.least_free, self.free)
-        self._iteration += steps
+        self._iteration = iteration = self._iteration + steps
         self.context += steps * self.running
-        done = []
-        ends, active = self._ends, self._active
-        while ends and ends[0][0] <= self._iteration:
+        prompts, outputs, done = requests.prompt, requests.output, []
+        while ends and ends[0][0] <= iteration:
             end, request = heappop(ends)
-            if active.get(request) == end:
+            if evicts:
+                if active.get(request) != end:
+                    continue  # was evicted
                 del active[request]
-                self._forget(request, requests.prompt[request] + requests.output[request] - 1)
-                done.append(request)
-        prompts, outputs, first, iteration = requests.prompt, requests.output, requests.first, self._iteration
+            self._forget(prompts[request] + outputs[request] - 1)
+            done.append(request)
         for request in self._prefilled:
-            if first[request] < 0:
-                first[request] = now
+            if requests.first[request] < 0:
+                requests.first[request] = now
             held, output = prompts[request], outputs[request]
             self.running += 1
             self.context += held
-            if self._evicts:
+            if evicts:
                 self._grows[(iteration - held) % self._block] += 1
             if output == 1:
-                self._forget(request, held)
+                self._forget(held)
                 done.append(request)
             else:
-                active[request] = end = iteration + output - 1
+                end = iteration + output - 1
                 heappush(ends, (end, request))
+                if evicts:
+                    active[request] = end
         self._prefilled.clear()
         self.end = None
         for request in done:

@@ -32,6 +32,7 @@ def run(
     heap = [(t + delay[i], ARRIVE, i, 0) for i, t in enumerate(submit) if t >= 0]
     heapify(heap)
     fixed = None if callable(choose) else choose
+    due = [False] * len(engines)  # whether its start is among the events
     while heap:
         now, kind, who, version = heappop(heap)
         if kind == FINISH:
@@ -43,17 +44,22 @@ def run(
                 if i >= 0:
                     submit[i] = now + pause
                     heappush(heap, (now + pause + delay[i], ARRIVE, i, 0))
-            heappush(heap, (now, START, who, 0))
+            if heap and heap[0][0] == now:
+                due[who] = True
+                heappush(heap, (now, START, who, 0))
+            elif engine.start(now) is not None:  # nothing else happens now
+                heappush(heap, (engine.end, FINISH, who, engine.version))
         elif kind == ARRIVE:
             chosen[who] = at = fixed[who] if fixed is not None else choose(who)
             engine = engines[at]
             if engine.arrive(who, now):
-                if engine.end is None:
-                    heappush(heap, (now, START, at, 0))
-                else:
+                if engine.end is not None:
                     heappush(heap, (engine.end, FINISH, at, engine.version))
+                elif not due[at]:
+                    due[at] = True
+                    heappush(heap, (now, START, at, 0))
         else:
-            engine = engines[who]
-            if engine.end is None and engine.start(now) is not None:
+            engine, due[who] = engines[who], False
+            if engine.start(now) is not None:
                 heappush(heap, (engine.end, FINISH, who, engine.version))
     return chosen

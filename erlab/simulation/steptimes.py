@@ -87,7 +87,10 @@ class StepTimes:
         if begun:
             extra += self._cached(mean, begun)
         prefill = round(self._prefill_factor * extra + self._overhead)
-        return prefill + self.decode(batch, context) if batch else prefill
+        if not batch:
+            return prefill
+        row = self._rows.get(batch) or self.row(batch)
+        return prefill + row[context + 1] - row[context]
 
     def _prefill_row(self, prompts: int) -> list[float]:
         """ns of the attention of so many prompts by their mean length; beyond the table each prompt costs the same."""

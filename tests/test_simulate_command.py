@@ -77,7 +77,6 @@ def test_a_mistake_is_one_line_and_leaves_no_records(simulate, arguments, messag
 
 
 def test_a_scheduler_that_is_not_there_is_named(simulate):
-    pytest.importorskip("distributed")
     done, out = simulate("--system", "D", "--users", 1, "--cluster", "dask:nowhere:0:0")
     assert done.exit_code == 2 and "No Dask scheduler answers at nowhere:0:0" in done.stderr
     assert done.stderr.count("erlab: ") == 1 and not out.exists()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import distributed
 import numpy as np
 import pytest
 
@@ -123,7 +124,6 @@ def test_a_sweep_does_not_depend_on_where_it_runs():
 
 
 def test_a_sweep_on_a_local_dask_cluster_is_the_same():
-    distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp") as cluster:
         spread = sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF, cluster=f"dask:{cluster.scheduler_address}")
     assert spread.requests.equals(sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF).requests)

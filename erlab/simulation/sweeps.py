@@ -52,7 +52,8 @@ def sweep(
         jobs = 1 if few and cluster is None else -1
     parts = []
     with _where(cluster):
-        parallel = joblib.Parallel(jobs, return_as="generator")
+        at_once = cluster is not None and cluster.startswith("ray:")  # whose backend hands nothing over before the end
+        parallel = joblib.Parallel(jobs, return_as="list" if at_once else "generator")
         same = dict(setup=setup, seed=seed, workload=workload)
         work = (
             joblib.delayed(simulate)(system, n, **same, **(routing if system.router else {})) for system, n in cells
@@ -91,9 +92,12 @@ def _where(cluster: str | None):
             import ray
             from ray.util.joblib import register_ray
 
-            ray.init(address=address, ignore_reinit_error=True)
+            try:
+                connected = ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+            except (ConnectionError, ValueError) as e:
+                raise ErlabError(f"No Ray cluster answers at {address}: {str(e).splitlines()[0]}") from None
             register_ray()
-            with joblib.parallel_config(backend="ray"):
+            with connected, joblib.parallel_config(backend="ray"):
                 yield
         else:
             raise ErlabError(f"The 'cluster' parameter of sweep must be dask:ADDRESS or ray:ADDRESS. Got {cluster!r}.")

@@ -2,76 +2,160 @@
 
 A claim that does not hold is a finding; one whose systems or loads aren't in the records is "not runnable here".
 Comparisons are made at the loads that all of a claim's systems have, in each source (measured, simulated) for itself.
+A verdict that too few resamples of its requests share, or that a repetition contradicts, is "within noise".
 
     from erlab import claims, records
-    claims.save(claims.ledger(records.read("data/results/laptop/records")), "data/results/laptop")
+    found = records.read("data/results/laptop/records")
+    claims.save(claims.ledger(found), "data/results/laptop")
+    claims.cells(found, "v2-ttft-8b")       # the numbers that one claim was computed from
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from erlab import metrics, output, selection
+from erlab import confidence, metrics, output, selection
+from erlab.checks import CHECKS, Cells, Check, Unknown
 from erlab.errors import ErlabError
 from erlab.paper import CLAIMS, SYSTEMS, Claim
 from erlab.records import Records
+from erlab.spec import require
 
 HOLDS, FAILS, NOT_RUNNABLE = "holds", "does not hold", "not runnable here"
-COLUMNS = ["id", "paper", "statement", "source", "figure", "test", "value", "verdict", "basis", "reason", "rows"]
-_BASELINES = ("A", "B", "C")
+CLEAR, NOISE = "clear", "within noise"
+COLUMNS = ["id", "paper", "statement", "source", "figure", "test", "tolerance", "value", "verdict"]
+COLUMNS += ["confidence", "margin", "margin_low", "margin_high", "agree", "repeats", "basis", "reason", "assumptions", "rows"]
 _VERSION = {system: version for version, systems in SYSTEMS.items() for system in systems}
+_CLAIMS = {claim.id: claim for claim in CLAIMS}
 
 
-@dataclass(frozen=True)
-class Check:
-    """How a claim is tested: in words, on which systems, over how many loads at least, shown by which figure.
+def ledger(
+    records: Records, only: Iterable[str] | None = None, resamples: int = confidence.RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """A row a claim (of `only`, or all) and source that can test it; a claim that none can test has one that says why.
 
-    `judge` gets the systems' cells of `metrics.summarise` indexed by (system, users) and returns the value as text and
-    whether the claim holds.
+    COLUMNS: `margin` is how many times over the threshold is met (1 or more holds), from margin_low to margin_high in
+    95 % of `resamples` bootstrap samples of the requests; `agree` is the share of them with the same verdict, and
+    `repeats` in how many repetitions alone it is the same ("3 of 3"; NA where nothing was repeated). `confidence` is
+    clear where at least 95 % agree and so does every repetition, else within noise; NA without resamples.
     """
+    chosen, requests = _chosen(only), _requests(records)
+    systems = {system for claim in chosen for system in CHECKS[claim.id].systems}
+    requests = requests[requests["system"].isin(systems)]
+    table, draws = metrics.summarise(requests), _draws(requests, resamples, seed)
+    rows = [row for claim in chosen for row in _tested(claim, requests, table, draws)]
+    return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
-    words: str
-    systems: tuple[str, ...]
-    figure: str
-    judge: Callable[[pd.DataFrame], tuple[str, bool]]
-    least_loads: int = 1
+
+def rows(records: Records, claim: str) -> Records:
+    """The records that a claim's verdict is computed from: those of its systems at the loads that all of them have."""
+    (found,) = _chosen([claim])
+    requests = _requests(records)
+    mine = requests[requests["system"].isin(CHECKS[claim].systems) & (requests["paper"] == found.paper)]
+    ended = mine[metrics.finished(mine)].groupby(["source", "users"])["system"].nunique()
+    shared = ended[ended == len(CHECKS[claim].systems)].index
+    mine = mine[pd.MultiIndex.from_frame(mine[["source", "users"]]).isin(shared)]
+    runs = records.runs
+    return Records(mine, runs[runs["run_id"].isin(mine["run_id"])] if "run_id" in runs else runs)
 
 
-def ledger(records: Records) -> pd.DataFrame:
-    """A row a claim and source that can test it, COLUMNS; a claim that none can test has one row that says why."""
+def cells(records: Records, claim: str) -> pd.DataFrame:
+    """What a claim's verdict is computed from: a row a (source, system, users), its requests and the metrics used."""
+    table = metrics.summarise(rows(records, claim).requests)
+    return table[["source", "system", "users", "requests", "failed", "runs", *CHECKS[claim].metrics]].sort_values(
+        ["source", "users", "system"], ignore_index=True
+    )
+
+
+def sureness(row) -> str:
+    """A row's verdict with how sure it is, in words: ``holds, within noise (margin 1.05, 0.67 to 1.40)``."""
+    if pd.isna(row.confidence):
+        return row.verdict
+    noise = f", {NOISE}" if row.confidence == NOISE else ""
+    repeats = "" if pd.isna(row.repeats) else f"; the same in {row.repeats} repetitions"
+    return f"{row.verdict}{noise} (margin {row.margin:.2f}, {row.margin_low:.2f} to {row.margin_high:.2f}{repeats})"
+
+
+def shown(found: pd.DataFrame) -> pd.DataFrame:
+    """The ledger to be read: claim, statement, verdict with how sure it is, what was found, on what (or why not)."""
+    table = found.assign(
+        verdict=[sureness(row) for row in found.itertuples()],
+        statement=found["statement"] + " (" + found["source"] + ")",
+        on=found["basis"].fillna(found["reason"]),
+    )
+    columns = {"id": "claim", "value": "found"}
+    return table.rename(columns=columns)[["claim", "statement", "test", "tolerance", "found", "verdict", "on"]]
+
+
+def save(found: pd.DataFrame, folder: str | Path, records: Records | None = None) -> list[Path]:
+    """Write the ledger as claims.md and claims.csv, and with records each claim's `cells` as claims/ID.csv."""
+    folder = Path(folder)
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items())
+    shown = found.round({"margin": 2, "margin_low": 2, "margin_high": 2, "agree": 3})
+    text = f"# Claims\n\n{counts}.\n\n{output.markdown(shown)}"
+    contents = {"claims.md": text, "claims.csv": found.to_csv(index=False)}
+    for claim in found["id"].unique() if records else ():
+        contents[f"claims/{claim}.csv"] = cells(records, claim).to_csv(index=False)
+    return [output.save(folder / name, content) for name, content in contents.items()]
+
+
+def select(version: str | None = None, only: Iterable[str] | None = None) -> list[str]:
+    """The claims of a version of the paper (None: of both), of `only` where that is given."""
+    versions = list(dict.fromkeys(claim.paper for claim in CLAIMS))
+    require(version in (None, *versions), "paper", "claims", f"be one of {', '.join(versions)}", version)
+    return [claim.id for claim in _chosen(only) if version in (None, claim.paper)]
+
+
+def _chosen(only: Iterable[str] | None) -> list[Claim]:
+    chosen = list(_CLAIMS) if only is None else list(only)
+    for claim in chosen:
+        require(claim in _CLAIMS, "id", "claims", f"be one of {', '.join(_CLAIMS)}", claim)
+    return [_CLAIMS[claim] for claim in chosen]
+
+
+def _requests(records: Records) -> pd.DataFrame:
+    """The requests to Table I's systems; where records don't name the paper's version, the systems' names do."""
     try:
         requests = selection.systems(records)
     except ErlabError:
         requests = records.requests.iloc[:0]
-    # records written by hand may not name the paper's version; the systems' names do
-    cells = metrics.summarise(requests.assign(paper=requests["paper"].fillna(requests["system"].map(_VERSION))))
-    rows = [row for claim in CLAIMS for row in _tested(claim, cells)]
-    return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
+    return requests.assign(paper=requests["paper"].fillna(requests["system"].map(_VERSION)))
 
 
-def save(found: pd.DataFrame, folder: str | Path) -> list[Path]:
-    """Write the ledger as claims.md and claims.csv."""
-    folder = Path(folder)
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items())
-    text = f"# Claims\n\n{counts}.\n\n{output.markdown(found)}"
-    return [output.save(folder / "claims.md", text), output.save(folder / "claims.csv", found.to_csv(index=False))]
+def _draws(requests: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
+    """A function that gives a cell's bootstrap samples: the same ones for every claim, and whichever claims are tested."""
+    cells = requests.groupby(metrics.CELL)
+
+    @functools.cache
+    def drawn(key: tuple, throughput: float) -> dict:
+        rng = np.random.default_rng([seed, zlib.crc32(repr(key).encode())])
+        return confidence.resample(cells.get_group(key), throughput, resamples, rng)
+
+    def of(cell: pd.Series) -> dict:
+        return drawn(tuple(cell[metrics.CELL]), _number(cell["output_throughput"])) if resamples else {}
+
+    return of
 
 
-def _tested(claim: Claim, cells: pd.DataFrame) -> list[dict]:
+def _tested(claim: Claim, requests: pd.DataFrame, table: pd.DataFrame, draws: Callable) -> list[dict]:
     check = CHECKS[claim.id]
-    mine = cells[cells["system"].isin(check.systems) & (cells["paper"] == claim.paper)]
-    rows = [_judged(check, rows, source) for source, rows in mine.groupby("source")]
-    runnable = [row for row in rows if row["verdict"] != NOT_RUNNABLE]
-    rows = runnable or rows[:1] or [_not_runnable(f"no records of {_names(check.systems)}")]
+    mine, asked = (t[t["system"].isin(check.systems) & (t["paper"] == claim.paper)] for t in (table, requests))
+    sources = mine.groupby("source")
+    found = [_judged(check, cells, asked[asked["source"] == source], source, draws) for source, cells in sources]
+    runnable = [row for row in found if row["verdict"] != NOT_RUNNABLE]
+    found = runnable or found[:1] or [_not_runnable(f"no records of {_names(check.systems)}")]
     common = {"id": claim.id, "paper": claim.paper, "statement": claim.statement, "source": claim.source}
-    return [common | {"figure": check.figure, "test": check.words} | row for row in rows]
+    common |= {"figure": check.figure, "test": check.words, "tolerance": check.tolerance}
+    common |= {"assumptions": _names(check.assumptions)}
+    return [common | row for row in found]
 
 
-def _judged(check: Check, cells: pd.DataFrame, source: str) -> dict:
-    """The verdict on one source's cells."""
+def _judged(check: Check, cells: pd.DataFrame, requests: pd.DataFrame, source: str, draws: Callable) -> dict:
+    """The verdict on one source's cells, and how sure it is."""
     ended = cells[cells["requests"] > cells["failed"]]
     loads = {s: set(ended.loc[ended["system"] == s, "users"]) for s in check.systems}
     if absent := [s for s in check.systems if not loads[s]]:
@@ -80,168 +164,76 @@ def _judged(check: Check, cells: pd.DataFrame, source: str) -> dict:
     if len(common) < check.least_loads:
         shared = f"loads that {_names(check.systems)} share, has {len(common)}"
         return _not_runnable(f"{source}: needs {check.least_loads} {shared}")
-    used = cells[cells["users"].isin(common)]
+    used = cells[cells["users"].isin(common)].sort_values("users")
     try:
-        value, holds = check.judge(used.set_index(["system", "users"]).sort_index())
-    except _Unknown as e:
+        with np.errstate(all="ignore"):  # nothing was received: infinite or no ratios
+            margins, value = check.judge(_drawn(check, used, draws))
+    except Unknown as e:
         return _not_runnable(f"{source}: {e}")
-    rows, failed = int(used["requests"].sum()), int(used["failed"].sum())
+    holds, total, failed = bool(margins[0] >= 1), int(used["requests"].sum()), int(used["failed"].sum())
     if failed:
-        value += f" ({failed} of {rows} requests failed and count in no latency)"
+        value += f" ({failed} of {total} requests failed and count in no latency)"
     machines = ", ".join(sorted(used["machine"].dropna().unique())) or "an unnamed machine"
-    verdict = HOLDS if holds else FAILS
-    return {"value": value, "verdict": verdict, "basis": f"{source} on {machines}", "reason": pd.NA, "rows": rows}
+    found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": f"{source} on {machines}", "rows": total}
+    asked = requests[requests["users"].isin(common)]
+    return found | {"margin": float(margins[0])} | _confidence(check, asked, holds, margins[1:])
+
+
+def _drawn(check: Check, used: pd.DataFrame, draws: Callable) -> Cells:
+    """The observed cells (ordered by load), each followed by its bootstrap samples."""
+    found = {(metric, system): [] for metric in check.metrics for system in check.systems}
+    for _, cell in used.iterrows():
+        drawn = draws(cell)
+        for metric in check.metrics:
+            found[metric, cell["system"]].append(np.append(_number(cell[metric]), drawn.get(metric, [])))
+    return Cells(_loads(used), {name: np.stack(loads, axis=-1) for name, loads in found.items()})
+
+
+def _confidence(check: Check, asked: pd.DataFrame, holds: bool, margins: np.ndarray) -> dict:
+    if not len(margins):
+        return {}
+    agree = float(np.mean((margins >= 1) == holds))
+    tail = (1 - confidence.LEVEL) / 2
+    low, high = np.quantile(margins, [tail, 1 - tail])
+    same = _repeated(check, asked, holds)
+    sure = agree >= confidence.LEVEL and all(same)
+    told = f"{sum(same)} of {len(same)}" if same else pd.NA
+    spread = {"margin_low": float(low), "margin_high": float(high)}
+    return spread | {"agree": agree, "repeats": told, "confidence": CLEAR if sure else NOISE}
+
+
+def _repeated(check: Check, asked: pd.DataFrame, holds: bool) -> list[bool]:
+    """Whether each repetition that all cells have gives the same verdict alone; nothing where none was repeated."""
+    place = confidence.repeats(asked)
+    least = place.groupby([asked["system"], asked["users"]]).max().min()
+    if least < 1:
+        return []
+    table = metrics.summarise(asked.assign(repeat=place), [*metrics.CELL, "repeat"])
+    table = table[table["repeat"] <= least].sort_values(["users", "repeat"])
+    values = {
+        (metric, system): rows[metric].map(_number).to_numpy(float).reshape(-1, least + 1).T
+        for system, rows in table.groupby("system")
+        for metric in check.metrics
+    }
+    try:
+        with np.errstate(all="ignore"):
+            margins, _ = check.judge(Cells(_loads(asked), values))
+    except Unknown:
+        return []
+    return [bool((margin >= 1) == holds) for margin in margins]
+
+
+def _loads(rows: pd.DataFrame) -> tuple[int, ...]:
+    return tuple(sorted(int(n) for n in rows["users"].unique()))
+
+
+def _number(value) -> float:
+    return np.nan if pd.isna(value) else float(value)
 
 
 def _not_runnable(reason: str) -> dict:
-    return {"value": pd.NA, "verdict": NOT_RUNNABLE, "basis": pd.NA, "reason": reason, "rows": 0}
+    return {"verdict": NOT_RUNNABLE, "reason": reason, "rows": 0}
 
 
-class _Unknown(Exception):
-    """A metric that a claim needs is unknown or undefined in these records."""
-
-
-def _wide(cells: pd.DataFrame, metric: str, systems: tuple[str, ...]) -> pd.DataFrame:
-    """The metric as floats: a row a load, a column a system."""
-    table = cells[metric].unstack("system")[list(systems)]
-    if table.isna().any().any():
-        raise _Unknown(f"{metric} is unknown for {_names(table.columns[table.isna().any()])} at some load")
-    return table.astype(float)
-
-
-def _lower(metric: str, lower: tuple[str, ...], higher: tuple[str, ...]):
-    """Whether each of `lower` lies below each of `higher` at more than half of the loads; ratios as geometric means."""
-
-    def judge(cells: pd.DataFrame) -> tuple[str, bool]:
-        table, text, holds = _wide(cells, metric, lower + higher), [], True
-        for low in lower:
-            for high in higher:
-                wins = int((table[low] < table[high]).sum())
-                ratio = math.exp((table[low] / table[high]).map(math.log).mean())
-                text.append(f"{low} below {high} at {wins} of {len(table)} loads (mean ratio {ratio:.2f})")
-                holds &= 2 * wins > len(table)
-        return "; ".join(text), holds
-
-    return judge
-
-
-def _similar_ttft(cells: pd.DataFrame) -> tuple[str, bool]:
-    table = _wide(cells, "ttft_median_s", (*_BASELINES, "E"))
-    ratio = table["E"] / table[list(_BASELINES)].median(axis=1)
-    spread = f"{ratio.min():.2f} to {ratio.max():.2f}"
-    text = f"E / baselines: {ratio.median():.2f} in median over {len(ratio)} loads ({spread})"
-    return text, bool(1 / 1.5 <= ratio.median() <= 1.5)
-
-
-def _minimum_ttft(cells: pd.DataFrame) -> tuple[str, bool]:
-    least = 1000 * _wide(cells, "ttft_min_s", (*_BASELINES, "D", "E")).min()
-    gateway = _wide(cells, "routing_min_ms", ("D", "E")).min().min()
-    text = ", ".join(f"{s} {v:.1f} ms" for s, v in least.items())
-    holds = least[["D", "E"]].min() > least[list(_BASELINES)].max()
-    return f"minima: {text}; of these the gateway's decision takes at least {gateway:.2f} ms", bool(holds)
-
-
-def _minimal_overhead(cells: pd.DataFrame) -> tuple[str, bool]:
-    routing = _wide(cells, "routing_median_ms", ("D", "E"))
-    ttft = 1000 * _wide(cells, "ttft_median_s", ("D", "E"))
-    share = 100 * (routing / ttft).max(axis=1)
-    spread = ((ttft["D"] - ttft["E"]).abs() / routing.max(axis=1)).median()
-    text = (
-        f"decision {routing.median(axis=None):.2f} ms, {share.min():.1f} to {share.max():.1f} % of the median time to "
-        f"first token; D and E differ by {spread:.0f} times the decision in median over {len(share)} loads"
-    )
-    return text, bool(share.max() < 5 and spread >= 10)
-
-
-def _stable(cells: pd.DataFrame) -> tuple[str, bool]:
-    loads = cells.index.get_level_values("users").unique().sort_values()
-    moderate = [n for n in loads if n <= math.sqrt(loads[0] * loads[-1])]
-    throughput = _wide(cells, "output_throughput", ("D",)).loc[moderate, "D"]
-    latency = _wide(cells, "e2e_median_s", ("D",)).loc[moderate, "D"]
-    kept, grown = (throughput / throughput.cummax()).min(), latency.max() / latency.iloc[0]
-    text = (
-        f"{moderate[0]} to {moderate[-1]} users: throughput stays at {100 * kept:.0f} % or more of the best so far, "
-        f"median response time grows to {grown:.2f} times that at {moderate[0]}"
-    )
-    return text, bool(kept >= 0.9 and grown <= 2)
-
-
-def _competitive(cells: pd.DataFrame) -> tuple[str, bool]:
-    systems = (*_BASELINES, "E")
-    throughput, latency = _wide(cells, "output_throughput", systems), _wide(cells, "e2e_median_s", systems)
-    near = throughput.ge(0.8 * throughput.max(axis=1), axis=0) & latency.le(1.25 * latency.min(axis=1), axis=0)
-    counts = near.sum()
-    text = ", ".join(f"{s} {n}" for s, n in counts.items())
-    return f"competitive at so many of {len(near)} loads: {text}", bool(counts["E"] > counts[list(_BASELINES)].max())
-
-
-_V1_ROUTERS = ("70B-INT8", "13B-FP16", "13B-FP8")
-
-
-def _v1_throughput(cells: pd.DataFrame) -> tuple[str, bool]:
-    table = _wide(cells, "output_throughput", ("TP8", *_V1_ROUTERS))
-    ratio = table[list(_V1_ROUTERS)].div(table["TP8"], axis=0)
-    top = ratio.index.max()
-    text = "; ".join(
-        f"{s}: {ratio[s].median():.2f} in median, {ratio.loc[top, s]:.2f} at {top} users" for s in _V1_ROUTERS
-    )
-    return f"throughput / TP8's: {text}", bool((ratio.median() >= 0.8).all() and (ratio.loc[top] > 1).all())
-
-
-def _v1_size(cells: pd.DataFrame) -> tuple[str, bool]:
-    table = _wide(cells, "output_throughput", _V1_ROUTERS)
-    ratios = {s: (table["70B-INT8"] / table[s]).median() for s in _V1_ROUTERS[1:]}
-    text = ", ".join(f"70B-INT8 / {s} {r:.2f}" for s, r in ratios.items())
-    return f"throughput in median over {len(table)} loads: {text}", min(ratios.values()) >= 0.9
-
-
-def _names(systems) -> str:
-    return ", ".join(systems)
-
-
-CHECKS = {
-    "v2-ttft-baselines": Check(
-        "the median time to first token of each of A, B and C is below D's at more than half of the loads",
-        (*_BASELINES, "D"), "fig4", _lower("ttft_median_s", _BASELINES, ("D",)),
-    ),
-    "v2-ttft-8b": Check(
-        "E's median time to first token over the median of A's, B's and C's is 1/1.5 to 1.5, in median over the loads",
-        (*_BASELINES, "E"), "fig4", _similar_ttft,
-    ),
-    "v2-ttft-overhead": Check(
-        "over all loads, the smallest time to first token of D and of E is above the smallest of each of A, B and C",
-        (*_BASELINES, "D", "E"), "fig4", _minimum_ttft,
-    ),
-    "v2-tpot-8b": Check(
-        "E's median time per output token is below that of each of A, B, C and D at more than half of the loads",
-        (*_BASELINES, "D", "E"), "fig5", _lower("tpot_median_ms", ("E",), (*_BASELINES, "D")),
-    ),
-    "v2-tpot-comm": Check(
-        "the median time per output token of A and of B is below C's at more than half of the loads",
-        _BASELINES, "fig5", _lower("tpot_median_ms", ("A", "B"), ("C",)),
-    ),
-    "v2-overhead-minimal": Check(
-        "from sending to the gateway's decision takes less than 5 % of the median time to first token of D and E at "
-        "every load, and D's and E's medians differ by at least 10 times the decision, in median over the loads",
-        ("D", "E"), "fig4", _minimal_overhead,
-    ),
-    "v2-70b-moderate": Check(
-        "up to the geometric middle of the loads, D's throughput stays at 90 % or more of the best at a smaller load "
-        "and its median response time at most doubles from the smallest load",
-        ("D",), "fig6", _stable, least_loads=3,
-    ),
-    "v2-8b-wide": Check(
-        "E is competitive (throughput at least 0.8 and median response time at most 1.25 times the best of A, B, C "
-        "and E) at more loads than any of A, B and C",
-        (*_BASELINES, "E"), "fig7", _competitive, least_loads=2,
-    ),
-    "v1-throughput": Check(
-        "each router system's throughput is at least 0.8 times TP8's in median over the loads and above it at the "
-        "highest load",
-        ("TP8", *_V1_ROUTERS), "fig7", _v1_throughput, least_loads=2,
-    ),
-    "v1-size": Check(
-        "70B-INT8's throughput is at least 0.9 times 13B-FP16's and 13B-FP8's, in median over the loads",
-        _V1_ROUTERS, "fig7", _v1_size,
-    ),
-}  # fmt: skip
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names)

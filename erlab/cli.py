@@ -76,6 +76,9 @@ RecordFiles = Annotated[
     list[Path] | None,
     typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
 ]
+MoreRecords = Annotated[
+    list[Path] | None, typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False)
+]
 
 
 @app.command()
@@ -153,19 +156,45 @@ def figures(records: RecordFiles = None, out: Figures = None, profile: Profile =
 
 
 @app.command()
-def claims(records: RecordFiles = None, profile: Profile = "laptop"):
-    """Test the paper's claims on request records.
+def claims(
+    more: MoreRecords = None,
+    records: RecordFiles = None,
+    profile: Profile = "laptop",
+    version: Annotated[
+        str | None, typer.Option("--paper", help="Only the claims of this version: v2 or v1.", metavar="VERSION")
+    ] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="Only this claim; repeat for more.", metavar="CLAIM")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Show what each verdict was computed from, too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the request records of one claim to a file.", metavar="FILE")
+    ] = None,
+):
+    """Test the paper's claims on request records: verdict, margin over the threshold, and how sure it is.
 
-    Example:
+    Examples:
 
     \b
-      erlab claims --records data/results/laptop/records
+      erlab claims --paper v2 --records data/results/laptop/records
+      erlab claims --id v2-ttft-8b --rows              one claim alone, with its numbers
+      erlab claims --id v2-ttft-8b --out its.parquet   its requests, to be looked at
     """
     from erlab import claims as paper_claims
+    from erlab import records as request_records
 
-    ledger = paper_claims.ledger(_read(records, profile))
-    columns = ["id", "statement", "verdict", "value", "basis", "reason"]
-    _print_table("The paper's claims", ledger[columns].astype(object), lines=True)
+    chosen = paper_claims.select(version, id_)
+    if out and len(chosen) != 1:
+        raise ErlabError(f"--out needs one claim: --id CLAIM. Got {len(chosen)} claims.")
+    found = _read([*(records or ()), *(more or ())], profile)
+    ledger = paper_claims.ledger(found, chosen)
+    _print_table("The paper's claims", paper_claims.shown(ledger).astype(object), lines=True)
+    for claim in chosen if rows else ():
+        print(f"{claim} rests on the assumptions: {ledger.loc[ledger['id'] == claim, 'assumptions'].iloc[0]}")
+        _print_table(f"{claim} was computed from", paper_claims.cells(found, claim).astype(object))
+    if out:
+        request_records.save(out, paper_claims.rows(found, chosen[0]))
+        print(f"{out}: erlab claims --id {chosen[0]} --records {out} judges it again.")
 
 
 @app.command()

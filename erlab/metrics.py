@@ -9,7 +9,7 @@ a request is a float Series like the input, NA where it is undefined: for failed
 (10.0, 10.0)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -95,18 +95,18 @@ _QUANTILES = {
 }  # linear, as numpy
 
 
-def summarise(requests: pd.DataFrame) -> pd.DataFrame:
+def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     """A row a (paper, system, source, users), ordered so; a cell's runs are pooled, percentiles never averaged.
 
-    Times carry their unit in the column's name, throughputs are a second; NA is unknown or undefined.
+    `by` names other columns to have a row of. Times carry their unit in the column's name, throughputs are a second; NA is unknown or undefined.
     """
     numbered = requests.assign(
         **{f"{name}_{unit}": metric(requests) for (name, unit), metric in _SUMMARISED.items()},
-        cell=requests.groupby(CELL, dropna=False).ngroup(),
+        cell=requests.groupby(list(by), dropna=False).ngroup(),
         failed=~finished(requests),
     )
     cells = numbered.groupby("cell")
-    table = cells[CELL].first()
+    table = cells[list(by)].first()
     machines = {cell: ", ".join(sorted(names.dropna().unique())) or pd.NA for cell, names in cells["machine"]}
     table["machine"] = pd.Series(machines, dtype="string")
     table = table.assign(runs=cells["run_id"].nunique(), requests=cells.size(), failed=cells["failed"].sum())

@@ -55,7 +55,7 @@ STEPS = (
         measures=True,
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
-    Step("07_claims", ("records",), ("claims.md", "claims.csv"), minutes=0.1),
+    Step("07_claims", ("records",), ("claims.md", "claims.csv", "claims"), minutes=0.2),
     Step(
         "08_beyond",
         ("router", "prompts.parquet", "records/router", "records/simulated"),

@@ -192,7 +192,7 @@ def sensitivity(to: Profile, folders: Folders, decided: Sequence, seed: int = 0)
     for version in paper.SYSTEMS:
 
         def judge(found: records.Records, version=version) -> pd.DataFrame:
-            ledger = claims.ledger(found)
+            ledger = claims.ledger(found, resamples=0)
             return ledger[ledger["paper"] == version]
 
         cases = simulation.variations(version, fullscale.setup(folders), measured_shares=measured)

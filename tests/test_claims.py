@@ -1,11 +1,13 @@
 """Each verdict flips when the numbers it rests on cross the stated tolerance; absent records are said, not judged."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic
 
-from erlab import claims, paper
+from erlab import claims, paper, records
 from erlab.claims import FAILS, HOLDS, NOT_RUNNABLE
+from erlab.errors import ErlabError
 
 MS = 10**6
 LOADS = (1, 4, 16)
@@ -167,7 +169,87 @@ def test_saved_ledger_reads_back(tmp_path):
     assert len([line for line in lines if line.startswith("| v")]) == len(found)
 
 
+@pytest.mark.parametrize("found", [synthetic.make("CD", (1, 4, 16)), records.at_hand(synthetic.__file__)], ids=["two", "none"])
+def test_each_claims_numbers_are_saved_beside_the_ledger(found, tmp_path):
+    ledger = claims.ledger(found)
+    claims.save(ledger, tmp_path, found)
+    for claim, rows in ledger.groupby("id")["rows"].first().items():
+        stored = pd.read_csv(tmp_path / "claims" / f"{claim}.csv")
+        assert stored["requests"].sum() == rows and set(claims.CHECKS[claim].metrics) <= set(stored)
+
+
 def test_records_that_name_no_version_are_judged_by_their_systems():
     found = synthetic.both(study(base(D=dict(ttft=101)), paper=None), study(V1, paper=None))
     assert row(found, "v2-ttft-baselines").verdict == HOLDS
     assert row(found, "v1-size").verdict == HOLDS
+
+
+def test_the_margin_is_how_many_times_over_the_threshold_is_met():
+    assert row(study(base(E=dict(ttft=120))), "v2-ttft-8b").margin == pytest.approx(1.5 / 1.2)
+    assert row(study(base(E=dict(ttft=300))), "v2-ttft-8b").margin == pytest.approx(0.5)
+    assert row(study(base(E=dict(tpot=8))), "v2-tpot-8b").margin == pytest.approx(10 / 8)
+    halves = study(base(E=lambda n: dict(tpot={1: 5, 4: 8, 16: 20}[n])))
+    assert row(halves, "v2-tpot-8b").margin == pytest.approx(10 / 8)  # the second best of three loads decides
+
+
+def noisy(spread, seed=0, run="r", n=12, **centres):
+    """`n` requests a (system, load), times to first token log-normal around `centres` (ms, 100 if not given)."""
+    rng, rows = np.random.default_rng(seed), []
+    for system in "ABCDE":
+        for users in LOADS:
+            for i in range(n):
+                first = round(centres.get(system, 100) * MS * float(np.exp(spread * rng.normal())))
+                rows.append(dict(run_id=f"{run}{system}{users}", paper="v2", system=system, source="measured", users=users,
+                                 t_submit=0, t_first=first, t_last=first + 100 * MS, output_tokens=11,
+                                 status="ok"))  # fmt: skip
+    return synthetic.from_rows(rows)
+
+
+def test_a_verdict_that_few_resamples_share_is_within_noise():
+    sure, unsure = row(noisy(0.05, D=130), "v2-ttft-baselines"), row(noisy(0.5, D=104), "v2-ttft-baselines")
+    assert sure.confidence == claims.CLEAR and sure.agree == 1 and sure.margin_low > 1
+    assert unsure.confidence == claims.NOISE and unsure.margin_low < 1 < unsure.margin_high
+    assert claims.sureness(unsure).startswith(f"{unsure.verdict}, within noise (margin {unsure.margin:.2f}, ")
+    assert claims.sureness(sure).startswith("holds (margin 1.")
+
+
+def test_a_repetition_that_contradicts_makes_a_verdict_noise():
+    one, other = noisy(0.02, D=130, n=60), noisy(0.02, seed=1, run="s", D=70, n=20)
+    assert pd.isna(row(one, "v2-ttft-baselines").repeats)
+    found = row(synthetic.both(one, noisy(0.02, seed=2, run="t", D=130)), "v2-ttft-baselines")
+    assert (found.verdict, found.repeats, found.confidence) == (HOLDS, "2 of 2", claims.CLEAR)
+    found = row(synthetic.both(one, other), "v2-ttft-baselines")
+    assert (found.verdict, found.repeats, found.confidence) == (HOLDS, "1 of 2", claims.NOISE)
+
+
+def test_a_claim_tested_alone_on_its_own_rows_gives_the_same(tmp_path):
+    found = synthetic.both(synthetic.make(loads=(1, 4, 16)), synthetic.preliminary(loads=(1,)))
+    whole = claims.ledger(found).set_index("id")
+    for claim in ("v2-ttft-8b", "v2-70b-moderate", "v2-8b-wide"):
+        mine = claims.rows(found, claim)
+        records.save(tmp_path / "mine.parquet", mine)
+        alone = claims.ledger(records.read(tmp_path / "mine.parquet"), [claim]).set_index("id").loc[claim]
+        pd.testing.assert_series_equal(alone, whole.loc[claim])
+        assert set(mine.requests.system) == set(claims.CHECKS[claim].systems) and len(mine.requests) == alone.rows
+        assert claims.cells(found, claim).requests.sum() == alone.rows
+
+
+def test_the_rows_of_a_claim_are_at_loads_that_all_its_systems_have():
+    found = synthetic.both(study(base()), study({"D": {}}, loads=(64,)))
+    assert set(claims.rows(found, "v2-ttft-baselines").requests.users) == set(LOADS)
+    assert claims.cells(found, "v2-ttft-baselines").ttft_median_s.tolist() == [0.1] * 12
+
+
+def test_claims_rest_on_assumptions_that_the_paper_leaves_open():
+    known = {assumption.id for assumptions in paper.ASSUMPTIONS.values() for assumption in assumptions}
+    for check in claims.CHECKS.values():
+        assert set(check.assumptions) <= known and check.tolerance
+    assert "kv-pool" in claims.CHECKS["v2-ttft-baselines"].assumptions
+    assert "baselines" not in claims.CHECKS["v2-70b-moderate"].assumptions
+
+
+def test_an_unknown_claim_or_version_is_refused():
+    with pytest.raises(ErlabError, match="must be one of v2-ttft-baselines, .*Got 'v3'"):
+        claims.ledger(study(base()), ["v3"])
+    with pytest.raises(ErlabError, match="'paper' parameter of claims must be one of v2, v1. Got 'v3'"):
+        claims.select("v3")

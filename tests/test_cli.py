@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import synthetic
 from typer.testing import CliRunner
 
-from erlab import notebook, pipeline
+from erlab import notebook, pipeline, records
 from erlab.cli import app
 from erlab.errors import ErlabError
 
@@ -160,3 +161,13 @@ def test_the_column_of_prompts_reaches_the_notebook(monkeypatch):
     (study,) = asked
     (step,) = (s for s in study.steps if s.name == "02_train_router")
     assert study.values(step)["text"] == "question"
+
+
+def test_claims_are_judged_alone_and_on_their_own_rows(tmp_path):
+    records.save(tmp_path / "all.parquet", synthetic.make(loads=(1, 4, 16)))
+    done = run("claims", "--id", "v2-8b-wide", "--rows", tmp_path / "all.parquet", "--out", tmp_path / "its.parquet")
+    assert done.exit_code == 0 and "output_throughput" in done.output and "v2-tpot-8b" not in done.output
+    again = run("claims", "--id", "v2-8b-wide", "--records", tmp_path / "its.parquet")
+    assert again.exit_code == 0 and again.output in done.output
+    both = run("claims", "--paper", "v1", "--records", tmp_path / "all.parquet")
+    assert both.exit_code == 0 and "v1-size" in both.output and "v2-" not in both.output

@@ -85,7 +85,7 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
     table = found.assign(
         verdict=[sureness(row) for row in found.itertuples()],
         statement=found["statement"] + " (" + found["source"] + ")",
-        on=found["basis"].fillna(found["reason"]),
+        on=found["basis"].astype(object).fillna(found["reason"]),
     )
     columns = {"id": "claim", "value": "found"}
     return table.rename(columns=columns)[["claim", "statement", "test", "tolerance", "found", "verdict", "on"]]

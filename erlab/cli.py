@@ -126,6 +126,8 @@ def reproduce(
     selected = steps.select(study.steps, tuple(only or ()), start)
     if list_ or dry_run:
         _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
+        if dry_run:
+            _show_plan(study)
         return
     from erlab.notebook import NotebookError
 
@@ -229,23 +231,36 @@ def serve(
     strong: Annotated[
         str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
     ] = None,
+    triton: Triton = None,
+    container: Annotated[
+        str | None,
+        typer.Option(help="On GPUs: run Triton by docker or podman, or print the command.", metavar="docker|podman|print"),
+    ] = None,
+    apart: Annotated[bool, typer.Option("--apart", help="On GPUs: a Triton server for each expert.")] = False,
 ):
     """Start a system (Triton, and the gateway of a router system) and keep it up until Ctrl-C.
 
-    A router system needs its router: erlab reproduce --only 02.
+    A router system needs its router: erlab reproduce --only 02. On GPUs Triton is this machine's own or, without one,
+    that in NVIDIA's container.
 
     Examples:
 
     \b
       erlab serve --system E --port 8001
       erlab serve --system E --policy outlier --generalist E-expert-0
+      erlab serve --system D --profile dgx-h100 --container print
     """
     from erlab import live
     from erlab.deployment import Folders
 
+    to, folders = profiles.profile(profile), Folders.of(profile, results)
+    if container == "print":
+        for command in live.commands(system, to, folders, apart):
+            print(command)
+        return
     given = {"policy": policy, "generalist": generalist, "strong": strong}
     choice = {name: value for name, value in given.items() if value is not None}
-    with live.serve(system, profiles.profile(profile), Folders.of(profile, results), port, **choice) as running:
+    with live.serve(system, to, folders, port, triton, container, apart, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
         print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
         print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
@@ -420,6 +435,16 @@ def _show_states(states: list, results: Path, why: bool) -> None:
     if why:
         minutes = sum(s.minutes for s in states if s.state in ("stale", "missing"))
         print(f"About {duration(minutes)} in all; nothing was written." if minutes else "Nothing has to run.")
+
+
+def _show_plan(study) -> None:
+    """What building and serving engines will take, where that is worth reading first."""
+    from erlab.deployment import Folders
+    from erlab.engines.families import family
+
+    to, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
+    if text := family(to).describe(to, folders, study.extra.get("weights")):
+        print(f"\n{text}")
 
 
 def _print_table(title: str, frame, lines: bool = False) -> None:

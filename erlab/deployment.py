@@ -77,36 +77,33 @@ def engine_folder(expert: Expert, to: Profile, folders: Folders) -> Path:
     return folders.engines / family(to).engine_name(expert)
 
 
-def experts(to: Profile) -> list[Expert]:
-    """The experts that the study may serve, one an engine: Table I and the preliminary runs, with all batch limits."""
-    count = len(profiles.devices(to))
-    limits = sorted(to.batch_limits, reverse=True)
-    systems = [profiles.scale(s, to, count, limit) for limit in limits for s in paper.SYSTEMS["v2"].values()]
-    systems += [system for _, system in profiles.preliminary(to).values()]
-    found: dict[str, Expert] = {}
-    for system in systems:
-        found.setdefault(family(to).engine_name(system.expert), system.expert)
-    return list(found.values())
-
-
 def plan_engines(
-    to: Profile, folders: Folders, weights: str | Path | None = None
+    to: Profile, folders: Folders, weights: str | Path | None = None, wanted: list[Expert] | None = None
 ) -> list[tuple[Expert, Path, Path | None, tuple]]:
-    """The profile's experts, each with its engine's folder, its weights' folder and the commands due for its engine."""
+    """The profile's (or the wanted) experts, each with its engine's folder, its weights' folder and the commands due
+    for its engine."""
     found = []
-    for expert in experts(to):
+    for expert in profiles.experts(to) if wanted is None else wanted:
         folder = engine_folder(expert, to, folders)
         source = Path(weights).expanduser().resolve() / slug(expert.model.name) if weights else None
         found.append((expert, folder, source, family(to).plan(expert, folder, source)))
     return found
 
 
-def build_engines(to: Profile, folders: Folders, seed: int, weights: str | Path | None = None) -> pd.DataFrame:
-    """Build every engine of the profile that isn't there yet; a row an engine: its size in parameters and bytes.
+def build_engines(
+    to: Profile,
+    folders: Folders,
+    seed: int,
+    weights: str | Path | None = None,
+    wanted: list[Expert] | None = None,
+) -> pd.DataFrame:
+    """Build every engine of the profile (or the `wanted` experts') that isn't there yet; a row an engine: its size in
+    parameters and bytes.
 
     `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
+    What cannot be built is refused before the first is.
     """
-    found = plan_engines(to, folders, weights)
+    found = plan_engines(to, folders, weights, wanted)
     family(to).check([(expert, folder, due) for expert, folder, _, due in found])
     if minutes := sum(command.minutes for *_, due in found for command in due):
         report(0, len(found), f"{len(found)} engines: about {minutes / 60:.1f} h to build")
@@ -136,7 +133,7 @@ def write_repository(systems: dict[str, System], name: str, to: Profile, folders
     for key, system in systems.items():
         engine = engine_folder(system.expert, to, folders)
         if not engine.is_dir():
-            raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first (erlab reproduce --only 01).")
+            raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first (erlab reproduce --profile {to.name} --only 01).")
         for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
             family(to).write(folder, model, engine, system.expert, place)
     return folder
@@ -231,13 +228,15 @@ def serve(
     port: int | None = None,
     triton: str | None = None,
     holder: Server | None = None,
+    container: str | None = None,
+    apart: bool = False,
     **choice: str,
 ) -> Iterator[Running]:
     """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
     `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
-    takes the place of one that is started for this system alone. `choice`: how the gateway chooses, `policy`,
+    takes the place of one that is started for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
     `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the system's own models.
     """
     models = model_names(key, system)
@@ -245,16 +244,17 @@ def serve(
         raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
     for name in choice.keys() & {"generalist", "strong"}:
         require(choice[name] in models, name, "serve", f"be one of {', '.join(models)}", choice[name])
+    if system.router and not (folders.router / "router.json").is_file():
+        raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(Server.attach(triton, models))
         elif holder is None:
-            holder = stack.enter_context(server({key: system}, key, to, folders, None if system.router else port))
+            own = None if system.router else port
+            holder = stack.enter_context(server({key: system}, key, to, folders, own, container, apart))
         if not system.router:
             yield Running(holder.grpc, models, holder, None)
             return
-        if not (folders.router / "router.json").is_file():
-            raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
         placed = tuple(holder.upstreams[c % len(models)] for c in range(to.clusters))
         choice = {k: holder.upstreams[models.index(v)] if v in models else v for k, v in choice.items()}
         gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port, **choice))

@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 
 from erlab import cache, manifest, paths, profiles, steps
+from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.spec import GIB, Profile
 
@@ -46,8 +47,7 @@ def inspect(results: str | Path | None = None, profile: str = "laptop") -> list[
         _folder("results folder", folder),
         _folder("figures folder", paths.FIGURES),
         _ports(),
-        _triton(),
-        _gpu(),
+        *(Check(*found) for found in family(to).checks(to)),
     ]
 
 
@@ -129,7 +129,8 @@ def _memory() -> Check:
 
 
 def _disk(folder: Path, to: Profile) -> Check:
-    free = shutil.disk_usage(_existing(folder)).free / 1e6
+    built = sum(f.stat().st_size for f in (folder / "engines").rglob("*") if f.is_file())
+    free = (shutil.disk_usage(_existing(folder)).free + built) / 1e6
     needed = sum(_disk_mb(step.name, to) for step in steps.STEPS)
     return Check("disk", f"{free:,.0f} MB free", free >= needed, "" if free >= needed else f"{needed} MB are needed")
 
@@ -168,26 +169,10 @@ def _ports() -> Check:
     return Check("loopback ports", "free ones are found", True)
 
 
-def _triton() -> Check:
-    from erlab.triton import server
-
-    reason = server.available()
-    left = "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
-    advice = "" if reason is None else left
-    value = reason or f"nvidia-pytriton {manifest.version('nvidia-pytriton')}"
-    return Check("Triton server", value, True if reason is None else None, advice)
-
-
-def _gpu() -> Check:
-    gpus = manifest.hardware()["gpus"]
-    return Check("GPU", ", ".join(gpus) if gpus else "none seen", True, "" if gpus else "none is needed")
-
-
 def _disk_mb(step: str, to: Profile) -> int:
     """What a step leaves on disk: weights for the engines, about 1 kB a request for records."""
     if step == "01_build_engines":
-        bits = {p.weight_bits for p in to.precisions.values()}
-        return round(sum(m.parameters * b / 8 for m in to.models.values() for b in bits) / 1e6) + 1
+        return round(family(to).disk_bytes(to) / 1e6) + 1
     requests = sum(users * to.workload.turns_for(users) for users in to.loads)
     sizes = {"02_train_router": 5, "03_preliminary": 12 * requests / 1e3, "06_figures": 20}
     return round(sizes.get(step, 5 * requests / 1e3)) if step != "00_environment" else 1

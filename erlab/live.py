@@ -4,6 +4,7 @@
         rows, run = load(running.address, running.models, 8, profiles.profile("laptop"), prompts)
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,29 +12,58 @@ from datetime import datetime, timezone
 
 from datasets import Dataset
 
-from erlab import deployment, experiments, manifest, paper, profiles, users, workload
+from erlab import deployment, experiments, manifest, nvidia, paper, profiles, users, workload
 from erlab.deployment import Folders, Running
-from erlab.spec import Profile, require
+from erlab.spec import Profile, System, require
 
 
 @contextmanager
-def serve(name: str, to: Profile, folders: Folders, port: int | None = None, **choice: str) -> Iterator[Running]:
+def serve(
+    name: str,
+    to: Profile,
+    folders: Folders,
+    port: int | None = None,
+    triton: str | None = None,
+    container: str | None = None,
+    apart: bool = False,
+    **choice: str,
+) -> Iterator[Running]:
     """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
 
     Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
-    users ask, chosen by the system if None; `choice` is how its gateway chooses (see `deployment.serve`). Raises
-    ErlabError for an unknown system, a port in use, and for a router system whose router isn't trained yet.
+    users ask, chosen by the system if None; `triton`: HOST:PORT of a server that holds the models already. On GPUs,
+    `container` names the container engine that is to run Triton, and `apart` gives each expert a server of its own.
+    `choice` is how its gateway chooses (see `deployment.serve`). Raises ErlabError for an unknown system, a port in use,
+    and for a router system whose router isn't trained yet.
     """
+    require(port is None or 1 <= port <= 65535, "port", "serve", "be from 1 to 65535", port)
+    allowed = f"be one of {', '.join(nvidia.CONTAINERS)}"
+    require(container in (None, *nvidia.CONTAINERS), "container", "serve", allowed, container)
+    system = _system(name, to, folders)
+    if not triton:
+        deployment.build_engines(to, folders, seed=0, wanted=[system.expert])
+    options = {"triton": triton, "container": container, "apart": apart}
+    with deployment.serve(name, system, to, folders, port, **options, **choice) as running:
+        yield running
+
+
+def commands(name: str, to: Profile, folders: Folders, apart: bool = False) -> list[str]:
+    """The shell commands that start a system's Triton in a container, for other hands to run: nothing is started.
+
+    The model repository is written; engines have to be there. Raises ErlabError as `serve` does, and for a profile
+    whose server runs in no container.
+    """
+    system = _system(name, to, folders)
+    server = deployment.server({name: system}, name, to, folders, container="docker", apart=apart)
+    return [shlex.join(command) for command in server.commands()]
+
+
+def _system(name: str, to: Profile, folders: Folders) -> System:
     systems = paper.SYSTEMS["v2"]
     require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
-    require(port is None or 1 <= port <= 65535, "port", "serve", "be from 1 to 65535", port)
     if folders.table1.is_file():
-        system = experiments.table1(to, folders)[name]
-    else:
-        system = profiles.scale(systems[name], to, len(profiles.devices(to)))
-    deployment.build_engines(to, folders, seed=0)
-    with deployment.serve(name, system, to, folders, port, **choice) as running:
-        yield running
+        return experiments.table1(to, folders)[name]
+    return profiles.scale(systems[name], to, len(profiles.devices(to)))
 
 
 def load(

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from erlab.errors import ErlabError
-from erlab.spec import require
 
 IMAGE = "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"  # the last with engines; TensorRT-LLM 1.2
 CONTAINERS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}  # and how each gives GPUs
@@ -51,8 +50,6 @@ def container(name: str | None = None) -> str | None:
 
     Raises ErlabError with its own words where it is installed and does not answer, and where the named one is missing.
     """
-    allowed = f"be one of {', '.join(CONTAINERS)}"
-    require(name is None or name in CONTAINERS, "container", "a server", allowed, name)
     for engine in (name,) if name else CONTAINERS:
         if find(engine):
             try:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from erlab import paper
 from erlab.engines.families import family
 from erlab.errors import ErlabError
-from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Model, Profile, System
+from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Expert, Model, Profile, System
 
 SMALL = Model("tiny 8B", 256, 4, 4, 2, 544, 260, max_positions=2048)
 BIG = Model("tiny 70B", 512, 8, 8, 2, 1408, 260, max_positions=2048)
@@ -64,6 +64,12 @@ PROFILES = {
         engine="tensorrt-llm",
         gpus=paper.GPUS,
         deadline=600.0,
+        minutes={
+            "01_build_engines": 99,  # as `tensorrt_llm.commands` estimates
+            "03_preliminary": 345,  # these and the next: the simulation's own times, and 4 minutes a server's start
+            "04_baselines": 60,
+            "05_router": 30,
+        },
     ),
 }
 
@@ -110,3 +116,15 @@ def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
                 name = f"P-{half}-{system.expert.precision.name}-b{limit}"
                 found[name] = (half, replace(system, name=name, count=1))
     return found
+
+
+def experts(to: Profile) -> list[Expert]:
+    """The experts that the study may serve, one an engine: Table I and the preliminary runs, with all batch limits."""
+    count = len(devices(to))
+    limits = sorted(to.batch_limits, reverse=True)
+    systems = [scale(s, to, count, limit) for limit in limits for s in paper.SYSTEMS["v2"].values()]
+    systems += [system for _, system in preliminary(to).values()]
+    found: dict[str, Expert] = {}
+    for system in systems:
+        found.setdefault(family(to).engine_name(system.expert), system.expert)
+    return list(found.values())

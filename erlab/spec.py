@@ -10,7 +10,7 @@ Traceback (most recent call last):
 erlab.errors.ErlabError: The 'tensor_parallel' parameter of Expert must divide the 8 KV heads of Llama 3 8B. Got 3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from erlab.errors import ErlabError
 
@@ -202,6 +202,7 @@ class Profile:
     engine: str = "tiny"  # one of `engines.families.FAMILIES`
     gpus: int = 0  # GPUs that the engines share; 0: the CPU cores compute
     deadline: float = 60.0  # seconds a user waits for a whole answer
+    minutes: dict[str, float] = field(default_factory=dict)  # expected of a step, where the laptop's tell nothing
     clusters: int = 8
     prompts_per_domain: int = 500
     explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied

@@ -31,6 +31,11 @@ class Family:
     server(repository, models, port, container, apart): a context manager with the interface of `erlab.triton.Server`;
         `container`: the container engine that is to run it, `apart`: whether each model gets a server of its own.
     available(): why this machine cannot serve them, None if it can.
+    checks(to): what was looked at for them on this machine: name, what was found, whether it will do (None: in part)
+        and advice, as `environment.Check` has them.
+    disk_bytes(to): what all engines of a profile take.
+    describe(to, folders, weights): what building and serving them will run, to be read first; empty where it takes a
+        moment.
     together: whether one server may hold engines that are not asked, because idle they cost little.
     """
 
@@ -43,6 +48,9 @@ class Family:
     write: Callable[[Path, str, Path, Expert, tuple[int, ...]], object]
     server: Callable[[Path, tuple[str, ...], int | None, str | None, bool], AbstractContextManager]
     available: Callable[[], str | None]
+    checks: Callable[[Profile], list[tuple[str, str, bool | None, str]]]
+    disk_bytes: Callable[[Profile], float]
+    describe: Callable[..., str]
     together: bool
 
 
@@ -114,6 +122,23 @@ def _embedded_available() -> str | None:
     return server.available()
 
 
+def _check_embedded(to: Profile) -> list[tuple[str, str, bool | None, str]]:
+    from erlab import manifest, nvidia
+
+    reason = _embedded_available()
+    advice = "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
+    found = ("Triton server", reason, None, advice)
+    if not reason:
+        found = ("Triton server", f"nvidia-pytriton {manifest.version('nvidia-pytriton')}", True, "")
+    gpus = nvidia.gpus()
+    return [found, ("GPU", ", ".join(gpus) if gpus else "none seen", True, "" if gpus else "none is needed")]
+
+
+def _tiny_bytes(to: Profile) -> float:
+    bits = {p.weight_bits for p in to.precisions.values()}
+    return sum(m.parameters * b / 8 for m in to.models.values() for b in bits)
+
+
 # ---- TensorRT-LLM on GPUs
 
 
@@ -160,6 +185,26 @@ def _write_trtllm(repository: Path, model: str, engine: Path, expert: Expert, gp
     models.write_trtllm(repository, model, trtllm_build.load(engine, expert), expert, gpus, engine / "tokenizer")
 
 
+def _check_gpus(to: Profile) -> list[tuple[str, str, bool | None, str]]:
+    from erlab.engines import trtllm_build
+
+    return trtllm_build.checks(to)
+
+
+def _trtllm_bytes(to: Profile) -> float:
+    from erlab import profiles
+    from erlab.engines import tensorrt_llm
+
+    planned = [tensorrt_llm.commands(expert, "engine") for expert in profiles.experts(to)]
+    return sum(command.disk_bytes for commands in planned for command in commands)
+
+
+def _describe_trtllm(to: Profile, folders, weights: str | Path | None) -> str:
+    from erlab import plan
+
+    return plan.text(to, folders, weights)
+
+
 def _llm_available() -> str | None:
     from erlab.triton import llm
 
@@ -188,6 +233,9 @@ FAMILIES = {
         write=_write_tiny,
         server=_embedded,
         available=_embedded_available,
+        checks=_check_embedded,
+        disk_bytes=_tiny_bytes,
+        describe=lambda to, folders, weights: "",
         together=True,
     ),
     "tensorrt-llm": Family(
@@ -200,6 +248,9 @@ FAMILIES = {
         write=_write_trtllm,
         server=_llm_server,
         available=_llm_available,
+        checks=_check_gpus,
+        disk_bytes=_trtllm_bytes,
+        describe=_describe_trtllm,
         together=False,
     ),
 }

@@ -11,6 +11,7 @@ folder is what transformers' AutoTokenizer loads, in TensorRT-LLM's container to
 ([256, 72, 105], 'Hi<299>')
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -29,6 +30,18 @@ _SPECIAL = {
 def write(folder: Path, vocab: int) -> Path:
     """Write the tokenizer of `vocab` ids, 0 to 255 bytes, then BOS, EOS, pad and fillers such as <259>; `folder`."""
     require(vocab >= VOCAB, "vocab", "a byte tokenizer", f"be at least {VOCAB}", vocab)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(_tokenizer(vocab))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    about |= {name: text for name, (text, _) in _SPECIAL.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    return folder
+
+
+@functools.cache
+def _tokenizer(vocab: int) -> str:
+    """The tokenizer as JSON; a large vocabulary takes a second, and many engines share it."""
     ids = {character: byte for byte, character in enumerate(_characters())}
     ids |= {text: i for text, i in _SPECIAL.values()}
     ids |= {f"<{i}>": i for i in range(VOCAB, vocab)}
@@ -38,13 +51,7 @@ def write(folder: Path, vocab: int) -> Path:
     tokenizer.add_special_tokens([text for text, _ in _SPECIAL.values()])
     begin, _ = _SPECIAL["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, BOS)])
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    about |= {name: text for name, (text, _) in _SPECIAL.items()}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    return folder
+    return tokenizer.to_str()
 
 
 def _characters() -> list[str]:

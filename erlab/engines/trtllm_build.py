@@ -16,6 +16,7 @@ import signal
 import subprocess
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,8 @@ from erlab import nvidia
 from erlab.engines.tensorrt_llm import EXAMPLES, Command, commands, memory
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS, Gpu
-from erlab.spec import FP8, Expert, Model, require
+from erlab.spec import FP8, Expert, Model, Profile, require
+from erlab.triton import llm
 
 FORMAT = 1  # of the markers; rises when the same command would give another engine
 _ARCHITECTURE = {  # Hugging Face's names of a model's sizes
@@ -67,10 +69,10 @@ def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
     due = [(expert, folder, commands) for expert, folder, commands in due if commands]
     if not due:
         return None
-    container = _tools([command for *_, commands in due for command in commands])
     found = devices()
     for expert, _, _ in due:
         _require_devices(expert, found)
+    container = _tools([command for *_, commands in due for command in commands])
     _require_disk(due[0][1], [command for *_, commands in due for command in commands])
     return container
 
@@ -137,6 +139,31 @@ def load(folder: str | Path, expert: Expert) -> Path:
     if installed and built_with and installed != built_with:
         raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
     return engine
+
+
+def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
+    """What this machine has of what a profile's engines need (see `families.Family.checks`)."""
+    found, narrow = devices(), [p.name for p in to.precisions.values() if p == FP8]
+    names = [f"{count} x {name}" for name, count in Counter(device.gpu.name for device in found).items()]
+    enough = len(found) >= to.gpus and not (narrow and min(d.capability for d in found) < (8, 9))
+    needed = f"{to.gpus} GPUs{' of compute capability 8.9 or more, for FP8' * bool(narrow)}, and NVIDIA's driver"
+    rows = [("GPUs", ", ".join(names) or "none answer (nvidia-smi)", enough, "" if enough else f"needs {needed}")]
+    try:
+        container = nvidia.container()
+    except ErlabError as e:
+        container, said = None, str(e)
+    else:
+        said = "neither its programs nor docker or podman"
+    advice = f"install docker or podman, which run it in {nvidia.IMAGE}, or work inside of that container"
+    for name, native in (("TensorRT-LLM", _installed()), ("Triton server", llm.native())):
+        where = native or (container and f"in {nvidia.IMAGE}, by {container}")
+        rows.append((name, where or said, bool(where), "" if where else advice))
+    return rows
+
+
+def _installed() -> str | None:
+    """This machine's own trtllm-build, if the conversion scripts are there too."""
+    return nvidia.find("trtllm-build") if EXAMPLES.is_dir() else None
 
 
 @dataclass(frozen=True)

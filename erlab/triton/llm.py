@@ -41,7 +41,7 @@ def available() -> str | None:
     """Why no such server can be started on this machine; None if one can. Asks no container engine whether it answers."""
     if not nvidia.gpus():
         return "no GPU answers (nvidia-smi)"
-    if _native() or any(map(nvidia.find, nvidia.CONTAINERS)):
+    if native() or any(map(nvidia.find, nvidia.CONTAINERS)):
         return None
     return f"neither tritonserver with TensorRT-LLM's backend, nor docker or podman to run it in {nvidia.IMAGE}"
 
@@ -69,6 +69,25 @@ def arguments(
         *(f"--{name}-address={host}" for name in _PORTS),
         *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports, strict=True)),
     )
+
+
+def in_container(
+    engine: str,
+    repository: Path,
+    models: Sequence[str],
+    ports: Sequence[int],
+    gpus: Sequence[int],
+    folders: Sequence[str | Path],
+    name: str = "erlab-triton",
+    orchestrate: bool = True,
+) -> tuple[str, ...]:
+    """The command by which docker or podman runs that server, its ports published on our loopback.
+
+    `folders`: where the models' engines and tokenizers are.
+    """
+    inside = arguments(repository, models, ports, gpus, host="0.0.0.0")
+    variables = ORCHESTRATOR if orchestrate else {}
+    return nvidia.contained(engine, inside, name, (repository, *folders), ports, variables)
 
 
 class LLMServer:
@@ -99,7 +118,7 @@ class LLMServer:
         self._parameters = [parameters(self._repository, model) for model in self.models]
         self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
         self._asked_ports, self._container = (grpc_port, None, None), container
-        self._variables, self._timeout = ORCHESTRATOR if orchestrate else {}, timeout
+        self._orchestrate, self._timeout = orchestrate, timeout
         self.grpc = self.http = self.metrics = self._keeper = self._folder = self._name = None
         self.log, self._temporary_log, self.restarts = Path(log).resolve() if log else None, log is None, 0
 
@@ -110,13 +129,15 @@ class LLMServer:
 
     def command(self, ports: Sequence[int], name: str = "erlab-triton") -> tuple[str, ...]:
         """The command that starts the server, in its container if that is how it runs."""
-        options = {"repository": self._repository, "models": self.models, "ports": ports, "gpus": self._gpus}
+        asked = (self._repository, self.models, ports, self._gpus)
         if not self._container:
-            return arguments(**options, program=_native(), prefix=f"{name}-")
+            return arguments(*asked, program=native(), prefix=f"{name}-")
         folders = sorted({str(Path(p["gpt_model_path"]).parent) for p in self._parameters})
-        inside = arguments(**options, host="0.0.0.0")  # of the container, which publishes them on our loopback
-        folders = (str(self._repository), *folders)
-        return nvidia.contained(self._container, inside, name, folders, ports, self._variables)
+        return in_container(self._container, *asked, folders, name, self._orchestrate)
+
+    def commands(self, first_port: int = 8000, name: str = "erlab-triton") -> list[tuple[str, ...]]:
+        """`command` on Triton's usual ports from `first_port` on: HTTP, gRPC and metrics."""
+        return [self.command((first_port + 1, first_port, first_port + 2), name)]
 
     def start(self) -> None:
         """Start it without waiting."""
@@ -124,7 +145,7 @@ class LLMServer:
             raise ErlabError(f"Triton cannot run here: {reason}. Name one that runs: --triton HOST:PORT.")
         if (there := len(nvidia.gpus())) <= self._gpus[-1]:
             raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {there} are here.")
-        if self._container or not _native():
+        if self._container or not native():
             self._container = nvidia.container(self._container)
         ports = free_ports(self._asked_ports)
         self.grpc, self.http, self.metrics = (f"{_HOST}:{port}" for port in ports)
@@ -139,7 +160,7 @@ class LLMServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=nvidia.environment() | self._variables,
+                env=nvidia.environment() | (ORCHESTRATOR if self._orchestrate else {}),
                 start_new_session=True,  # Ctrl-C in a terminal is for us to handle
             )
 
@@ -213,6 +234,11 @@ class Apart:
     def upstreams(self) -> tuple[str, ...]:
         return tuple(f"grpc://{server.grpc}/{model}" for server, model in zip(self._servers, self.models))
 
+    def commands(self, first_port: int = 8000) -> list[tuple[str, ...]]:
+        """A command a server, each with ports of its own from 8000, 8010 and so on."""
+        named = [(s, first_port + 10 * i, f"erlab-{model}") for i, (s, model) in enumerate(zip(self._servers, self.models))]
+        return [command for server, port, name in named for command in server.commands(port, name)]
+
     @property
     def log(self) -> Path | None:
         """That of the first that has died, or of the first."""
@@ -244,7 +270,7 @@ def parameters(repository: Path, ensemble: str) -> dict[str, str]:
     return {key: value.string_value for key, value in found.items()}
 
 
-def _native() -> str | None:
+def native() -> str | None:
     """This machine's own tritonserver, if TensorRT-LLM's backend and MPI are there too."""
     program = nvidia.find("tritonserver", _INSTALLED)
     backend = program and (Path(program).resolve().parent.parent / "backends" / "tensorrtllm").is_dir()

@@ -1,0 +1,171 @@
+"""The paper's own machine without it: the plan, what is missing, and notebook 01 with stand-ins for NVIDIA's programs."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from erlab import cli, deployment, environment, experiments, notebook, nvidia, paper, paths, plan, profiles
+from erlab.deployment import Folders
+from erlab.engines import tensorrt_llm
+from erlab.errors import ErlabError
+
+DGX = profiles.profile("dgx-h100")
+H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
+# Inside the container: notes its arguments, and writes what TensorRT-LLM would.
+TOOL = """#!/bin/bash
+printf '%s ' "$(basename "$0")" "$@" >> "$NOTES"; echo >> "$NOTES"
+all="$*"
+while [ $# -gt 0 ]; do case "$1" in --output_dir) out=$2;; --workers|--tp_size) ranks=$2;; esac; shift; done
+mkdir -p "$out"
+case "$all" in *"$FAILS"*) [ -n "$FAILS" ] && echo "CUDA out of memory" && exit 1;; esac
+for ((i = 0; i < ranks; i++)); do echo engine > "$out/rank$i.engine"; done
+echo '{"version": "1.2.1"}' > "$out/config.json"
+"""
+TRITON = f"""#!{sys.executable}
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_triton import FakeTriton, count
+options = [a.partition("=")[::2] for a in sys.argv[1:]]
+port = int(dict(options)["--grpc-port"])
+with FakeTriton({{value: count for name, value in options if name == "--load-model"}}, port=port):
+    time.sleep(600)
+"""
+MPIRUN = '#!/bin/sh\nshift 3\nexec "$@"\n'
+DOCKER = """#!/bin/bash
+[ "$1" = run ] || exit 0
+while [ "$1" != "IMAGE" ]; do shift; done; shift
+PATH="$TOOLS:$PATH" exec "$@"
+""".replace("IMAGE", nvidia.IMAGE)
+
+
+@pytest.fixture
+def dgx(tmp_path, monkeypatch):
+    """Eight H100s, room on the disk, and docker with NVIDIA's container, all of it stand-ins."""
+    for folder, programs in {
+        "bin": {"docker": DOCKER, "nvidia-smi": "#!/bin/sh\n" + f"echo {H100}\n" * 8},
+        "inside": {"python3": TOOL, "trtllm-build": TOOL, "mpirun": MPIRUN, "tritonserver": TRITON},
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name, script in programs.items():
+            (tmp_path / folder / name).write_text(script)
+            (tmp_path / folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("TOOLS", str(tmp_path / "inside"))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("FAILS", "")
+    return tmp_path
+
+
+def test_the_plan_holds_every_command_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    folders = Folders(tmp_path / "results")
+    lines = [line.strip() for line in plan.text(DGX, folders).splitlines()]
+    built = [
+        str(command)
+        for expert in profiles.experts(DGX)
+        for command in tensorrt_llm.commands(expert, deployment.engine_folder(expert, DGX, folders))
+    ]
+    assert len(built) == len(set(built)) == 2 * 3 * 6  # three batch limits: 70B FP8 on 1, 4, 8, FP16 on 4, 8; 8B FP16
+    assert set(built) <= set(lines) and not folders.root.exists()
+    for key, system in paper.SYSTEMS["v2"].items():
+        models = deployment.model_names(key, system)
+        [started] = [line for line in lines if f"load-model={models[-1]} " in line and line.startswith("mpirun")]
+        assert [a for a in shlex.split(started) if "--load-model" in a] == [f"--load-model={m}" for m in models]
+        assert any(line.startswith("docker") and f"load-model={models[-1]} " in line for line in lines)
+        assert all(f"{model}  GPUs " in " ".join(lines) for model in models)
+
+
+def test_the_dry_run_shows_steps_hours_and_plan_without_a_gpu(tmp_path):
+    options = ["reproduce", "--profile", "dgx-h100", "--results", str(tmp_path / "r"), "--dry-run"]
+    done = CliRunner().invoke(cli.app, options)
+    assert done.exit_code == 0, done.output
+    assert "03_preliminary" in done.stdout and "5.8 h" in done.stdout and "nothing was written" in done.stdout
+    assert "Engines: 18 of 18 are to be built" in done.stdout and "trtllm-build --model_config" in done.stdout
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_stated_hours_are_those_of_the_commands():
+    planned = [c for expert in profiles.experts(DGX) for c in tensorrt_llm.commands(expert, "e")]
+    assert DGX.minutes["01_build_engines"] == pytest.approx(sum(c.minutes for c in planned), rel=0.02)
+    needed = sum(c.disk_bytes for c in planned) / 1e6
+    assert environment.plan("dgx-h100").loc["01_build_engines", "disk MB"] == pytest.approx(needed, abs=2)
+
+
+def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ErlabError) as refused:
+        environment.require_ready("dgx-h100", tmp_path)
+    said = str(refused.value)
+    assert "GPUs: none answer (nvidia-smi); needs 8 GPUs of compute capability 8.9 or more" in said
+    assert "TensorRT-LLM: neither its programs nor docker or podman" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(("gpus", "ok"), [([H100] * 8, True), ([H100] * 4, False), (["A100, 81920, 8.0"] * 8, False)])
+def test_a_machine_is_judged_by_its_gpus(dgx, gpus, ok):
+    (dgx / "bin" / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo {gpu}\n" for gpu in gpus))
+    found = {check.name: check for check in environment.inspect(dgx / "results", "dgx-h100")}
+    assert found["GPUs"].ok is ok and found["GPUs"].value == f"{len(gpus)} x {gpus[0].split(',')[0]}"
+    assert found["TensorRT-LLM"].value == f"in {nvidia.IMAGE}, by docker"
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10**13, "total": 10**13}))
+
+
+def test_engines_are_built_once_checked_first_and_go_on_where_they_stopped(dgx, roomy, monkeypatch):
+    folders = Folders(dgx / "results")
+    monkeypatch.setenv("FAILS", "tp8-batch64/engine")
+    with pytest.raises(ErlabError, match="trtllm-build failed with status 1, saying: CUDA out of memory. Its log"):
+        deployment.build_engines(DGX, folders, 0)
+    first = (dgx / "notes").read_text().splitlines()
+    monkeypatch.setenv("FAILS", "")
+    table = deployment.build_engines(DGX, folders, 0)
+    again = (dgx / "notes").read_text().splitlines()[len(first) :]
+    assert len(table) == 18 and len(first) + len(again) == 2 * 18 + 1  # only the failed command ran twice
+    assert again[0] == first[-1]
+    rows = deployment.write_repositories(DGX, folders)
+    for key in paper.SYSTEMS["v2"]:
+        assert len(list((folders.models / key).iterdir())) == 4 * len(rows[rows.system == key])
+    assert list(rows[rows.system == "A"].GPUs) == ["0, 1, 2, 3", "4, 5, 6, 7"]
+    (dgx / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H200, 143771, 9.0\n")
+    with pytest.raises(ErlabError, match="built for NVIDIA H100 80GB HBM3, but this machine has NVIDIA H200"):
+        deployment.write_repositories(DGX, folders)
+    with pytest.raises(ErlabError, match="must be at most this machine's 1 GPUs. Got 4"):
+        deployment.build_engines(DGX, folders, 0)  # said before the first one is built
+    assert len((dgx / "notes").read_text().splitlines()) == len(first) + len(again)
+
+
+def test_notebook_01_builds_engines_and_repositories(dgx, tmp_path, monkeypatch):
+    """As `erlab reproduce` runs it; the disk here is too small for the real engines, so that is not asked."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import shutil\nshutil.disk_usage = lambda path: type('', (), {'free': 10**13, 'total': 10**13})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{paths.ROOT}")
+    values = {"profile": "dgx-h100", "results": str(tmp_path / "results")}
+    source, executed = paths.NOTEBOOKS / "01_build_engines.ipynb", tmp_path / "01.ipynb"
+    notebook.run(source, executed, values, {}, lambda *_: None)
+    text = json.dumps(json.loads(executed.read_text()))
+    assert "llama-3-70b-fp8-tp1-batch256" in text and "D-expert-7" in text
+    assert "first token ms" in text  # system C was asked
+    assert len(list((tmp_path / "results" / "engines").glob("*/engine/rank0.engine"))) == 18
+    assert len(list((tmp_path / "results" / "models").glob("*/*/config.pbtxt"))) == 4 * (2 + 2 + 1 + 8 + 8)
+
+
+def test_each_models_weights_are_looked_for_by_its_name(dgx, roomy):
+    with pytest.raises(ErlabError, match="weights/llama-3-70b: no folder of Hugging Face weights"):
+        deployment.build_engines(DGX, Folders(dgx / "results"), 0, weights=dgx / "weights")
+    assert not (dgx / "notes").exists()
+
+
+def test_a_router_system_needs_its_router_before_triton_starts(dgx):
+    system = profiles.scale(paper.SYSTEMS["v2"]["D"], DGX, 8)
+    with pytest.raises(ErlabError, match="No router in"), deployment.serve("D", system, DGX, Folders(Path(dgx))):
+        pass
+    assert experiments.preliminary(DGX)["P-all-FP8-b64"][1].count == 1

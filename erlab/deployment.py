@@ -236,8 +236,9 @@ def serve(
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
     `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
-    takes the place of one that is started for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
-    `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the system's own models.
+    takes the place of one that is started for this system alone. `container`, `apart`: as in `server`. `choice`: how
+    the gateway chooses, `policy`, `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the
+    system's own models.
     """
     models = model_names(key, system)
     if choice and not system.router:

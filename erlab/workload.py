@@ -22,13 +22,17 @@ if TYPE_CHECKING:  # slow to import, and lengths alone do not need it
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of one user. `input_tokens` counts bytes and the begin-of-sequence token (see `requests`)."""
+    """One prompt of one user. `input_tokens` counts bytes and the begin-of-sequence token (see `requests`).
+
+    `model`: who is asked; None where that depends on the user.
+    """
 
     prompt_id: str
     domain: str
     text: str
     input_tokens: int
     max_tokens: int
+    model: str | None = None
 
 
 def sample(lengths: Lengths, rng: np.random.Generator, n: int) -> np.ndarray:

@@ -46,13 +46,14 @@ def run(
 ) -> list[dict]:
     """Make every user's requests, each user in a closed loop, and return one row a request, by user and turn.
 
-    address: HOST:PORT of a KServe v2 gRPC server. models: user i asks models[i mod n]. requests: a list of requests a
+    address: HOST:PORT of a KServe v2 gRPC server. models: user i asks models[i mod n], but a request's own `model`
+    where it names one. requests: a list of requests a
     user, each sent when the one before has been answered or has failed. timeout: seconds for a whole answer.
     processes: one for every 250 users if None, at most one a core. progress: called with the number of requests ended
     so far. starts: seconds after the common start at which each user begins, all at 0 if None; an open loop has a user
     a request (`load.apart`) and `load.poisson`, `constant` or `trace` as its starts. think: mean seconds of a user's
-    pause between an answer and the next request, exponential, drawn from `seed`. stamped: the server is
-    `erlab.users.echo`; rows then have what `erlab.users.loop.added` says.
+    pause between an answer and the next request, exponential, drawn from `seed`. stamped: the server stamps
+    its answers; rows then have what `erlab.users.loop.added` says.
 
     warmup: each user's first so many requests are made like the others and leave no row, and the turns of the rows are
     counted from the first one after them. They are dropped, not marked, because whoever reads records counts all rows.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -78,6 +79,14 @@ def test_user_i_always_asks_replica_i_mod_n(fake):
     assert complete(users.run(fake.address, ("expert_0", "expert_1"), requests, timeout=20), requests)
     asked = sorted(service_pb2.ModelInferRequest.FromString(data).model_name for data in fake.received)
     assert asked == ["expert_0"] * 6 + ["expert_1"] * 4
+
+
+def test_a_request_that_names_its_model_asks_that_one(fake):
+    [[first, second]] = plan("one", "two", users=1)
+    requests = [[first, replace(second, model="expert_1")]]
+    assert complete(users.run(fake.address, ("expert_0",), requests, timeout=20), requests)
+    asked = [service_pb2.ModelInferRequest.FromString(data).model_name for data in fake.received]
+    assert asked == ["expert_0", "expert_1"]
 
 
 def test_rows_name_the_gateways_decision(gateway, router_folder):

@@ -70,6 +70,10 @@ class TextModel(ABC):
     @abstractmethod
     def decode(self, tokens: list[int]) -> str: ...
 
+    def text(self, tokens: list[int], arrived: float) -> str:
+        """What a response says, asked for when it is sent; its request arrived at `arrived` (time.monotonic)."""
+        return self.decode(tokens)
+
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine named in the model's parameters; raises in one line if it cannot."""
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"]).get("parameters", {}).items()}
@@ -165,8 +169,8 @@ class TextModel(ABC):
             total["erlab_end_to_end_seconds_total"] += now - request.arrived
         if not (request.stream or last):
             return lambda: None
-        text = self.decode([token] if request.stream else request.answer)
-        return lambda: request.sender.send(_response(text), _final() if last else 0)
+        tokens, flags = [token] if request.stream else request.answer, _final() if last else 0
+        return lambda: request.sender.send(_response(self.text(tokens, request.arrived)), flags)
 
     def _drop_cancelled(self, in_flight: dict[_Request, None]) -> None:
         for request in list(in_flight)[: self.cancel_checks]:

@@ -1,8 +1,12 @@
 """An emulated expert as a model of Triton's Python backend: ``1/model.py`` imports `TritonPythonModel` from here.
 
-The i-th token of an answer is the text of i and a space, so that a client can see that none is lost or out of order.
+The i-th token of an answer is the text of i and a space, so that a client can see that none is lost or out of order. At
+the end of each response stand the times (ns, time.monotonic) at which the request came and the response was sent, so
+that a client on this machine can tell the expert's time from that of all between them.
 A prompt has one token a byte and one more, as the workload counts them (`erlab.workload`).
 """
+
+import time
 
 from erlab.engines.backend import TextModel, number
 from erlab.engines.emulated_engine import Engine, StepTable
@@ -32,3 +36,6 @@ class TritonPythonModel(TextModel):
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(f"{number} " for number in tokens)
+
+    def text(self, tokens: list[int], arrived: float) -> str:
+        return f"{self.decode(tokens)}{int(arrived * 1e9)} {time.monotonic_ns()}"

@@ -3,8 +3,8 @@
     python -m erlab.users.echo 0.2 0.05    # seconds to the first token and between two; prints its address
 
 Like an engine with in-flight batching it gives all streams of a model their tokens at the same moments, one every gap;
-models differ in when. A response's text is two times.monotonic_ns() of this machine: when the request arrived and when
-the response was handed to the socket. It speaks as much gRPC as `erlab.users.wire` does, relies on its users to take
+models differ in when. A response's text is its number, from 0, and two times.monotonic_ns() of this machine: when the
+request arrived and when the response was handed to the socket. It speaks as much gRPC as `erlab.users.wire` does, relies on its users to take
 whatever is sent, and ends when its stdin does; `erlab.users.selftest.Echo` starts and stops it.
 """
 
@@ -19,7 +19,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from erlab.users import wire
 
-_DIGITS = 20  # of a stamp, so that all responses of a model have the same size
+_DIGITS = 20  # of a number, so that all responses of a model have the same size
 _HEADERS = wire.block((":status", "200"), ("content-type", "application/grpc"))
 _TRAILERS = wire.block(("grpc-status", "0"))
 
@@ -31,6 +31,7 @@ class _Stream:
     left: int  # tokens
     arrived: int
     due: int  # ns, of the next token
+    given: int = 0  # tokens
 
 
 class _Model:
@@ -40,7 +41,7 @@ class _Model:
         self.streams: dict[tuple["_User", int], _Stream] = {}
         self._phase, self._gap = phase, gap
         self._timer: asyncio.TimerHandle | None = None
-        blank = b"#" * (2 * _DIGITS + 1)
+        blank = b"#" * (3 * _DIGITS + 2)
         answer = service_pb2.ModelInferResponse(model_name=name, model_version="1")
         answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
         answer.raw_output_contents.append(serialize_byte_tensor(np.array([blank], dtype=object)).item())
@@ -62,8 +63,9 @@ class _Model:
         for key, stream in list(self.streams.items()):
             # Timers may be early by a clock's tick; a late one gives what has become due.
             while stream.left and stream.due <= moment + 1_000_000:
-                text = b"%0*d %0*d" % (_DIGITS, stream.arrived, _DIGITS, time.monotonic_ns())
+                text = b" ".join(b"%0*d" % (_DIGITS, n) for n in (stream.given, stream.arrived, time.monotonic_ns()))
                 stream.left -= 1
+                stream.given += 1
                 stream.due += self._gap
                 stream.user.write(wire.frame(wire.DATA, 0, stream.number, self._head + text + self._tail))
             if not stream.left:

@@ -41,7 +41,7 @@ class Finished:
     ended: int
 
     def row(self, start: int, stamped: bool) -> dict:
-        """Its record, times since `start`. `stamped`: the server is `erlab.users.echo`; see `added`."""
+        """Its record, times since `start`. `stamped`: the server stamps its answers; see `added`."""
         answer, status = self.answer, _STATUS.get(self.answer.code, "error")
         error = None if status == "ok" else f"{answer.code}: {answer.details}"
         row = self.ask.record | {"late_ns": max(0, self.submitted - self.due)}
@@ -97,16 +97,22 @@ def record(
 
 
 def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
-    """What lies between echo and user: `added_ns` from sending each response to its receipt, and `added_ttft_ns`, the
-    time to first token less the echo's own."""
+    """What lies between user and a server that stamps its answers, as `erlab.users.echo` and emulated experts do.
+
+    Each response's text is its number, from 0, and the ns at which the request arrived and at which it was sent.
+    `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first response,
+    and `added_ttft_ns`: the rest of the time to first token. `disordered`: how many responses came in another's place.
+    """
     responses = [service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers]
-    stamps = [tuple(map(int, client.text(response).split())) for response in responses]  # arrived, sent
+    stamps = [tuple(map(int, client.text(response).split())) for response in responses]  # number, arrived, sent
     if not stamps:
-        return {"added_ns": [], "added_ttft_ns": None}
-    arrived, sent = stamps[0]
+        return {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered": 0}
+    _, arrived, sent = stamps[0]
     return {
-        "added_ns": [came - sent for came, (_, sent) in zip(times, stamps)],
+        "added_ns": [came - sent for came, (_, _, sent) in zip(times, stamps)],
+        "expert_ns": sent - arrived,
         "added_ttft_ns": (times[0] - submitted) - (sent - arrived),
+        "disordered": sum(number != place for place, (number, _, _) in enumerate(stamps)),
     }
 
 

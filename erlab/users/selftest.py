@@ -4,7 +4,7 @@
     own = self_test(requests, rows)
     run_description |= {"client": asdict(own), "invalid": invalid(rows, own)}
 
-Every response of the echo carries when it was sent, so what the users add is known for each one: the way out of the
+Every response of the echo says when it was sent, so what the users add is known for each one: the way out of the
 server's gRPC, the loopback, and the users' own gRPC and event loop. The server shares the machine with them, so these
 numbers are an upper bound of the users' own.
 """

@@ -19,9 +19,12 @@ MS = 1_000_000
 
 def test_what_users_add_is_what_the_echo_did_not_take():
     # Sent at 100, there at 130, answered at 180 and 200, received at 190 and 270.
-    answers = [text_response(ASKED, "130 180"), text_response(ASKED, "130 200")]
-    assert added(100, [190, 270], answers) == {"added_ns": [10, 70], "added_ttft_ns": 90 - 50}
-    assert added(100, [], []) == {"added_ns": [], "added_ttft_ns": None}
+    answers = [text_response(ASKED, "0 130 180"), text_response(ASKED, "1 130 200")]
+    found = {"added_ns": [10, 70], "expert_ns": 50, "added_ttft_ns": 90 - 50, "disordered": 0}
+    assert added(100, [190, 270], answers) == found
+    assert added(100, [190, 270], answers[::-1])["disordered"] == 2
+    assert added(100, [190], answers[1:])["disordered"] == 1, "one is lost"
+    assert added(100, [], []) == {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered": 0}
 
 
 def test_the_echo_keeps_its_pace_and_stamps_it():
@@ -30,7 +33,8 @@ def test_the_echo_keeps_its_pace_and_stamps_it():
         texts = list(client.generate(echo.address, "echo-0", "hello", 5, timeout=20))
         ended = time.monotonic_ns()
     stamps = [tuple(map(int, text.split())) for text in texts]
-    arrived, sent = {a for a, _ in stamps}, [s for _, s in stamps]
+    arrived, sent = {a for _, a, _ in stamps}, [s for _, _, s in stamps]
+    assert [number for number, _, _ in stamps] == list(range(5))
     assert len(arrived) == 1 and len(sent) == 5
     assert began <= arrived.pop() <= sent[0] - 100 * MS
     assert sent[-1] <= ended and sent[-1] - sent[0] >= 4 * 20 * MS - 20 * MS  # never ahead of its moments

@@ -46,6 +46,7 @@ def ledger(
     chosen, requests = _chosen(only), _requests(records)
     systems = {system for claim in chosen for system in CHECKS[claim.id].systems}
     requests = requests[requests["system"].isin(systems)]
+    requests = requests.assign(marked=requests["run_id"].isin(selection.marked(records)))
     table, draws = metrics.summarise(requests), _draws(requests, resamples, seed)
     rows = [row for claim in chosen for row in _tested(claim, requests, table, draws)]
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
@@ -174,8 +175,10 @@ def _judged(check: Check, cells: pd.DataFrame, requests: pd.DataFrame, source: s
     if failed:
         value += f" ({failed} of {total} requests failed and count in no latency)"
     machines = ", ".join(sorted(used["machine"].dropna().unique())) or "an unnamed machine"
-    found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": f"{source} on {machines}", "rows": total}
-    asked = requests[requests["users"].isin(common)]
+    asked, basis = requests[requests["users"].isin(common)], f"{source} on {machines}"
+    if warning := selection.warning(asked["run_id"], asked.loc[asked["marked"], "run_id"]):
+        basis += f"; {warning}"
+    found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}
     return found | {"margin": float(margins[0])} | _confidence(check, asked, holds, margins[1:])
 
 

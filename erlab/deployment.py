@@ -68,6 +68,16 @@ class Folders:
         return self.root / "records"
 
     @property
+    def overhead(self) -> "Folders":
+        """What the gateway costs on emulated experts, apart from the study's own records."""
+        return Folders(self.root / "overhead")
+
+    @property
+    def client(self) -> Path:
+        """What the users themselves add, by load."""
+        return self.root / "client.json"
+
+    @property
     def set_aside(self) -> Path:
         """Finished cells of loads that the last sweep did not ask for."""
         return self.root / "set-aside"

@@ -8,16 +8,16 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
 
-from erlab import deployment, fingerprint, manifest, metrics, output, paper, profiles, records, users, workload
-from erlab.deployment import Folders
+from erlab import clients, deployment, fingerprint, manifest, metrics, output, paper, profiles, records, users, workload
+from erlab.deployment import Folders, Running
 from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.profiles import preliminary
@@ -102,29 +102,64 @@ def measure(
     Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines,
     which idle while it's not their turn; starts are dear.
     """
-    loads = _checked_loads(loads or to.loads)
+    loads = checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
     if not triton and (reason := family(to).available()):
-        report(0, 1, f"{experiment}: nothing is measured, Triton cannot run here: {reason}")
-        (folders.records / experiment).mkdir(parents=True, exist_ok=True)
-        return records.at_hand(folders.records / experiment)
-    cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k in systems for n in loads}
-    keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k, n in cells}
+        return unmeasured(experiment, folders, reason)
+    keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k in systems for n in loads}
+
+    @contextmanager
+    def opened(waiting: list[str]) -> Iterator[Callable[[str], AbstractContextManager[Running]]]:
+        holder = None
+        with ExitStack() as stack:
+            if together and family(to).together and not triton:
+                held = {name: systems[name] for name in waiting}
+                holder = stack.enter_context(deployment.server(held, experiment, to, folders))
+            options = dict(triton=triton, holder=holder)
+            yield lambda name: deployment.serve(name, systems[name], to, folders, **options)
+
+    def cell(name: str, n: int, running: Running) -> tuple[list[dict], dict]:
+        return _cell(experiment, name, systems[name], running, plan(n), to, folders, seed)
+
+    def plan(n: int) -> list[list[workload.Request]]:
+        return workload.requests(prompts, to.workload, n, seed)
+
+    return sweep(experiment, keys, folders, opened, cell, plan)
+
+
+def unmeasured(experiment: str, folders: Folders, reason: str) -> records.Records:
+    """Say why nothing can be measured here; the records that are there."""
+    report(0, 1, f"{experiment}: nothing is measured, Triton cannot run here: {reason}")
+    (folders.records / experiment).mkdir(parents=True, exist_ok=True)
+    return records.at_hand(folders.records / experiment)
+
+
+def sweep(
+    experiment: str,
+    keys: Mapping[tuple[str, int], str],
+    folders: Folders,
+    opened: Callable[[list[str]], AbstractContextManager[Callable[[str], AbstractContextManager[Running]]]],
+    cell: Callable[[str, int, Running], tuple[list[dict], dict]],
+    plan: Callable[[int], list[list[workload.Request]]],
+) -> records.Records:
+    """Measure every (system, users) cell of `keys` that isn't there with its key yet; return all cells' records.
+
+    `opened(systems)` is entered once where any is to be measured and gives what serves one of them by name; `cell`
+    makes a cell's rows and the run's description. When all are there, the users test themselves with `plan(users)`
+    (see `clients.check`).
+    """
+    cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k, n in keys}
     _set_aside(folders, experiment, set(cells.values()))
-    todo = [cell for cell, file in cells.items() if not _finished(file, keys[cell])]
+    todo = [key for key, file in cells.items() if not _finished(file, keys[key])]
     there = len(cells) - len(todo)
     report(there, len(cells), f"{experiment}: {there} of {len(cells)} cells are there")
-    waiting = {k: s for k, s in systems.items() if any(name == k for name, _ in todo)}
-    with ExitStack() as stack:
-        holder = None
-        if together and family(to).together and waiting and not triton:
-            holder = stack.enter_context(deployment.server(waiting, experiment, to, folders))
-        for name, system in waiting.items():
-            with deployment.serve(name, system, to, folders, triton=triton, holder=holder) as running:
+    waiting = list(dict.fromkeys(name for name, _ in todo))
+    with opened(waiting) if waiting else nullcontext() as serve:
+        for name in waiting:
+            with serve(name) as running:
                 for n in [n for k, n in todo if k == name]:
                     report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
-                    plan = workload.requests(prompts, to.workload, n, seed)
-                    rows, run = _cell(experiment, name, system, running, plan, to, folders, seed)
+                    rows, run = cell(name, n, running)
                     dead = running.failure()
                     key = None if dead else keys[name, n]
                     records.write(cells[name, n], rows, run | {"key": key, "invalid": dead})
@@ -132,6 +167,8 @@ def measure(
                         kept = f"Finished loads are kept; run again to go on with {name} at {n} users."
                         raise ErlabError(f"{dead} {kept}")
                     todo.remove((name, n))
+    report(len(cells), len(cells), f"{experiment}: the users test themselves")
+    clients.check(cells, plan, folders.client)
     report(len(cells), len(cells), f"{experiment} done")
     return records.read(*cells.values())
 
@@ -186,10 +223,11 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
 
 
 def overview(found: records.Records) -> pd.DataFrame:
-    """A row a system and load: medians of the users' times, failures, throughput (see `metrics.summarise`)."""
+    """A row a system and load: medians of the users' times, failures, throughput (see `metrics.summarise`), and for
+    measured ones what the users added themselves."""
     table = metrics.summarise(found.requests).set_index(["system", "users"])
     columns = ["requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
-    return table[columns].astype(float).round(3)
+    return table[columns].astype(float).round(3).join(clients.overview(found.runs))
 
 
 def routing_overview(found: records.Records) -> pd.DataFrame:
@@ -204,7 +242,7 @@ def load_prompts(folders: Folders) -> Dataset:
     return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)
 
 
-def _checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
+def checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
     loads = tuple(loads)
     if not all(isinstance(n, int) and n >= 1 for n in loads):
         raise ErlabError(f"The 'loads' parameter must be whole numbers of users from 1. Got {list(loads)}.")

@@ -47,6 +47,8 @@ SCHEMA = pa.schema(
         ("classify_ns", _INT),  # how long the gateway classified the prompt, and how long it queued the request
         ("queue_ns", _INT),
         ("late_ns", _INT),  # how long after it was due the user sent it
+        ("expert_ns", _INT),  # from arrival at the expert to its first token, where the expert stamps its answers
+        ("disordered", _INT),  # responses that came in another's place, where the expert numbers them
         ("t_submit", _INT),  # ns since the run's start, like the next three
         ("t_routed", _INT),
         ("t_first", _INT),

@@ -1,5 +1,7 @@
 """Which rows of the records a figure or a claim is about: the systems of Table I or the preliminary experiments."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from erlab.errors import ErlabError
@@ -38,10 +40,28 @@ def died(records: Records) -> list[str]:
     return list(found.index[found["invalid"].notna()]) if "invalid" in found else []
 
 
+def marked(records: Records) -> list[str]:
+    """The runs whose users were too slow for what they measured (`erlab.clients`); they count, and it is said."""
+    found = runs(records)
+    return list(found.index[found["client_invalid"].notna()]) if "client_invalid" in found else []
+
+
+def warning(runs: Iterable[str], marked: Iterable[str]) -> str:
+    """What is to be said of these runs where some are marked, else nothing.
+
+    >>> warning(["a", "b", "b", "c"], ["b"])
+    "in 1 of 3 runs the users' own latency is too large a share of what they measured"
+    """
+    runs = set(runs)
+    if not (slow := len(runs & set(marked))):
+        return ""
+    return f"in {slow} of {len(runs)} runs the users' own latency is too large a share of what they measured"
+
+
 def systems(records: Records) -> pd.DataFrame:
-    """The requests to the systems of Table I: all but the preliminary runs'."""
+    """The requests to the systems of Table I: all but those to preliminary systems and to emulated experts."""
     requests = _valid(records)
-    found = requests[~_is_preliminary(records, requests)]
+    found = requests[~_is_preliminary(records, requests) & ~_is_emulated(requests)]
     if found.empty:
         raise ErlabError("No records of any system but the preliminary ones.")
     return found
@@ -68,6 +88,10 @@ def router_systems(requests: pd.DataFrame) -> set[str]:
 
 def _valid(records: Records) -> pd.DataFrame:
     return records.requests[~records.requests["run_id"].isin(died(records))]
+
+
+def _is_emulated(requests: pd.DataFrame) -> pd.Series:
+    return requests["system"].str.startswith("emulated-").fillna(False).astype(bool)
 
 
 def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:

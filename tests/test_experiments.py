@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from erlab import deployment, experiments, profiles, records, training, users
+from erlab import claims, deployment, experiments, profiles, records, selection, training, users
 from erlab.deployment import Folders
 from erlab.errors import ErlabError
+from erlab.figures import style
+from erlab.users import OwnLatency
 
 SMOKE = profiles.profile("smoke")
+MS = 1_000_000
 
 
 @pytest.fixture
@@ -26,8 +29,11 @@ def folders(tmp_path):
 
 @pytest.fixture
 def world(monkeypatch):
-    """A world without servers: counts what is started and measured; `dies_at` users, the server is dead."""
-    state = SimpleNamespace(started=[], measured=[], dies_at=None)
+    """A world without servers: counts what is started, measured and tested; `dies_at` users, the server is dead.
+
+    Every answer takes `first` ms to its first token and 10 ms to each of the ten others.
+    """
+    state = SimpleNamespace(started=[], measured=[], tested=[], dies_at=None, first=20)
 
     @contextlib.contextmanager
     def serve(key, system, to, folders, triton, holder):
@@ -37,12 +43,19 @@ def world(monkeypatch):
 
     def run(address, models, requests, *, timeout):
         state.measured.append((address, len(requests)))
+        first = state.first * MS
         return [
-            {"user": u, "turn": t, "t_submit": 0, "t_first": 1, "t_last": 2, "status": "ok"}
+            {"user": u, "turn": t, "status": "ok", "t_submit": 0, "output_tokens": 11}
+            | {"t_first": first, "t_last": first + 100 * MS}
             for u, mine in enumerate(requests)
             for t in range(len(mine))
         ]
 
+    def self_test(requests, at, *, engines, seconds):
+        state.tested.append((len(requests), *at))
+        return OwnLatency(1.5, 1.9, 0.5, 0.9, 0.0, 0.0, 100.0)
+
+    monkeypatch.setattr(users, "self_test", self_test)
     monkeypatch.setattr(deployment, "serve", serve)
     monkeypatch.setattr(users, "run", run)
     return state
@@ -120,6 +133,41 @@ def test_loads_that_are_not_asked_for_leave_the_figures_but_are_not_lost(folders
     world.measured.clear()
     experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
     assert world.measured == [] and set(records.read(folders.records).requests.users) == {1, 4}
+
+
+def test_the_users_test_themselves_once_a_load_and_every_run_says_what_they_add(folders, world):
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.tested == [(1, 0.02, 0.01), (4, 0.02, 0.01)], "not once a system"
+    assert [own["ttft_p99"] for own in found.runs.client] == [1.9] * 6 and found.runs.client_invalid.isna().all()
+    table = experiments.overview(found)
+    assert (table["users add p50 ms"] == 1.5).all() and (table["client"] == "ok").all()
+    assert experiments.measure("baselines", baselines(folders), SMOKE, folders).runs.client.notna().all()
+    assert len(world.tested) == 2, "nothing new, nothing tested"
+
+
+def test_a_self_test_counts_for_whatever_is_not_faster(folders, world):
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    world.first = 30
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], seed=1)
+    assert len(world.tested) == 1
+    world.first = 19
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], seed=2)
+    assert world.tested[1:] == [(1, 0.019, 0.01)]
+
+
+def test_a_run_whose_users_were_too_slow_is_marked_but_neither_lost_nor_measured_again(folders, world):
+    world.first = 12  # of which 1.5 ms are more than a tenth
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    assert found.runs.client_invalid.str.contains("The users add 1.50 ms to the median time to first token").all()
+    assert found.runs.invalid.isna().all() and found.runs.key.notna().all()
+    assert experiments.overview(found).client.str.contains("1.50 ms").all()
+    assert len(selection.systems(found)) == len(found.requests) and len(selection.marked(found)) == 3
+    assert "in 3 of 3 runs the users' own latency" in style.provenance(found, found.requests)
+    judged = claims.ledger(found, ["v2-tpot-comm"])
+    assert "in 3 of 3 runs the users' own latency" in judged.basis.item() and judged.verdict.item() == claims.FAILS
+    world.measured.clear()
+    experiments.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    assert world.measured == []
 
 
 @pytest.mark.parametrize("loads", [[0], ["8"], [1.5], [-1]])

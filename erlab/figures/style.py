@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from erlab import selection
 from erlab.records import Records
 
 COLUMN, DOUBLE = 3.5, 7.16  # inches: one column and the full width of a two-column paper
@@ -173,5 +174,7 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
         mine = runs[runs["run_id"].isin(rows["run_id"])] if len(runs) else runs
         scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
         parts.append(f"{source} on {machines}" + " (scale model: each core plays a GPU)" * scaled)
+        if warning := selection.warning(rows["run_id"], selection.marked(records)):
+            parts.append(warning)
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
     return "; ".join(parts) + " · commit " + (", ".join(commits) or "unknown")

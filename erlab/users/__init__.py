@@ -1,6 +1,6 @@
 """The user simulator: users of any KServe v2 gRPC server, in closed or open loops; one request record a request."""
 
 from erlab.users.processes import run
-from erlab.users.selftest import OwnLatency, invalid, self_test
+from erlab.users.selftest import OwnLatency, invalid, pace, self_test
 
-__all__ = ["OwnLatency", "invalid", "run", "self_test"]
+__all__ = ["OwnLatency", "invalid", "pace", "run", "self_test"]

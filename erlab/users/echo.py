@@ -3,8 +3,8 @@
     python -m erlab.users.echo 0.2 0.05    # seconds to the first token and between two; prints its address
 
 Like an engine with in-flight batching it gives all streams of a model their tokens at the same moments, one every gap;
-models differ in when. A response's text is its number, from 0, and two times.monotonic_ns() of this machine: when the
-request arrived and when the response was handed to the socket. It speaks as much gRPC as `erlab.users.wire` does, relies on its users to take
+models differ in when. A response's text is its number, from 0, and two times.monotonic_ns() of this machine: when
+the request arrived and when the response was handed to the socket. It speaks as much gRPC as `erlab.users.wire` does, relies on its users to take
 whatever is sent, and ends when its stdin does; `erlab.users.selftest.Echo` starts and stops it.
 """
 

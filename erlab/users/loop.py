@@ -100,8 +100,9 @@ def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
     """What lies between user and a server that stamps its answers, as `erlab.users.echo` and emulated experts do.
 
     Each response's text is its number, from 0, and the ns at which the request arrived and at which it was sent.
-    `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first response,
-    and `added_ttft_ns`: the rest of the time to first token. `disordered`: how many responses came in another's place.
+    `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first
+    response, and `added_ttft_ns`: the rest of the time to first token. `disordered`: how many responses came in
+    another's place.
     """
     responses = [service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers]
     stamps = [tuple(map(int, client.text(response).split())) for response in responses]  # number, arrived, sent

@@ -1,7 +1,7 @@
 """Whether the users were quick enough for what they measured: the same load against an endpoint that only echoes.
 
     rows = run(address, models, requests, timeout=60)
-    own = self_test(requests, rows)
+    own = self_test(requests, pace(rows))
     run_description |= {"client": asdict(own), "invalid": invalid(rows, own)}
 
 Every response of the echo says when it was sent, so what the users add is known for each one: the way out of the
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.1  # of what is measured that the users may add
 _MS = 1e6
+_REQUESTS = 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Echo:
 
 def self_test(
     requests: list[list["Request"]],
-    rows: Sequence[dict],
+    at: tuple[float, float],
     *,
     engines: int = 1,
     processes: int | None = None,
@@ -83,21 +84,23 @@ def self_test(
     seed: int = 0,
     seconds: float = 10.0,
 ) -> OwnLatency:
-    """Let the same users make their first request that counts again, at the pace of `rows`, to an echo instead.
+    """Let the same users make their first requests that count again, to an echo instead: one each, and as many more as
+    few users need for 20 in all.
 
-    rows: what `run` returned for `requests`; their median time to first token and time per output token are the echo's.
+    at: the echo's time to first token and between two, seconds; `pace` finds those of a run.
     engines: how many take turns in answering. processes, starts, think, warmup, seed: as they were given to `run`.
-    seconds: answers are cut, and a long wait for the first token is, so that a request lasts about as long at most.
+    seconds: answers are cut, and a long wait for the first token is, so that a user needs about as long at most.
 
-    Raises ErlabError where no row ended well, or where a request to the echo failed.
+    Raises ErlabError where a request to the echo failed.
     """
     require(engines >= 1, "engines", "self_test", "be at least 1", engines)
     require(seconds > 0, "seconds", "self_test", "be above 0", seconds)
-    first, gap = _pace(rows)
-    first = min(first, seconds / 4)
-    gap = min(gap, (seconds - first) / 3)  # so that there are a few tokens
-    longest = max(2, int((seconds - first) / gap))
-    mine = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in asked[: warmup + 1]] for asked in requests]
+    turns = min(max(1, -(-_REQUESTS // len(requests))), min(map(len, requests)) - warmup)
+    first, gap = at
+    first = min(first, seconds / turns / 4)
+    gap = min(gap, (seconds / turns - first) / 3)  # so that there are a few tokens
+    longest = max(2, int((seconds / turns - first) / gap))
+    mine = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in asked[: warmup + turns]] for asked in requests]
     models = tuple(f"echo-{i}" for i in range(engines))
     same = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
     with Echo(first, gap) as echo:
@@ -143,8 +146,11 @@ def _measured(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
     return [(row["t_first"] - row["t_submit"]) / _MS for row in ok], tpot
 
 
-def _pace(rows: Sequence[dict]) -> tuple[float, float]:
-    """Median time to first token and per output token, seconds; where answers have one token, their whole time."""
+def pace(rows: Sequence[dict]) -> tuple[float, float]:
+    """A run's median time to first token and per output token, seconds; where answers have one token, their whole time.
+
+    Raises ErlabError where no row ended well.
+    """
     ttft, tpot = _measured(rows)
     if not ttft:
         raise ErlabError("The users' self-test needs the pace of a run; none of its requests ended well.")

@@ -12,6 +12,7 @@ from erlab.users.loop import METHOD, Ask, Finished, user
 from erlab.users.wire import Channel
 
 CONNECT_SECONDS = 10.0
+_TIMER = 0.002  # seconds by which the event loop's timers may be late
 _LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 
@@ -33,7 +34,9 @@ async def _run(job: dict) -> None:
         loop = asyncio.get_running_loop()
         start = int(await loop.run_in_executor(None, sys.stdin.readline))
         loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent is gone
-        await asyncio.sleep((start - time.monotonic_ns()) / 1e9)
+        await asyncio.sleep((start - time.monotonic_ns()) / 1e9 - _TIMER)
+        while time.monotonic_ns() < start:
+            pass
         finished: asyncio.Queue[Finished] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
             for asks, begin in zip(users, begins):

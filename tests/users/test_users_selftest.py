@@ -78,7 +78,7 @@ def test_the_share_is_a_parameter():
 def test_users_test_themselves_and_leave_nothing_behind():
     requests = plan("warm up", "hello", "and on", users=12)
     rows = measured(ttft=100.0, tpot=20.0)
-    found = users.self_test(requests, rows, engines=2, processes=2, warmup=1, seconds=2)
+    found = users.self_test(requests, users.pace(rows), engines=2, processes=2, warmup=1, seconds=2)
     assert 0 < found.response_p50 <= found.response_p99 < 1000
     assert 0 < found.ttft_p50 <= found.ttft_p99 < 1000
     # 12 users get 9 tokens each in about 0.1 s + 8 * 20 ms, and none comes faster than the pace
@@ -88,4 +88,4 @@ def test_users_test_themselves_and_leave_nothing_behind():
 
 def test_a_run_in_which_all_failed_has_no_pace():
     with pytest.raises(ErlabError, match="none of its requests ended well"):
-        users.self_test(plan("a"), [{"status": "error", "t_first": None}])
+        users.pace([{"status": "error", "t_first": None}])

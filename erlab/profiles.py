@@ -12,7 +12,7 @@ from dataclasses import replace
 from erlab import paper
 from erlab.engines.families import family
 from erlab.errors import ErlabError
-from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Expert, Model, Profile, System
+from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Emulation, Expert, Model, Profile, System
 
 SMALL = Model("tiny 8B", 256, 4, 4, 2, 544, 260, max_positions=2048)
 BIG = Model("tiny 70B", 512, 8, 8, 2, 1408, 260, max_positions=2048)
@@ -50,6 +50,7 @@ PROFILES = {
         batch_limits=(4, 8),
         workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
         prompts_per_domain=100,
+        emulation=Emulation((1, 8), 2.0, replace(Emulation().workload, least_requests=4)),
     ),
     "dgx-h100": Profile(
         name="dgx-h100",

@@ -187,6 +187,26 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Emulation:
+    """Emulated experts: under which loads, how many times slower than the engines they stand for, and asked for what.
+
+    By default a quarter and a thirty-second of the paper's lengths, so that 1,000 users are answered within seconds,
+    and a scale at which two cores that do nothing else carry them, Triton and the gateway.
+    """
+
+    loads: tuple[int, ...] = (1, 10, 100, 1000)
+    time_scale: float = 12.0
+    workload: Workload = Workload(Lengths(47.5, 0.95, 2, 256), Lengths(7.5, 0.75, 1, 32), turns=2, least_requests=8)
+
+    def __post_init__(self):
+        ordered = bool(self.loads) and min(self.loads) >= 1 and list(self.loads) == sorted(set(self.loads))
+        require(ordered, "loads", "Emulation", "be rising numbers from 1", self.loads)
+        require(self.time_scale > 0, "time_scale", "Emulation", "be above 0", self.time_scale)
+        # each user's first request is a warm-up
+        require(self.workload.turns >= 2, "workload", "Emulation", "have at least 2 turns", self.workload.turns)
+
+
+@dataclass(frozen=True)
 class Profile:
     """Where and how large the study runs: which models play the paper's, on how many devices, under which loads."""
 
@@ -205,6 +225,7 @@ class Profile:
     minutes: dict[str, float] = field(default_factory=dict)  # expected of a step, where the laptop's tell nothing
     clusters: int = 8
     prompts_per_domain: int = 500
+    emulation: Emulation = Emulation()
     explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
     compared_sizes: tuple[int, ...] = (1, 2, 4, 8)  # tensor-parallel sizes of the published cells compared with
     compared_recipes: tuple[str, ...] = (  # names of `routing.evaluation.RECIPES` that notebook 02 compares by default

@@ -5,6 +5,7 @@ request ends with an error, so that an answer is either whole or known to be bro
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -79,7 +80,7 @@ class Dispatcher:
         status, begun = "cancelled", False
         try:
             async with asyncio.timeout_at(end) as lease:
-                expert.leases.add(lease)
+                expert.leases[lease] = math.inf
                 waits = time.monotonic_ns()
                 await expert.enter()
                 begins = time.monotonic_ns()
@@ -89,13 +90,15 @@ class Dispatcher:
                 try:
                     async with aclosing(ask(expert)) as pieces:
                         async for piece in pieces:
-                            expert.heard = loop.time()
-                            if begun:
-                                await write(piece, None)
-                                continue
-                            begun = True
-                            count.first.observe((time.monotonic_ns() - begins) / 1e9)
-                            await write(piece, routed)
+                            if piece:
+                                expert.leases[lease] = math.inf  # the client may be slow to take it
+                                if begun:
+                                    await write(piece, None)
+                                else:
+                                    begun = True
+                                    count.first.observe((time.monotonic_ns() - begins) / 1e9)
+                                    await write(piece, routed)
+                            expert.heard = expert.leases[lease] = loop.time()
                 finally:
                     expert.leave()
             if not begun:
@@ -104,20 +107,20 @@ class Dispatcher:
             count.upstream.observe((time.monotonic_ns() - begins) / 1e9)
             status = "ok"
         except (Refused, TimeoutError) as e:
-            failure = e if isinstance(e, Refused) else self._late(expert, lease)
+            failure = e if isinstance(e, Refused) else self._late(expert, early=lease.when() < end)
             status = failure.code.name.lower()
             if failure.again:
                 expert.suspect()
             failure.again &= not begun
             raise failure from None
         finally:
-            expert.leases.discard(lease)
+            expert.leases.pop(lease, None)
             expert.outstanding -= 1
             count.ended(status)
 
-    def _late(self, expert: Expert, lease: asyncio.Timeout) -> Refused:
-        """Why a request's time ended: its expert was taken out, which ends the lease early, or it took too long."""
-        if lease not in expert.leases:
+    def _late(self, expert: Expert, early: bool) -> Refused:
+        """Why a request's time ended: the expert will not answer it, which ends it early, or it took too long."""
+        if early:
             return Refused(grpc.StatusCode.UNAVAILABLE, f"{expert.name} stopped answering", again=True)
         expert.suspect()
         late = f"{expert.name} did not end within {self._limits.seconds:g} s"

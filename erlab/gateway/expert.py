@@ -1,12 +1,15 @@
 """One expert as the gateway sees it: what it has to do, whether it answers, and a probe when there is doubt.
 
 Only a probe, a real inference of one token, takes an expert out or back in. It is sent when a request failed, or when
-the expert has requests and has been silent for `stall_seconds`; a healthy expert is never bothered.
+a request has waited `stall_seconds` for a sign of life; an expert that answers in time is never bothered. Triton leaves
+the streams of an expert that died hanging, even when it has loaded the expert again: so a stream that was silent before
+a probe was sent, and still is when the probe has been answered, is lost.
 """
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
 import grpc
@@ -19,7 +22,10 @@ _TICK_SECONDS = 0.25
 
 
 class Upstream(Protocol):
-    """A model on a server, asked in either of the gateway's two protocols. All raise Refused where it fails."""
+    """A model on a server, asked in either of the gateway's two protocols. All raise Refused where it fails.
+
+    An empty piece of an answer is none: it says that the expert is at work, and that from now on its silence counts.
+    """
 
     def kserve(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
         """The ModelStreamInferResponse messages that answer `request`, whose bytes are `data`."""
@@ -36,12 +42,13 @@ class Upstream(Protocol):
 
 
 class Expert:
-    """An expert's place in the gateway. `outstanding` counts its decided, unfinished requests, waiting or running."""
+    """An expert's place in the gateway. `outstanding` counts its decided, unfinished requests, waiting or running;
+    `leases` holds the times (the loop's) of their last signs of life, infinite while silence says nothing."""
 
     def __init__(self, name: str, upstream: Upstream, limits: Limits):
         self.name, self.upstream = name, upstream
         self.up, self.outstanding, self.running, self.heard = True, 0, 0, 0.0
-        self.leases: set[asyncio.Timeout] = set()
+        self.leases: dict[asyncio.Timeout, float] = {}
         self._limits, self._waiting = limits, deque()
         self._doubt = asyncio.Event()
 
@@ -80,31 +87,34 @@ class Expert:
 
     async def tend(self) -> None:
         """Probe the expert whenever there is doubt, for ever."""
-        loop = asyncio.get_running_loop()
+        loop, stall = asyncio.get_running_loop(), self._limits.stall_seconds
         while True:
             try:
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._doubt.wait()
             except TimeoutError:
-                silent = self.running and loop.time() - self.heard > self._limits.stall_seconds
-                if self.up and not silent:
+                silent = [self.heard] if self.running else []
+                if self.up and loop.time() - min([*silent, *self.leases.values()], default=math.inf) <= stall:
                     continue
             self._doubt.clear()
             asked = loop.time()
             try:
-                async with asyncio.timeout(self._limits.stall_seconds):
+                async with asyncio.timeout(stall):
                     await self.upstream.probe()
                 self.up, self.heard = True, loop.time()
+                # What the probe has overtaken by chance comes in about as long.
+                await asyncio.sleep(max(_TICK_SECONDS, self.heard - asked))
+                self._end([lease for lease, heard in self.leases.items() if heard < asked - stall])
             except (Refused, TimeoutError):
-                if self.heard <= asked:  # it answers others: busy, not down
-                    self._fall()
-            await asyncio.sleep(_TICK_SECONDS)
+                if self.heard <= asked:  # else it answers others: busy, not down
+                    self.up = False
+                    self._end(list(self.leases))
+                await asyncio.sleep(_TICK_SECONDS)
 
-    def _fall(self) -> None:
-        """Take the expert out; whoever waits for it hears of that now."""
-        self.up = False
+    def _end(self, leases: Iterable[asyncio.Timeout]) -> None:
+        """End these requests: the expert will not answer them."""
         now = asyncio.get_running_loop().time()
-        for lease in self.leases:
+        for lease in leases:
+            del self.leases[lease]
             if not lease.expired():
                 lease.reschedule(now)
-        self.leases.clear()

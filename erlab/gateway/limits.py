@@ -19,8 +19,10 @@ class Limits:
     """The gateway's bounds; each holds for one gateway process.
 
     in_flight, queue: requests that one expert works on at a time, and that wait for it; more are refused.
-    seconds: the longest a request may take. stall_seconds: an expert that has requests and is silent for so long is
-    probed, and has so long to answer the probe. message_bytes, header_bytes: the largest request and its headers.
+    seconds: the longest a request may take. stall_seconds: an expert that leaves a request without a sign of life for
+    so long is probed, and has so long to answer the probe; a stream to which it is silent even then has been lost and
+    ends, so this should be more than a prompt may take to its first token. message_bytes, header_bytes: the largest
+    request and its headers.
     """
 
     in_flight: int = 1024

@@ -37,6 +37,7 @@ class TritonModel:
     async def kserve(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
         call = self._stream(data + self._rename, metadata=headers)
         try:
+            yield b""
             async for response in call:
                 if response.startswith(_ERROR):
                     message = service_pb2.ModelStreamInferResponse.FromString(response).error_message
@@ -59,14 +60,15 @@ class TritonModel:
         async with aclosing(self.kserve(request, request.SerializeToString(), None)) as responses:
             async for response in responses:
                 text = client.text(service_pb2.ModelStreamInferResponse.FromString(response).infer_response)
-                if piece := answer.piece(text):
-                    yield piece
+                yield answer.piece(text)
         yield answer.end()
 
     async def probe(self) -> None:
         data = client.request(self._model, "ping", 1).SerializeToString()
         async with aclosing(self.kserve(None, data, None)) as responses:
-            await anext(responses, None)
+            async for response in responses:
+                if response:
+                    return
 
     async def _declared(self) -> frozenset[str]:
         """The names of the model's inputs; Triton refuses others."""

@@ -20,6 +20,12 @@ def router(router_folder):
     return PromptRouter.load(router_folder)
 
 
+@pytest.fixture(scope="session")
+def homes(router):
+    """A prompt of each cluster."""
+    return {int(router.predict([prompt])[0]): prompt for prompt in (KITCHEN[0], COURT[0])}
+
+
 @pytest.fixture(scope="module")
 def fake():
     with FakeTriton({"expert_0": obedient, "expert_1": obedient, "other": echo}) as running:

@@ -5,7 +5,7 @@ import time
 
 import grpc
 import pytest
-from fake_triton import COURT, GATES, KITCHEN, STREAM, Abort, FakeTriton, ModelError, decoded, echo, obedient, stream
+from fake_triton import GATES, STREAM, Abort, FakeTriton, ModelError, decoded, echo, obedient, stream
 from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -24,12 +24,6 @@ def told(response):
     """A response's error, its expert, its text."""
     infer = response.infer_response
     return response.error_message, infer.parameters["erlab_expert"].string_param, client.text(infer)
-
-
-@pytest.fixture
-def homes(router):
-    """A prompt for each expert, by its index."""
-    return {int(router.predict([prompt])[0]): prompt for prompt in (KITCHEN[0], COURT[0])}
 
 
 def opened(gateway):
@@ -125,6 +119,41 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
             hangs["all"], end = False, time.monotonic() + 10
             while told(decoded(stream(channel, ask(later)))[0])[1] != "expert_0":
                 assert time.monotonic() < end
+
+
+def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take_its_time(router):
+    """As after an expert was loaded again: it answers, but not what the one before left unfinished."""
+    limits = Limits(stall_seconds=0.2, seconds=20)
+    with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            whole = stub.ModelInfer.future(client.request("router", "wait patient", 1), timeout=20)
+            begun, lost = decoded(stream(channel, ask("hang")))
+            assert told(begun)[2] == "hang" and lost.error_message == "UNAVAILABLE: e stopped answering"
+            (never,) = decoded(stream(channel, ask("wait never")))
+            assert never.error_message == "UNAVAILABLE: e stopped answering"
+            fake.wait(lambda: fake.in_flight["e"] == 1)
+            assert not whole.done()
+            fake.loop.call_soon_threadsafe(GATES["patient"].set)
+            assert client.text(whole.result()) == "late"
+
+
+def test_a_client_that_takes_its_time_does_not_lose_its_stream(router):
+    async def flood(request):
+        if b"ping" in request.raw_input_contents[0]:
+            yield "pong"
+            return
+        for _ in range(400):
+            yield "x" * 50_000
+
+    limits = Limits(stall_seconds=0.1, seconds=20)
+    with FakeTriton({"e": flood}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
+        with opened(gateway) as channel:
+            lazy = channel.unary_stream(STREAM)(ask("much"), timeout=20)
+            next(lazy)
+            probes = len(fake.received)
+            fake.wait(lambda: len(fake.received) > probes + 1)  # its silence is noticed, and not held against it
+            assert len(list(lazy)) == 399
 
 
 def test_no_expert_left_is_said_at_once(router):

@@ -44,7 +44,7 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
         ({"experts_of_clusters": ("a", "b", "c")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"experts_of_clusters": ("a", "")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"policy": "farthest"}, "'policy' parameter of Decider must be one of nearest"),
-        ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy is outlier"),
+        ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy"),
         ({"upstream": "nowhere"}, "must be HOST:PORT"),
         ({"upstream": "127.0.0.1:1", "timeout": 0.5}, "127.0.0.1:1 behind .* was not ready in 0.5 s .UNAVAILABLE"),
     ],

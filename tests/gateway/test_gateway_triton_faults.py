@@ -1,0 +1,141 @@
+"""Faults before the real Triton: experts' processes and the server killed or stopped under load, nothing left behind.
+
+The experts are emulated: real processes of Triton's, that take requests in batches and answer a token every 20 ms.
+"""
+
+import signal
+import time
+from collections import Counter
+
+import grpc
+import psutil
+import pytest
+from fake_triton import decoded, stream
+from under_load import complete, during, load, metrics, once_busy
+
+from erlab import paper
+from erlab.engines import emulated
+from erlab.engines.emulated_engine import StepTable
+from erlab.gateway import Gateway, Limits
+from erlab.triton import Server, client
+from erlab.triton.server import available
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
+
+EXPERTS = ("emulated-0", "emulated-1")
+LIMITS = Limits(stall_seconds=1.0)
+TIMES = StepTable((1, 64), (1, 4096), ((20.0, 20.0),) * 2, (0, 1, 64), (1, 4096), ((5.0, 5.0),) * 3)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults") / "models"
+    for name in EXPERTS:
+        emulated.write(folder, name, paper.SYSTEMS["v2"]["E"].expert, TIMES, kv_tokens=100_000, time_scale=1.0)
+    with Server(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(server, router_folder):
+    with Gateway(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request, gateway, homes):
+    """After each fault both experts answer again, no request is in flight, and the gateway has grown by nothing."""
+    process = psutil.Process(gateway.pid)
+    until(lambda: answered_by(gateway, homes) == [*EXPERTS])
+    before = process.num_fds(), process.num_threads(), process.memory_info().rss
+    yield
+    if not gateway.alive():
+        return
+    until(lambda: answered_by(gateway, homes) == [*EXPERTS])
+    until(lambda: not any(v for k, v in metrics(gateway).items() if k.startswith("erlab_in_flight")))
+    until(lambda: process.num_fds() <= before[0] + 2)  # a connection to the server, a probe's
+    assert process.num_threads() <= before[1] + 4 and process.memory_info().rss < before[2] + 20e6
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def answered_by(gateway, homes):
+    """Who answers a prompt of each cluster; None where nobody does."""
+    found = []
+    with grpc.insecure_channel(gateway.address) as channel:
+        for cluster in sorted(homes):
+            first = decoded(stream(channel, client.request("router", homes[cluster], 1).SerializeToString()))[0]
+            failed = first.error_message
+            found.append(None if failed else first.infer_response.parameters["erlab_expert"].string_param)
+    return found
+
+
+def stub(server, model):
+    return next(process for process, name in server._stubs().items() if name == model)
+
+
+def triton(server):
+    (process,) = server._processes()
+    return process
+
+
+def kinds(rows):
+    return Counter((row["status"], row["error"], row["expert"]) for row in rows)
+
+
+def test_a_killed_experts_streams_end_long_before_their_deadline(server, gateway, homes):
+    """Its users get an error at once or another expert's answer; other experts' users notice nothing."""
+    whole = triton(server)
+    rows = during(gateway.address, load(homes, 12), lambda: once_busy(gateway, stub(server, "emulated-0").kill))
+    broken = [row for row in rows if not complete(row)]
+    assert all(row["status"] == "error" and row["error"] and row["expert"] for row in broken), kinds(rows)
+    if whole.is_running() and whole.status() != psutil.STATUS_ZOMBIE:  # Triton may abort when a stub dies
+        assert len(broken) <= 10 and {row["expert"] for row in broken} <= {"emulated-0"}, kinds(rows)
+        assert all(complete(row) for row in rows if row["cluster"] == 1)
+    lasted = [(row["t_last"] - row["t_submit"]) / 1e9 for row in rows]
+    assert max(lasted) < 2 * LIMITS.stall_seconds + 8  # silence, a probe, another expert's answer; no deadline of 20 s
+
+
+def test_a_killed_triton_is_taken_out_and_probed_back_in(server, gateway, homes):
+    restarts = server.restarts
+
+    def kill():
+        once_busy(gateway, triton(server).kill)
+
+    rows = during(gateway.address, load(homes, 12), kill)
+    broken = [row for row in rows if not complete(row)]
+    assert broken and {row["status"] for row in broken} == {"error"}, kinds(rows)
+    assert all(row["error"].startswith("UNAVAILABLE") for row in broken), kinds(rows)
+    until(lambda: server.restarts > restarts)
+
+
+def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):
+    paused = stub(server, "emulated-0")
+
+    def pause():
+        once_busy(gateway, lambda: paused.send_signal(signal.SIGSTOP))
+
+    try:
+        rows = during(gateway.address, load(homes, 10), pause)
+    finally:
+        paused.send_signal(signal.SIGCONT)
+    broken = [row for row in rows if not complete(row)]
+    assert len(broken) <= 10
+    assert {(row["status"], row["error"]) for row in broken} <= {("error", "UNAVAILABLE: emulated-0 stopped answering")}
+    assert all(complete(row) for row in rows if row["cluster"] == 1)
+    moved = [row for row in rows if row["cluster"] == 0 and row["expert"] == "emulated-1"]
+    assert moved and all(complete(row) for row in moved)
+
+
+def test_a_gateway_killed_while_users_run_leaves_the_server_well(server, gateway, router_folder, homes):
+    with Gateway(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as doomed:
+        kill = psutil.Process(doomed.pid).kill
+        rows = during(doomed.address, load(homes, 6), lambda: once_busy(doomed, kill))
+    assert {row["status"] for row in rows} == {"ok", "error"}, kinds(rows)
+    assert all(complete(row) for row in rows if row["status"] == "ok")
+    assert all(row["error"].startswith("UNAVAILABLE") for row in rows if row["status"] == "error")

@@ -3,12 +3,16 @@
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
+import tomllib
 from collections import namedtuple
 
 import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
 
 from erlab import environment, manifest, paths, profiles, steps
 from erlab.errors import ErlabError
@@ -135,3 +139,14 @@ def test_manifest_is_plain_json_and_lists_every_dependency():
     assert made["packages"]["numpy"] == __import__("numpy").__version__
     assert made["hardware"]["memory_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert made["machine"] == f"{made['hardware']['cores']}-core {made['hardware']['cpu']}"
+
+
+def test_condas_environment_is_the_packages_own():
+    """conda brings a Python that the package allows, pip the rest, with an extra that there is."""
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+    python, _, last = environment["dependencies"]
+    name, _, version = python.partition("=")
+    assert name == "python" and version in SpecifierSet(project["requires-python"])
+    requirement, extra = re.fullmatch(r"-e (.+)\[(\w+)\]", *last["pip"]).groups()
+    assert requirement == "." and extra in project["optional-dependencies"]

@@ -3,10 +3,13 @@
 >>> import erlab
 >>> erlab.simulate.__module__
 'erlab.simulation.system'
+
+What else a notebook needs, it imports by module: `from erlab import figures, records`.
 """
 
-
 from importlib import import_module
+
+__all__ = ["simulate"]
 
 
 def __getattr__(name: str):

@@ -143,7 +143,8 @@ def write_repository(systems: dict[str, System], name: str, to: Profile, folders
     for key, system in systems.items():
         engine = engine_folder(system.expert, to, folders)
         if not engine.is_dir():
-            raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first (erlab reproduce --profile {to.name} --only 01).")
+            command = f"erlab reproduce --profile {to.name} --only 01"
+            raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first ({command}).")
         for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
             family(to).write(folder, model, engine, system.expert, place)
     return folder

@@ -198,7 +198,7 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
         "paper": system.paper,
         "system": name,
         "source": "measured",
-        "machine": manifest.machine(),
+        "machine": manifest.machine(gpus=to.gpus > 0),
         "profile": to.name,
         "commit": manifest.commit(),
         "seed": seed,

@@ -33,8 +33,8 @@ def serve(
     Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
     users ask, chosen by the system if None; `triton`: HOST:PORT of a server that holds the models already. On GPUs,
     `container` names the container engine that is to run Triton, and `apart` gives each expert a server of its own.
-    `choice` is how its gateway chooses (see `deployment.serve`). Raises ErlabError for an unknown system, a port in use,
-    and for a router system whose router isn't trained yet.
+    `choice` is how its gateway chooses (see `deployment.serve`). Raises ErlabError for an unknown system, a port in
+    use, and for a router system whose router isn't trained yet.
     """
     require(port is None or 1 <= port <= 65535, "port", "serve", "be from 1 to 65535", port)
     allowed = f"be one of {', '.join(nvidia.CONTAINERS)}"

@@ -10,12 +10,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
-from erlab import paths, profiles
+from erlab import nvidia, paths, profiles
 
 
 def git() -> dict:
@@ -60,12 +61,11 @@ def version(name: str) -> str | None:
 
 def hardware() -> dict:
     """CPU model, the cores this process may use, memory in bytes, and the GPUs' names (None without a driver)."""
-    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return {
         "cpu": cpu_model(),
         "cores": len(profiles.cores()),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": gpus.splitlines() if gpus else None,
+        "gpus": list(nvidia.gpus()) or None,
     }
 
 
@@ -76,8 +76,10 @@ def cpu_model() -> str | None:
     return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)", "", model)).strip() or None
 
 
-def machine() -> str:
-    """This machine in a few words, such as ``2-core AMD EPYC``."""
+def machine(gpus: bool = False) -> str:
+    """This machine in a few words, such as ``2-core AMD EPYC``, or where its GPUs compute ``8 x NVIDIA H200``."""
+    if gpus and (found := nvidia.gpus()):
+        return ", ".join(f"{count} x {name}" for name, count in Counter(found).items())
     return f"{len(profiles.cores())}-core {cpu_model() or platform.machine()}"
 
 

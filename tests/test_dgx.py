@@ -1,20 +1,32 @@
-"""The paper's own machine without it: the plan, what is missing, and notebook 01 with stand-ins for NVIDIA's programs."""
+"""The paper's own machine without it: plan, what is missing, and notebook 01 with stand-ins for NVIDIA's programs."""
 
 import json
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from erlab import cli, deployment, environment, experiments, notebook, nvidia, paper, paths, plan, profiles
+from erlab import cli, deployment, environment, experiments, live, manifest, notebook, nvidia, paper, paths, plan
+from erlab import profiles
 from erlab.deployment import Folders
 from erlab.engines import tensorrt_llm
 from erlab.errors import ErlabError
+from erlab.triton import client
 
 DGX = profiles.profile("dgx-h100")
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
+
+
+def smi(gpus) -> str:
+    """A stand-in for nvidia-smi: all of its lines where the compute capability is asked for, else the names."""
+    lines = "".join(f"echo '{gpu}'\n" for gpu in gpus)
+    return f'#!/bin/bash\n{{ {lines} }} | if [[ "$1" == *compute_cap* ]]; then cat; else cut -d, -f1; fi\n'
+
+
 # Inside the container: notes its arguments, and writes what TensorRT-LLM would.
 TOOL = """#!/bin/bash
 printf '%s ' "$(basename "$0")" "$@" >> "$NOTES"; echo >> "$NOTES"
@@ -46,7 +58,7 @@ PATH="$TOOLS:$PATH" exec "$@"
 def dgx(tmp_path, monkeypatch):
     """Eight H100s, room on the disk, and docker with NVIDIA's container, all of it stand-ins."""
     for folder, programs in {
-        "bin": {"docker": DOCKER, "nvidia-smi": "#!/bin/sh\n" + f"echo {H100}\n" * 8},
+        "bin": {"docker": DOCKER, "nvidia-smi": smi([H100] * 8)},
         "inside": {"python3": TOOL, "trtllm-build": TOOL, "mpirun": MPIRUN, "tritonserver": TRITON},
     }.items():
         (tmp_path / folder).mkdir()
@@ -106,7 +118,7 @@ def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("gpus", "ok"), [([H100] * 8, True), ([H100] * 4, False), (["A100, 81920, 8.0"] * 8, False)])
 def test_a_machine_is_judged_by_its_gpus(dgx, gpus, ok):
-    (dgx / "bin" / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo {gpu}\n" for gpu in gpus))
+    (dgx / "bin" / "nvidia-smi").write_text(smi(gpus))
     found = {check.name: check for check in environment.inspect(dgx / "results", "dgx-h100")}
     assert found["GPUs"].ok is ok and found["GPUs"].value == f"{len(gpus)} x {gpus[0].split(',')[0]}"
     assert found["TensorRT-LLM"].value == f"in {nvidia.IMAGE}, by docker"
@@ -132,7 +144,7 @@ def test_engines_are_built_once_checked_first_and_go_on_where_they_stopped(dgx, 
     for key in paper.SYSTEMS["v2"]:
         assert len(list((folders.models / key).iterdir())) == 4 * len(rows[rows.system == key])
     assert list(rows[rows.system == "A"].GPUs) == ["0, 1, 2, 3", "4, 5, 6, 7"]
-    (dgx / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H200, 143771, 9.0\n")
+    (dgx / "bin" / "nvidia-smi").write_text(smi(["NVIDIA H200, 143771, 9.0"]))
     with pytest.raises(ErlabError, match="built for NVIDIA H100 80GB HBM3, but this machine has NVIDIA H200"):
         deployment.write_repositories(DGX, folders)
     with pytest.raises(ErlabError, match="must be at most this machine's 1 GPUs. Got 4"):
@@ -156,6 +168,54 @@ def test_notebook_01_builds_engines_and_repositories(dgx, tmp_path, monkeypatch)
     assert "first token ms" in text  # system C was asked
     assert len(list((tmp_path / "results" / "engines").glob("*/engine/rank0.engine"))) == 18
     assert len(list((tmp_path / "results" / "models").glob("*/*/config.pbtxt"))) == 4 * (2 + 2 + 1 + 8 + 8)
+
+
+def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
+    folders = Folders(dgx / "results")
+    with live.serve("C", DGX, folders) as running:
+        assert running.models == ("C-replica-0",)
+        assert list(client.generate(running.address, "C-replica-0", "hello", 3, timeout=10)) == ["0", "1", "2"]
+    assert [folder.name for folder in folders.engines.iterdir()] == ["llama-3-70b-fp16-tp8-batch256"]
+    options = ["serve", "--profile", "dgx-h100", "--results", str(folders.root), "--container", "print"]
+    printed = CliRunner().invoke(cli.app, [*options, "--system", "C"])
+    assert printed.exit_code == 0, printed.output
+    argv = shlex.split(printed.stdout)
+    inside = argv[argv.index(nvidia.IMAGE) + 1 :]
+    assert argv[:2] == ["docker", "run"] and inside[0] == "mpirun" and "--load-model=C-replica-0" in inside
+    mounted = {argv[i + 1].partition(":")[0] for i, word in enumerate(argv) if word == "-v"}
+    assert mounted == {str(folders.models / "C"), str(folders.engines / "llama-3-70b-fp16-tp8-batch256")}
+    refused = CliRunner().invoke(cli.app, [*options, "--system", "B"])
+    assert refused.exit_code == 2  # no engine yet
+    assert "run notebook 01_build_engines first (erlab reproduce --profile dgx-h100 --only 01)" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"container": "lxc"}, "'container' parameter of serve must be one of docker, podman. Got 'lxc'"),
+        ({"container": "podman"}, "podman is not installed here"),
+        ({"apart": True}, "'models' parameter of Apart must take one GPU each. Got 'C-replica-0 on 0,1,2,3,4,5,6,7'"),
+    ],
+)
+def test_a_wrong_way_to_serve_is_one_line(dgx, roomy, options, said):
+    with pytest.raises(ErlabError, match=said):
+        with live.serve("C", DGX, Folders(dgx / "results"), **options):
+            pass
+
+
+def test_records_name_the_gpus(dgx):
+    system = profiles.scale(paper.SYSTEMS["v2"]["A"], DGX, 8)
+    run = experiments.describe("baselines", "A", system, DGX, 10, 0, Folders(dgx))
+    assert run["machine"] == "8 x NVIDIA H100 80GB HBM3" and run["source"] == "measured" and run["cores"] is None
+    assert manifest.machine() != run["machine"]
+
+
+def test_the_extra_holds_the_last_releases_with_engines():
+    extras = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [wanted] = map(Requirement, extras["tensorrt-llm"])
+    assert [v for v in ("0.21.0", "1.0.0", "1.2.1", "1.3.0") if v in wanted.specifier] == ["1.0.0", "1.2.1"]
+    assert wanted.marker is None  # where it can't be had, pip says so instead of passing over it
+    assert "tensorrt-llm" not in {r.name for r in manifest.requirements()}  # nobody is told that it is missing
 
 
 def test_each_models_weights_are_looked_for_by_its_name(dgx, roomy):

@@ -15,6 +15,7 @@ TensorRT-LLM has had this path up to 1.2.1; `nvidia.IMAGE` holds all of it.
 trtllm-build --model_config /engines/a/checkpoint/config.json --output_dir /engines/a/engine --workers 4 ...
 """
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +37,34 @@ _FLAGS = {  # by precision: 16-bit type, flags of convert_checkpoint.py for dumm
     INT8: ("float16", ("--use_weight_only", "--weight_only_precision", "int8", "--int8_kv_cache"), ("int8_wo", "int8")),
 }
 
+ARCHITECTURE = {  # Hugging Face's names of a model's sizes
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "intermediate",
+    "vocab_size": "vocab",
+}
+_ALGORITHMS = {FP16: (None, None), BF16: (None, None), FP8: ("FP8", "FP8"), INT8: ("W8A16", "INT8")}  # weights, cache
+
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, the folder it writes, and roughly the minutes and bytes of disk that takes."""
+    """A program with its arguments, the folder it writes, and roughly the minutes and bytes of disk that takes.
+
+    `script`: what the last argument, a file, is to hold before it runs; None where that is there.
+    """
 
     argv: tuple[str, ...]
     writes: Path
     minutes: float
     disk_bytes: int
+    script: str | None = None
 
     def __str__(self) -> str:
-        return shlex.join(self.argv)
+        """What a shell runs; a script goes in first."""
+        put = f"cat > {shlex.quote(self.argv[-1])} <<'END'\n{self.script}END\n" if self.script else ""
+        return put + shlex.join(self.argv)
 
 
 @dataclass(frozen=True)
@@ -94,15 +111,19 @@ def commands(
     `weights`: a folder as Hugging Face stores a Llama; None for dummy weights. `examples`: where TensorRT-LLM's
     conversion scripts are. Raises ErlabError where TensorRT-LLM cannot serve the expert; looks at no file.
     """
+    _require_served(expert)
+    folder = Path(folder).expanduser().resolve()
+    checkpoint = _checkpoint(expert, folder / "checkpoint", weights, Path(examples))
+    return checkpoint, _build(expert, folder, checkpoint.writes, real=weights is not None)
+
+
+def _require_served(expert: Expert) -> None:
     require(expert.cores is None, "cores", "a TensorRT-LLM engine", "be None (it computes on GPUs)", expert.cores)
     precision, longest = expert.precision, expert.max_input_tokens
     allowed = f"be one of {', '.join(p.name for p in _FLAGS)}"
     require(precision in _FLAGS, "precision", "a TensorRT-LLM engine", allowed, precision.name)
     allowed = f"be at most {MAX_NUM_TOKENS}, since a prompt is computed in one iteration"
     require(longest <= MAX_NUM_TOKENS, "max_input_tokens", "a TensorRT-LLM engine", allowed, longest)
-    folder = Path(folder).expanduser().resolve()
-    checkpoint = _checkpoint(expert, folder / "checkpoint", weights, Path(examples))
-    return checkpoint, _build(expert, folder, checkpoint.writes, real=weights is not None)
 
 
 def _checkpoint(expert: Expert, to: Path, weights: str | Path | None, examples: Path) -> Command:
@@ -157,3 +178,56 @@ def _build(expert: Expert, folder: Path, checkpoint: Path, real: bool) -> Comman
     argv = ("trtllm-build", *source, *(text for flag, value in flags.items() for text in (flag, str(value))))
     size = weight_bytes(expert) * 105 // 100
     return Command(argv, to, 2 + size * _SECONDS_PER_BYTE / 60, size)
+
+
+def api_commands(expert: Expert, folder: str | Path, weights: str | Path | None = None) -> tuple[Command]:
+    """The same engine in ``folder/engine`` by TensorRT-LLM's Python API, which an installation without conversion
+    scripts has as well.
+
+    Dummy weights are those of the architecture in ``folder/model`` (see `write_model`). Raises ErlabError as
+    `commands` does.
+    """
+    _require_served(expert)
+    folder = Path(folder).expanduser().resolve()
+    source = folder / "model" if weights is None else Path(weights).expanduser().resolve()
+    weight_algorithm, cache_algorithm = _ALGORITHMS[expert.precision]
+    options = {
+        "model": repr(str(source)),
+        "tensor_parallel_size": expert.tensor_parallel,
+        "dtype": repr(_FLAGS[expert.precision][0]),
+        "load_format": repr("dummy" if weights is None else "auto"),
+        "build_config": "BuildConfig("
+        f"max_batch_size={expert.max_batch_size}, max_input_len={expert.max_input_tokens}, "
+        f"max_seq_len={expert.max_sequence_tokens}, max_num_tokens={MAX_NUM_TOKENS})",
+    }
+    if weight_algorithm:
+        algorithms = f"quant_algo=QuantAlgo.{weight_algorithm}, kv_cache_quant_algo=QuantAlgo.{cache_algorithm}"
+        options["quant_config"] = f"QuantConfig({algorithms})"
+    given = "".join(f"        {name}={value},\n" for name, value in options.items())
+    script = (
+        "from tensorrt_llm._tensorrt_engine import LLM\n"
+        "from tensorrt_llm.llmapi import BuildConfig, QuantAlgo, QuantConfig\n\n"
+        'if __name__ == "__main__":  # its workers import this\n'
+        f"    llm = LLM(\n{given}    )\n"
+        f"    llm.save({str(folder / 'engine')!r})\n"
+    )
+    build = _build(expert, folder, folder / "checkpoint", real=weights is not None)
+    return (Command(("python3", str(folder / "build.py")), build.writes, build.minutes, build.disk_bytes, script),)
+
+
+def write_model(folder: Path, expert: Expert) -> None:
+    """Write the architecture as Hugging Face stores it, without weights."""
+    model = expert.model
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": model.rope_theta,
+        "max_position_embeddings": model.max_positions,
+        "tie_word_embeddings": False,
+        "torch_dtype": _FLAGS[expert.precision][0],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {name: getattr(model, attribute) for name, attribute in ARCHITECTURE.items()}
+    (folder / "config.json").write_text(json.dumps(config | sizes, indent=2) + "\n")

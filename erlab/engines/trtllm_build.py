@@ -4,8 +4,8 @@
     engine = load(folder, expert)      # what Triton serves
 
 The programs run on this machine or, where they are missing, in NVIDIA's container. A build's folder ends up as
-``checkpoint/``, ``engine/``, ``tokenizer/``, ``build.log`` and a marker beside checkpoint and engine, written last: what
-has a marker is whole and is not made again for the same command.
+``checkpoint/``, ``engine/``, ``tokenizer/``, ``build.log`` and a marker beside checkpoint and engine, written last:
+what has a marker is whole and is not made again for the same command.
 """
 
 import json
@@ -24,21 +24,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from erlab import nvidia
-from erlab.engines.tensorrt_llm import EXAMPLES, Command, commands, memory
+from erlab.engines.tensorrt_llm import ARCHITECTURE, EXAMPLES, Command, api_commands, commands, memory, write_model
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS, Gpu
 from erlab.spec import FP8, Expert, Model, Profile, require
 from erlab.triton import llm
 
 FORMAT = 1  # of the markers; rises when the same command would give another engine
-_ARCHITECTURE = {  # Hugging Face's names of a model's sizes
-    "hidden_size": "hidden",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "intermediate_size": "intermediate",
-    "vocab_size": "vocab",
-}
 
 
 def plan(
@@ -50,7 +42,7 @@ def plan(
     does not suffice, for weights of another model, and for a folder that holds other things.
     """
     folder = Path(folder).expanduser().resolve()
-    made = commands(expert, folder, weights, examples)
+    made = api_commands(expert, folder, weights) if _only_api(examples) else commands(expert, folder, weights, examples)
     found = devices()
     memory(expert, found[0].gpu if found else GPUS["H100"])
     if weights is not None:
@@ -99,7 +91,12 @@ def build(
     for command in due:
         _marker(command).unlink(missing_ok=True)
         shutil.rmtree(command.writes, ignore_errors=True)
+    if any(command.script for command in due) and weights is None:
+        write_model(folder / "model", expert)
+        _put_tokenizer(folder / "model", expert, None)
     for command in due:
+        if command.script:
+            Path(command.argv[-1]).write_text(command.script)
         try:
             start = time.monotonic()
             _run(command, folder / "build.log", timeout, container, folders)
@@ -162,8 +159,17 @@ def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
 
 
 def _installed() -> str | None:
-    """This machine's own trtllm-build, if the conversion scripts are there too."""
-    return nvidia.find("trtllm-build") if EXAMPLES.is_dir() else None
+    """Where TensorRT-LLM is on this machine itself: with its conversion scripts, or its Python package alone."""
+    return nvidia.find("trtllm-build") if EXAMPLES.is_dir() else nvidia.find("python3") if _only_api(EXAMPLES) else None
+
+
+def _only_api(examples: Path) -> bool:
+    """Whether this machine's TensorRT-LLM came without conversion scripts, as that of a package index does."""
+    python = nvidia.find("python3")
+    if examples.is_dir() or not python:
+        return False
+    looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorrt_llm') is None)"
+    return subprocess.run((python, "-c", looks), env=nvidia.environment(), capture_output=True).returncode == 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def _require_weights(weights: Path, model: Model) -> None:
         config = json.loads((weights / "config.json").read_text())
     except (OSError, ValueError) as e:
         raise ErlabError(f"{weights}: no folder of Hugging Face weights with a config.json ({e}).") from None
-    for name, attribute in _ARCHITECTURE.items():
+    for name, attribute in ARCHITECTURE.items():
         expected = getattr(model, attribute)
         if config.get(name) != expected:
             raise ErlabError(f"{weights}: {name} must be {expected} for {model.name}. Got {config.get(name)}.")
@@ -221,6 +227,7 @@ def _put_tokenizer(to: Path, expert: Expert, weights: str | Path | None) -> None
 
 def _require_own(folder: Path) -> None:
     own = {"checkpoint", "checkpoint.json", "engine", "engine.json", "build.log", "timing.cache", "tokenizer"}
+    own |= {"model", "build.py"}
     if folder.exists() and (others := sorted({p.name.removeprefix(".") for p in folder.iterdir()} - own)):
         raise ErlabError(f"{folder}: not a TensorRT-LLM build folder (it holds {others[0]}). Choose another.")
 
@@ -228,7 +235,8 @@ def _require_own(folder: Path) -> None:
 def _tools(due: Sequence[Command]) -> str | None:
     """The container engine that has what the commands need, None where this machine has it all itself."""
     missing = [c.argv[0] for c in due if nvidia.find(c.argv[0]) is None]
-    missing += [tool for c in due if (tool := _tool(c)).endswith(".py") and not Path(tool).is_file()]
+    scripts = [_tool(c) for c in due if not c.script]
+    missing += [tool for tool in scripts if tool.endswith(".py") and not Path(tool).is_file()]
     container = nvidia.container() if missing else None
     if missing and not container:
         raise ErlabError(
@@ -301,7 +309,7 @@ def _said(command: Command, log: Path, begin: int, how: str) -> str:
 
 def _missing(command: Command, expert: Expert, real: bool) -> str | None:
     """The first file that the command should have written and has not, or left empty."""
-    engine = command.argv[0] == "trtllm-build"
+    engine = command.writes.name == "engine"
     suffix = "engine" if engine else "safetensors"
     ranks = range(expert.tensor_parallel) if engine or real else ()
     names = ["config.json", *(f"rank{i}.{suffix}" for i in ranks)]

@@ -38,7 +38,7 @@ _KILL_SECONDS = 30  # how long a server may take to end
 
 
 def available() -> str | None:
-    """Why no such server can be started on this machine; None if one can. Asks no container engine whether it answers."""
+    """Why no such server can be started on this machine; None if one can. No container engine is asked to answer."""
     if not nvidia.gpus():
         return "no GPU answers (nvidia-smi)"
     if native() or any(map(nvidia.find, nvidia.CONTAINERS)):
@@ -236,8 +236,8 @@ class Apart:
 
     def commands(self, first_port: int = 8000) -> list[tuple[str, ...]]:
         """A command a server, each with ports of its own from 8000, 8010 and so on."""
-        named = [(s, first_port + 10 * i, f"erlab-{model}") for i, (s, model) in enumerate(zip(self._servers, self.models))]
-        return [command for server, port, name in named for command in server.commands(port, name)]
+        placed = ((server, first_port + 10 * i) for i, server in enumerate(self._servers))
+        return [c for server, port in placed for c in server.commands(port, f"erlab-{server.models[0]}")]
 
     @property
     def log(self) -> Path | None:

@@ -4,6 +4,7 @@ The stand-ins are shell scripts on PATH: they note their arguments and write fil
 hang or stop half-way.
 """
 
+import ast
 import json
 import subprocess
 import time
@@ -67,6 +68,37 @@ def test_every_command_is_one_the_programs_accept(expert, weights):
     assert flags["--max_batch_size"] == expert.max_batch_size and flags["--workers"] == tp
     assert flags["--max_seq_len"] == expert.max_input_tokens + expert.max_output_tokens
     assert flags["--max_input_len"] <= flags["--max_num_tokens"] == Batching().max_num_tokens  # as it is simulated
+
+
+API = FLAGS["tensorrt_llm._tensorrt_engine"]
+
+
+@pytest.mark.parametrize("weights", [None, "/weights"])
+@pytest.mark.parametrize("expert", EXPERTS.values(), ids=EXPERTS)
+def test_the_python_api_is_asked_for_the_same_engine(expert, weights):
+    """The script's calls, read as Python: only names and arguments the API has, with the commands' values."""
+    [command] = tensorrt_llm.api_commands(expert, "/engines/e", weights)
+    assert command.argv == ("python3", "/engines/e/build.py") and command.writes == Path("/engines/e/engine")
+    tree = ast.parse(command.script)
+    imported = {n.module: {a.name for a in n.names} for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert imported.keys() == API["names"].keys()
+    assert all(names <= set(API["names"][module]) for module, names in imported.items())
+    calls = {n.func.id: n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    given = {name: {k.arg: k.value for k in call.keywords} for name, call in calls.items()}
+    assert all(set(arguments) <= set(API["arguments"][name]) for name, arguments in given.items())
+    built = {name: ast.literal_eval(value) for name, value in given["BuildConfig"].items()}
+    first, second = (parse(c)[1] for c in tensorrt_llm.commands(expert, "/engines/e", weights))
+    assert built == {name: second[f"--{name}"] for name in built} and len(built) == 4
+    llm = given["LLM"]
+    assert ast.literal_eval(llm["tensor_parallel_size"]) == first["--tp_size"]
+    assert ast.literal_eval(llm["dtype"]) == first["--dtype"]
+    assert ast.literal_eval(llm["load_format"]) == ("auto" if weights else "dummy")
+    assert ast.literal_eval(llm["model"]) == (weights or "/engines/e/model")
+    quantized = [ast.unparse(value) for value in given.get("QuantConfig", {}).values()]
+    algorithms = {(8, 8): ["QuantAlgo.FP8", "QuantAlgo.FP8"], (8, 16): ["QuantAlgo.W8A16", "QuantAlgo.INT8"]}
+    assert quantized == algorithms.get((expert.precision.weight_bits, expert.precision.activation_bits), [])
+    [saved] = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "llm.save"]
+    assert ast.literal_eval(saved.args[0]) == "/engines/e/engine"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +173,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
 
 # Stand-ins. Each notes its arguments in $NOTES, one line a call.
 PRELUDE = """#!/bin/bash
+[ "$1" = -c ] && exit 1  # no Python package tensorrt_llm
 printf '%s ' "$(basename "$0")" "$@" >> "$NOTES"; echo >> "$NOTES"
 while [ $# -gt 0 ]; do case "$1" in --output_dir) out=$2;; --workers|--tp_size) ranks=$2;; esac; shift; done
 mkdir -p "$out"
@@ -292,7 +325,7 @@ def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
         machine.build(paper.SYSTEMS["v1"]["13B-FP16"].expert)
     machine.gpus(["NVIDIA H100 80GB HBM3, 81559, 9.0"])
     (machine.bin / "trtllm-build").unlink()
-    with pytest.raises(ErlabError, match="trtllm-build is not here: .* docker or podman, .*nvidia/tritonserver:25.12-trtllm-python-py3$"):
+    with pytest.raises(ErlabError, match="trtllm-build is not here: .* docker or podman, .*:25.12-trtllm-python-py3$"):
         machine.build()
     machine.put("trtllm-build", BUILD)
     with pytest.raises(ErlabError, match="convert_checkpoint.py is not here"):
@@ -357,6 +390,25 @@ def test_a_printed_command_is_one_a_shell_understands(tmp_path):
     command = tensorrt_llm.commands(SMALL, tmp_path / "with space")[1]
     out = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == list(command.argv)
+
+
+def test_without_conversion_scripts_the_python_api_builds(machine, tmp_path):
+    """A TensorRT-LLM from a package index: python3 finds the package, and there are no examples."""
+    (machine.bin / "trtllm-build").unlink()
+    api = """[ "$1" = -c ] && exit 0
+cp "$1" "$NOTES.py"; out="$(dirname "$1")/engine"; mkdir -p "$out"
+echo engine > "$out/rank0.engine"; echo '{"version": "1.2.1"}' > "$out/config.json"
+"""
+    machine.put("python3", "#!/bin/bash\n" + api)
+    [ran] = trtllm_build.build(SMALL, machine.folder, examples=tmp_path / "none")
+    assert Path(f"{machine.notes}.py").read_text() == ran.script
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(machine.folder / "model")
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_key_value_heads, config.vocab_size)
+    assert sizes == (4096, 32, 8, 128256) and config.model_type == "llama"
+    assert len(transformers.AutoTokenizer.from_pretrained(machine.folder / "model")) == 128256
+    assert trtllm_build.load(machine.folder, SMALL) == machine.folder / "engine"
+    assert trtllm_build.build(SMALL, machine.folder, examples=tmp_path / "none") == ()
 
 
 DOCKER = """#!/bin/bash

@@ -10,7 +10,7 @@ end-of-sequence id is never chosen, and every answer has exactly `max_tokens` to
 
 Weights are float32, or int8 with one scale an output channel. Int8 layers quantize their input too, one scale a token,
 and multiply integers: sums of integers are exact in any order, so a token's result does not depend on the batch
-around it. Embeddings, norms, attention, cache and output head stay float32.
+around it. Embeddings, norms, attention, cache and output head stay float32. BF16 engines are bfloat16 throughout.
 
 >>> import tempfile
 >>> from erlab.spec import FLOAT32, Model
@@ -42,6 +42,7 @@ FORMAT = 1  # of the folder; rises when the same spec would give other files
 EPSILON = 1e-5  # of the RMSNorms
 LANES = 32  # float32 numbers a vector kernel takes at once; see build()
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PRECISIONS = {"float32": torch.float32, "int8": torch.float32, "BF16": torch.bfloat16}  # of all but the projections
 _FILES = ("config.json", "model.safetensors", "engine.json")
 
 
@@ -63,7 +64,8 @@ def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
     files of another kind.
     """
     folder = Path(folder)
-    require(precision.name in ("float32", "int8"), "precision", "a tiny engine", "be float32 or int8", precision.name)
+    allowed = f"be one of {', '.join(_PRECISIONS)}"
+    require(precision.name in _PRECISIONS, "precision", "a tiny engine", allowed, precision.name)
     require(model.vocab >= VOCAB, "vocab", "a tiny engine", f"be at least {VOCAB}", model.vocab)
     for name in ("hidden", "intermediate", "head_dim"):
         # A kernel's last, incomplete vector may round differently, and where it falls depends on the batch.
@@ -79,7 +81,7 @@ def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        (aside / "config.json").write_text(json.dumps(_config(model), indent=2) + "\n")
+        (aside / "config.json").write_text(json.dumps(config(model, precision), indent=2) + "\n")
         save_file(_weights(model, precision, seed), aside / "model.safetensors", metadata={"format": "pt"})
         made_from["sha256"] = _sha256(aside / "model.safetensors")
         (aside / "engine.json").write_text(json.dumps(made_from, indent=2) + "\n")
@@ -107,14 +109,14 @@ def load(folder: Path) -> tuple[Model, Precision, dict[str, torch.Tensor]]:
 
 
 def reference(folder: Path):
-    """The plain transformers LlamaForCausalLM of an engine folder, in float32, ready to `generate`.
+    """The plain transformers LlamaForCausalLM of an engine folder, in its own type, ready to `generate`.
 
     Of an int8 engine, its projections are modules that compute `int8_linear`; all else is transformers' own.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _, precision, weights = load(folder)
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).eval()
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).to(_PRECISIONS[precision.name]).eval()
     if precision.name == "int8":
         for layer in model.model.layers:
             for block in (layer.self_attn, layer.mlp):
@@ -150,10 +152,10 @@ def _weights(model: Model, precision: Precision, seed: int) -> dict[str, torch.T
 
     numpy's generator gives the same numbers on every machine; torch's vectorized one need not.
     """
-    rng = np.random.default_rng(seed)
+    rng, dtype = np.random.default_rng(seed), _PRECISIONS[precision.name]
 
     def normal(*shape: int, std: float) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(std)
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(std).to(dtype)
 
     hidden, key_size = model.hidden, model.kv_heads * model.head_dim
     shapes = {
@@ -165,7 +167,7 @@ def _weights(model: Model, precision: Precision, seed: int) -> dict[str, torch.T
         "mlp.up_proj": (model.intermediate, hidden),
         "mlp.down_proj": (hidden, model.intermediate),
     }
-    head = torch.zeros(model.vocab, hidden)
+    head = torch.zeros(model.vocab, hidden, dtype=dtype)
     head[PRINTABLE.start : PRINTABLE.stop] = normal(len(PRINTABLE), hidden, std=hidden**-0.5)
     weights = {
         "model.embed_tokens.weight": normal(model.vocab, hidden, std=1.0),
@@ -186,12 +188,12 @@ def _weights(model: Model, precision: Precision, seed: int) -> dict[str, torch.T
     return weights
 
 
-def _config(model: Model) -> dict:
+def config(model: Model, precision: Precision) -> dict:
     """What transformers needs to know; the names are LlamaConfig's."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": "float32",
+        "dtype": str(_PRECISIONS.get(precision.name, torch.bfloat16)).removeprefix("torch."),
         "hidden_size": model.hidden,
         "intermediate_size": model.intermediate,
         "num_hidden_layers": model.layers,

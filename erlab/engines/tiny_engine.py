@@ -1,5 +1,8 @@
 """In-flight batching of a tiny Llama on CPU cores: requests join and leave between steps, the answer stays the same.
 
+On a GPU (`device="cuda"`) the same code computes models of any size, correctly and far from fast: attention a request
+at a time leaves most of a GPU idle.
+
 Greedy tokens equal those of transformers' `generate` for the same prompt, whatever else is in the batch. Attention is
 therefore computed a request at a time, with the very call that transformers makes (`scaled_dot_product_attention` on
 exactly that request's keys and values); everything else is computed a token, over all tokens of the step at once:
@@ -47,6 +50,7 @@ class Engine(Batch):
     """One model that computes the tokens of a `Batch` (see there for the bounds). Not thread-safe.
 
     Projections are computed by `threads` threads; everything else, and torch's own setting after a step, by one.
+    `device`: where torch computes, "cpu" or "cuda". There int8 engines are refused: their product needs a CPU.
     """
 
     def __init__(
@@ -57,10 +61,11 @@ class Engine(Batch):
         kv_tokens: int | None = None,
         max_num_tokens: int = 2048,
         threads: int = 1,
+        device: str = "cpu",
     ):
         super().__init__(max_batch_size, max_sequence_tokens, kv_tokens, max_num_tokens)
         require(threads >= 1, "threads", "Engine", "be at least 1", threads)
-        self._network = _Network(folder, slots=max_batch_size, slot_tokens=max_sequence_tokens, threads=threads)
+        self._network = _Network(folder, max_batch_size, max_sequence_tokens, threads, torch.device(device))
         self._free_slots = list(range(max_batch_size))  # a heap: the lowest first, so that little memory is touched
 
     def submit(self, request_id: Hashable, prompt_ids: list[int], max_tokens: int) -> None:
@@ -104,13 +109,16 @@ class _Layer(NamedTuple):
 class _Network:
     """LlamaForCausalLM's forward pass, operation for operation, over tokens of many requests."""
 
-    def __init__(self, folder: Path, slots: int, slot_tokens: int, threads: int):
-        self.model, _, weights = tiny.load(folder)
-        self.slot_tokens, self.threads = slot_tokens, threads
+    def __init__(self, folder: Path, slots: int, slot_tokens: int, threads: int, device: torch.device):
+        self.model, precision, weights = tiny.load(folder)
+        fits = device.type == "cpu" or precision.name != "int8"
+        require(fits, "device", "an int8 engine", "be cpu", device.type)
+        weights = {name: weight.to(device) for name, weight in weights.items()}
+        self.slot_tokens, self.threads, self.device = slot_tokens, threads, device
         self.embedding = weights["model.embed_tokens.weight"]
         self.norm = weights["model.norm.weight"]
         self.head = weights["lm_head.weight"]
-        self.cos, self.sin = _rotary(self.model, slot_tokens)
+        self.cos, self.sin = (part.to(self.embedding) for part in _rotary(self.model, slot_tokens))
         cache = (slots * slot_tokens, self.model.kv_heads, self.model.head_dim)
 
         def join(layer: str, *names: str) -> tuple:
@@ -126,8 +134,8 @@ class _Network:
                 weights[f"{layer}.post_attention_layernorm.weight"],
                 join(layer, "mlp.gate_proj", "mlp.up_proj"),
                 join(layer, "mlp.down_proj"),
-                torch.empty(cache),
-                torch.empty(cache),
+                self.embedding.new_empty(cache),
+                self.embedding.new_empty(cache),
             )
             for layer in (f"model.layers.{i}" for i in range(self.model.layers))
         ]
@@ -139,9 +147,9 @@ class _Network:
         m = self.model
         sizes = [len(new) for _, _, new in requests]
         spans = [(slot * self.slot_tokens, cached + len(new)) for slot, cached, new in requests]  # first row, length
-        ids = torch.tensor([t for _, _, new in requests for t in new])
-        positions = torch.tensor([cached + i for _, cached, new in requests for i in range(len(new))])
-        slots = torch.tensor([slot for slot, _, _ in requests]).repeat_interleave(torch.tensor(sizes))
+        ids = torch.tensor([t for _, _, new in requests for t in new], device=self.device)
+        positions = torch.tensor([cached + i for _, cached, new in requests for i in range(len(new))], device=self.device)
+        slots = torch.tensor([slot for slot, _, new in requests for _ in new], device=self.device)
         rows = slots * self.slot_tokens + positions
         cos, sin = self.cos[positions], self.sin[positions]
         x = self.embedding[ids]
@@ -155,7 +163,7 @@ class _Network:
             x = x + self._project(self._attend(layer, qk[:, : m.heads], sizes, spans), layer.out)
             gate, up = self._project(rms_norm(x, (m.hidden,), layer.mlp_norm, tiny.EPSILON), layer.gate_up).chunk(2, -1)
             x = x + self._project(silu(gate) * up, layer.down)
-        last = torch.tensor(sizes).cumsum(0) - 1
+        last = torch.tensor(sizes, device=self.device).cumsum(0) - 1
         hidden = rms_norm(x[last], (m.hidden,), self.norm, tiny.EPSILON)
         return [int(linear(row, self.head).argmax()) for row in hidden.split(1)]
 

@@ -3,15 +3,17 @@
 import random
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erlab.engines import tiny
 from erlab.engines.tiny_engine import Engine
 from erlab.errors import ErlabError
-from erlab.spec import INT8_CPU
+from erlab.spec import BF16, INT8_CPU, Model
 
 SLOT = 96  # max_sequence_tokens
+MODEL = Model("test", hidden=128, layers=2, heads=4, kv_heads=2, intermediate=192, vocab=260, max_positions=512)
 
 
 def run(engine, arrivals):
@@ -154,3 +156,28 @@ def test_a_request_that_can_never_run_is_refused(engine_folder, prompt, max_toke
 def test_an_engine_without_room_is_refused(engine_folder, sizes, named):
     with pytest.raises(ErlabError, match=named):
         Engine(engine_folder, **{"max_batch_size": 1, "max_sequence_tokens": SLOT} | sizes)
+
+
+def test_bfloat16_chooses_what_transformers_finds_best_within_rounding(tmp_path):
+    folder = tiny.build(tmp_path / "engine", MODEL, BF16, seed=7)
+    model = tiny.reference(folder)
+    asked = {i: tiny.encode(text) for i, text in enumerate(("a", "What is a watt?", "boil " * 9))}
+    got, _ = run(Engine(folder, 2, SLOT), {0: [(i, prompt, 8) for i, prompt in asked.items()]})
+    for i, prompt in asked.items():
+        logits = model(torch.tensor([prompt + got[i]])).logits[0, len(prompt) - 1 : -1].float()
+        chosen = logits[range(8), got[i]]
+        assert (logits.max(-1).values - chosen).max() < 0.1  # of a spread of about 1; bfloat16 has 8 bits
+
+
+def test_everything_is_computed_on_the_device_given(tmp_path):
+    folder = tiny.build(tmp_path / "engine", MODEL, BF16, seed=7)
+    network = Engine(folder, 2, SLOT, device="meta")._network  # whose tensors only know where they are
+    assert {t.device.type for layer in network.layers for t in (layer.keys, layer.qkv[0])} == {"meta"}
+    with pytest.raises(RuntimeError, match="item"):  # the very last operation, which reads the chosen token
+        network.next_tokens([(0, 0, [1, 2, 3]), (1, 0, [4])])
+
+
+def test_int8_engines_need_a_cpu(tmp_path):
+    folder = tiny.build(tmp_path / "engine", MODEL, INT8_CPU, seed=7)
+    with pytest.raises(ErlabError, match="'device' parameter of an int8 engine must be cpu. Got 'cuda'"):
+        Engine(folder, 2, SLOT, device="cuda")

@@ -18,6 +18,7 @@ from dataclasses import fields
 
 from erlab.errors import ErlabError
 from erlab.gateway.limits import Limits
+from erlab.gateway.passthrough import passing
 from erlab.gateway.server import Settings, serving
 from erlab.gateway.workers import working
 from erlab.routing import PromptRouter
@@ -28,7 +29,9 @@ EXPERTS = "models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#M
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m erlab.gateway", description=__doc__.splitlines()[0])
-    parser.add_argument("--router", required=True, metavar="DIR", help="folder of a saved PromptRouter")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--router", metavar="DIR", help="folder of a saved PromptRouter")
+    asked.add_argument("--names", metavar="A,B,...", help="no routing: what each of the experts is called")
     parser.add_argument("--upstream", metavar="HOST:PORT", help="Triton's gRPC address")
     parser.add_argument("--experts", required=True, metavar="A,B,...", help=EXPERTS)
     parser.add_argument("--policy", default="nearest", help="a name in erlab.routing.policies")
@@ -59,7 +62,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
             print(json.dumps(addresses), flush=True)
             await stop.wait()
         return
-    async with serving(PromptRouter.load(arguments.router), _settings(arguments)) as addresses:
+    settings = _settings(arguments)
+    if arguments.router:
+        gateway = serving(PromptRouter.load(arguments.router), settings)
+    else:
+        gateway = passing(tuple(arguments.names.split(",")), settings)
+    async with gateway as addresses:
         gc.collect()
         gc.freeze()  # what lives as long as the process is never looked through again
         print(json.dumps(addresses), flush=True)

@@ -29,7 +29,8 @@ class Gateway:
     """A running gateway, as a context manager; it ends with this process, whatever ends that. `address` is its KServe
     v2 gRPC face, `http` the URL of its OpenAI-compatible one (without /v1), None unless `http_port` is given.
 
-    router: folder of a saved PromptRouter. upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
+    router: folder of a saved PromptRouter; None: no routing, each expert is asked by its own one of `names` (see
+    `erlab.gateway.passthrough`). upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
     model of each of the router's clusters, or an address of its own as in `erlab.gateway.server.Settings`. policy: a
     name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
     bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. workers: processes
@@ -40,7 +41,7 @@ class Gateway:
 
     def __init__(
         self,
-        router: Path,
+        router: Path | None,
         upstream: str | None,
         experts_of_clusters: tuple[str, ...],
         policy: str = "nearest",
@@ -52,10 +53,12 @@ class Gateway:
         workers: int = 1,
         generalist: str | None = None,
         strong: str | None = None,
+        names: tuple[str, ...] = (),
     ):
         self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
-        self._command += ["--router", str(router), "--experts", ",".join(experts_of_clusters)]
+        self._command += ["--router", str(router)] if router else ["--names", ",".join(names)]
+        self._command += ["--experts", ",".join(experts_of_clusters)]
         self._command += ["--policy", policy, "--port", str(port or 0)]
         self._command += ["--upstream", upstream] if upstream else []
         self._command += ["--http-port", str(http_port)] if http_port is not None else []

@@ -57,7 +57,7 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
     allowed = f"name 1 to {clusters} Triton models, as many as the router has clusters at most"
     require(all(names) and len(names) <= clusters, "--experts", "the gateway", allowed, ",".join(names))
     _check_policy(router, settings)
-    _allow_many_files()
+    allow_many_files()
     limits, special = settings.limits, (settings.generalist, settings.strong)
     distinct = tuple(dict.fromkeys([*names, *filter(None, special)]))
     async with AsyncExitStack() as stack:
@@ -67,10 +67,10 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
         decide = Decider(experts, places, settings.policy, *(distinct.index(n) if n else None for n in special))
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
-        server = grpc.aio.server(options=_options(limits, settings.shared))
+        server = grpc.aio.server(options=options(limits, settings.shared))
         channel, first = upstreams.first
         server.add_generic_rpc_handlers([RoutingService(dispatch, channel, first, settings.key)])
-        port = _listen(server, settings.host, settings.port)
+        port = listen(server, settings.host, settings.port)
         addresses = {"address": f"{settings.host}:{port}"}
         runner = web.AppRunner(
             application(dispatch, limits, settings.key),
@@ -107,7 +107,7 @@ def _check_policy(router: PromptRouter, settings: Settings) -> None:
             raise ErlabError(f"The policy {policy!r} needs a router with {what}. Got one without.")
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     try:
         return server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
@@ -127,7 +127,7 @@ def _in_use(host: str, port: int) -> ErlabError:
     return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
 
 
-def _options(limits: Limits, shared: bool) -> tuple[tuple[str, int], ...]:
+def options(limits: Limits, shared: bool) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_send_message_length", client.MAX_MESSAGE_BYTES),
@@ -138,7 +138,7 @@ def _options(limits: Limits, shared: bool) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """A connection is an open file, and the usual limit of 1,024 is only the soft one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

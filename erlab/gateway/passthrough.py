@@ -1,0 +1,99 @@
+"""A gateway without a router: a KServe v2 server whose models are OpenAI-compatible servers, each under its own name.
+
+Baselines on such servers are measured through it, so that their users speak the same protocol and their answers take
+the same translation as those behind the routing gateway; what differs is the routing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from erlab.errors import ErlabError
+from erlab.gateway import messages
+from erlab.gateway.expert import Upstream
+from erlab.gateway.limits import Refused
+from erlab.gateway.server import DRAIN_SECONDS, Settings, allow_many_files, listen, options
+from erlab.gateway.triton import INFER, SERVICE, STREAM
+from erlab.gateway.upstreams import Upstreams
+from erlab.spec import require
+
+_CODE = grpc.StatusCode
+_READY = {
+    f"{SERVICE}/ServerLive": service_pb2.ServerLiveResponse(live=True).SerializeToString(),
+    f"{SERVICE}/ServerReady": service_pb2.ServerReadyResponse(ready=True).SerializeToString(),
+}
+
+
+@asynccontextmanager
+async def passing(names: tuple[str, ...], settings: Settings) -> AsyncIterator[dict[str, str]]:
+    """The address at which ``settings.experts`` answer under these names, while they do."""
+    allowed = f"name each of the {len(settings.experts)} experts once"
+    require(len(set(names)) == len(settings.experts), "--names", "the gateway", allowed, ",".join(names))
+    allow_many_files()
+    async with AsyncExitStack() as stack:
+        upstreams = Upstreams(stack, settings.upstream)
+        models = {name: await upstreams.open(expert) for name, expert in zip(names, settings.experts)}
+        server = grpc.aio.server(options=options(settings.limits, settings.shared))
+        server.add_generic_rpc_handlers([_Service(models)])
+        port = listen(server, settings.host, settings.port)
+        await server.start()
+        try:
+            yield {"address": f"{settings.host}:{port}"}
+        finally:
+            await server.stop(DRAIN_SECONDS)
+
+
+class _Service(grpc.GenericRpcHandler):
+    def __init__(self, models: Mapping[str, Upstream]):
+        self._models = models
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        if details.method == STREAM:
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        if details.method == INFER:
+            return grpc.unary_unary_rpc_method_handler(self._infer)
+        return grpc.unary_unary_rpc_method_handler(partial(self._about, details.method))
+
+    async def _stream(self, requests, context: grpc.aio.ServicerContext) -> None:
+        lock = asyncio.Lock()  # gRPC sends one message of a stream at a time
+
+        async def answer(data: bytes) -> None:
+            request = service_pb2.ModelInferRequest()
+            try:
+                request = messages.parse(service_pb2.ModelInferRequest, data)
+                async with aclosing(self._model(request.model_name).kserve(request, data, None)) as pieces:
+                    async for piece in pieces:
+                        async with lock:
+                            await context.write(piece)
+            except ErlabError as e:
+                async with lock:
+                    await context.write(messages.streamed(service_pb2.ModelInferResponse(id=request.id), str(e)))
+
+        async with asyncio.TaskGroup() as tasks:
+            async for data in requests:
+                tasks.create_task(answer(data))
+
+    async def _infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            request = messages.parse(service_pb2.ModelInferRequest, data)
+            pieces = self._model(request.model_name).infer(request, data, None)
+            return b"".join([piece async for piece in pieces])
+        except ErlabError as e:
+            await context.abort(e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT, str(e))
+
+    async def _about(self, method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        if method in _READY:
+            return _READY[method]
+        if method == f"{SERVICE}/ModelReady":
+            known = messages.parse(service_pb2.ModelReadyRequest, data).name in self._models
+            return service_pb2.ModelReadyResponse(ready=known).SerializeToString()
+        await context.abort(_CODE.UNIMPLEMENTED, "This gateway only hands requests on.")
+
+    def _model(self, name: str) -> Upstream:
+        if name not in self._models:
+            raise Refused(_CODE.NOT_FOUND, f"There is no model {name!r} here, only {', '.join(self._models)}.")
+        return self._models[name]

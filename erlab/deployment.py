@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import paper, paths, profiles
+from erlab import paths, profiles
 from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
@@ -154,7 +154,7 @@ def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
     """Write the repository of each system of Table I; a row a Triton model: its engine, devices and limits."""
     devices = profiles.devices(to)
     rows = []
-    for key, original in paper.SYSTEMS["v2"].items():
+    for key, original in profiles.systems(to).items():
         system = profiles.scale(original, to, len(devices))
         write_repository({key: system}, key, to, folders)
         for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
@@ -173,14 +173,16 @@ def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
 
 
 def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> pd.DataFrame:
-    """Start system C for a moment and ask it: what it writes, and when its first and last token came (ms).
+    """Start system C (or the first there is) for a moment and ask it: what it writes, and when its first and last token came (ms).
 
     Where Triton cannot run, the table says why instead.
     """
     if reason := family(to).available():
         return pd.DataFrame([{"left out": reason}])
-    system = profiles.scale(paper.SYSTEMS["v2"]["C"], to, len(profiles.devices(to)))
-    with serve("C", system, to, folders) as running:
+    systems = profiles.systems(to)
+    key = "C" if "C" in systems else min(systems)
+    system = profiles.scale(systems[key], to, len(profiles.devices(to)))
+    with serve(key, system, to, folders) as running:
         start = time.monotonic()
         answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
         pieces = [(piece, time.monotonic() - start) for piece in answered]
@@ -207,7 +209,7 @@ class Running:
     def failure(self) -> str | None:
         """What has died for good, in a sentence, or None while all is well."""
         if not self.server.alive():
-            return f"The Triton server at {self.server.grpc} died (its log: {self.server.log})."
+            return f"The server at {self.server.grpc} died (its log: {self.server.log})."
         if self.gateway and not self.gateway.alive():
             return f"The gateway at {self.address} died."
         return None
@@ -230,6 +232,15 @@ def server(
     return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
+def attach(address: str, models: tuple[str, ...], port: int | None = None) -> AbstractContextManager[Server]:
+    """A server that somebody runs, to be entered: Triton at HOST:PORT, or an OpenAI-compatible one at http://HOST:PORT."""
+    if "://" not in address:
+        return Server.attach(address, models)
+    from erlab.engines.openai_server import Attached
+
+    return Attached(address, models, port)
+
+
 @contextmanager
 def serve(
     key: str,
@@ -246,10 +257,10 @@ def serve(
     """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
 
     `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
-    `triton`: HOST:PORT of a server that already holds the models, `holder`: a running one of `server`'s; either
-    takes the place of one that is started for this system alone. `container`, `apart`: as in `server`. `choice`: how
-    the gateway chooses, `policy`, `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the
-    system's own models.
+    `triton`: HOST:PORT of a server that already holds the models, or http://HOST:PORT of an OpenAI-compatible one, whose
+    model stands for all of them; `holder`: a running one of `server`'s; either takes the place of one that is started
+    for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
+    `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the system's own models.
     """
     models = model_names(key, system)
     if choice and not system.router:
@@ -260,7 +271,7 @@ def serve(
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     with ExitStack() as stack:
         if triton:
-            holder = stack.enter_context(Server.attach(triton, models))
+            holder = stack.enter_context(attach(triton, models, None if system.router else port))
         elif holder is None:
             own = None if system.router else port
             holder = stack.enter_context(server({key: system}, key, to, folders, own, container, apart))

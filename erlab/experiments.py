@@ -37,22 +37,25 @@ def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
     """The batch limit of each row of Table I: the one with the lowest median response time at the highest load.
 
     A, B and C are chosen among the preliminary runs of their precision and share of the cores; D and E take
-    the limit of A and B, which have their precision. All have the largest where nothing was measured.
+    the limit of A and B, which have their precision. Those of which nothing was measured have the largest.
     """
-    requests, runs = found.requests, found.runs
+    requests, runs, largest = found.requests, found.runs, max(to.batch_limits)
     if requests.empty:  # nothing could be measured on this machine
-        return dict.fromkeys("ABCDE", max(to.batch_limits))
+        return dict.fromkeys(to.systems, largest)
     top = requests[(requests.users == requests.users.max()) & (requests.status == "ok")]
     median = metrics.e2e(top).groupby(top.run_id).median()
     runs = runs.assign(median=runs.run_id.map(median)).dropna(subset="median")
     chosen = {}
     for letter, half, precision in (("A", "half", "FP8"), ("B", "half", "FP16"), ("C", "all", "FP16")):
+        if letter not in to.systems:
+            continue
         rows = runs[(runs.half == half) & (runs.precision == to.precisions[precision].name)]
         if rows.empty:
             of = f"baseline {letter} ({half} of the cores, {precision})"
             raise ErlabError(f"No preliminary runs for {of}: run 03_preliminary.")
         chosen[letter] = int(rows.sort_values(["median", "max_batch_size"]).max_batch_size.iloc[0])
-    return chosen | {"D": chosen["A"], "E": chosen["B"]}
+    chosen |= {"D": chosen.get("A", largest), "E": chosen.get("B", largest)}
+    return {letter: chosen[letter] for letter in to.systems}
 
 
 def save_table1(limits: dict[str, int], folders: Folders) -> None:
@@ -65,7 +68,7 @@ def table1(to: Profile, folders: Folders) -> dict[str, System]:
         raise ErlabError(f"No {folders.table1}: run notebook 03_preliminary first (erlab reproduce --only 03).")
     limits = json.loads(folders.table1.read_text())
     count = len(profiles.devices(to))
-    return {k: profiles.scale(s, to, count, limits[k]) for k, s in paper.SYSTEMS["v2"].items()}
+    return {k: profiles.scale(s, to, count, limits[k]) for k, s in profiles.systems(to).items()}
 
 
 def describe_systems(systems: dict[str, System]) -> pd.DataFrame:
@@ -104,6 +107,10 @@ def measure(
     """
     loads = checked_loads(loads or to.loads)
     prompts = load_prompts(folders)
+    if not systems:
+        report(0, 1, f"{experiment}: profile {to.name} has none of these systems")
+        (folders.records / experiment).mkdir(parents=True, exist_ok=True)
+        return records.at_hand(folders.records / experiment)
     if not triton and (reason := family(to).available()):
         return unmeasured(experiment, folders, reason)
     keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k in systems for n in loads}

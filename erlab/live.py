@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 
 from datasets import Dataset
 
-from erlab import deployment, experiments, manifest, nvidia, paper, profiles, users, workload
+from erlab import deployment, experiments, manifest, nvidia, profiles, users, workload
 from erlab.deployment import Folders, Running
 from erlab.spec import Profile, System, require
 
@@ -59,7 +59,7 @@ def commands(name: str, to: Profile, folders: Folders, apart: bool = False) -> l
 
 
 def _system(name: str, to: Profile, folders: Folders) -> System:
-    systems = paper.SYSTEMS["v2"]
+    systems = profiles.systems(to)
     require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
     if folders.table1.is_file():
         return experiments.table1(to, folders)[name]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from erlab import paper
 from erlab.engines.families import family
 from erlab.errors import ErlabError
-from erlab.spec import FLOAT32, FP8, FP16, INT8_CPU, Emulation, Expert, Model, Profile, System
+from erlab.spec import BF16, FLOAT32, FP8, FP16, INT8_CPU, Emulation, Expert, Model, Profile, System
 
 SMALL = Model("tiny 8B", 256, 4, 4, 2, 544, 260, max_positions=2048)
 BIG = Model("tiny 70B", 512, 8, 8, 2, 1408, 260, max_positions=2048)
@@ -33,6 +33,21 @@ _LAPTOP = Profile(
     preliminary_loads=(1, 8, 32),
     simulated_loads=paper.LOADS,
     batch_limits=(8, 16, 32),
+)
+_GPU = Profile(
+    name="gpu",
+    description="one NVIDIA GPU: the paper's models on the first engine there is",
+    models={model.name: model for model in (paper.LLAMA_3_8B, paper.LLAMA_3_70B)},
+    precisions={"FP16": BF16, "FP8": FP8},
+    workload=replace(paper.WORKLOAD, turns=3),
+    loads=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    preliminary_loads=(1, 32, 128),
+    simulated_loads=paper.LOADS,
+    batch_limits=paper.BATCH_LIMITS,
+    engine="gpu",
+    systems=("A", "D", "E"),  # 70B in 16 bits, which B and C serve, needs two GPUs
+    gpus=1,
+    deadline=600.0,
 )
 
 PROFILES = {
@@ -72,6 +87,19 @@ PROFILES = {
             "05_router": 30,
         },
     ),
+    "gpu": _GPU,
+    **{
+        f"gpu-{engine}": replace(_GPU, name=f"gpu-{engine}", description=f"one NVIDIA GPU: {engine}", engine=f"gpu-{engine}")
+        for engine in ("tensorrt-llm", "trtllm-serve", "vllm")
+    },
+    "gpu-embedded": replace(
+        _GPU,
+        name="gpu-embedded",
+        description="one NVIDIA GPU: the laptop's engine on CUDA, correct and slow",
+        engine="gpu-embedded",
+        systems=("E",),  # its product of small integers needs a CPU
+        loads=(1, 8, 32),
+    ),
 }
 
 
@@ -79,6 +107,11 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ErlabError(f"The 'profile' parameter must be one of {', '.join(PROFILES)}. Got {name!r}.")
     return PROFILES[name]
+
+
+def systems(to: Profile) -> dict[str, System]:
+    """The rows of Table I that the profile serves."""
+    return {name: system for name, system in paper.SYSTEMS["v2"].items() if name in to.systems}
 
 
 def cores() -> tuple[int, ...]:
@@ -109,7 +142,9 @@ def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
     count = len(devices(to))
     found = {}
     for half, tensor_parallel in (("half", 4), ("all", 8)):
-        for letter in ("A", "B"):  # FP8 and FP16
+        if half == "all" and "C" not in to.systems:
+            continue
+        for letter in [name for name in ("A", "B") if name in to.systems]:  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             expert = replace(original.expert, tensor_parallel=tensor_parallel)
             for limit in to.batch_limits:
@@ -123,9 +158,9 @@ def experts(to: Profile) -> list[Expert]:
     """The experts that the study may serve, one an engine: Table I and the preliminary runs, with all batch limits."""
     count = len(devices(to))
     limits = sorted(to.batch_limits, reverse=True)
-    systems = [scale(s, to, count, limit) for limit in limits for s in paper.SYSTEMS["v2"].values()]
-    systems += [system for _, system in preliminary(to).values()]
+    served = [scale(s, to, count, limit) for limit in limits for s in systems(to).values()]
+    served += [system for _, system in preliminary(to).values()]
     found: dict[str, Expert] = {}
-    for system in systems:
+    for system in served:
         found.setdefault(family(to).engine_name(system.expert), system.expert)
     return list(found.values())

@@ -220,6 +220,7 @@ class Profile:
     simulated_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
     engine: str = "tiny"  # one of `engines.families.FAMILIES`
+    systems: tuple[str, ...] = ("A", "B", "C", "D", "E")  # of Table I, those that fit the machine
     gpus: int = 0  # GPUs that the engines share; 0: the CPU cores compute
     deadline: float = 60.0  # seconds a user waits for a whole answer
     minutes: dict[str, float] = field(default_factory=dict)  # expected of a step, where the laptop's tell nothing

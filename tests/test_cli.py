@@ -18,7 +18,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100. Got 'desktop'."
+DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
 COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "route", "users", "simulate")
 
 

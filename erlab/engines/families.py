@@ -222,6 +222,49 @@ def _llm_server(
     return llm.LLMServer(repository, models, grpc_port=port, container=container)
 
 
+# ---- one GPU, by whatever this machine has
+
+
+def _one_gpu(engine: str | None) -> Family:
+    """The family of one engine of `onegpu.ORDER`; of the first that is there for None."""
+
+    def module():
+        from erlab.engines import onegpu
+
+        return onegpu
+
+    def write(repository: Path, model: str, folder: Path, expert: Expert, gpus: tuple[int, ...]) -> None:
+        from erlab.engines import openai_models
+
+        if (folder / "openai.json").is_file():
+            openai_models.write(repository, model, folder, expert, module().gpu())
+        else:
+            _write_trtllm(repository, model, folder, expert, gpus)
+
+    def server(
+        repository: Path, models: tuple[str, ...], port: int | None, container: str | None, apart: bool
+    ) -> AbstractContextManager:
+        from erlab.engines import openai_server
+
+        if not (repository / models[0] / "server.json").is_file():
+            return _llm_server(repository, models, port, container, apart)
+        require(container is None, "container", "an OpenAI-compatible server", "be None", container)
+        return openai_server.OpenAIServers(repository, models, port)
+
+    return Family(
+        devices="GPUs",
+        scale=lambda *arguments: module().scale(*arguments),
+        engine_name=_trtllm_name,
+        plan=lambda *arguments: module().plan(engine, *arguments),
+        check=lambda due: module().check(engine, due),
+        build=lambda *arguments: module().build(engine, *arguments),
+        write=write,
+        server=server,
+        available=lambda: module().available(engine),
+        together=False,
+    )
+
+
 FAMILIES = {
     "tiny": Family(
         devices="cores",
@@ -253,4 +296,6 @@ FAMILIES = {
         describe=_describe_trtllm,
         together=False,
     ),
+    "gpu": _one_gpu(None),
+    **{f"gpu-{engine}": _one_gpu(engine) for engine in ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")},
 }

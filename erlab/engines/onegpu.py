@@ -1,0 +1,133 @@
+"""What serves the study's experts on one GPU: the first engine in `ORDER` that this machine has, or one by its name.
+
+TensorRT-LLM is the paper's; trtllm-serve is its successor, behind OpenAI's protocol like vLLM; the laptop's own engine
+on CUDA is correct and slow, for a machine with nothing but PyTorch. `choose` says which and why.
+
+Experts share the GPU by memory. A router system has as many distinct ones as fit with room for a batch, four at most,
+and they stand for the paper's eight; where only one fits, it stands for all. No KV pool is larger than the one an expert
+has on an H100 of its own, so that a larger GPU does not flatter it.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from erlab import nvidia, paper
+from erlab.engines import openai_models, trtllm_build
+from erlab.errors import ErlabError
+from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
+from erlab.spec import Expert, Profile, System, require
+
+ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
+MOST = 4  # experts that share the GPU
+LEAST_REQUESTS = 16  # of the longest kind that the pool of one of several experts must hold
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine's name, None where there is none, and why it is this one: why each before it isn't."""
+
+    name: str | None
+    why: str
+
+
+def choose(name: str | None = None) -> Choice:
+    """The engine that serves this machine's GPU: the first there is, or the one of that name if it is there."""
+    require(name is None or name in ORDER, "engine", "one GPU", f"be one of {', '.join(ORDER)}", name)
+    if not nvidia.gpus():
+        return Choice(None, "no GPU answers (nvidia-smi)")
+    reasons = {}
+    for engine in (name,) if name else ORDER:
+        reason = missing(engine)
+        if reason is None:
+            passed = "; ".join(f"no {other}: {why}" for other, why in reasons.items())
+            return Choice(engine, f"chosen by name ({engine})" if name else passed or "the first in order")
+        reasons[engine] = reason
+    return Choice(None, "; ".join(f"no {other}: {why}" for other, why in reasons.items()))
+
+
+def missing(engine: str) -> str | None:
+    """Why this engine cannot serve this machine's GPU, None if it can."""
+    if engine != "tensorrt-llm":
+        return openai_models.missing(engine)
+    absent = [program for program in ("trtllm-build", "tritonserver") if not nvidia.find(program, "/opt/tritonserver/bin")]
+    return f"{absent[0]} is not here" if absent else None
+
+
+def gpu() -> Gpu:
+    """This machine's GPU as the driver names it; an H100 where there is none, for plans."""
+    return _gpu(os.environ.get("PATH", ""))
+
+
+@lru_cache
+def _gpu(path: str) -> Gpu:
+    """Asked once for each PATH, on which nvidia-smi is looked for: it takes a second."""
+    found = trtllm_build.devices()
+    return found[0].gpu if found else GPUS["H100"]
+
+
+def scale(system: System, to: Profile, gpus: int, max_batch_size: int) -> System:
+    """What plays a row of Table I on one GPU; raises ErlabError where not even one engine of it fits."""
+    expert = replace(
+        system.expert,
+        model=to.models[system.expert.model.name],
+        precision=to.precisions[system.expert.precision.name],
+        tensor_parallel=1,
+        max_batch_size=max_batch_size,
+    )
+    count = next(n for n in (MOST, 2, 1) if n == 1 or system.router and _fits(expert, n))
+    pool = min(_pool(expert, count), paper.kv_pool_tokens(expert))
+    return replace(system, expert=replace(expert, kv_tokens=pool), count=count)
+
+
+def _fits(expert: Expert, count: int) -> bool:
+    try:
+        return _pool(expert, count) >= LEAST_REQUESTS * expert.max_sequence_tokens
+    except ErlabError:
+        return False
+
+
+def _pool(expert: Expert, count: int) -> int:
+    """Tokens of the KV cache that one of `count` experts has in its share of the GPU."""
+    it = gpu()
+    return kv_pool_tokens(expert, replace(it, memory=it.memory // count), paper.RESERVE / 2**30)
+
+
+def build(engine: str | None, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
+    """Make what the chosen engine needs in `folder`."""
+    chosen = _chosen(engine)
+    if chosen == "tensorrt-llm":
+        trtllm_build.build(expert, folder, weights)
+    else:
+        openai_models.build(chosen, expert, folder, seed, weights)
+
+
+def plan(engine: str | None, expert: Expert, folder: Path, weights: Path | None) -> tuple:
+    """The commands due for an expert's engine; those of TensorRT-LLM where no engine is there yet to choose."""
+    if choose(engine).name in (None, *openai_models.KINDS) and engine != "tensorrt-llm":
+        return ()
+    return trtllm_build.plan(expert, folder, weights)
+
+
+def check(engine: str | None, due: list) -> None:
+    """Refuse before anything is built: no engine is there, or it cannot serve one of the experts."""
+    chosen = _chosen(engine)
+    if chosen == "tensorrt-llm":
+        trtllm_build.check(due)
+        return
+    for expert, *_ in due:
+        openai_models.check(chosen, expert)
+
+
+def available(engine: str | None) -> str | None:
+    """Why nothing can be served here, None if it can."""
+    chosen = choose(engine)
+    return None if chosen.name else chosen.why
+
+
+def _chosen(engine: str | None) -> str:
+    chosen = choose(engine)
+    if chosen.name is None:
+        raise ErlabError(f"Nothing here can serve experts on a GPU: {chosen.why}.")
+    return chosen.name

@@ -1,0 +1,88 @@
+"""Which engine serves one GPU and why, and how the paper's systems share it."""
+
+import stat
+
+import pytest
+
+from erlab import nvidia, paper, profiles
+from erlab.engines import onegpu, openai_models
+from erlab.errors import ErlabError
+from erlab.spec import GIB
+
+GPU = profiles.profile("gpu")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with these programs on PATH, nvidia-smi telling of one GPU of so many MiB."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(openai_models, "_importable", lambda: False)
+
+    def install(*programs, mib=143_771, name="NVIDIA H200"):
+        for program in programs:
+            file = tmp_path / program
+            row = f"{name}, {mib}, 9.0"
+            script = f'case "$1" in *memory*) echo "{row}";; *) echo "{name}";; esac' if program == "nvidia-smi" else "true"
+            file.write_text(f"#!/bin/sh\n{script}\n")
+            file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+    onegpu._gpu.cache_clear()
+    yield install
+    onegpu._gpu.cache_clear()
+
+
+def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
+    assert onegpu.choose() == onegpu.Choice(None, "no GPU answers (nvidia-smi)")
+    with pytest.raises(ErlabError, match="Nothing here can serve experts on a GPU: no GPU answers"):
+        onegpu.check(None, [])
+    assert onegpu.gpu().name == "H100"  # what plans are made for
+
+
+def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(machine):
+    machine("nvidia-smi", "vllm")
+    assert nvidia.gpus() == ("NVIDIA H200",)
+    chosen = onegpu.choose()
+    assert chosen.name == "vllm"
+    assert "no tensorrt-llm: trtllm-build is not here; no trtllm-serve: trtllm-serve is not on PATH" == chosen.why
+    machine("trtllm-serve")
+    assert onegpu.choose().name == "trtllm-serve"
+    machine("trtllm-build", "tritonserver")
+    assert onegpu.choose() == onegpu.Choice("tensorrt-llm", "the first in order")
+    assert onegpu.choose("vllm") == onegpu.Choice("vllm", "chosen by name (vllm)")
+    assert onegpu.choose("embedded").name is None  # this machine's PyTorch sees no GPU
+    with pytest.raises(ErlabError, match="'engine' parameter of one GPU must be one of tensorrt-llm, .* Got 'sglang'"):
+        onegpu.choose("sglang")
+
+
+@pytest.mark.parametrize("mib, count", [(143_771, 4), (81_559, 2), (40_960, 1)])
+def test_as_many_experts_share_the_gpu_as_have_room_for_a_batch(machine, mib, count):
+    machine("nvidia-smi", mib=mib)
+    system = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1)
+    expert = system.expert
+    assert system.count == count and expert.precision.name == "BF16" and expert.model == paper.LLAMA_3_8B
+    each = paper.weight_bytes(expert) + paper.RESERVE + expert.kv_tokens * paper.kv_bytes_per_token(expert)
+    assert count * each <= mib * 2**20
+    assert expert.kv_tokens >= 16 * expert.max_sequence_tokens or count == 1
+    more = mib * 2**20 / (2 * count) - paper.weight_bytes(expert) - paper.RESERVE  # with twice as many
+    assert count == 4 or 0.9 * more < 16 * expert.max_sequence_tokens * paper.kv_bytes_per_token(expert)
+
+
+def test_a_70b_expert_has_the_pool_of_an_h100_and_stands_for_all(machine):
+    machine("nvidia-smi")
+    system = profiles.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
+    assert system.count == 1 and system.expert.kv_tokens == paper.kv_pool_tokens(paper.SYSTEMS["v2"]["D"].expert)
+    pool = system.expert.kv_tokens * paper.kv_bytes_per_token(system.expert) / GIB
+    assert 7 < pool < 9  # of the H200's 140 GiB
+    assert profiles.scale(paper.SYSTEMS["v2"]["A"], GPU, 1).expert == system.expert  # the same without the gateway
+    machine("nvidia-smi", mib=49_140)
+    onegpu._gpu.cache_clear()
+    with pytest.raises(ErlabError, match="Llama 3 70B FP8 does not fit"):
+        profiles.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
+
+
+def test_profiles_of_one_gpu_serve_what_fits_it(machine):
+    assert list(profiles.systems(GPU)) == ["A", "D", "E"]
+    assert {name.partition("-b")[0] for name in profiles.preliminary(GPU)} == {"P-half-FP8"}
+    assert profiles.preliminary(profiles.profile("gpu-embedded")) == {}
+    for name in ("vllm", "trtllm-serve", "tensorrt-llm", "embedded"):
+        assert profiles.family(profiles.profile(f"gpu-{name}")).devices == "GPUs"

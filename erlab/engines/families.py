@@ -261,6 +261,9 @@ def _one_gpu(engine: str | None) -> Family:
         write=write,
         server=server,
         available=lambda: module().available(engine),
+        checks=lambda to: module().checks(engine, to),
+        disk_bytes=lambda to: module().disk_bytes(engine, to),
+        describe=lambda *arguments: module().describe(engine, *arguments),
         together=False,
     )
 

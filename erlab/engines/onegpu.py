@@ -9,15 +9,20 @@ has on an H100 of its own, so that a larger GPU does not flatter it.
 """
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from erlab import nvidia, paper
-from erlab.engines import openai_models, trtllm_build
+from erlab import nvidia, paper, profiles
+from erlab.engines import families, openai_models, tensorrt_llm, trtllm_build
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
+
+if TYPE_CHECKING:
+    from erlab.deployment import Folders
 
 ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
 MOST = 4  # experts that share the GPU
@@ -124,6 +129,60 @@ def available(engine: str | None) -> str | None:
     """Why nothing can be served here, None if it can."""
     chosen = choose(engine)
     return None if chosen.name else chosen.why
+
+
+def checks(engine: str | None, to: Profile) -> list[tuple[str, str, bool | None, str]]:
+    """What this machine has of what one GPU needs (see `families.Family.checks`)."""
+    names, chosen = nvidia.gpus(), choose(engine)
+    rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), "" if names else "needs NVIDIA's driver")]
+    install = "install TensorRT-LLM or vLLM, or give an OpenAI-compatible server that runs: --upstream http://HOST:PORT"
+    rows.append(("engine", f"{chosen.name or 'none'}: {chosen.why}", bool(chosen.name), "" if chosen.name else install))
+    if names:
+        rows += [_room(name, system, to) for name, system in profiles.systems(to).items()]
+    return rows
+
+
+def _room(name: str, system: System, to: Profile) -> tuple[str, str, bool, str]:
+    """Whether a system fits the GPU, and how many experts share it."""
+    try:
+        it = scale(system, to, 1, max(to.batch_limits))
+    except ErlabError as e:
+        return f"system {name}", str(e), False, "a larger GPU is needed"
+    return f"system {name}", f"{it.title}, a KV cache of {it.expert.kv_tokens:,} tokens each", True, ""
+
+
+def disk_bytes(engine: str | None, to: Profile) -> float:
+    """What the engines take: dummy weights take nothing where a server makes them itself."""
+    chosen, planned = choose(engine).name or engine, profiles.experts(to)
+    if chosen == "tensorrt-llm":
+        commands = [tensorrt_llm.commands(expert, "engine") for expert in planned]
+        return sum(command.disk_bytes for due in commands for command in due)
+    if chosen == "embedded":
+        return sum({e.model.name: paper.weight_bytes(e) for e in planned}.values())
+    return 20e6 * len(planned)  # tokenizers
+
+
+def describe(engine: str | None, to: Profile, folders: "Folders", weights: str | Path | None = None) -> str:
+    """Which engine serves which systems by which commands, to be read before it does. Nothing is written."""
+    chosen = choose(engine)
+    kind = chosen.name or engine or "vllm"
+    lines = [f"Engine: {chosen.name or 'none here'} ({chosen.why})."]
+    if chosen.name is None:
+        lines[0] += f" Planned for {kind} on an {gpu().name}:"
+    source = Path(weights).expanduser().resolve() if weights else None
+    for key, system in profiles.systems(to).items():
+        it = scale(system, to, 1, max(to.batch_limits))
+        stands = "" if it.count > 1 or not system.router else ", one expert stands for eight"
+        lines.append(f"\n{key}: {it.title}{stands}; it plays {system.title}.")
+        folder = folders.engines / families.family(to).engine_name(it.expert)
+        if kind == "tensorrt-llm":
+            lines += [f"  {command}" for command in tensorrt_llm.commands(it.expert, folder, source)]
+            continue
+        share, model = openai_models.share(it.expert, gpu()), source and source / families.slug(it.expert.model.name)
+        argv = openai_models.KINDS[kind](it.expert, model or folder, f"{key}-0", share, weights is None)
+        more = f"  # and so on: {it.count} servers" if it.count > 1 else ""
+        lines.append(f"  {shlex.join(argv).replace(shlex.quote(openai_models.PORT), 'PORT')}{more}")
+    return "\n".join(lines)
 
 
 def _chosen(engine: str | None) -> str:

@@ -157,11 +157,18 @@ def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
         output.save(folder / "hf_quant_config.json", json.dumps(_QUANTIZED | {"quantization": about}, indent=1))
 
 
+def share(expert: Expert, gpu: Gpu) -> float:
+    """The share of the GPU's memory that weights, reserve and KV cache take; what is usual without a stated pool."""
+    if expert.kv_tokens is None:
+        return 0.9
+    kv = expert.kv_tokens * paper.kv_bytes_per_token(expert)
+    return min(0.95, (paper.weight_bytes(expert) + paper.RESERVE + kv) / gpu.memory)
+
+
 def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -> Path:
     """Write ``repository/name/server.json``: the command that serves the model that `build` left in `folder`.
 
-    Its share of the GPU's memory is what weights, reserve and KV cache take, or all that is usual without a stated
-    pool. Raises ErlabError where there is no such folder or it was built for another expert.
+    Raises ErlabError where there is no such folder or it was built for another expert.
     """
     try:
         about = json.loads((folder / "openai.json").read_text())
@@ -169,17 +176,13 @@ def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -
         raise ErlabError(f"{folder}: no model of an OpenAI-compatible server ({e}). Run 01_build_engines.") from None
     if about["expert"] != json.loads(json.dumps(asdict(replace(expert, kv_tokens=None)))):
         raise ErlabError(f"{folder}: this model was written for another expert. Run 01_build_engines again.")
-    kind, weights = about["kind"], about["weights"]
-    share = 0.9
-    if expert.kv_tokens is not None:
-        kv = expert.kv_tokens * paper.kv_bytes_per_token(expert)
-        share = min(0.95, (paper.weight_bytes(expert) + paper.RESERVE + kv) / gpu.memory)
+    kind, weights, taken = about["kind"], about["weights"], share(expert, gpu)
     place = Path(repository).resolve() / name
     model = Path(weights) if weights else _weights(folder, expert) if kind == "embedded" else folder
     if kind == "trtllm-serve":
         model = _named(place / name, model, expert, dummy=weights is None)
-    argv = KINDS[kind](expert, model, name, share, weights is None)
-    found = {"kind": kind, "argv": argv, "metrics": _METRICS[kind], "share": round(share, 3)}
+    argv = KINDS[kind](expert, model, name, taken, weights is None)
+    found = {"kind": kind, "argv": argv, "metrics": _METRICS[kind], "share": round(taken, 3)}
     return output.save(place / "server.json", json.dumps(found, indent=1))
 
 

@@ -2,13 +2,13 @@
 
 Folders have the same path inside the container as outside, and what it serves is published on the loopback only.
 
+>>> import shlex
 >>> print(shlex.join(contained("docker", ("trtllm-build", "--help"), "build", folders=("/engines",))))
 docker run --rm --name build --gpus all --shm-size=16g --ulimit memlock=-1 --ulimit stack=67108864 -v \
 /engines:/engines:ro nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys

@@ -1,5 +1,6 @@
 """Which code a piece of source reaches, and when hashes change."""
 
+import os
 import subprocess
 import sys
 
@@ -84,3 +85,17 @@ def test_a_tree_is_its_visible_files(tmp_path):
     (tmp_path / "a" / ".aside").write_text("2")
     assert fingerprint.of_tree(tmp_path / "a") == {str(tmp_path / "a" / "x"): fingerprint.of_text("1")}
     assert fingerprint.of_tree(tmp_path / "absent") == {}
+
+
+def test_a_huge_file_is_known_by_its_size_and_time(tmp_path):
+    engine = tmp_path / "rank0.engine"
+    with engine.open("wb") as file:
+        file.truncate(400 * 2**30)  # a hole: on no disk is there so much
+    first = fingerprint.of_file(engine)
+    assert fingerprint.of_file(engine) == first
+    os.utime(engine, ns=(1, 1))
+    second = fingerprint.of_file(engine)
+    with engine.open("r+b") as file:
+        file.truncate(399 * 2**30)
+    os.utime(engine, ns=(1, 1))
+    assert len({first, second, fingerprint.of_file(engine)}) == 3

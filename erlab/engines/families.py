@@ -186,9 +186,9 @@ def _write_trtllm(repository: Path, model: str, engine: Path, expert: Expert, gp
 
 
 def _check_gpus(to: Profile) -> list[tuple[str, str, bool | None, str]]:
-    from erlab.engines import trtllm_build
+    from erlab.engines import trtllm_machine
 
-    return trtllm_build.checks(to)
+    return trtllm_machine.checks(to)
 
 
 def _trtllm_bytes(to: Profile) -> float:

@@ -16,19 +16,18 @@ import signal
 import subprocess
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from erlab import nvidia
 from erlab.engines.tensorrt_llm import ARCHITECTURE, EXAMPLES, Command, api_commands, commands, memory, write_model
+from erlab.engines.trtllm_machine import Device, devices, only_api, require_devices, require_disk, tool, tools
 from erlab.errors import ErlabError
-from erlab.simulation.hardware import GPUS, Gpu
-from erlab.spec import FP8, Expert, Model, Profile, require
-from erlab.triton import llm
+from erlab.simulation.hardware import GPUS
+from erlab.spec import Expert, Model
 
 FORMAT = 1  # of the markers; rises when the same command would give another engine
 
@@ -42,7 +41,7 @@ def plan(
     does not suffice, for weights of another model, and for a folder that holds other things.
     """
     folder = Path(folder).expanduser().resolve()
-    made = api_commands(expert, folder, weights) if _only_api(examples) else commands(expert, folder, weights, examples)
+    made = api_commands(expert, folder, weights) if only_api(examples) else commands(expert, folder, weights, examples)
     found = devices()
     memory(expert, found[0].gpu if found else GPUS["H100"])
     if weights is not None:
@@ -63,9 +62,9 @@ def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
         return None
     found = devices()
     for expert, _, _ in due:
-        _require_devices(expert, found)
-    container = _tools([command for *_, commands in due for command in commands])
-    _require_disk(due[0][1], [command for *_, commands in due for command in commands])
+        require_devices(expert, found)
+    container = tools([command for *_, commands in due for command in commands])
+    require_disk(due[0][1], [command for *_, commands in due for command in commands])
     return container
 
 
@@ -102,7 +101,7 @@ def build(
             _run(command, folder / "build.log", timeout, container, folders)
             if missing := _missing(command, expert, weights is not None):
                 log = folder / "build.log"
-                raise ErlabError(f"{_tool(command)} ended without {command.writes / missing}. Its log: {log}.")
+                raise ErlabError(f"{tool(command)} ended without {command.writes / missing}. Its log: {log}.")
             _mark(command, expert, found, time.monotonic() - start)
         except BaseException:
             shutil.rmtree(command.writes, ignore_errors=True)
@@ -136,62 +135,6 @@ def load(folder: str | Path, expert: Expert) -> Path:
     if installed and built_with and installed != built_with:
         raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
     return engine
-
-
-def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
-    """What this machine has of what a profile's engines need (see `families.Family.checks`)."""
-    found, narrow = devices(), [p.name for p in to.precisions.values() if p == FP8]
-    names = [f"{count} x {name}" for name, count in Counter(device.gpu.name for device in found).items()]
-    enough = len(found) >= to.gpus and not (narrow and min(d.capability for d in found) < (8, 9))
-    needed = f"{to.gpus} GPUs{' of compute capability 8.9 or more, for FP8' * bool(narrow)}, and NVIDIA's driver"
-    rows = [("GPUs", ", ".join(names) or "none answer (nvidia-smi)", enough, "" if enough else f"needs {needed}")]
-    try:
-        container = nvidia.container()
-    except ErlabError as e:
-        container, said = None, str(e)
-    else:
-        said = "neither its programs nor docker or podman"
-    advice = f"install docker or podman, which run it in {nvidia.IMAGE}, or work inside of that container"
-    for name, native in (("TensorRT-LLM", _installed()), ("Triton server", llm.native())):
-        where = native or (container and f"in {nvidia.IMAGE}, by {container}")
-        rows.append((name, where or said, bool(where), "" if where else advice))
-    return rows
-
-
-def _installed() -> str | None:
-    """Where TensorRT-LLM is on this machine itself: with its conversion scripts, or its Python package alone."""
-    return nvidia.find("trtllm-build") if EXAMPLES.is_dir() else nvidia.find("python3") if _only_api(EXAMPLES) else None
-
-
-def _only_api(examples: Path) -> bool:
-    """Whether this machine's TensorRT-LLM came without conversion scripts, as that of a package index does."""
-    python = nvidia.find("python3")
-    if examples.is_dir() or not python:
-        return False
-    looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorrt_llm') is None)"
-    return subprocess.run((python, "-c", looks), env=nvidia.environment(), capture_output=True).returncode == 0
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU of this machine with its CUDA compute capability, such as (9, 0)."""
-
-    gpu: Gpu
-    capability: tuple[int, int]
-
-
-def devices() -> tuple[Device, ...]:
-    """This machine's GPUs as the driver names them, none without a driver. Speeds are an H100's and not used here."""
-    query = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
-    try:
-        out = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
-        rows = [[field.strip() for field in line.split(",")] for line in out.splitlines() if line.strip()]
-        return tuple(
-            Device(replace(GPUS["H100"], name=name, memory=int(mib) * 2**20), tuple(map(int, capability.split("."))))
-            for name, mib, capability in rows
-        )
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
 
 
 def _require_weights(weights: Path, model: Model) -> None:
@@ -232,42 +175,6 @@ def _require_own(folder: Path) -> None:
         raise ErlabError(f"{folder}: not a TensorRT-LLM build folder (it holds {others[0]}). Choose another.")
 
 
-def _tools(due: Sequence[Command]) -> str | None:
-    """The container engine that has what the commands need, None where this machine has it all itself."""
-    missing = [c.argv[0] for c in due if nvidia.find(c.argv[0]) is None]
-    scripts = [_tool(c) for c in due if not c.script]
-    missing += [tool for tool in scripts if tool.endswith(".py") and not Path(tool).is_file()]
-    container = nvidia.container() if missing else None
-    if missing and not container:
-        raise ErlabError(
-            f"{missing[0]} is not here: building engines needs TensorRT-LLM 1.0 to 1.2.1, or docker or podman, which "
-            f"run it in {nvidia.IMAGE}"
-        )
-    return container
-
-
-def _tool(command: Command) -> str:
-    """What does the work: the program, or the script that Python runs."""
-    return command.argv[1] if command.argv[0] == "python3" else command.argv[0]
-
-
-def _require_devices(expert: Expert, found: tuple[Device, ...]) -> None:
-    if not found:
-        raise ErlabError("No GPU answers (nvidia-smi): building an engine needs an NVIDIA driver and GPU.")
-    tp = expert.tensor_parallel
-    require(tp <= len(found), "tensor_parallel", "Expert", f"be at most this machine's {len(found)} GPUs", tp)
-    if expert.precision == FP8 and found[0].capability < (8, 9):
-        have = ".".join(map(str, found[0].capability))
-        raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {found[0].gpu.name} has {have}.")
-
-
-def _require_disk(folder: Path, due: Sequence[Command]) -> None:
-    existing = next(p for p in (folder, *folder.parents) if p.is_dir())
-    needed, free = sum(c.disk_bytes for c in due), shutil.disk_usage(existing).free
-    if needed > free:
-        raise ErlabError(f"{folder}: building needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free.")
-
-
 def _run(command: Command, log: Path, timeout: float, container: str | None, folders: Sequence[Path]) -> None:
     """Run it in a session of its own, so that its workers end with it, printing to the end of `log`."""
     name = f"erlab-build-{uuid.uuid4().hex[:8]}"
@@ -304,7 +211,7 @@ def _said(command: Command, log: Path, begin: int, how: str) -> str:
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return f"{_tool(command)} {how}, saying: {' | '.join(lines[-3:]) or 'nothing'}. Its log: {log}."
+    return f"{tool(command)} {how}, saying: {' | '.join(lines[-3:]) or 'nothing'}. Its log: {log}."
 
 
 def _missing(command: Command, expert: Expert, real: bool) -> str | None:

@@ -6,6 +6,7 @@ hang or stop half-way.
 
 import ast
 import json
+import shutil
 import subprocess
 import time
 from contextlib import suppress
@@ -330,7 +331,7 @@ def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
     machine.put("trtllm-build", BUILD)
     with pytest.raises(ErlabError, match="convert_checkpoint.py is not here"):
         trtllm_build.build(SMALL, machine.folder, examples=machine.examples / "other")
-    monkeypatch.setattr(trtllm_build.shutil, "disk_usage", lambda path: type("", (), {"free": 10**10}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 10**10}))
     with pytest.raises(ErlabError, match="building needs 16.9 GB of disk, 10.0 GB are free"):
         machine.build()
     assert machine.ran() == [] and machine.left() == []

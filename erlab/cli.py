@@ -369,7 +369,7 @@ def simulate(
     ] = None,
     steps: Annotated[str, typer.Option(help="Iteration times: measured (kernels), roofline (the limit).")] = "measured",
     cluster: Annotated[
-        str | None, typer.Option(help="Where loads are simulated: dask:HOST:PORT or ray:ADDRESS.", metavar="CLUSTER")
+        str | None, typer.Option(help="Where loads are simulated: dask:HOST:PORT or ray:HOST:PORT.", metavar="CLUSTER")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("simulated.parquet"),
 ):

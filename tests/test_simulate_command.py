@@ -66,7 +66,7 @@ def test_version_1_has_its_own_systems(simulate):
         (("--system", "D", "--gateway-ms", -1), "'gateway' parameter of Setup must be at least 0 seconds."),
         (("--system", "D", "--users", 1, "--policy", "best"), "'policy' parameter of simulate must be one of nearest,"),
         (("--system", "A", "--policy", "spill"), "--policy is for router systems, A is a baseline. Got 'spill'."),
-        (("--system", "D", "--cluster", "slurm"), "must be dask:ADDRESS or ray:ADDRESS. Got 'slurm'."),
+        (("--system", "D", "--cluster", "slurm"), "must be dask:HOST:PORT or ray:HOST:PORT. Got 'slurm'."),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_records(simulate, arguments, message):

@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -38,7 +39,7 @@ def sweep(
 
     `routing` (`shares`, `decisions`, `policy`) goes to `simulate` for router systems. `jobs`: worker processes, -1 for
     one a core; None: this process alone up to `ALONE` requests, which take less time than workers need to start.
-    `cluster`: ``dask:ADDRESS`` or ``ray:ADDRESS`` instead of local processes.
+    `cluster`: ``dask:HOST:PORT`` or ``ray:HOST:PORT`` instead of local processes.
     """
     loads = list(loads)
     require(bool(systems), "systems", "sweep", "name at least one system", list(systems))
@@ -92,15 +93,17 @@ def _where(cluster: str | None):
             import ray
             from ray.util.joblib import register_ray
 
+            host, _, port = address.rpartition(":")
             try:
-                connected = ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-            except (ConnectionError, ValueError) as e:
-                raise ErlabError(f"No Ray cluster answers at {address}: {str(e).splitlines()[0]}") from None
+                socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
+            except (OSError, ValueError, OverflowError) as e:
+                raise ErlabError(f"No Ray cluster answers at {address}: {e}") from None
             register_ray()
+            connected = ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
             with connected, joblib.parallel_config(backend="ray"):
                 yield
         else:
-            raise ErlabError(f"The 'cluster' parameter of sweep must be dask:ADDRESS or ray:ADDRESS. Got {cluster!r}.")
+            raise ErlabError(f"The 'cluster' parameter of sweep must be dask:HOST:PORT or ray:HOST:PORT. Got {cluster!r}.")
     except ImportError:
         package = {"dask": "distributed", "ray": "ray"}[kind]
         raise ErlabError(f"The cluster {cluster!r} needs a package: pip install {package}") from None

@@ -129,6 +129,18 @@ def test_a_sweep_on_a_local_dask_cluster_is_the_same():
     assert spread.requests.equals(sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF).requests)
 
 
+def test_a_sweep_on_a_local_ray_cluster_is_the_same():
+    ray = pytest.importorskip("ray", reason="Ray is no dependency of the tests")
+    address = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000).address_info["gcs_address"]
+    try:
+        spread = sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF, cluster=f"ray:{address}")
+    finally:
+        ray.shutdown()
+    assert spread.requests.equals(sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF).requests)
+    with pytest.raises(ErlabError, match="No Ray cluster answers at 127.0.0.1:1"):
+        sweep({"E": E}, (1,), workload=SHORT, setup=ROOF, cluster="ray:127.0.0.1:1")
+
+
 def test_the_preliminary_systems_are_fig_3s():
     from erlab import selection
 

@@ -48,6 +48,7 @@ def inspect(results: str | Path | None = None, profile: str = "laptop") -> list[
         _folder("figures folder", paths.FIGURES),
         _ports(),
         *(Check(*found) for found in family(to).checks(to)),
+        _step_times(),
     ]
 
 
@@ -167,6 +168,15 @@ def _ports() -> Check:
     except OSError as e:
         return Check("loopback ports", e.strerror or str(e), False, "servers could not be reached")
     return Check("loopback ports", "free ones are found", True)
+
+
+def _step_times() -> Check:
+    from erlab.simulation.components import unavailable
+
+    reason = unavailable()
+    advice = "" if reason is None else "the DGX H100 is simulated with the roofline, the limit of physics; not validated"
+    value = reason or f"measured kernels, aiconfigurator {manifest.version('aiconfigurator')}"
+    return Check("step times", value, True if reason is None else None, advice)
 
 
 def _disk_mb(step: str, to: Profile) -> int:

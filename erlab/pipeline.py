@@ -300,7 +300,7 @@ def _short(file: str | Path | None) -> str | None:
 
 def _left_out(step: Step) -> str | None:
     """Why a step cannot run on this machine, None if it can."""
-    if not step.simulates:
+    if not step.validates:
         return None
     from erlab.simulation.components import unavailable
 

@@ -14,7 +14,7 @@ class Step:
 
     `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
     `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs
-    Triton. `simulates`: whether all of it is simulation, which needs step times.
+    Triton. `validates`: whether it holds measured step times against others' numbers, which needs them.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Step:
     writes: tuple[str, ...] = ()
     minutes: float = 0.1
     measures: bool = False
-    simulates: bool = False
+    validates: bool = False
 
     @property
     def notebook(self) -> str:
@@ -61,9 +61,8 @@ STEPS = (
         ("router", "prompts.parquet", "records/router", "records/simulated"),
         ("beyond",),
         minutes=0.8,
-        simulates=True,
     ),
-    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, simulates=True),
+    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, validates=True),
 )
 
 

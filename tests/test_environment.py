@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tomllib
 from collections import namedtuple
 
@@ -31,6 +32,14 @@ def test_this_machine_is_described(tmp_path):
     assert list(tmp_path.iterdir()) == []
     shown = environment.table(environment.inspect(tmp_path, "smoke"))
     assert set(shown["ok"]) <= {"yes", "no", "in part"} and list(shown.columns) == ["value", "ok", "advice"]
+
+
+def test_without_measured_kernels_the_roofline_stands_in(monkeypatch):
+    assert by_name(environment.inspect(profile="smoke"))["step times"].value.startswith("measured kernels, aiconfigurator")
+    monkeypatch.setitem(sys.modules, "aiconfigurator", None)  # as if it were not installed
+    found = by_name(environment.inspect(profile="smoke"))["step times"]
+    assert found.ok is None and "wheels for Linux only" in found.value and "roofline" in found.advice
+    environment.require_ready("smoke")
 
 
 def test_a_package_outside_its_range_is_named_with_its_remedy(monkeypatch):

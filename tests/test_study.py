@@ -147,20 +147,22 @@ def test_nothing_changed_nothing_runs(study):
 
 
 def test_a_machine_without_the_wheels_runs_the_rest_and_says_what_is_left_out(study, tmp_path):
-    """As on macOS: no Triton, no step times. What was measured before is not there any more; nothing fails."""
+    """As on macOS: no Triton, no measured step times. What was measured before is not there any more; nothing fails."""
     (tmp_path / "sitecustomize.py").write_text(
         "import platform, sys\nplatform.machine = lambda: 'arm64'\nsys.modules['aiconfigurator'] = None\n"
     )
     folder = tmp_path / "study"
     shutil.copytree(study, folder)
     where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
-    command = [ERLAB, "reproduce", *where, "--only", "03", "--only", "08", "--force"]
+    command = [ERLAB, "reproduce", *where, "--only", "03", "--only", "09", "--force"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing is measured, Triton cannot run here" in done.stdout
-    assert "nothing is simulated, step times cannot be had here" in done.stdout
-    assert "08_beyond: left out, aiconfigurator" in done.stdout
+    assert "preliminary: simulated with the roofline, the limit, without measured step times" in done.stdout
+    simulated = records.read(folder / "records" / "simulated" / "preliminary").requests
+    assert set(simulated.machine) == {"DGX H100 (simulated, roofline limit)"}
+    assert "09_validation: left out, aiconfigurator" in done.stdout
     assert json.loads((folder / "table1.json").read_text()) == dict.fromkeys("ABCDE", 8), "the largest limit"
 
 

@@ -87,8 +87,9 @@ def variations(
     for gib in kv_gib:
         smaller = {k: with_kv_pool(s, gib) for k, s in crowded.items()}
         found.append(Variation("KV pool of 70B on one GPU", f"{gib:g} GiB", {**systems, **smaller}, setup))
-    found.append(Variation("software era", "kernels as measured (2025/26)", systems, replace(setup, era=None)))
-    found.append(Variation("step times", "roofline", systems, replace(setup, steps="roofline", era=None)))
+    if setup.steps == "measured":
+        found.append(Variation("software era", "kernels as measured (2025/26)", systems, replace(setup, era=None)))
+        found.append(Variation("step times", "roofline", systems, replace(setup, steps="roofline", era=None)))
     alone = {k: s if s.router else replace(s, count=1) for k, s in systems.items()}
     found.append(Variation("replicas of a baseline", "1", alone, setup))
     for exponent in zipfs:

@@ -124,7 +124,7 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
     Raises ErlabError where the package is missing or has no measurements of this engine.
     """
     if reason := unavailable():
-        raise ErlabError(f"Step times cannot be had here: {reason}")
+        raise ErlabError(f"Measured step times cannot be had here: {reason}; the roofline needs none (steps = roofline)")
     import aiconfigurator
     import aiconfigurator_core
 

@@ -62,7 +62,7 @@ class Setup:
 
     @property
     def machine(self) -> str:
-        return f"DGX {self.gpu} (simulated)"
+        return f"DGX {self.gpu} (simulated{', roofline limit' * (self.steps == 'roofline')})"
 
     def pool(self, expert: Expert) -> int:
         """Tokens one engine's KV cache holds; ErlabError with the numbers where that is too few."""

@@ -60,6 +60,7 @@ PROFILES = {
         preliminary_loads=(1, 4),
         simulated_loads=(1, 10, 100),
         explored_loads=(1, 100),
+        explored_rates=(18, 24),
         compared_sizes=(2,),
         compared_recipes=("paper", "characters, balanced"),
         batch_limits=(4, 8),

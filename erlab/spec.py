@@ -228,6 +228,7 @@ class Profile:
     prompts_per_domain: int = 500
     emulation: Emulation = Emulation()
     explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
+    explored_rates: tuple[float, ...] = (18, 20, 22, 24)  # requests/s under which replicas follow demand
     compared_sizes: tuple[int, ...] = (1, 2, 4, 8)  # tensor-parallel sizes of the published cells compared with
     compared_recipes: tuple[str, ...] = (  # names of `routing.evaluation.RECIPES` that notebook 02 compares by default
         "paper",

@@ -100,9 +100,9 @@ def policy_table(found: pd.DataFrame, column: str = "output_throughput") -> pd.D
 
 
 def autoscaling(
+    to: Profile,
     system: str = "D",
     experts: int = 4,
-    rates: Iterable[float] = (18, 20, 22, 24),
     seconds: float = 900,
     cold_start: float = 60.0,
     seed: int = 0,
@@ -111,11 +111,11 @@ def autoscaling(
     `system`'s GPUs, shared by `experts` experts, and how many replicas changed hands."""
     require(system in ROUTERS, "system", "autoscaling", f"be one of {', '.join(ROUTERS)}", system)
     rows = []
-    for rate in rates:
+    for rate in to.explored_rates:
         load, chosen = scaling.shifting_load(experts, seconds, rate, seed=seed)
         for kind in ("fixed", "reactive", "forecasting"):
             controller = scaling.Controller(kind, target=48, cold_start=cold_start)
-            found = scaling.simulate_autoscaled(ROUTERS[system], experts, load, chosen, controller)
+            found = scaling.simulate_autoscaled(ROUTERS[system], experts, load, chosen, controller, fullscale.machine())
             rows.append(
                 {
                     "system": system,
@@ -192,8 +192,7 @@ def sensitivity(to: Profile, folders: Folders, decided: Sequence, seed: int = 0)
     for version in paper.SYSTEMS:
 
         def judge(found: records.Records, version=version) -> pd.DataFrame:
-            ledger = claims.ledger(found, resamples=0)
-            return ledger[ledger["paper"] == version]
+            return claims.ledger(found, [c.id for c in paper.CLAIMS if c.paper == version], resamples=0)
 
         cases = simulation.variations(version, fullscale.setup(folders), measured_shares=measured)
         parts.append(simulation.sensitivity(judge, cases, to.explored_loads, seed))

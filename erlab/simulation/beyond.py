@@ -6,15 +6,16 @@
     beyond.largest_load(paper.SYSTEMS["v2"]["E"], beyond.MLPERF)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import pandas as pd
 
 from erlab import metrics, paper
 from erlab.simulation.hardware import gpu
 from erlab.simulation.system import Setup, simulate
-from erlab.spec import System, Workload, require
+from erlab.spec import System, require
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,17 @@ def holds(requests: pd.DataFrame, limits: Limits) -> bool:
     return bool(ttft <= limits.ttft_s and (pd.isna(tpot) or tpot <= limits.tpot_ms))
 
 
-def largest_load(
-    system: System,
-    limits: Limits,
-    *,
-    most: int = 4096,
-    setup: Setup = Setup(),
-    workload: Workload = paper.WORKLOAD,
-    seed: int = 0,
-    **routing,
-) -> int:
+def largest_load(system: System, limits: Limits, *, most: int = 4096, **options) -> int:
     """The largest number of closed-loop users (up to `most`) the system holds within the limits; 0 if not even one.
 
-    By bisection, which takes for granted that what holds at one load holds at fewer users.
+    By bisection, which takes for granted that what holds at one load holds at fewer users. `options` go to `simulate`.
     """
+    return _largest(lambda users: simulate(system, users, **options).requests, limits, most)
 
-    def good(users: int) -> bool:
-        found = simulate(system, users, setup=setup, workload=workload, seed=seed, **routing)
-        return holds(found.requests, limits)
 
+def _largest(run: Callable[[int], pd.DataFrame], limits: Limits, most: int) -> int:
+    """The largest number of users up to `most` whose requests, as `run` answers, hold the limits; 0 for none."""
+    good = lambda users: holds(run(users), limits)  # noqa: E731
     low, high = 0, 1
     while high <= most and good(high):
         low, high = high, 2 * high
@@ -126,14 +119,18 @@ def economics(
 
 
 def served_within(
-    systems: Mapping[str, System], limits: Iterable[Limits] = (MLPERF, INTERACTIVE), **options
+    systems: Mapping[str, System],
+    limits: Iterable[Limits] = (MLPERF, INTERACTIVE),
+    most: int = 4096,
+    **options,
 ) -> pd.DataFrame:
-    """A row a system and limits: the largest load held, and goodput there (requests/s)."""
+    """A row a system and limits: the largest load held (see `largest_load`), and goodput there (requests/s);
+    `options` go to `simulate`."""
     rows = []
     for name, system in systems.items():
+        run = lru_cache(None)(lambda users, system=system: simulate(system, users, **options).requests)
         for limit in limits:
-            users = largest_load(replace(system, name=name), limit, **options)
-            kept = {k: v for k, v in options.items() if k != "most"}
-            rate = goodput(simulate(system, users, **kept).requests, limit) if users else 0.0
+            users = _largest(run, limit, most)
+            rate = goodput(run(users), limit) if users else 0.0
             rows.append({"system": name, "limits": limit.name, "users": users, "goodput": rate})
     return pd.DataFrame(rows)

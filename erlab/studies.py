@@ -230,6 +230,16 @@ def published(to: Profile, version: str) -> pd.DataFrame:
     )
 
 
+def residuals(cells: pd.DataFrame) -> pd.DataFrame:
+    """Median predicted / published by input and output lengths (rows) and precision and tensor-parallel size, of the
+    ratio each of `published`'s cells is judged by: where the simulation is too fast (above 1) or too slow."""
+    shapes = [f"{i}/{o}" for i, o in zip(cells["isl"], cells["osl"])]
+    kinds = [f"{quant} TP {tp}" for quant, tp in zip(cells["quant"], cells["tp"])]
+    named = cells.assign(shape=shapes, kind=kinds).sort_values(["isl", "osl"])
+    wide = named.pivot_table(index="shape", columns="kind", values="judged", aggfunc="median", sort=False)
+    return wide.sort_index(axis=1).rename_axis(index="input/output", columns=None).round(2).reset_index()
+
+
 def era_fit(cells: pd.DataFrame) -> pd.DataFrame:
     """The era's factors as fitted on these cells now, and as the simulation uses them."""
     rows = [

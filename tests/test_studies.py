@@ -83,6 +83,14 @@ def test_what_survives_is_counted_against_the_default(monkeypatch, roofline):
     assert PLOTS["sensitivity"](found)
 
 
+def test_residuals_are_medians_by_lengths_and_kind_in_order_of_length():
+    rows = [("fp8", 1, 2048, 128, 0.9), ("fp8", 1, 128, 128, 1.1), ("fp8", 1, 128, 128, 1.3), ("fp16", 8, 128, 128, 2.0)]
+    found = studies.residuals(pd.DataFrame(rows, columns=["quant", "tp", "isl", "osl", "judged"]))
+    assert found["input/output"].tolist() == ["128/128", "2048/128"]
+    assert found["fp8 TP 1"].tolist() == [1.2, 0.9]
+    assert found["fp16 TP 8"].iloc[0] == 2.0 and pd.isna(found["fp16 TP 8"].iloc[1])
+
+
 def test_targets_are_met_by_the_median_of_absolute_errors():
     new = pd.DataFrame({"judged": [0.95, 1.02, 1.3]})  # median 5 %
     old = pd.DataFrame({"judged": [0.8, 1.2, None]})  # 20 %

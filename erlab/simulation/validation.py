@@ -38,6 +38,7 @@ _MODELS = {
     "LLaMA v3 70B": paper.LLAMA_3_70B,
     "LLaMA v3.1 70B": paper.LLAMA_3_70B,
     "LLaMA v3.3 70B": paper.LLAMA_3_70B,
+    "LLaMA v3.1 405B": Model("Llama 3.1 405B", 16384, 126, 128, 8, 53248, 128256),
     "8b": paper.LLAMA_3_8B,
     "70b": paper.LLAMA_3_70B,
 }
@@ -64,7 +65,7 @@ def validate_published(
     sizes: Collection[int] = (1, 2, 4, 8),
 ) -> pd.DataFrame:
     """A row a published cell of this version and these tensor-parallel sizes: published and predicted output tokens/s
-    at saturation, their ratio.
+    at saturation on the cell's `gpu` (H100 or H200, whatever follows a hyphen), their ratio.
 
     `predicted` uses the kernels as measured. `decode_s` and `prefill_s` are what decoding takes in all and what
     prefilling adds. Where several cells of a precision and size allow it, `fitted` corrects for the era with factors
@@ -74,12 +75,12 @@ def validate_published(
     cells = cells[cells["version"].str.startswith(version) & cells["tp"].isin(sizes)].reset_index(drop=True)
     if cells.empty:
         raise ErlabError(f"{file}: no cells of version {version}.")
+    tokens = _tokens(cells)
     asked = {_identity(cell): None for cell in cells.itertuples()}
     found = joblib.Parallel(jobs)(joblib.delayed(_saturate)(setup, *identity) for identity in asked)
     spent = dict(zip(asked, found))
     parts = pd.DataFrame([spent[_identity(cell)] for cell in cells.itertuples()], columns=["decode_s", "prefill_s"])
     cells = pd.concat([cells, parts], axis=1)
-    tokens = cells["osl"] * [_REQUESTS[i, o] for i, o in zip(cells["isl"], cells["osl"])]
     cells["published_s"] = tokens / cells["tokens_per_s"]
     cells["predicted"] = tokens / (cells["decode_s"] + cells["prefill_s"])
     cells["ratio"] = cells["predicted"] / cells["tokens_per_s"]
@@ -89,16 +90,26 @@ def validate_published(
 
 
 def _identity(cell) -> tuple:
-    return _model(cell.model), cell.quant, cell.tp, cell.isl, cell.osl
+    return gpu(cell.gpu.split("-")[0]).name, _model(cell.model), cell.quant, cell.tp, cell.isl, cell.osl
 
 
-def _saturate(setup: Setup, model: Model, quant: str, tp: int, isl: int, osl: int) -> tuple[float, float]:
+def _tokens(cells: pd.DataFrame) -> pd.Series:
+    """Output tokens of all requests of each cell."""
+    shapes = list(zip(cells["isl"], cells["osl"]))
+    for shape in shapes:
+        allowed = "hold input/output lengths whose number of requests is known"
+        require(shape in _REQUESTS, "isl", "the published cells", allowed, "{}/{}".format(*shape))
+    return cells["osl"] * [_REQUESTS[shape] for shape in shapes]
+
+
+def _saturate(setup: Setup, machine: str, model: Model, quant: str, tp: int, isl: int, osl: int) -> tuple[float, float]:
     """Seconds decoding takes in all, and seconds prefilling adds, when a published cell's requests come at once.
 
     The schedule of requests that are all there from the start does not depend on how long iterations take, so the
     total is linear in both factors and two runs tell the parts.
     """
-    expert = Expert(model, _PRECISIONS[quant], tp, None, 2048, isl, osl)
+    require(quant in _PRECISIONS, "quant", "the published cells", f"hold one of {', '.join(_PRECISIONS)}", quant)
+    expert, setup = Expert(model, _PRECISIONS[quant], tp, None, 2048, isl, osl), replace(setup, gpu=machine)
     one = System("published", "v2", expert, 1, router=False)
     load = fixed_lengths(_REQUESTS[isl, osl], 1, isl, osl)
     try:
@@ -166,8 +177,7 @@ def implied_kv_pool(
     for reserve in reserves:
         it = replace(setup, reserve_gib=float(reserve))
         parts = np.array([_saturate(it, *_identity(cell)) for cell in cells.itertuples()])
-        tokens = cells["osl"] * [_REQUESTS[shape] for shape in zip(cells["isl"], cells["osl"])]
-        ratio = tokens / (parts @ (decode, prefill)) / cells["tokens_per_s"]
+        ratio = _tokens(cells) / (parts @ (decode, prefill)) / cells["tokens_per_s"]
         pool = it.pool(expert) * paper.kv_bytes_per_token(expert) / GIB
         error = (ratio - 1).abs().median()
         rows.append({"reserve_gib": reserve, "pool_gib": pool, "ratio": ratio.median(), "error": error})

@@ -68,6 +68,24 @@ def test_a_measured_h200_within_the_targets(monkeypatch, tmp_path):
         validation.validate_h200(other)
 
 
+def test_a_cells_gpu_decides_the_machine_and_what_is_unknown_is_refused(tmp_path, setup):
+    """A 70B model in FP8 on one GPU: an H100 has a few GiB for KV, an H200 sixty more."""
+    one = "version == '0.13.0' and model == 'LLaMA v2 70B' and tp == 1 and isl == 128 and osl == 128"
+    path = cells(tmp_path / "c.csv", one)
+    table = pd.read_csv(path)
+    pd.concat([table, table.assign(gpu="H200-SXM-141GB")]).to_csv(path, index=False)
+    found = validation.validate_published("0.13", path, setup, jobs=1)
+    assert found["predicted"].iloc[1] > 1.1 * found["predicted"].iloc[0]
+    for change, message in (
+        (dict(gpu="A100-SXM-80GB"), "'gpu' parameter must be one of H100, H200. Got 'A100'"),
+        (dict(isl=77), "'isl' parameter of the published cells must hold input/output lengths .* Got '77/128'"),
+        (dict(quant="fp4"), "'quant' parameter of the published cells must hold one of fp16, fp8. Got 'fp4'"),
+    ):
+        table.assign(**change).to_csv(path, index=False)
+        with pytest.raises(ErlabError, match=message):
+            validation.validate_published("0.13", path, setup, jobs=1)
+
+
 def test_versions_without_cells_are_refused():
     with pytest.raises(ErlabError, match="no cells of version 7"):
         validation.validate_published("7")

@@ -138,23 +138,62 @@ def reproduce(
 
 
 @app.command()
-def figures(records: RecordFiles = None, out: Figures = None, profile: Profile = "laptop"):
-    """Draw Figs. 1 to 7 and Table I from request records.
+def figures(
+    more: MoreRecords = None,
+    records: RecordFiles = None,
+    out: Figures = None,
+    profile: Profile = "laptop",
+    style: Annotated[
+        str, typer.Option(help="Sizes of fonts and lines: paper, notebook or talk.", metavar="STYLE")
+    ] = "paper",
+    width: Annotated[
+        str | None, typer.Option(help="Width of each figure, such as 3.5in or 86mm; its own if not given.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="File formats: any of pdf, png, svg, pgf.")] = "pdf,png",
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Draw each of several records over the others, not joined.")
+    ] = False,
+):
+    """Draw Figs. 1 to 7 and Table I from request records, with the plotted numbers as CSV.
+
+    Several runs of a system under the same load get a 95 % confidence band.
+    Where --width has no room for panels side by side, they stand below one another; Fig. 1 and Table I span two columns.
 
     Examples:
 
     \b
-      erlab figures                                 from the laptop study's records
-      erlab figures --records run.parquet --out .   from any records
+      erlab figures                                      from the laptop study's records
+      erlab figures --records run.parquet --out .        from any records
+      erlab figures --width 3.5in --format pdf,pgf       for a column of a paper
+      erlab figures --records a.parquet b.parquet --overlay --style talk
     """
     from erlab import figures as paper_figures
     from erlab import paths
+    from erlab.figures import style as look
 
-    found = _read(records, profile)
-    for file in paper_figures.save_all(found, paths.figures(out)):
-        print(file)
+    files = [*(records or ()), *(more or ())]
+    found = _overlaid(files) if overlay else _read(files, profile)
+    formats = [name.strip() for name in format.split(",")]
+    for name in formats:
+        if name not in look.FORMATS:
+            raise ErlabError(f"--format must name some of {', '.join(look.FORMATS)}. Got {name!r}.")
+    with look.using(style, look.inches(width)):
+        for file in paper_figures.save_all(found, paths.figures(out), formats=formats):
+            print(file)
     for name, reason in paper_figures.missing(found).items():
         print(f"{name}: left out, {reason}")
+
+
+def _overlaid(files: list[Path]):
+    """Each of these records under a name of its own."""
+    from erlab import figures as paper_figures
+    from erlab import records
+
+    if len(files) < 2:
+        raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
+    short = [file.stem for file in files]
+    names = short if len(set(short)) == len(files) else [str(file.with_suffix("")) for file in files]
+    return paper_figures.overlay({name: records.read(file) for name, file in zip(names, files)})
 
 
 @app.command()

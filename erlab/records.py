@@ -62,7 +62,7 @@ _REQUIRED = [f.name for f in SCHEMA if not f.nullable]
 _RUNS = b"erlab.runs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables don't compare to one truth; what was computed of one object can be kept
 class Records:
     """`requests`: a row a request, pandas' nullable types. `runs`: a row a run, what its rows came from."""
 

@@ -7,17 +7,21 @@ ErlabError, saying what is missing, where the records don't hold what the figure
     found = records.read("data/results/laptop/records")
     figures.fig4.plot(found)
     figures.save_all(found, "figures")
+    figures.save_all(figures.overlay({"before": one, "after": other}), "compared", formats=("pdf", "pgf"))
+
+To add a figure, write such a module and name it in FIGURES.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from erlab import output
 from erlab.errors import ErlabError
-from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
-from erlab.records import Records
+from erlab.figures import curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+from erlab.records import Records, join
 from erlab.spec import require
 
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
@@ -43,19 +47,36 @@ def show(name: str, records: Records) -> Figure | str:
         return f"{name} is left out: {e}"
 
 
-def save_all(records: Records, folder: str | Path, only: Iterable[str] | None = None) -> list[Path]:
-    """Write each figure as PDF and PNG and its plotted numbers as CSV (Table I also as Markdown); return the files.
+def overlay(parts: Mapping[str, Records]) -> Records:
+    """Several records joined, to be drawn over one another in Figs. 4 to 7 instead of in panels of their own.
 
-    A figure that the records can't make is left out; `missing` says why. The same records give the same bytes.
+    The keys name them in the legend, with measured or simulated behind.
+    """
+    joined = join(*parts.values())
+    names = [name for name, part in parts.items() for _ in range(len(part.requests))]
+    return Records(joined.requests.assign(**{curves.LABEL: pd.array(names) + ", " + joined.requests["source"]}), joined.runs)
+
+
+def save_all(
+    records: Records,
+    folder: str | Path,
+    only: Iterable[str] | None = None,
+    formats: Sequence[str] = ("pdf", "png"),
+) -> list[Path]:
+    """Write each figure in these formats (pdf, png, svg, pgf) and its plotted numbers as CSV (Table I also as
+    Markdown); return the files.
+
+    A figure that the records can't make is left out; `missing` says why. `style.using` sets sizes. The same records
+    give the same bytes.
     """
     folder, absent = Path(folder), missing(records, only)
-    return [path for name in _chosen(only) if name not in absent for path in _save(name, records, folder)]
+    return [path for name in _chosen(only) if name not in absent for path in _save(name, records, folder, formats)]
 
 
-def _save(name: str, records: Records, folder: Path) -> list[Path]:
+def _save(name: str, records: Records, folder: Path, formats: Sequence[str]) -> list[Path]:
     module = FIGURES[name]
     picture = module.plot(records)
-    contents = {f"{name}.{kind}": style.render(picture, kind) for kind in ("pdf", "png")}
+    contents = {f"{name}.{kind}": style.render(picture, kind) for kind in formats}
     contents[f"{name}.csv"] = module.data(records).to_csv(index=False)
     if hasattr(module, "files"):
         contents |= module.files(records)

@@ -1,60 +1,125 @@
-"""A metric over concurrent users, one line a system: what Figs. 5 to 7 share. A panel a paper version and source."""
+"""A metric over concurrent users, one line a system: what Figs. 4 to 7 share.
 
-from collections.abc import Callable
+A panel a paper version and source; records that are overlaid (`figures.overlay`) share a panel.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from erlab import metrics, selection
+from erlab import confidence, metrics, selection
 from erlab.errors import ErlabError
 from erlab.figures import style
 from erlab.records import Records
 
+LABEL = "label"  # a column of requests that are overlaid: which of the records they are from
+BAND = ["band_low", "band_high"]
+Lines = dict[tuple[str, str | None], style.Look]  # the look of each (system, label)
+
 
 def summary(records: Records, *columns: str) -> pd.DataFrame:
-    """`metrics.summarise` of Table I's systems: the cell, requests, failed and the named columns."""
-    frame = metrics.summarise(selection.systems(records))[[*metrics.CELL, "requests", "failed", *columns]]
-    frame = frame.dropna(subset=list(columns)).reset_index(drop=True)
+    """`metrics.summarise` of Table I's systems: the cell, requests, failed, runs and the named columns.
+
+    band_low and band_high are the 95 % confidence band of the first column where a cell has several runs
+    (`confidence.bands`), else NA.
+    """
+    found = _summarised(records)
+    cell = [*metrics.CELL, LABEL] if LABEL in found else metrics.CELL
+    frame = found[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
     if frame.empty:
         raise ErlabError(f"No finished request has what {columns[0]} needs.")
-    return frame
+    return banded(frame, selection.systems(records), columns[0], cell)
 
 
-def draw(records: Records, frame: pd.DataFrame, y: str, label: str, band: tuple[str, str] | None = None) -> Figure:
-    """Lines of `y` over users, the columns `band` (lower, upper) shaded.
+def banded(frame: pd.DataFrame, requests: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
+    """The frame with the confidence band of a column as BAND."""
+    bands = confidence.bands(requests, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
+    if bands.empty:
+        return frame.reset_index(drop=True).assign(**{name: pd.array([pd.NA] * len(frame), "Float64") for name in BAND})
+    return frame.merge(bands, on=cell, how="left")
+
+
+def shade(ax: Axes, rows: pd.DataFrame, color: str) -> None:
+    """The confidence band of a line over users, where it has one."""
+    known = rows.dropna(subset=BAND)
+    x, low, high = (known[c].to_numpy(float) for c in ("users", *BAND))
+    ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
+
+
+def draw(records: Records, frame: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None) -> Figure:
+    """Lines of `y` over users, their confidence band and, paler, the columns `spread` (lower, upper) shaded.
 
     Logarithmic, since the systems differ by an order of magnitude.
     """
 
-    def lines(ax: Axes, part: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-        for system, rows in part.groupby("system"):
-            look, x = looks[system], rows["users"].to_numpy(float)
-            if band:
-                low, high = (rows[c].to_numpy(float) for c in band)
-                ax.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
-            ax.plot(x, rows[y].to_numpy(float), color=look.color, marker=look.marker, linestyle=look.dash)
+    def lines(ax: Axes, part: pd.DataFrame, looks: Lines) -> None:
+        for key, rows in series(part):
+            look, x = looks[key], rows["users"].to_numpy(float)
+            if spread:
+                low, high = (rows[c].to_numpy(float) for c in spread)
+                ax.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
+            shade(ax, rows, look.color)
+            ax.plot(x, rows[y].to_numpy(float), **look.line())
         style.users_axis(ax, sorted(part["users"].unique()))
         style.log_values(ax)
 
     return panels(records, frame, label, lines, style.COLUMN, 2.6)
 
 
+def series(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str | None], pd.DataFrame]]:
+    """The rows of each line: of each (system, label); the label is None where nothing is overlaid."""
+    if LABEL in frame:
+        yield from frame.groupby(["system", LABEL])
+    else:
+        yield from (((system, None), rows) for system, rows in frame.groupby("system"))
+
+
 def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, width: float, height: float) -> Figure:
-    """One panel a (paper, source) of `frame`, side by side; `draw(ax, rows, looks)` fills a panel."""
+    """One panel a (paper, source) of `frame`, side by side or, in a narrow figure, below one another.
+
+    `draw(ax, rows, looks)` fills a panel. Overlaid records have one panel a version of the paper.
+    """
     requests = selection.systems(records)
-    looks = style.looks(requests["system"])
-    parts = list(frame.groupby(["paper", "source"], dropna=False))
-    versions = frame["paper"].nunique(dropna=False)
-    fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height)
-    axes = fig.subplots(1, len(parts), squeeze=False)[0]
-    for ax, ((version, source), rows) in zip(axes, parts):
+    looks, labels = _looks(requests, frame)
+    overlaid, versions = LABEL in frame, frame["paper"].nunique(dropna=False)
+    parts = list(frame.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))
+    shape = (len(parts), 1) if style.narrow() else (1, len(parts))
+    fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height * shape[0])
+    axes = fig.subplots(*shape, squeeze=False).ravel()
+    for ax, ((version, *source), rows) in zip(axes, parts):
         draw(ax, rows, looks)
-        if len(parts) > 1:
-            ax.set_title(source if pd.isna(version) or versions == 1 else f"{source} (paper {version})")
-    axes[0].set_ylabel(label)
+        words = [*source, *([] if pd.isna(version) or versions == 1 else [f"(paper {version})"])]
+        ax.set_title(" ".join(words) if len(parts) > 1 else "")
+    for ax in axes[: None if style.narrow() else 1]:
+        ax.set_ylabel(label)
     routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
-    handles = [style.handle(looks[s], f"{s} (router)" if s in routers else s) for s in shown]
-    style.legend(fig, handles, min(len(handles), 5 if fig.get_figwidth() < 5 else 9))
+    plain = style.looks(requests["system"])
+    handles = [style.handle(plain[s], f"{s} (router)" if s in routers else s) for s in shown]
+    columns = max(1, min(len(handles), int(1.4 * fig.get_figwidth() / style.scale())))
+    handles += [Line2D([], [], **(style.overlaid(_GREY, i).line() | {"label": name})) for i, name in enumerate(labels)]
+    style.legend(fig, handles, min(columns, 2) if labels else columns)
     style.footer(fig, records, requests)
     return fig
+
+
+_GREY = style.Look(style.GREY, "o", "-")
+
+
+def _looks(requests: pd.DataFrame, frame: pd.DataFrame) -> tuple[Lines, list[str]]:
+    """Each line's look, and the labels of overlaid records."""
+    plain = style.looks(requests["system"])
+    if LABEL not in frame:
+        return {(system, None): look for system, look in plain.items()}, []
+    labels = list(dict.fromkeys(requests[LABEL]))
+    return {(s, name): style.overlaid(plain[s], i) for s in plain for i, name in enumerate(labels)}, labels
+
+
+@functools.lru_cache(maxsize=2)
+def _summarised(records: Records) -> pd.DataFrame:
+    """Of all systems; kept, since several figures show it."""
+    requests = selection.systems(records)
+    return metrics.summarise(requests, [*metrics.CELL, LABEL] if LABEL in requests else metrics.CELL)

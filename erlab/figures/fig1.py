@@ -5,7 +5,9 @@ import io
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.text import Text
 
 from erlab import selection
 from erlab.errors import ErlabError
@@ -50,7 +52,7 @@ def plot(records: Records) -> Figure:
     experts = sorted(frame["expert"].dropna().unique())
     rows = max(len(clusters), 5)
     height = 1.15 + rows * _ROW
-    fig = style.figure(style.DOUBLE, height + 0.15)
+    fig = style.figure(style.DOUBLE, height + 0.15, diagram=True)
     ax = fig.subplots()
     ax.set(xlim=(0, style.DOUBLE), ylim=(-0.05, height), aspect="equal")
     ax.axis("off")
@@ -67,6 +69,7 @@ def plot(records: Records) -> Figure:
         f"{loads} users,\neach sends its\nnext prompt\nwhen the last\nanswer is\ncomplete",
         ha="center",
         va="center",
+        fontsize=7.5,
     )
     _box(ax, 1.4, low, 4.95, top, "Routing gateway")
     _box(ax, 5.55, low, 7.1, top, "Triton")
@@ -108,8 +111,17 @@ def plot(records: Records) -> Figure:
     title = run.get("title")
     if isinstance(title, str):
         ax.text(6.33, low - 0.06, title.replace(", ", "\n", 1), ha="center", va="top", fontsize=7, color=style.GREY)
+    _scale(fig, fig.get_figwidth() / style.DOUBLE)
     style.footer(fig, records, _requests(records, run))
     return fig
+
+
+def _scale(fig: Figure, factor: float) -> None:
+    """Make texts, lines and markers, whose sizes are points, larger by as much as the drawing is."""
+    for text in fig.findobj(Text):
+        text.set_fontsize(text.get_fontsize() * factor)
+    for line in fig.findobj(Line2D):
+        line.set(linewidth=line.get_linewidth() * factor, markersize=line.get_markersize() * factor)
 
 
 def _described(records: Records) -> dict:

@@ -46,8 +46,9 @@ def plot(records: Records) -> Figure:
     """The histogram with the assumed density over it, a panel a source."""
     frame, requests = data(records), _known(records)
     parts = list(frame.groupby("source"))
-    fig = style.figure(style.COLUMN if len(parts) == 1 else style.DOUBLE, 2.5)
-    for ax, (source, rows) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts):
+    shape = (len(parts), 1) if style.narrow() else (1, len(parts))
+    fig = style.figure(style.COLUMN if len(parts) == 1 else style.DOUBLE, 2.5 * shape[0])
+    for ax, (source, rows) in zip(fig.subplots(*shape, squeeze=False).ravel(), parts):
         mine = requests[requests["source"] == source]
         width = rows["to_tokens"] - rows["from_tokens"]
         label = f"{rows['requests'].sum():,} requests"

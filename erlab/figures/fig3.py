@@ -5,7 +5,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from erlab import metrics, selection
 from erlab.errors import ErlabError
-from erlab.figures import style
+from erlab.figures import curves, style
 from erlab.records import Records
 
 CAPTION = (
@@ -20,22 +20,14 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (source, half, precision, max_batch_size, users): requests, failed, median response time in seconds."""
-    requests = selection.preliminary(records)
-    keys = ["source", "half", "precision", "max_batch_size", "users"]
-    rows = [
-        dict(
-            zip(keys, key),
-            requests=len(rows),
-            failed=int((~metrics.finished(rows)).sum()),
-            e2e_median_s=metrics.percentile(metrics.e2e(rows), 50),
-        )  # fmt: skip
-        for key, rows in requests.groupby(keys)
-    ]
-    frame = pd.DataFrame(rows).dropna(subset="e2e_median_s")
+    """A row a (source, half, precision, max_batch_size, users): requests, failed, runs, median response time in s, and
+    its confidence band over repeated runs."""
+    requests, keys = selection.preliminary(records), ["source", "half", "precision", "max_batch_size", "users"]
+    frame = metrics.summarise(requests, keys)[[*keys, "requests", "failed", "runs", "e2e_median_s"]]
+    frame = frame.dropna(subset="e2e_median_s")
     if frame.empty:
         raise ErlabError("No preliminary request finished.")
-    return frame
+    return curves.banded(frame, requests, "e2e_median_s", keys)
 
 
 @style.context()
@@ -43,7 +35,7 @@ def plot(records: Records) -> Figure:
     """A row a source, a panel a share of the devices; colour is the precision, marker and dash the batch limit."""
     frame = data(records)
     sources = list(frame.groupby("source"))
-    fig = style.figure(style.DOUBLE, 2.7 * len(sources))
+    fig = style.figure(style.DOUBLE, (4.9 if style.narrow() else 2.7) * len(sources))
     for part, (source, rows) in zip(fig.subfigures(len(sources), 1, squeeze=False)[:, 0], sources):
         _row(part, source, rows)
     style.footer(fig, records, selection.preliminary(records))
@@ -60,15 +52,18 @@ def _row(fig: SubFigure, source: str, frame: pd.DataFrame) -> None:
         for p in precisions
     }
     panels = sorted(frame.groupby("half"), key=lambda panel: panel[0] != "half")
-    axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    shape = (len(panels), 1) if style.narrow() else (1, len(panels))
+    axes = fig.subplots(*shape, squeeze=False, sharey=True).ravel()
     for ax, (half, rows) in zip(axes, panels):
         for key, line in rows.groupby(["precision", "max_batch_size"]):
             look = looks[key]
-            ax.plot(line["users"].astype(float), line["e2e_median_s"].astype(float),
-                    color=look.color, marker=look.marker, linestyle=look.dash)  # fmt: skip
+            curves.shade(ax, line, look.color)
+            ax.plot(line["users"].astype(float), line["e2e_median_s"].astype(float), **look.line())
         style.users_axis(ax, sorted(rows["users"].unique()))
         ax.set_title(f"{source}: {_PANELS[source][half]}")
     style.log_values(axes[0])
-    axes[0].set_ylabel("Median response time (s)")
+    for ax in axes if style.narrow() else axes[:1]:
+        ax.set_ylabel("Median response time (s)")
     # a legend fills column by column: one row a precision
-    style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch ≤ {k[1]}") for k in looks], len(limits))
+    columns = min(len(limits), 2) if style.narrow() else len(limits)
+    style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch ≤ {k[1]}") for k in looks], columns)

@@ -15,8 +15,9 @@ _BOX = {"whislo": "ttft_p5_s", "q1": "ttft_q1_s", "med": "ttft_median_s", "q3": 
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, minimum and box of the time to first token, s."""
-    return curves.summary(records, "ttft_min_s", *_BOX.values())
+    """A row a (paper, system, source, users): requests, failed, runs, box and minimum of the time to first
+    token, s, and the median's confidence band over repeated runs."""
+    return curves.summary(records, "ttft_median_s", *(c for c in ("ttft_min_s", *_BOX.values()) if c != "ttft_median_s"))
 
 
 @style.context()
@@ -25,19 +26,19 @@ def plot(records: Records) -> Figure:
     return curves.panels(records, data(records), "Time to first token (s)", _boxes, style.DOUBLE, 3.0)
 
 
-def _boxes(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    loads, systems = sorted(rows["users"].unique()), sorted(rows["system"].unique())
-    pitch = 0.8 / len(systems)
-    for i, system in enumerate(systems):
-        mine, look = rows[rows["system"] == system], looks[system]
-        at = [loads.index(n) + (i - (len(systems) - 1) / 2) * pitch for n in mine["users"]]
+def _boxes(ax: Axes, rows: pd.DataFrame, looks: curves.Lines) -> None:
+    loads, series, scale = sorted(rows["users"].unique()), list(curves.series(rows)), style.scale()
+    pitch = 0.8 / len(series)
+    for i, (key, mine) in enumerate(series):
+        look = looks[key]
+        at = [loads.index(n) + (i - (len(series) - 1) / 2) * pitch for n in mine["users"]]
         boxes = [{k: float(v) for k, v in zip(_BOX, box)} for box in mine[list(_BOX.values())].itertuples(index=False)]
-        line = dict(color=look.color, linewidth=0.8)
+        line = dict(color=look.color, linewidth=0.8 * scale)
         ax.bxp(boxes, at, widths=pitch * 0.8, showfliers=False, manage_ticks=False, patch_artist=True, capwidths=0,
-               boxprops=dict(facecolor=look.color + "44", edgecolor=look.color, linewidth=0.7),
+               boxprops=dict(facecolor=look.color + "44", edgecolor=look.color, linewidth=0.7 * scale),
                medianprops=line, whiskerprops=line, capprops=line)  # fmt: skip
-        ax.plot(at, mine["ttft_median_s"].astype(float), color=look.color, marker=look.marker, linestyle=look.dash,
-                markersize=3.2, linewidth=0.9)  # fmt: skip
+        thin = dict(markersize=3.2 * scale, linewidth=0.9 * scale)
+        ax.plot(at, mine["ttft_median_s"].astype(float), **look.line(), **thin)
     for edge in range(1, len(loads)):
         ax.axvline(edge - 0.5, color="#e4e4e4", linewidth=0.5)
     ax.grid(False, axis="x")

@@ -6,15 +6,18 @@ from matplotlib.figure import Figure
 from erlab.figures import curves, style
 from erlab.records import Records
 
-CAPTION = "Median time per output token over concurrent users; the shade spans the quartiles."
-_BAND = ("tpot_q1_ms", "tpot_q3_ms")
+CAPTION = (
+    "Median time per output token over concurrent users; the pale shade spans the quartiles, a darker one, where runs "
+    "were repeated, is the 95 % confidence band over them."
+)
+_SPREAD = ("tpot_q1_ms", "tpot_q3_ms")
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, the quartiles of the time per output token, ms."""
-    return curves.summary(records, "tpot_median_ms", *_BAND)
+    """A row a (paper, system, source, users): requests, failed, runs, the quartiles of the time per output token, ms."""
+    return curves.summary(records, "tpot_median_ms", *_SPREAD)
 
 
 @style.context()
 def plot(records: Records) -> Figure:
-    return curves.draw(records, data(records), "tpot_median_ms", "Time per output token (ms)", _BAND)
+    return curves.draw(records, data(records), "tpot_median_ms", "Time per output token (ms)", _SPREAD)

@@ -6,11 +6,14 @@ from matplotlib.figure import Figure
 from erlab.figures import curves, style
 from erlab.records import Records
 
-CAPTION = "Median end-to-end response time over concurrent users."
+CAPTION = (
+    "Median end-to-end response time over concurrent users (shade, where runs were repeated: the 95 % "
+    "confidence band over them)."
+)
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, median response time, s."""
+    """A row a (paper, system, source, users): requests, failed, runs, median response time, s."""
     return curves.summary(records, "e2e_median_s")
 
 

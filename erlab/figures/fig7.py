@@ -6,11 +6,14 @@ from matplotlib.figure import Figure
 from erlab.figures import curves, style
 from erlab.records import Records
 
-CAPTION = "System throughput over concurrent users: output tokens of finished requests a second."
+CAPTION = (
+    "System throughput over concurrent users: output tokens of finished requests a second (shade, where runs were repeated: the 95 % "
+    "confidence band over them)."
+)
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, output tokens a second."""
+    """A row a (paper, system, source, users): requests, failed, runs, output tokens a second."""
     return curves.summary(records, "output_throughput")
 
 

@@ -2,24 +2,36 @@
 
 A system has one colour, marker and dash everywhere: baselines cool, router systems warm. The colours are told apart
 with the common colour vision deficiencies (Okabe and Ito; the rest from Paul Tol's muted set).
+
+    with style.using("talk", width=6):
+        figures.save_all(found, "slides", formats=("svg",))
 """
 
+import contextlib
 import io
+import re
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from unittest import mock
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_pgf import RendererPgf
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from erlab import selection
 from erlab.records import Records
+from erlab.spec import require
 
 COLUMN, DOUBLE = 3.5, 7.16  # inches: one column and the full width of a two-column paper
+STYLES = {"paper": 1.0, "notebook": 4 / 3, "talk": 12 / 7}  # how much larger than on paper everything is
+_NARROW = 5.0  # inches: panels stand side by side from here on, and diagrams are legible
 DPI = 220
 GREY = "#555555"
 _RC = {
@@ -43,18 +55,78 @@ _RC = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # embedded TrueType
+    "svg.fonttype": "path",  # needs no font
+    "svg.hashsalt": "erlab",  # the same names of its parts every time
+    "pgf.rcfonts": False,  # the document's fonts
+    "pgf.texsystem": "lualatex",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
 
 
+_SIZES = tuple(key for key, value in _RC.items() if isinstance(value, float | int) and not isinstance(value, bool))
+_SCALED = tuple(key for key in _SIZES if key not in ("pdf.fonttype", "legend.handlelength", "legend.columnspacing"))
+_UNDATED = {  # a format: what leaves its date and the software's version out
+    "pdf": dict(metadata={"CreationDate": None}),
+    "png": dict(metadata={"Software": None}),
+    "svg": dict(metadata={"Date": None}),
+    "pgf": {},
+}
+FORMATS = tuple(_UNDATED)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large figures are made: the factor over paper's sizes, and their width in inches (None: each its own)."""
+
+    scale: float = 1.0
+    width: float | None = None
+
+
+_SIZE: ContextVar[Size] = ContextVar("size", default=Size())
+
+
+@contextlib.contextmanager
+def using(style: str = "paper", width: float | None = None) -> Iterator[None]:
+    """Figures made inside have this style, of STYLES, and this width in inches.
+
+    What is narrow has its panels below one another; a diagram or table that would not be legible spans two columns.
+    """
+    require(style in STYLES, "style", "figures", f"be one of {', '.join(STYLES)}", style)
+    require(width is None or 1.5 <= width <= 40, "width", "figures", "be between 1.5 and 40 inches", width)
+    token = _SIZE.set(Size(STYLES[style], width))
+    try:
+        yield
+    finally:
+        _SIZE.reset(token)
+
+
+def inches(length: str | None) -> float | None:
+    """A length as inches: ``3.5in``, ``89mm``, ``8.9cm``, ``252pt`` or a plain number of inches.
+
+    >>> inches("25.4mm"), inches("72pt"), inches("3.5")
+    (1.0, 1.0, 3.5)
+    """
+    if length is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(in|mm|cm|pt|)", length.strip())
+    require(found, "width", "figures", "be a length such as 3.5in, 89mm, 8.9cm or 252pt", length)
+    return float(found[1]) / {"in": 1, "": 1, "mm": 25.4, "cm": 2.54, "pt": 72}[found[2]]
+
+
 @dataclass(frozen=True)
 class Look:
-    """A line's colour, marker and dash."""
+    """A line's colour, marker (filled or hollow) and dash."""
 
     color: str
     marker: str
     dash: str | tuple
+    filled: bool = True
+
+    def line(self) -> dict:
+        """As matplotlib's options of a line."""
+        face = self.color if self.filled else "white"
+        return dict(color=self.color, marker=self.marker, linestyle=self.dash, markerfacecolor=face)
 
 
 _SYSTEMS = {
@@ -70,6 +142,7 @@ _SYSTEMS = {
 }
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#999933", "#CC6677", "#AA4499", "#DDCC77", "#117733", "#882255", "#661100")
 MARKERS = "oDs^vPX*<>"
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
@@ -80,6 +153,11 @@ def looks(systems: Iterable[str]) -> dict[str, Look]:
     return {n: _SYSTEMS[n] if n in _SYSTEMS else free[n] for n in names}
 
 
+def overlaid(look: Look, place: int) -> Look:
+    """A system's look in the `place`-th of several records drawn over one another: its colour, another dash."""
+    return replace(look, dash=_DASHES[place % len(_DASHES)], filled=place % 2 == 0)
+
+
 class Picture(Figure):
     """A figure that Jupyter shows without pyplot, so that nothing is kept open behind it."""
 
@@ -87,22 +165,48 @@ class Picture(Figure):
         return render(self, "png")
 
 
-def figure(width: float, height: float, **layout) -> Figure:
-    """An empty figure, inches; what is drawn on it later is styled by `context`."""
-    return Picture(figsize=(width, height), layout="constrained", **layout)
+def figure(width: float, height: float, diagram: bool = False, **layout) -> Figure:
+    """An empty figure, inches on paper (`using` changes them); what is drawn on it later is styled by `context`.
+
+    A diagram keeps its proportions and is never narrow.
+    """
+    size = _SIZE.get()
+    wide = size.width or width * size.scale
+    if diagram and narrow():
+        wide = 2 * wide + DOUBLE - 2 * COLUMN
+    height *= wide / width if diagram else size.scale
+    return Picture(figsize=(wide, height), layout="constrained", **layout)
 
 
-def context():
+def narrow() -> bool:
+    """Whether figures are made in a width that has no room for panels side by side."""
+    size = _SIZE.get()
+    return size.width is not None and size.width < _NARROW * size.scale
+
+
+def scale() -> float:
+    """How much larger than on paper lines and markers are drawn."""
+    return _SIZE.get().scale
+
+
+@contextlib.contextmanager
+def context() -> Iterator[None]:
     """The style, as a context manager or a decorator."""
-    return matplotlib.rc_context(_RC)
+    factor = scale()
+    with matplotlib.rc_context(_RC | {key: _RC[key] * factor for key in _SCALED}):
+        yield
 
 
 def render(fig: Figure, format: str) -> bytes:
-    """The figure as a file's bytes: the same for the same input, hence without dates."""
-    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[format]
+    """The figure as a file's bytes (pdf, png, svg or pgf): the same for the same input, hence without dates.
+
+    Texts of a pgf are measured with this style's font, so that no LaTeX is needed to write it.
+    """
+    require(format in FORMATS, "format", "figures", f"be one of {', '.join(FORMATS)}", format)
     buffer = io.BytesIO()
-    with context():
-        fig.savefig(buffer, format=format, dpi=DPI, metadata=metadata)
+    measure = RendererBase.get_text_width_height_descent
+    with context(), mock.patch.object(RendererPgf, measure.__name__, measure):
+        fig.savefig(buffer, format=format, dpi=DPI, **_UNDATED[format])
     return buffer.getvalue()
 
 
@@ -144,7 +248,7 @@ def log_values(ax: Axes) -> None:
 
 
 def handle(look: Look, label: str) -> Line2D:
-    return Line2D([], [], color=look.color, marker=look.marker, linestyle=look.dash, label=label)
+    return Line2D([], [], label=label, **look.line())
 
 
 def legend(fig: Figure | SubFigure, handles: Sequence[Line2D], columns: int | None = None) -> None:
@@ -159,9 +263,9 @@ def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
 
 def note(fig: Figure, text: str) -> None:
     """A line of text under a figure, wrapped to its width."""
-    characters = int(fig.get_figwidth() * 16.5)
-    wrapped = "\n".join(textwrap.wrap(text, characters, break_long_words=False))
-    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=7, color=GREY)
+    size = matplotlib.rcParams["legend.fontsize"]
+    wrapped = "\n".join(textwrap.wrap(text, int(fig.get_figwidth() * 115 / size), break_long_words=False))
+    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=size, color=GREY)
 
 
 def provenance(records: Records, requests: pd.DataFrame) -> str:

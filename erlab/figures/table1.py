@@ -57,14 +57,14 @@ def plot(records: Records) -> Figure:
     text = frame[list(_SHOWN)].astype(object).where(frame[list(_SHOWN)].notna(), "–").astype(str)
     for column in ("plays", "title"):
         text[column] = text[column].str.replace(", ", "\n", n=1)
-    fig = style.figure(style.DOUBLE, 0.4 + 0.3 * (len(text) + 1))
+    fig = style.figure(style.DOUBLE, 0.4 + 0.3 * (len(text) + 1), diagram=True)
     ax = fig.subplots()
     ax.axis("off")
     total = sum(_WIDTHS)
     table = ax.table(text.to_numpy(), colLabels=list(_SHOWN.values()), colWidths=[w / total for w in _WIDTHS],
                      cellLoc="left", colLoc="left", edges="horizontal", bbox=[0, 0, 1, 1])  # fmt: skip
     table.auto_set_font_size(False)
-    table.set_fontsize(7)
+    table.set_fontsize(7 * fig.get_figwidth() / style.DOUBLE)
     for (row, _), cell in table.get_celld().items():
         cell.set(linewidth=0.5, edgecolor="#999999")
         cell.PAD = 0.03

@@ -174,8 +174,8 @@ def _judged(check: Check, cells: pd.DataFrame, requests: pd.DataFrame, source: s
     holds, total, failed = bool(margins[0] >= 1), int(used["requests"].sum()), int(used["failed"].sum())
     if failed:
         value += f" ({failed} of {total} requests failed and count in no latency)"
-    machines = ", ".join(sorted(used["machine"].dropna().unique())) or "an unnamed machine"
-    asked, basis = requests[requests["users"].isin(common)], f"{source} on {machines}"
+    asked = requests[requests["users"].isin(common)]
+    basis = selection.basis(source, asked["machine"])
     if warning := selection.warning(asked["run_id"], asked.loc[asked["marked"], "run_id"]):
         basis += f"; {warning}"
     found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}

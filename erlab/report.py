@@ -1,5 +1,7 @@
 """report.html: one self-contained page that shows a study's verdicts, figures, systems and where all came from.
 
+report.md says the same to those who read Markdown.
+
 from erlab import claims, records, report
 found = records.read("data/results/laptop/records")
 report.build("data/results/laptop", found, "figures", claims.ledger(found), manifest)
@@ -12,14 +14,17 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from erlab import figures, metrics, output, paper, profiles, selection
-from erlab.claims import HOLDS, NOT_RUNNABLE
+from erlab.checks import CHECKS
+from erlab.claims import HOLDS, NOISE, NOT_RUNNABLE
 from erlab.errors import ErlabError
 from erlab.figures import fig1, style, table1
 from erlab.records import Records
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_PAGES = ("report.md", "report.html")  # each from a template of its name
 _SUMMARY = {
     "system": "System",
     "source": "Source",
@@ -60,7 +65,7 @@ _CLUSTERS = {
 def build(
     folder: str | Path, records: Records, figures_folder: str | Path, ledger: pd.DataFrame, manifest: Mapping
 ) -> Path:
-    """Write report.html into `folder` and return its path.
+    """Write report.html and report.md into `folder` and return the first's path.
 
     `figures_folder` holds what `figures.save_all` wrote from the same records; `ledger` is `claims.ledger`'s;
     `manifest` is shown as it is (`erlab.manifest.manifest`), its "command" as the way to get it all again.
@@ -68,14 +73,11 @@ def build(
     and so does one that notebooks 08 and 09 would have left in `folder`.
     """
     folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     try:
         requests = selection.systems(records)
     except ErlabError:
         requests = records.requests.iloc[:0]
-    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    content = dict(
         titles=paper.TITLE,
         arxiv=paper.ARXIV,
         provenance=style.provenance(records, records.requests),
@@ -83,43 +85,100 @@ def build(
         facts=_facts(records),
         died=selection.died(records),
         simulated=records.requests["source"].eq("simulated").any(),
-        counts=ledger["verdict"].value_counts().to_dict(),
-        claims=ledger.astype(object).where(ledger.notna(), None).to_dict("records"),
+        counts=_counts(ledger),
+        claims=_claims(ledger, folder),
         chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
         figures=_figures(records, figures_folder, folder),
         systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
         clusters=_clusters(records),
         recipes=_picture(folder / "routing" / "frontier.png"),
-        summary=_table(metrics.summarise(requests)[list(_SUMMARY)].rename(columns=_SUMMARY)) if len(requests) else None,
+        summary=_summary(requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
         survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
         targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
         validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
         links=_links(folder, figures_folder),
+        commands=_commands(manifest),
         manifest=manifest,
     )
-    return output.save(folder / "report.html", page)
+    for name in _PAGES:
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"),
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        page = output.save(folder / name, environment.get_template(f"{name}.j2").render(content))
+    return page
+
+
+def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many verdicts of each kind each source gives; claims that no source can test count for none."""
+    sources = ledger["basis"].astype("string").str.partition(" ")[0].fillna("neither")
+    return {source: rows["verdict"].value_counts().to_dict() for source, rows in ledger.groupby(sources)}
+
+
+def _claims(ledger: pd.DataFrame, folder: Path) -> list[dict]:
+    """The ledger's rows; with source, whether the verdict is within noise, and the address of what it's computed from."""
+    rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
+    kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
+    for row in rows:
+        row["shown_in"], row["on"] = row["source"], (row["basis"] or "").partition(" ")[0]
+        row["noise"] = row["confidence"] == NOISE
+        row["cells"] = f"claims/{row['id']}.csv" if (folder / "claims" / f"{row['id']}.csv").is_file() else None
+        row["survival"] = kept.get(row["id"]) if row["on"] == "simulated" else None
+        row["assumptions"] = row["assumptions"].split(", ")
+    return rows
+
+
+def _summary(requests: pd.DataFrame, folder: Path) -> dict:
+    """`metrics.summarise` for readers, each row with links to the files that hold its requests."""
+    table = metrics.summarise(requests)
+    files = _record_files(folder)
+    runs = requests.groupby(metrics.CELL, dropna=False)["run_id"].unique()
+    shown = _table(table[list(_SUMMARY)].rename(columns=_SUMMARY))
+    for row, ids in zip(shown["rows"], runs):
+        row.append(sorted({files[i] for i in ids if i in files}))
+    return shown
+
+
+def _record_files(folder: Path) -> dict[str, str]:
+    """The address, from the report, of the file of records that holds each run."""
+    found = {}
+    for file in sorted((folder / "records").rglob("*.parquet")):
+        try:
+            ids = pq.read_table(file, columns=["run_id"])["run_id"].unique().to_pylist()
+        except (OSError, pa.ArrowInvalid):  # not records
+            continue
+        found |= dict.fromkeys(ids, file.relative_to(folder).as_posix())
+    return found
+
+
+def _commands(manifest: Mapping) -> list[str]:
+    """How to get this study again, as far as it is known."""
+    checkout = [f"git checkout {manifest['commit']}"] if manifest.get("commit") else []
+    again = [str(manifest["command"])] if "command" in manifest else []
+    return [*checkout, "python -m pip install -e .", *again]
 
 
 def _profiles(records: Records) -> list[str]:
-    """What the profiles of the runs are, in words."""
-    names = sorted(records.runs["profile"].dropna().unique()) if "profile" in records.runs else []
+    """What the profiles of the measured runs are, in words."""
+    runs = records.runs
+    if "profile" not in runs:
+        return []
+    measured = runs[runs["source"] == "measured"] if "source" in runs else runs
+    names = sorted(measured["profile"].dropna().unique())
     return [f"{n}: {profiles.PROFILES[n].description}" if n in profiles.PROFILES else n for n in names]
 
 
 def _facts(records: Records) -> dict[str, str]:
     """What was run, in numbers."""
     requests, runs = records.requests, records.runs
-    loads = sorted(requests["users"].unique())
     failed = int((~metrics.finished(requests)).sum())
-    facts = {
-        "Requests": f"{len(requests):,}, of which {failed:,} failed",
-        "Runs": f"{requests['run_id'].nunique():,} of {requests['system'].nunique()} systems",
-        "Concurrent users": ", ".join(map(str, loads)),
-        "Sources": ", ".join(f"{n:,} requests {source}" for source, n in requests["source"].value_counts().items()),
-        "Machines": ", ".join(sorted(requests["machine"].dropna().unique())) or "unknown",
-    }
+    facts = {"Requests": f"{len(requests):,}, of which {failed:,} failed"}
+    for source, rows in requests.groupby("source"):
+        counts = f"{rows['run_id'].nunique():,} runs of {rows['system'].nunique()} systems, {len(rows):,} requests"
+        loads = ", ".join(map(str, sorted(rows["users"].unique())))
+        facts[source.capitalize()] = f"{selection.basis(source, rows['machine'])}: {counts}; {loads} users"
     if "seconds" in runs and len(runs):
         facts["Time of the runs"] = f"{runs['seconds'].sum() / 60:.1f} min, first started {runs['started'].min()}"
     return facts
@@ -142,6 +201,7 @@ def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]
                 "caption": module.CAPTION,
                 "reason": reason,
                 "image": None if reason else _data_uri(picture),
+                "address": None if reason else Path(os.path.relpath(picture, folder)).as_posix(),
                 "wide": not reason and _width(picture) > style.COLUMN * style.DPI,
                 "files": [] if reason else _relative(figures_folder.glob(f"{name}[._]*"), folder),
             }
@@ -162,10 +222,15 @@ def _clusters(records: Records) -> dict | None:
     return _table(shown.assign(**{"Served by": frame["cluster"].map(experts)}))
 
 
-def _assumptions(records: Records) -> list[tuple[str, paper.Assumption]]:
-    """The assumptions of the paper's versions that the records are about, with the version."""
-    versions = sorted(set(records.requests["paper"].dropna()) & set(paper.ASSUMPTIONS))
-    return [(v, assumption) for v in versions for assumption in paper.ASSUMPTIONS[v]]
+def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str]]]:
+    """The assumptions of the paper's versions that the records are about: version, assumption, the claims resting on it."""
+    versions = sorted(set(records.requests["paper"].dropna()) & set(paper.ASSUMPTIONS), reverse=True)
+    resting = {c.id: CHECKS[c.id].assumptions for c in paper.CLAIMS}
+    return [
+        (v, a, [c.id for c in paper.CLAIMS if c.paper == v and a.id in resting[c.id]])
+        for v in versions
+        for a in paper.ASSUMPTIONS[v]
+    ]
 
 
 def _table(frame: pd.DataFrame) -> dict:
@@ -183,12 +248,17 @@ def _text(value) -> tuple[str, bool]:
 
 
 def _kept(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ()) -> dict | None:
-    """A table that a notebook kept as CSV, with these columns; None where it isn't there."""
+    """A table that a notebook kept as CSV, with these columns as far as it has them; None where it isn't there."""
     if not file.is_file():
         return None
     frame = pd.read_csv(file)
     frame = frame.assign(**{name: frame[name].map("{:.1%}".format) for name in percent})
-    return _table(frame[list(columns)].rename(columns=columns))
+    return _table(frame[[name for name in columns if name in frame]].rename(columns=columns))
+
+
+def _kept_rows(file: Path, key: str) -> dict[str, dict]:
+    """The rows of such a table by the value of a column; none where it isn't there."""
+    return pd.read_csv(file).set_index(key).to_dict("index") if file.is_file() else {}
 
 
 def _picture(file: Path) -> str | None:
@@ -203,9 +273,11 @@ def _links(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]
         "Plotted numbers": figures_folder.glob("*.csv"),
         "Routing recipes compared": folder.glob("routing/*.csv"),
         "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
-        "Claims and manifest": [
-            folder / n for n in ("claims.md", "claims.csv", "manifest.json") if (folder / n).is_file()
+        "Claims and what each was computed from": [
+            *(folder / n for n in ("claims.md", "claims.csv") if (folder / n).is_file()),
+            *folder.glob("claims/*.csv"),
         ],
+        "Manifest": folder.glob("manifest.json"),
     }
     return {heading: links for heading, paths in sought.items() if (links := _relative(paths, folder))}
 

@@ -86,6 +86,12 @@ def router_systems(requests: pd.DataFrame) -> set[str]:
     return set(requests.loc[requests["cluster"].notna(), "system"].unique())
 
 
+def basis(source: str, machines: pd.Series) -> str:
+    """How and on what numbers came about: ``simulated on DGX H100``."""
+    names = sorted({name.removesuffix(f" ({source})") for name in machines.dropna().unique()})
+    return f"{source} on {', '.join(names) or 'an unnamed machine'}"
+
+
 def _valid(records: Records) -> pd.DataFrame:
     return records.requests[~records.requests["run_id"].isin(died(records))]
 

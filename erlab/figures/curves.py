@@ -46,6 +46,8 @@ def banded(frame: pd.DataFrame, requests: pd.DataFrame, column: str, cell: list[
 def shade(ax: Axes, rows: pd.DataFrame, color: str) -> None:
     """The confidence band of a line over users, where it has one."""
     known = rows.dropna(subset=BAND)
+    if known.empty:
+        return
     x, low, high = (known[c].to_numpy(float) for c in ("users", *BAND))
     ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
 
@@ -92,16 +94,15 @@ def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, wi
     axes = fig.subplots(*shape, squeeze=False).ravel()
     for ax, ((version, *source), rows) in zip(axes, parts):
         draw(ax, rows, looks)
-        words = [*source, *([] if pd.isna(version) or versions == 1 else [f"(paper {version})"])]
-        ax.set_title(" ".join(words) if len(parts) > 1 else "")
+        words = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
+        ax.set_title(", ".join(words) if len(parts) > 1 else "")
     for ax in axes[: None if style.narrow() else 1]:
         ax.set_ylabel(label)
     routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
     plain = style.looks(requests["system"])
     handles = [style.handle(plain[s], f"{s} (router)" if s in routers else s) for s in shown]
-    columns = max(1, min(len(handles), int(1.4 * fig.get_figwidth() / style.scale())))
     handles += [Line2D([], [], **(style.overlaid(_GREY, i).line() | {"label": name})) for i, name in enumerate(labels)]
-    style.legend(fig, handles, min(columns, 2) if labels else columns)
+    style.legend(fig, handles)
     style.footer(fig, records, requests)
     return fig
 

@@ -42,6 +42,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, looks: curves.Lines) -> None:
     for edge in range(1, len(loads)):
         ax.axvline(edge - 0.5, color="#e4e4e4", linewidth=0.5)
     ax.grid(False, axis="x")
-    ax.set_xticks(range(len(loads)), [f"{n:g}" for n in loads])
+    step = -(-len(loads) // 10)  # more labels would touch
+    ax.set_xticks(range(len(loads)), ["" if i % step else f"{n:g}" for i, n in enumerate(loads)])
     ax.set(xlabel="Concurrent users", xlim=(-0.5, len(loads) - 0.5))
     style.log_values(ax)

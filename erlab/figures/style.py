@@ -136,7 +136,7 @@ _SYSTEMS = {
     "D": Look("#D55E00", "D", "-"),
     "E": Look("#E69F00", "v", (0, (4, 1.5))),
     "TP8": Look("#000000", "o", "-"),
-    "70B-INT8": Look("#D55E00", "D", "-"),
+    "70B-INT8": Look("#999933", "P", "-"),
     "13B-FP16": Look("#CC79A7", "v", (0, (4, 1.5))),
     "13B-FP8": Look("#882255", "X", (0, (6, 1.5, 1, 1.5))),
 }
@@ -252,8 +252,20 @@ def handle(look: Look, label: str) -> Line2D:
 
 
 def legend(fig: Figure | SubFigure, handles: Sequence[Line2D], columns: int | None = None) -> None:
-    """A legend above all axes, where it covers nothing."""
-    fig.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles))
+    """A legend above all axes, where it covers nothing; as many columns as fit if not given."""
+    labels = [str(h.get_label()) for h in handles]
+    columns = columns or _columns(labels, fig.figure.get_figwidth() / scale())
+    fig.legend(handles=handles, loc="outside upper center", ncols=columns)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of a legend, filled one after the other, fit into so many inches on paper."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        if sum(0.42 + 0.06 * n for n in longest) <= width:
+            return columns
+    return 1
 
 
 def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
@@ -274,10 +286,9 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
     runs = runs[runs["run_id"].isin(requests["run_id"])] if "run_id" in runs else pd.DataFrame()
     parts = []
     for source, rows in requests.groupby("source"):
-        machines = ", ".join(sorted(rows["machine"].dropna().unique())) or "an unnamed machine"
         mine = runs[runs["run_id"].isin(rows["run_id"])] if len(runs) else runs
         scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
-        parts.append(f"{source} on {machines}" + " (scale model: each core plays a GPU)" * scaled)
+        parts.append(selection.basis(source, rows["machine"]) + " (scale model: each core plays a GPU)" * scaled)
         if warning := selection.warning(rows["run_id"], selection.marked(records)):
             parts.append(warning)
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []

@@ -44,32 +44,31 @@ def ledger(
     clear where at least 95 % agree and so does every repetition, else within noise; NA without resamples.
     """
     chosen, requests = _chosen(only), _requests(records)
-    systems = {system for claim in chosen for system in CHECKS[claim.id].systems}
-    requests = requests[requests["system"].isin(systems)]
     requests = requests.assign(marked=requests["run_id"].isin(selection.marked(records)))
-    table, draws = metrics.summarise(requests), _draws(requests, resamples, seed)
+    table, draws = _summary(records), _draws(requests, resamples, seed)
     rows = [row for claim in chosen for row in _tested(claim, requests, table, draws)]
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
 
 def rows(records: Records, claim: str) -> Records:
     """The records that a claim's verdict is computed from: those of its systems at the loads that all of them have."""
-    (found,) = _chosen([claim])
-    requests = _requests(records)
-    mine = requests[requests["system"].isin(CHECKS[claim].systems) & (requests["paper"] == found.paper)]
-    ended = mine[metrics.finished(mine)].groupby(["source", "users"])["system"].nunique()
-    shared = ended[ended == len(CHECKS[claim].systems)].index
-    mine = mine[pd.MultiIndex.from_frame(mine[["source", "users"]]).isin(shared)]
-    runs = records.runs
-    return Records(mine, runs[runs["run_id"].isin(mine["run_id"])] if "run_id" in runs else runs)
+    requests, runs = _requests(records), records.runs
+    at = pd.MultiIndex.from_frame(cells(records, claim)[["source", "system", "users"]])
+    mine = requests[requests["paper"] == _CLAIMS[claim].paper]
+    mine = mine[pd.MultiIndex.from_frame(mine[["source", "system", "users"]]).isin(at)]
+    return Records(mine, runs[runs["run_id"].isin(mine["run_id"].unique())] if "run_id" in runs else runs)
 
 
 def cells(records: Records, claim: str) -> pd.DataFrame:
     """What a claim's verdict is computed from: a row a (source, system, users), its requests and the metrics used."""
-    table = metrics.summarise(rows(records, claim).requests)
-    return table[["source", "system", "users", "requests", "failed", "runs", *CHECKS[claim].metrics]].sort_values(
-        ["source", "users", "system"], ignore_index=True
-    )
+    (found,), check = _chosen([claim]), CHECKS[claim]
+    table = _summary(records)
+    mine = table[table["system"].isin(check.systems) & (table["paper"] == found.paper)]
+    ended = mine[mine["requests"] > mine["failed"]].groupby(["source", "users"])["system"].nunique()
+    shared = ended.index[ended == len(check.systems)]
+    mine = mine[pd.MultiIndex.from_frame(mine[["source", "users"]]).isin(shared)]
+    columns = ["source", "system", "users", "requests", "failed", "runs", *check.metrics]
+    return mine[columns].sort_values(["source", "users", "system"], ignore_index=True)
 
 
 def sureness(row) -> str:
@@ -140,6 +139,12 @@ def _draws(requests: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Se
         return drawn(tuple(cell[metrics.CELL]), _number(cell["output_throughput"])) if resamples else {}
 
     return of
+
+
+@functools.lru_cache(maxsize=2)
+def _summary(records: Records) -> pd.DataFrame:
+    """Of all that claims are about; kept, since each of them asks for it."""
+    return metrics.summarise(_requests(records))
 
 
 def _tested(claim: Claim, requests: pd.DataFrame, table: pd.DataFrame, draws: Callable) -> list[dict]:

@@ -114,9 +114,22 @@ def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
         quantiles = cells[f"{name}_{unit}"].quantile(list(_QUANTILES.values())).unstack()
         for label, q in _QUANTILES.items():
             table[f"{name}_{label}_{unit}"] = quantiles.get(q, pd.Series(dtype="Float64"))  # no rows, no columns
-    for throughput in (output_throughput, request_throughput):
-        table[throughput.__name__] = pd.Series({cell: throughput(rows) for cell, rows in cells}, dtype="Float64")
-    return table.reset_index(drop=True)
+    return table.assign(**_throughputs(numbered)).reset_index(drop=True)
+
+
+def _throughputs(numbered: pd.DataFrame) -> dict[str, pd.Series]:
+    """`output_throughput` and `request_throughput` of each cell, all cells at once."""
+    ended = ~numbered["failed"]
+    runs = numbered.assign(t_last=numbered["t_last"].where(ended)).groupby(["cell", "run_id"])
+    spans = (runs["t_last"].max() - runs["t_submit"].min()) / _SECOND
+    seconds = spans.groupby("cell").sum(min_count=1).astype("Float64")
+    tokens = numbered["output_tokens"].where(ended, 0).astype("Float64")
+    unknown = tokens.isna().groupby(numbered["cell"]).any()
+    amounts = {
+        output_throughput.__name__: tokens.groupby(numbered["cell"]).sum().mask(unknown),
+        request_throughput.__name__: ended.groupby(numbered["cell"]).sum(),
+    }
+    return {name: amount.astype("Float64") / seconds.where(seconds > 0) for name, amount in amounts.items()}
 
 
 def _between(requests: pd.DataFrame, start: str, end: str) -> pd.Series:

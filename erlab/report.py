@@ -21,7 +21,7 @@ from erlab import figures, metrics, output, paper, profiles, selection
 from erlab.checks import CHECKS
 from erlab.claims import HOLDS, NOISE, NOT_RUNNABLE
 from erlab.errors import ErlabError
-from erlab.figures import fig1, style, table1
+from erlab.figures import curves, fig1, style, table1
 from erlab.records import Records
 
 _PAGES = ("report.md", "report.html")  # each from a template of its name
@@ -92,7 +92,7 @@ def build(
         systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
         clusters=_clusters(records),
         recipes=_picture(folder / "routing" / "frontier.png"),
-        summary=_summary(requests, folder) if len(requests) else None,
+        summary=_summary(records, requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
         survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
@@ -112,9 +112,11 @@ def build(
 
 
 def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """How many verdicts of each kind each source gives; claims that no source can test count for none."""
+    """How many verdicts of each kind each source gives, those within noise apart; "neither" for what none can test."""
     sources = ledger["basis"].astype("string").str.partition(" ")[0].fillna("neither")
-    return {source: rows["verdict"].value_counts().to_dict() for source, rows in ledger.groupby(sources)}
+    noisy = ledger["confidence"].eq(NOISE).fillna(False).astype(bool)
+    words = ledger["verdict"].where(~noisy, ledger["verdict"] + f", {NOISE}")
+    return {source: rows.value_counts().sort_index(ascending=False).to_dict() for source, rows in words.groupby(sources)}
 
 
 def _claims(ledger: pd.DataFrame, folder: Path) -> list[dict]:
@@ -130,9 +132,9 @@ def _claims(ledger: pd.DataFrame, folder: Path) -> list[dict]:
     return rows
 
 
-def _summary(requests: pd.DataFrame, folder: Path) -> dict:
+def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
     """`metrics.summarise` for readers, each row with links to the files that hold its requests."""
-    table = metrics.summarise(requests)
+    table = curves.cells(records)
     files = _record_files(folder)
     runs = requests.groupby(metrics.CELL, dropna=False)["run_id"].unique()
     shown = _table(table[list(_SUMMARY)].rename(columns=_SUMMARY))
@@ -178,7 +180,8 @@ def _facts(records: Records) -> dict[str, str]:
     for source, rows in requests.groupby("source"):
         counts = f"{rows['run_id'].nunique():,} runs of {rows['system'].nunique()} systems, {len(rows):,} requests"
         loads = ", ".join(map(str, sorted(rows["users"].unique())))
-        facts[source.capitalize()] = f"{selection.basis(source, rows['machine'])}: {counts}; {loads} users"
+        machines = selection.basis(source, rows["machine"]).partition(" on ")[2]
+        facts[source.capitalize()] = f"{machines}: {counts}; {loads} users"
     if "seconds" in runs and len(runs):
         facts["Time of the runs"] = f"{runs['seconds'].sum() / 60:.1f} min, first started {runs['started'].min()}"
     return facts

@@ -1,13 +1,15 @@
 """The report is one file that needs nothing else, tells measured from simulated, and trusts no text it shows."""
 
 import base64
+import re
 import time
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 import synthetic
 
-from erlab import claims, figures, report
+from erlab import claims, figures, records, report
 
 MANIFEST = {
     "command": "erlab reproduce --seed 7",
@@ -127,6 +129,34 @@ def test_compared_recipes_are_shown_where_they_are_known(study, built, tmp_path)
     page = Page(report.build(tmp_path, study, tmp_path / "none", claims.ledger(study), {}))
     assert "Other recipes on these prompts" in page.text and "Other recipes on these" not in Page(built).text
     assert base64.b64decode(page.images[0].partition(",")[2]) == picture and "routing/comparison.csv" in page.links
+
+
+def test_each_number_leads_to_its_records_and_each_verdict_to_what_it_was_computed_from(study, tmp_path):
+    of = {}
+    for name, part in study.requests.groupby(["source", "system"]):
+        file = tmp_path / "records" / f"{'-'.join(name)}.parquet"
+        records.save(file, records.Records(part, study.runs[study.runs.run_id.isin(part.run_id)]))
+        of[name] = file.relative_to(tmp_path).as_posix()
+    ledger = claims.ledger(study)
+    claims.save(ledger, tmp_path, study)
+    text = report.build(tmp_path, study, tmp_path / "none", ledger, {}).read_text()
+    rows = re.findall(r'<tr><td>(\w+)</td><td><span class="src (\w+)">.*?href="([^"]+)"', text)
+    assert len(rows) == 5 * 3 + 2 * 2 and all(of[source, system] == file for system, source, file in rows)
+    for claim in ledger.itertuples():
+        assert f'<a href="claims/{claim.id}.csv">computed from</a>' in text or claim.verdict == claims.NOT_RUNNABLE
+        assert all(f'id="assumption-{name}"' in text for name in claim.assumptions.split(", "))
+
+
+def test_the_same_is_said_in_markdown(built, study):
+    text = (built.parent / "report.md").read_text()
+    for claim in claims.ledger(study).itertuples():
+        assert claim.statement in text and (claim.value if pd.notna(claim.value) else claim.reason) in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("https://arxiv.org/") or (built.parent / link).is_file(), link
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) >= 4
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 def test_texts_from_outside_are_shown_not_run(study, tmp_path):

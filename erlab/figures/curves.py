@@ -21,13 +21,20 @@ BAND = ["band_low", "band_high"]
 Lines = dict[tuple[str, str | None], style.Look]  # the look of each (system, label)
 
 
+@functools.lru_cache(maxsize=2)
+def cells(records: Records) -> pd.DataFrame:
+    """`metrics.summarise` of Table I's systems; kept, since several figures show it."""
+    requests = selection.systems(records)
+    return metrics.summarise(requests, [*metrics.CELL, LABEL] if LABEL in requests else metrics.CELL)
+
+
 def summary(records: Records, *columns: str) -> pd.DataFrame:
     """`metrics.summarise` of Table I's systems: the cell, requests, failed, runs and the named columns.
 
     band_low and band_high are the 95 % confidence band of the first column where a cell has several runs
     (`confidence.bands`), else NA.
     """
-    found = _summarised(records)
+    found = cells(records)
     cell = [*metrics.CELL, LABEL] if LABEL in found else metrics.CELL
     frame = found[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
     if frame.empty:
@@ -117,10 +124,3 @@ def _looks(requests: pd.DataFrame, frame: pd.DataFrame) -> tuple[Lines, list[str
         return {(system, None): look for system, look in plain.items()}, []
     labels = list(dict.fromkeys(requests[LABEL]))
     return {(s, name): style.overlaid(plain[s], i) for s in plain for i, name in enumerate(labels)}, labels
-
-
-@functools.lru_cache(maxsize=2)
-def _summarised(records: Records) -> pd.DataFrame:
-    """Of all systems; kept, since several figures show it."""
-    requests = selection.systems(records)
-    return metrics.summarise(requests, [*metrics.CELL, LABEL] if LABEL in requests else metrics.CELL)

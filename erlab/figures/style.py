@@ -283,10 +283,10 @@ def note(fig: Figure, text: str) -> None:
 def provenance(records: Records, requests: pd.DataFrame) -> str:
     """How the requests came about: ``measured on 2-core X (scale model: each core plays a GPU) · commit abc1234``."""
     runs = records.runs
-    runs = runs[runs["run_id"].isin(requests["run_id"])] if "run_id" in runs else pd.DataFrame()
+    runs = runs[runs["run_id"].isin(requests["run_id"].unique())] if "run_id" in runs else pd.DataFrame()
     parts = []
     for source, rows in requests.groupby("source"):
-        mine = runs[runs["run_id"].isin(rows["run_id"])] if len(runs) else runs
+        mine = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
         scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
         parts.append(selection.basis(source, rows["machine"]) + " (scale model: each core plays a GPU)" * scaled)
         if warning := selection.warning(rows["run_id"], selection.marked(records)):

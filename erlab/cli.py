@@ -90,6 +90,12 @@ def reproduce(
     results: Results = None,
     figures: Figures = None,
     triton: Triton = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="An OpenAI-compatible server that you run; its model stands for all experts.", metavar="http://HOST:PORT"
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this step, such as 04; repeat for more.", metavar="STEP")
     ] = None,
@@ -121,8 +127,11 @@ def reproduce(
     """
     from erlab import pipeline, steps
 
+    if upstream and (triton or "://" not in upstream):
+        allowed = "be http://HOST:PORT, and not beside --triton"
+        raise ErlabError(f"--upstream must {allowed}. Got {upstream!r}.")
     settings = _settings(set_) | ({"text": text} if text else {})
-    study = pipeline.Study(profile, prompts, seed, results, figures, triton, settings)
+    study = pipeline.Study(profile, prompts, seed, results, figures, upstream or triton, settings)
     selected = steps.select(study.steps, tuple(only or ()), start)
     if list_ or dry_run:
         _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
@@ -311,6 +320,43 @@ def serve(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"System {system} is stopped.") from None
         raise ErlabError(failure)
+
+
+@app.command()
+def gpu(
+    profile: Profile = "gpu",
+    case: Annotated[
+        list[str] | None, typer.Option(help="8B, 8B-shared or 70B-FP8; repeat for more. All that fit if not given.")
+    ] = None,
+    users: Annotated[
+        list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 256 if not given.")
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible server that runs already and stands for all experts.", metavar="http://HOST:PORT"),
+    ] = None,
+    seed: Seed = 0,
+    results: Results = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the summary, instead of data/measured.")] = None,
+):
+    """Measure experts on this machine's GPU, users to gateway to engine, beside the simulation of the same GPU.
+
+    Examples:
+
+    \b
+      erlab gpu                                       all cases, 1 to 256 users
+      erlab gpu --case 8B --users 1 --users 64        one case, two loads
+      erlab gpu --profile gpu-vllm                    with vLLM, whatever else is there
+    """
+    from erlab import gpu as one_gpu
+    from erlab import paths
+    from erlab.deployment import Folders
+
+    to = profiles.profile(profile)
+    found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)
+    _print_table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", found.summary.astype(object))
+    for file in one_gpu.save(found, out or paths.DATA / "measured"):
+        print(file)
 
 
 @app.command()

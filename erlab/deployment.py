@@ -78,6 +78,11 @@ class Folders:
         return self.root / "client.json"
 
     @property
+    def infrastructure(self) -> Path:
+        """What servers and GPUs told while records were made."""
+        return self.root / "infrastructure"
+
+    @property
     def set_aside(self) -> Path:
         """Finished cells of loads that the last sweep did not ask for."""
         return self.root / "set-aside"
@@ -230,6 +235,16 @@ def server(
     """
     models = tuple(model for key, system in systems.items() for model in model_names(key, system))
     return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
+
+
+def checked_address(text: str) -> str:
+    """The address of a server that somebody runs, as `attach` takes it; ErlabError for what is none."""
+    if "://" not in text:
+        return client.address(text)
+    from erlab.engines import openai_server
+
+    openai_server.base(text)
+    return text
 
 
 def attach(address: str, models: tuple[str, ...], port: int | None = None) -> AbstractContextManager[Server]:

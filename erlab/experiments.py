@@ -7,6 +7,7 @@ unchanged is not measured again, so a sweep goes on where it stopped.
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,7 +17,20 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset
 
-from erlab import clients, deployment, fingerprint, manifest, metrics, output, paper, profiles, records, users, workload
+from erlab import (
+    clients,
+    deployment,
+    fingerprint,
+    infrastructure,
+    manifest,
+    metrics,
+    output,
+    paper,
+    profiles,
+    records,
+    users,
+    workload,
+)
 from erlab.deployment import Folders, Running
 from erlab.engines.families import family
 from erlab.errors import ErlabError
@@ -183,14 +197,22 @@ def sweep(
 def _cell(experiment, name, system, running, plan, to, folders, seed) -> tuple[list[dict], dict]:
     """One closed loop: its request records and the run's description."""
     started, clock, restarts = datetime.now(timezone.utc), time.monotonic(), running.server.restarts
-    rows = users.run(running.address, running.models, plan, timeout=to.deadline)
+    told = folders.infrastructure / experiment / f"{name}-{len(plan):04d}users.parquet"
+    with infrastructure.sampled(getattr(running.server, "metrics", None), told):
+        rows = users.run(running.address, running.models, plan, timeout=to.deadline)
     run = describe(experiment, name, system, to, len(plan), seed, folders) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "restarts": running.server.restarts - restarts,
+        "engine": getattr(running.server, "engine", None),
     }
     common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
-    return [row | common for row in rows], run
+    return [row | common | {"expert": _model(row.get("expert"))} for row in rows], run
+
+
+def _model(expert: str | None) -> str | None:
+    """An expert's model, which a gateway may know by an address that changes from start to start."""
+    return expert and re.split("[#/]", expert)[-1]
 
 
 def describe(experiment: str, name: str, system: System, to: Profile, n: int, seed: int, folders: Folders) -> dict:
@@ -219,7 +241,7 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
         "router": system.router,
         "max_batch_size": expert.max_batch_size,
         "kv_tokens": expert.kv_tokens,
-        "plays": None if half else paper.SYSTEMS[system.paper][name].title,
+        "plays": None if half else _plays(name, system),
         "half": half,
         "workload": {
             "input": dataclasses.asdict(to.workload.input_tokens),
@@ -227,6 +249,12 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
         },
         "router_summary": json.loads(folders.router_summary.read_text()) if system.router else None,
     }
+
+
+def _plays(name: str, system: System) -> str | None:
+    """What of the paper a system plays, None where it is none of its systems."""
+    played = paper.SYSTEMS[system.paper].get(name)
+    return played and played.title
 
 
 def overview(found: records.Records) -> pd.DataFrame:
@@ -258,7 +286,8 @@ def checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
 
 def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed: int, triton: str | None) -> str:
     """SHA-256 of what a cell depends on: its spec, its inputs and the code that measures it."""
-    inputs = [folders.prompts, deployment.engine_folder(system.expert, to, folders) / "engine.json"]
+    engine = deployment.engine_folder(system.expert, to, folders)
+    inputs = [folders.prompts, engine / "engine.json", engine / "openai.json"]
     if system.router:
         inputs.append(folders.router / "router.json")
     parts = [

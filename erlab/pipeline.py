@@ -37,7 +37,7 @@ class Study:
     """What to run and where: the notebooks' common parameters, and `extra` ones by name.
 
     `prompts`: None for the project's own, a folder or file, or a Hugging Face dataset. `triton`: HOST:PORT of a
-    server that runs already. Raises ErlabError for an unknown profile and for what is no address.
+    server that runs already, http://HOST:PORT of an OpenAI-compatible one. Raises ErlabError for an unknown profile and for what is no address.
     """
 
     profile: str = "laptop"
@@ -53,9 +53,9 @@ class Study:
     def __post_init__(self):
         profiles.profile(self.profile)
         if self.triton is not None:
-            from erlab.triton import client
+            from erlab import deployment
 
-            client.address(self.triton)
+            deployment.checked_address(self.triton)
 
     @property
     def common(self) -> dict:

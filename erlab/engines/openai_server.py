@@ -130,6 +130,11 @@ class OpenAIServers:
         return tuple(server.metrics for server in self._servers)
 
     @property
+    def engine(self) -> str:
+        """Which program computes, with its version where it tells."""
+        return self._servers[0].kind + version(self._servers[0].base)
+
+    @property
     def log(self) -> Path | None:
         """That of the first that has died, or of the first."""
         return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
@@ -162,6 +167,11 @@ class Attached:
     @property
     def upstreams(self) -> tuple[str, ...]:
         return (f"{self._base}#{self._model}",) * len(self.models)
+
+    @property
+    def engine(self) -> str:
+        """Which model stands for all, with the server's version where it tells."""
+        return f"{self._model} of a server of the user's{version(self._base)}"
 
     def __enter__(self) -> "Attached":
         self._model = served(self._base)
@@ -199,6 +209,15 @@ def served(base: str) -> str:
             return json.loads(response.read())["data"][0]["id"]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
         raise ErlabError(f"No OpenAI-compatible server answers at {base} ({e}).") from None
+
+
+def version(base: str) -> str:
+    """A server's version with a space before it, as vLLM and trtllm-serve tell it; empty where it doesn't."""
+    try:
+        with urllib.request.urlopen(base.removesuffix("/v1") + "/version", timeout=10) as response:
+            return f" {json.loads(response.read())['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def probe(base: str, model: str) -> str | None:

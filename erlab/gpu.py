@@ -1,0 +1,114 @@
+"""The day a GPU is there: experts on it under rising loads, beside the simulation of the same GPU. `erlab gpu` runs it.
+
+    found = measure(profiles.profile("gpu"), Folders.of("gpu"))
+    save(found, paths.DATA / "measured")
+
+Users, gateway and engine are the study's own. Three cases: one 8B expert that has the GPU to itself, several that share
+it, and a 70B expert in FP8 with the KV cache that an H100 leaves it. One expert stands for the paper's eight wherever it
+is alone. What several on one GPU should take is not simulated.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from erlab import deployment, experiments, manifest, metrics, output, paper, profiles, records, training
+from erlab.deployment import Folders
+from erlab.errors import ErlabError
+from erlab.simulation import components, measured
+from erlab.simulation.hardware import GPUS
+from erlab.spec import Profile, System, require
+
+CASES = {"8B": ("E", True), "8B-shared": ("E", False), "70B-FP8": ("D", True)}  # row of Table I, whether alone
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`summary`: a row a case and load, see `table`. `about`: where it comes from."""
+
+    summary: pd.DataFrame
+    about: dict
+
+
+def systems(to: Profile, cases: Iterable[str] | None = None) -> dict[str, System]:
+    """The cases' systems as they run here."""
+    found = {}
+    for case in cases or [case for case, (row, _) in CASES.items() if row in to.systems]:
+        require(case in CASES, "case", "gpu", f"be one of {', '.join(CASES)}", case)
+        row, alone = CASES[case]
+        system = profiles.scale(paper.SYSTEMS["v2"][row], to, 1)
+        if alone and system.count > 1:
+            pool = paper.kv_pool_tokens(system.expert)  # what it has on an H100 of its own
+            system = replace(system, count=1, expert=replace(system.expert, kv_tokens=pool))
+        found[case] = replace(system, name=case)
+    return found
+
+
+def measure(
+    to: Profile,
+    folders: Folders,
+    cases: Iterable[str] | None = None,
+    loads: Iterable[int] | None = None,
+    seed: int = 0,
+    upstream: str | None = None,
+) -> Measured:
+    """Measure the cases (all that fit if None) under the loads (the profile's if None), and compare.
+
+    Prompts, router and engines are made where they are missing; finished loads are kept. `upstream`: http://HOST:PORT
+    of a server that runs already and stands for all experts. Raises ErlabError where nothing can serve.
+    """
+    require(to.gpus == 1, "profile", "gpu", "be one of a single GPU", to.name)
+    if not upstream and (reason := profiles.family(to).available()):
+        raise ErlabError(f"Nothing here can serve experts on a GPU: {reason}.")
+    if not folders.prompts.is_file():
+        training.prepare_prompts(to, folders, seed=seed)
+    if not (folders.router / "router.json").is_file():
+        training.train_router(to, folders, experiments.load_prompts(folders), seed=seed)
+    chosen = systems(to, cases)
+    if not upstream:
+        deployment.build_engines(to, folders, seed, wanted=[system.expert for system in chosen.values()])
+    found = experiments.measure("gpu", chosen, to, folders, loads, seed, triton=upstream)
+    versions = {name: manifest.version(name) for name in ("erlab", "torch", "vllm", "tensorrt_llm")}
+    about = {
+        "machine": manifest.machine(gpus=True),
+        "engines": sorted(set(found.runs.engine.dropna())),
+        "cpu": manifest.hardware()["cpu"],
+        "commit": manifest.commit(),
+        "packages": versions,
+        "seed": seed,
+        "measured": sorted(set(found.runs.started))[-1],
+        "systems": {name: system.title for name, system in chosen.items()},
+        "KV tokens": {name: system.expert.kv_tokens for name, system in chosen.items()},
+    }
+    return Measured(table(found, chosen, about["machine"]), about)
+
+
+def table(found: records.Records, chosen: dict[str, System], machine: str) -> pd.DataFrame:
+    """A row a case and load: what was measured, and for an expert alone on a GPU that the simulation knows, what that
+    says and the share of the memory's bandwidth (`measured.compare`)."""
+    known = next((name for name in GPUS if re.search(rf"\b{name}\b", machine)), None)
+    parts = []
+    for case, system in chosen.items():
+        rows = found.requests[found.requests.system == case]
+        if known and not components.unavailable():
+            part = measured.compare(rows, system, measured.vllm(known))
+        else:
+            part = metrics.summarise(rows).rename(
+                columns={"output_throughput": "throughput", "tpot_median_ms": "tpot_ms", "ttft_median_s": "ttft_s"}
+            )[["users", "requests", "failed", *measured.COMPARED]]
+        part.insert(0, "case", case)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def save(found: Measured, folder: Path) -> list[Path]:
+    """Write the summary as CSV and where it comes from as JSON, named after the machine; the files."""
+    name = re.sub(r"[^a-z0-9]+", "-", found.about["machine"].lower()).strip("-")
+    return [
+        output.save(Path(folder) / f"{name}.csv", found.summary.to_csv(index=False, float_format="%.6g")),
+        output.save(Path(folder) / f"{name}.json", json.dumps(found.about, indent=1) + "\n"),
+    ]

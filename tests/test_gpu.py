@@ -1,0 +1,124 @@
+"""The study on one GPU, whole path: users, gateway, OpenAI-compatible servers; a tiny engine answers in vLLM's place."""
+
+import json
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from erlab import cli, deployment, experiments, gpu, infrastructure, paper, profiles, training, users
+from erlab.deployment import Folders
+from erlab.engines import onegpu, openai_models, tiny
+from erlab.engines.openai_server import OpenAIServer
+from erlab.spec import FLOAT32, Model
+from erlab.users import OwnLatency
+
+FAKE = Path(__file__).parent / "engines" / "fake_vllm.py"
+SMALL = Model("tiny", hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96, vocab=260, max_positions=4096)
+GPU = replace(
+    profiles.profile("gpu"),
+    workload=replace(
+        paper.WORKLOAD,
+        input_tokens=paper.WORKLOAD.input_tokens.scaled(1 / 4),
+        output_tokens=paper.WORKLOAD.output_tokens.scaled(1 / 16),
+        turns=2,
+        least_requests=4,
+    ),
+    loads=(3,),
+    prompts_per_domain=40,
+)
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """A machine with an H200 and vLLM; returns what vLLM was called with so far."""
+    program = f"#!/bin/sh\nexec {sys.executable} {FAKE} \"$@\"\n"
+    driver = "#!/bin/sh\ncase \"$1\" in *memory*) echo 'NVIDIA H200, 143771, 9.0';; *) echo 'NVIDIA H200';; esac\n"
+    (tmp_path / "bin").mkdir()
+    for name, script in (("vllm", program), ("nvidia-smi", driver)):
+        file = tmp_path / "bin" / name
+        file.write_text(script)
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setenv("FAKE_VLLM_CALLS", str(tmp_path / "calls.jsonl"))
+    engine = tiny.build(tmp_path / "tiny", SMALL, FLOAT32, seed=3)
+    monkeypatch.setenv("FAKE_VLLM_ENGINE", str(engine))
+    monkeypatch.setattr(users, "self_test", lambda *_, **__: OwnLatency(1.5, 1.9, 0.5, 0.9, 0.0, 0.0, 100.0))
+    onegpu._gpu.cache_clear()
+    yield lambda: [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    onegpu._gpu.cache_clear()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    folders = Folders(tmp_path / "results")
+    prompts = training.prepare_prompts(GPU, folders)
+    training.train_router(GPU, folders, prompts)
+    experiments.save_table1(dict.fromkeys(GPU.systems, 64), folders)
+    return folders
+
+
+def test_baseline_and_experts_answer_through_the_same_translation(calls, folders):
+    before = psutil.Process().children(recursive=True)
+    systems = experiments.table1(GPU, folders)
+    engines = deployment.build_engines(GPU, folders, seed=0)
+    assert set(engines.plays) == {"Llama 3 70B", "Llama 3 8B"} and engines["weights MB"].max() < 30
+    baseline = experiments.measure("baselines", {"A": systems["A"]}, GPU, folders)
+    routed = experiments.measure("router", {"E": systems["E"]}, GPU, folders)
+    for found in (baseline, routed):
+        requests = found.requests
+        assert len(requests) == 6 and set(requests.status) == {"ok"}, requests.error.tolist()
+        assert (requests.output_tokens >= 1).all() and (requests.token_times.map(len) == requests.output_tokens).all()
+        assert set(requests.machine) == {"1 x NVIDIA H200"}
+    assert baseline.requests.expert.isna().all() and (routed.requests.t_routed > 0).all()
+    assert set(routed.requests.expert) <= {f"E-expert-{i}" for i in range(4)}
+    assert set(routed.runs.engine) == {"vllm"} and routed.runs.plays.item().startswith("Llama 3 8B FP16")
+    told = infrastructure.overview(folders.infrastructure / "router").reset_index()
+    assert told[["system", "users"]].values.tolist() == [["E", 3]]
+    assert 0 <= told.running.item() <= 3 and told["KV unit"].item() == "tokens"
+    asked = [(argv[1], dict(zip(argv[2::2], argv[3::2]))) for argv in calls()]
+    assert [flags["--served-model-name"] for _, flags in asked] == ["A-replica-0", *(f"E-expert-{i}" for i in range(4))]
+    assert all((Path(model) / "config.json").is_file() and flags["--load-format"] == "dummy" for model, flags in asked)
+    assert sum(float(flags["--gpu-memory-utilization"]) for _, flags in asked[1:]) <= 1
+    assert int(asked[0][1]["--num-gpu-blocks-override"]) * 16 <= paper.kv_pool_tokens(paper.SYSTEMS["v2"]["D"].expert)
+    assert psutil.Process().children(recursive=True) == before
+    experiments.measure("router", {"E": systems["E"]}, GPU, folders)
+    assert len(calls()) == 5, "finished cells start no server"
+
+
+def test_the_gpus_command_measures_compares_and_keeps_a_summary(calls, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(profiles.PROFILES, "gpu", GPU)
+    options = ("--case", "8B", "--results", str(folders.root), "--out", str(tmp_path / "out"))
+    done = CliRunner().invoke(cli.app, ["gpu", *options])
+    assert done.exit_code == 0, done.output
+    found = pd.read_csv(tmp_path / "out" / "1-x-nvidia-h200.csv").set_index("case")
+    about = json.loads((tmp_path / "out" / "1-x-nvidia-h200.json").read_text())
+    assert found.users.tolist() == [3] and (found.failed == 0).all() and (found.requests == 6).all()
+    assert found.throughput_predicted["8B"] > found.throughput["8B"] > 0  # a tiny model in its place, on two cores
+    assert found.bandwidth_share["8B"] > 0
+    assert about["engines"] == ["vllm"] and about["machine"] == "1 x NVIDIA H200"
+    cases = gpu.systems(GPU)
+    assert [system.count for system in cases.values()] == [1, 4, 1]
+    alone, shared = (cases[name].expert for name in ("8B", "8B-shared"))
+    assert about["KV tokens"]["8B"] == alone.kv_tokens == paper.kv_pool_tokens(alone) > shared.kv_tokens
+
+
+def test_without_a_gpu_the_command_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    done = CliRunner().invoke(cli.app, ["gpu", "--results", str(tmp_path)])
+    assert done.exit_code == 2 and "erlab: Nothing here can serve experts on a GPU: no GPU answers" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_server_that_the_user_runs_stands_for_all_experts(calls, folders, tmp_path):
+    systems = experiments.table1(GPU, folders)
+    folder = openai_models.build("vllm", systems["E"].expert, tmp_path / "8b", seed=0)
+    openai_models.write(tmp_path / "theirs", "my-model", folder, systems["E"].expert, onegpu.gpu())
+    with OpenAIServer(tmp_path / "theirs" / "my-model") as theirs:
+        found = experiments.measure("router", {"E": systems["E"]}, GPU, folders, triton=theirs.base)
+    assert set(found.requests.status) == {"ok"} and len(calls()) == 1

@@ -133,7 +133,7 @@ def _disk(folder: Path, to: Profile) -> Check:
     built = sum(f.stat().st_size for f in (folder / "engines").rglob("*") if f.is_file())
     free = (shutil.disk_usage(_existing(folder)).free + built) / 1e6
     needed = sum(_disk_mb(step.name, to) for step in steps.STEPS)
-    return Check("disk", f"{free:,.0f} MB free", free >= needed, "" if free >= needed else f"{needed} MB are needed")
+    return Check("disk", f"{free:,.0f} MB free", free >= needed, "" if free >= needed else f"{needed:,} MB are needed")
 
 
 def _shared_memory() -> Check:

@@ -7,15 +7,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fake_triton import COURT, KITCHEN
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from erlab import cli, deployment, environment, experiments, live, manifest, notebook, nvidia, paper, paths, plan
-from erlab import profiles
+from erlab import profiles, users
 from erlab.deployment import Folders
 from erlab.engines import tensorrt_llm
 from erlab.errors import ErlabError
+from erlab.routing import PromptRouter
 from erlab.triton import client
+from erlab.workload import Request
 
 DGX = profiles.profile("dgx-h100")
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
@@ -113,7 +116,7 @@ def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
         environment.require_ready("dgx-h100", tmp_path)
     said = str(refused.value)
     assert "GPUs: none answer (nvidia-smi); needs 8 GPUs of compute capability 8.9 or more" in said
-    assert "TensorRT-LLM: neither its programs nor docker or podman" in said and "\n" not in said
+    assert "TensorRT-LLM with its Triton: neither its programs nor docker or podman; install" in said and "\n" not in said
 
 
 @pytest.mark.parametrize(("gpus", "ok"), [([H100] * 8, True), ([H100] * 4, False), (["A100, 81920, 8.0"] * 8, False)])
@@ -201,6 +204,23 @@ def test_a_wrong_way_to_serve_is_one_line(dgx, roomy, options, said):
     with pytest.raises(ErlabError, match=said):
         with live.serve("C", DGX, Folders(dgx / "results"), **options):
             pass
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one server", "a server a GPU"])
+def test_users_reach_the_eight_experts_through_the_gateway(dgx, roomy, apart):
+    """System D as it is served on the DGX H100: users, gateway and Triton's protocol are real, the engines are not."""
+    folders = Folders(dgx / "results")
+    prompts = KITCHEN + COURT
+    router = PromptRouter(clusters=8).fit(prompts)
+    router.save(folders.router)
+    plan = [[Request(str(i), "d", text, len(text) + 1, 3)] for i, text in enumerate(prompts)]
+    with live.serve("D", DGX, folders, apart=apart) as running:
+        assert running.models == ("router",) and running.failure() is None
+        rows = users.run(running.address, running.models, plan, timeout=30)
+    assert [row["status"] for row in rows] == ["ok"] * 10
+    found = {row["prompt_id"]: row["expert"].rpartition("/")[2] for row in rows}
+    assert found == {str(i): f"D-expert-{cluster}" for i, cluster in enumerate(router.predict(prompts))}
+    assert len(set(found.values())) > 2
 
 
 def test_records_name_the_gpus(dgx):

@@ -48,17 +48,16 @@ def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
     enough = len(found) >= to.gpus and not (narrow and min(d.capability for d in found) < (8, 9))
     needed = f"{to.gpus} GPUs{' of compute capability 8.9 or more, for FP8' * bool(narrow)}, and NVIDIA's driver"
     rows = [("GPUs", ", ".join(names) or "none answer (nvidia-smi)", enough, "" if enough else f"needs {needed}")]
+    said, mend = "neither its programs nor docker or podman", f"install docker or podman, which run {nvidia.IMAGE}"
     try:
         container = nvidia.container()
     except ErlabError as e:
-        container, said = None, str(e)
-    else:
-        said = "neither its programs nor docker or podman"
-    advice = f"install docker or podman, which run it in {nvidia.IMAGE}, or work inside of that container"
-    for name, native in (("TensorRT-LLM", _installed()), ("Triton server", llm.native())):
-        where = native or (container and f"in {nvidia.IMAGE}, by {container}")
-        rows.append((name, where or said, bool(where), "" if where else advice))
-    return rows
+        container, said, mend = None, str(e), f"mend that; it runs {nvidia.IMAGE}"
+    places = {"TensorRT-LLM": _installed(), "Triton server": llm.native()}
+    if container or all(places.values()):
+        return rows + [(name, at or f"in {nvidia.IMAGE}, by {container}", True, "") for name, at in places.items()]
+    advice = f"{mend}, or work inside of that container"
+    return rows + [("TensorRT-LLM with its Triton", said, False, advice)]
 
 
 def _installed() -> str | None:

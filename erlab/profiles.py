@@ -48,6 +48,11 @@ _GPU = Profile(
     systems=("A", "D", "E"),  # 70B in 16 bits, which B and C serve, needs two GPUs
     gpus=1,
     deadline=600.0,
+    minutes={  # the simulation's own times on an H100, and 2 minutes a server's start
+        "03_preliminary": 17,
+        "04_baselines": 13,
+        "05_router": 19,
+    },
 )
 
 PROFILES = {

@@ -20,8 +20,9 @@ from erlab.explore import Setting
 from erlab.figures import style
 
 _KV = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 60)  # GiB a GPU
-_ALL = 0  # stands for None, which a slider cannot hold
+_NONE = ""  # stands for None, which for a widget means that nothing is chosen
 _GATEWAY = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # ms
+_LINES = ("Solid line", "Dashed line")
 _WIDE = widgets.Layout(width="330px")
 _STYLE = {"description_width": "110px"}
 
@@ -33,8 +34,7 @@ class Controls(widgets.VBox):
         self._start, self._on_change, self._changing = start, on_change, False
 
         def choice(name: str, options: Sequence, kind=widgets.Dropdown, **more) -> widgets.Widget:
-            value = getattr(start, name)
-            value = _ALL if name == "kv_gib" and value is None else value
+            value = _NONE if getattr(start, name) is None else getattr(start, name)
             values = [v for _, v in options]
             known = [*options] if value in values else [*options, (f"{value}", value)]
             return kind(options=known, value=value, layout=_WIDE, style=_STYLE, **more)
@@ -45,7 +45,7 @@ class Controls(widgets.VBox):
             "system": choice("system", _systems(start.paper), description="System"),
             "precision": choice("precision", _or("paper's", explore.PRECISIONS), description="Precision"),
             "tensor_parallel": choice("tensor_parallel", _or("paper's", explore.SIZES), description="GPUs an engine"),
-            "kv_gib": choice("kv_gib", [("all left", _ALL), *_numbers(_KV)], description="KV GiB a GPU", **slider),
+            "kv_gib": choice("kv_gib", _or("all left", _KV), description="KV GiB a GPU", **slider),
             "clusterer": choice("clusterer", _or("equal clusters", explore.CLUSTERERS), description="Clusterer"),
             "policy": choice("policy", [(p, p) for p in explore.POLICIES], description="Policy"),
             "gateway_ms": choice("gateway_ms", _numbers(_GATEWAY), description="Gateway (ms)", **slider),
@@ -56,8 +56,8 @@ class Controls(widgets.VBox):
         super().__init__([widgets.HTML(title), *self.controls.values()])
 
     def setting(self, users: int) -> Setting:
-        values = {name: control.value for name, control in self.controls.items() if not control.disabled}
-        values["kv_gib"] = values["kv_gib"] or None
+        chosen = {name: control.value for name, control in self.controls.items() if not control.disabled}
+        values = {name: None if value == _NONE else value for name, value in chosen.items()}
         reset = {f.name: f.default for f in fields(Setting) if f.name in self.controls}
         return replace(self._start, **reset | values, users=users)
 
@@ -87,8 +87,7 @@ class Panel(widgets.VBox):
         self.users = widgets.SelectionSlider(options=loads, value=first.users, description="Users up to", **same)
         self.compare = widgets.Checkbox(value=second is not None, description="Compare with the dashed setting")
         start = second or replace(first, paper="v2", system="E", clusterer=None, policy="nearest")
-        titled = {"<b>Solid line</b>": first, "<b>Dashed line</b>": start}
-        self.controls = [Controls(title, setting, self.draw) for title, setting in titled.items()]
+        self.controls = [Controls(f"<b>{line}</b>", s, self.draw) for line, s in zip(_LINES, (first, start))]
         self.error = widgets.HTML()
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="900px", width="100%"))
         self.status, self.table = widgets.HTML(), widgets.HTML()
@@ -112,14 +111,19 @@ class Panel(widgets.VBox):
                 explore.summary(setting)
                 shown[i] = setting
             except ErlabError as e:
-                errors.append(f"{('Solid', 'Dashed')[i]} line: {e}")
+                errors.append(f"{_LINES[i]}: {e}")
         self.error.value = _error(errors)
         if any(shown):
             self.image.value = style.render(explore.picture(*shown), "png")
-            self.table.value = _table(explore.numbers(*filter(None, shown)).reset_index(names=""))
+            self.table.value = _table(self._numbers(shown))
         for part in (self.image, self.table):
             part.layout.visibility = "visible" if any(shown) else "hidden"
         self.status.value = f"Simulated and drawn in {time.perf_counter() - started:.2f} s."
+
+    def _numbers(self, shown: list[Setting | None]) -> pd.DataFrame:
+        found = explore.numbers(*filter(None, shown))
+        found.columns = [line for line, setting in zip(_LINES, shown) if setting]
+        return found.drop("Concurrent users").reset_index(names=f"At {self.users.value} users")
 
 
 class Requirements(widgets.VBox):
@@ -158,7 +162,7 @@ def _systems(version: str) -> list[tuple[str, str]]:
 
 
 def _or(default: str, values: Sequence) -> list[tuple[str, object]]:
-    return [(default, None), *_numbers(values)]
+    return [(default, _NONE), *_numbers(values)]
 
 
 def _numbers(values: Sequence) -> list[tuple[str, object]]:
@@ -170,4 +174,7 @@ def _error(lines: Sequence[str]) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, na_rep="", classes="dataframe")
+    rows = frame.to_html(index=False, border=0, na_rep="", float_format="{:,.3f}".format)
+    for tag in ("<th>", "<td>"):
+        rows = rows.replace(tag, f'{tag[:-1]} style="text-align:left; padding-right:16px">')
+    return rows

@@ -174,7 +174,7 @@ def test_a_refused_combination_is_a_line_and_the_other_setting_stays():
     assert "does not fit 1 H100" in shown.error.value and shown.image.layout.visibility == "visible"
     shown.compare.value = False
     assert shown.image.layout.visibility == "hidden"
-    shown.controls[0].controls["precision"].value = None
+    shown.controls[0].controls["precision"].value = ""
     assert not shown.error.value and shown.image.layout.visibility == "visible"
 
 

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from erlab import figures, metrics, output, paper, profiles, selection
+from erlab import figures, metrics, output, paper, profiles, report_links, selection
 from erlab.checks import CHECKS
 from erlab.claims import HOLDS, NOISE, NOT_RUNNABLE
 from erlab.errors import ErlabError
-from erlab.figures import curves, fig1, style, table1
+from erlab.figures import curves, fig1, fig7, style, table1
 from erlab.records import Records
 
 _PAGES = ("report.md", "report.html")  # each from a template of its name
@@ -77,6 +75,7 @@ def build(
         requests = selection.systems(records)
     except ErlabError:
         requests = records.requests.iloc[:0]
+    shown = _figures(records, figures_folder, folder)
     content = dict(
         titles=paper.TITLE,
         arxiv=paper.ARXIV,
@@ -86,9 +85,9 @@ def build(
         died=selection.died(records),
         simulated=records.requests["source"].eq("simulated").any(),
         counts=_counts(ledger),
-        claims=_claims(ledger, folder),
+        claims=_claims(ledger, folder, shown),
         chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
-        figures=_figures(records, figures_folder, folder),
+        figures=shown,
         systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
         clusters=_clusters(records),
         recipes=_picture(folder / "routing" / "frontier.png"),
@@ -98,7 +97,7 @@ def build(
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
         targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
         validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
-        links=_links(folder, figures_folder),
+        links=report_links.beside(folder, figures_folder),
         commands=_commands(manifest),
         manifest=manifest,
     )
@@ -119,11 +118,13 @@ def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {source: rows.value_counts().sort_index(ascending=False).to_dict() for source, rows in words.groupby(sources)}
 
 
-def _claims(ledger: pd.DataFrame, folder: Path) -> list[dict]:
+def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
     """The ledger's rows; with source, whether the verdict is within noise, and the address of what it's computed from."""
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
     kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
     for row in rows:
+        own = f"{row['figure']}-{row['paper']}"
+        row["shown"] = own if own in [f["name"] for f in figures] else row["figure"]
         row["shown_in"], row["on"] = row["source"], (row["basis"] or "").partition(" ")[0]
         row["noise"] = row["confidence"] == NOISE
         row["cells"] = f"claims/{row['id']}.csv" if (folder / "claims" / f"{row['id']}.csv").is_file() else None
@@ -135,24 +136,13 @@ def _claims(ledger: pd.DataFrame, folder: Path) -> list[dict]:
 def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
     """`metrics.summarise` for readers, each row with links to the files that hold its requests."""
     table = curves.cells(records)
-    files = _record_files(folder)
+    files = report_links.record_files(folder)
     runs = requests.groupby(metrics.CELL, dropna=False)["run_id"].unique()
     shown = _table(table[list(_SUMMARY)].rename(columns=_SUMMARY))
     for row, ids in zip(shown["rows"], runs):
         row.append(sorted({files[i] for i in ids if i in files}))
     return shown
 
-
-def _record_files(folder: Path) -> dict[str, str]:
-    """The address, from the report, of the file of records that holds each run."""
-    found = {}
-    for file in sorted((folder / "records").rglob("*.parquet")):
-        try:
-            ids = pq.read_table(file, columns=["run_id"])["run_id"].unique().to_pylist()
-        except (OSError, pa.ArrowInvalid):  # not records
-            continue
-        found |= dict.fromkeys(ids, file.relative_to(folder).as_posix())
-    return found
 
 
 def _commands(manifest: Mapping) -> list[str]:
@@ -203,13 +193,27 @@ def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]
                 "title": f"Fig. {name.removeprefix('fig')}",
                 "caption": module.CAPTION,
                 "reason": reason,
-                "image": None if reason else _data_uri(picture),
+                "image": None if reason else _data_uri(picture.read_bytes()),
                 "address": None if reason else Path(os.path.relpath(picture, folder)).as_posix(),
-                "wide": not reason and _width(picture) > style.COLUMN * style.DPI,
-                "files": [] if reason else _relative(figures_folder.glob(f"{name}[._]*"), folder),
+                "wide": not reason and _width(picture.read_bytes()) > style.COLUMN * style.DPI,
+                "files": [] if reason else report_links.relative(figures_folder.glob(f"{name}[._]*"), folder),
             }
         )
-    return found
+    return found + _older(records)
+
+
+def _older(records: Records) -> list[dict]:
+    """What version 1's claims are about, where the records hold its systems: its own Fig. 7."""
+    of_v1 = records.requests["paper"].eq("v1").fillna(False)
+    if not of_v1.any():
+        return []
+    try:
+        picture = style.render(fig7.plot(Records(records.requests[of_v1], records.runs)), "png")
+    except ErlabError:
+        return []
+    caption = f"The same of the systems of the paper's first version. {fig7.CAPTION}"
+    drawn = {"reason": None, "image": _data_uri(picture), "address": None, "wide": _width(picture) > style.COLUMN * style.DPI}
+    return [{"name": "fig7-v1", "title": "Fig. 7, version 1", "caption": caption, "files": []} | drawn]
 
 
 def _clusters(records: Records) -> dict | None:
@@ -265,34 +269,15 @@ def _kept_rows(file: Path, key: str) -> dict[str, dict]:
 
 
 def _picture(file: Path) -> str | None:
-    return _data_uri(file) if file.is_file() else None
+    return _data_uri(file.read_bytes()) if file.is_file() else None
 
 
-def _links(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """What lies beside the report: heading -> (name, relative address)."""
-    sought = {
-        "Executed notebooks": folder.glob("notebooks/*.html"),
-        "Request records": folder.glob("records/**/*.parquet"),
-        "Plotted numbers": figures_folder.glob("*.csv"),
-        "Routing recipes compared": folder.glob("routing/*.csv"),
-        "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
-        "Claims and what each was computed from": [
-            *(folder / n for n in ("claims.md", "claims.csv") if (folder / n).is_file()),
-            *folder.glob("claims/*.csv"),
-        ],
-        "Manifest": folder.glob("manifest.json"),
-    }
-    return {heading: links for heading, paths in sought.items() if (links := _relative(paths, folder))}
 
 
-def _relative(paths, folder: Path) -> list[tuple[str, str]]:
-    return [(p.name, Path(os.path.relpath(p, folder)).as_posix()) for p in sorted(paths)]
-
-
-def _width(picture: Path) -> int:
+def _width(picture: bytes) -> int:
     """A PNG's width in pixels, from its header."""
-    return int.from_bytes(picture.read_bytes()[16:20], "big")
+    return int.from_bytes(picture[16:20], "big")
 
 
-def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+def _data_uri(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

@@ -147,6 +147,15 @@ def test_each_number_leads_to_its_records_and_each_verdict_to_what_it_was_comput
         assert all(f'id="assumption-{name}"' in text for name in claim.assumptions.split(", "))
 
 
+def test_version_1s_claims_stand_beside_its_own_figure(tmp_path):
+    speed = {"TP8": (4.0, 0.1), "70B-INT8": (6.0, 0.1), "13B-FP16": (2.0, 0.1), "13B-FP8": (1.0, 0.1)}
+    found = synthetic.both(synthetic.make(loads=(1, 4)), synthetic.make(tuple(speed), (1, 4), speed=speed, paper="v1"))
+    text = report.build(tmp_path, found, tmp_path / "none", claims.ledger(found, resamples=0), {}).read_text()
+    before, _, after = text.partition('id="fig7-v1"')
+    assert 'id="v1-size-' in after and 'id="v1-size-' not in before and 'id="v2-8b-wide-' in before
+    assert after.count("data:image/png") == 1
+
+
 def test_the_same_is_said_in_markdown(built, study):
     text = (built.parent / "report.md").read_text()
     for claim in claims.ledger(study).itertuples():

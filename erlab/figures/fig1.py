@@ -170,9 +170,9 @@ def _arrow(ax: Axes, start: tuple, end: tuple, label: str) -> None:
 def _label(cluster) -> str:
     """The cluster's share of the prompts and as many of its terms as fit, at least one."""
     share, *terms = f"{100 * cluster.share:.0f} %", *cluster.terms.split(", ")
-    while len(terms) > 1 and len(", ".join(terms)) > 26:
+    while len(terms) > 1 and len(", ".join(terms)) > 22:
         terms.pop()
-    return f"{share}  {_shortened(', '.join(terms), 26)}"
+    return f"{share}  {_shortened(', '.join(terms), 22)}"
 
 
 def _shortened(text: str, length: int) -> str:

@@ -1,0 +1,42 @@
+"""Where a report's links lead: the files beside it, and the file of records that holds each run."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def record_files(folder: Path) -> dict[str, str]:
+    """The address, from the report, of the file of records that holds each run."""
+    found = {}
+    for file in sorted((folder / "records").rglob("*.parquet")):
+        try:
+            ids = pq.read_table(file, columns=["run_id"])["run_id"].unique().to_pylist()
+        except (OSError, pa.ArrowInvalid):  # not records
+            continue
+        found |= dict.fromkeys(ids, file.relative_to(folder).as_posix())
+    return found
+
+
+def beside(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What lies beside the report: heading -> (name, relative address)."""
+    sought = {
+        "Executed notebooks": folder.glob("notebooks/*.html"),
+        "Request records": folder.glob("records/**/*.parquet"),
+        "Plotted numbers": figures_folder.glob("*.csv"),
+        "Routing recipes compared": folder.glob("routing/*.csv"),
+        "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
+        "Claims and what each was computed from": [
+            *(folder / n for n in ("claims.md", "claims.csv") if (folder / n).is_file()),
+            *folder.glob("claims/*.csv"),
+        ],
+        "Manifest": folder.glob("manifest.json"),
+    }
+    return {heading: links for heading, paths in sought.items() if (links := relative(paths, folder))}
+
+
+def relative(paths: Iterable[Path], folder: Path) -> list[tuple[str, str]]:
+    """(name, address from the folder) of each file."""
+    return [(p.name, Path(os.path.relpath(p, folder)).as_posix()) for p in sorted(paths)]

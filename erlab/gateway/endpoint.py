@@ -45,12 +45,15 @@ class OpenAIModel:
             raise Refused(_CODE.UNAVAILABLE, f"{self._model} ended its answer too early", again=True)
 
     async def kserve(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
-        async with aclosing(self._texts(request)) as texts:
+        usage: dict = {}
+        async with aclosing(self._texts(request, usage)) as texts:
             async for text in texts:
                 yield messages.streamed(openai.text_response(self._model, request.id, text))
+        if isinstance(tokens := usage.get("completion_tokens"), int):
+            yield messages.streamed(openai.count_response(self._model, request.id, tokens))
 
     async def infer(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
-        text = "".join([text async for text in self._texts(request)])
+        text = "".join([text async for text in self._texts(request, {})])
         yield openai.text_response(self._model, request.id, text).SerializeToString()
 
     async def probe(self) -> None:
@@ -61,9 +64,9 @@ class OpenAIModel:
             if e.again and e.code is not _CODE.RESOURCE_EXHAUSTED:
                 raise  # all other refusals are answers of a server that works
 
-    async def _texts(self, request) -> AsyncIterator[str]:
-        body = openai.from_kserve(messages.prompt(request), request)
-        async with aclosing(self.openai("completions", body)) as pieces, aclosing(openai.texts(pieces)) as texts:
+    async def _texts(self, request, usage: dict) -> AsyncIterator[str]:
+        body = openai.from_kserve(messages.prompt(request), request) | {"stream_options": {"include_usage": True}}
+        async with aclosing(self.openai("completions", body)) as pieces, aclosing(openai.texts(pieces, usage)) as texts:
             async for text in texts:
                 yield text
 

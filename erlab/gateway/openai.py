@@ -160,8 +160,9 @@ def _event(content: dict) -> bytes:
     return f"data: {json.dumps(content)}\n\n".encode()
 
 
-async def texts(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """The texts of a completion's event stream; Refused where it holds an error or no JSON."""
+async def texts(pieces: AsyncIterator[bytes], usage: dict) -> AsyncIterator[str]:
+    """The texts of a completion's event stream; Refused where it holds an error or no JSON. What it tells of its usage
+    is put into `usage`."""
     rest = b""
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -173,6 +174,7 @@ async def texts(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
                 event = json.loads(data)
                 text = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
                 failed = event.get("error")
+                usage.update(event.get("usage") or {})
             except (ValueError, AttributeError, TypeError):
                 broken = "An expert sent an event that is no completion"
                 raise Refused(grpc.StatusCode.INTERNAL, broken, again=True) from None
@@ -188,6 +190,14 @@ def text_response(model: str, request_id: str, text: str) -> service_pb2.ModelIn
     response = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=request_id)
     response.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
     response.raw_output_contents.append(serialize_byte_tensor(np.array([text.encode()], dtype=object)).item())
+    return response
+
+
+def count_response(model: str, request_id: str, tokens: int) -> service_pb2.ModelInferResponse:
+    """A KServe response without text that tells how many tokens the answer has: a server that is behind puts several
+    into one event."""
+    response = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=request_id)
+    response.parameters["erlab_output_tokens"].int64_param = tokens
     return response
 
 

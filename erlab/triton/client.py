@@ -72,7 +72,8 @@ def generate(server: str, model: str, prompt: str, max_tokens: int, timeout: flo
             for response in call:
                 if response.error_message:
                     raise ErlabError(f"{model} at {server}: {response.error_message}")
-                yield text(response.infer_response)
+                if piece := text(response.infer_response):
+                    yield piece
         except grpc.RpcError as e:
             raise ErlabError(f"{model} at {server}: {e.code().name}: {e.details()}") from None
         finally:

@@ -69,7 +69,8 @@ def record(
 ) -> dict:
     """The measured part of a request's record, from the responses and the times (monotonic ns) they came.
 
-    `t_first`, `t_last` and `token_times` count responses that carry text. A request that failed, or whose answer has no
+    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the gateway
+    tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). A request that failed, or whose answer has no
     text, ends with its last response or error: that is its `t_last`, the time until which its user waited.
     """
     try:
@@ -85,7 +86,7 @@ def record(
     tokens = [t for t, text in zip(times, texts) if text]
     last = tokens[-1] if tokens and status == "ok" else ended
     return {
-        "output_tokens": len(tokens),
+        "output_tokens": _counted(responses) or len(tokens),
         **_routing(responses, submitted, times[0] if times else ended, start),
         "t_submit": submitted - start,
         "t_first": tokens[0] - start if tokens else None,
@@ -132,6 +133,11 @@ def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
                 raise struct.error(f"a text of {at} bytes in {len(content)}")
             return sizes > 0
     return False
+
+
+def _counted(responses: list[service_pb2.ModelStreamInferResponse]) -> int | None:
+    said = responses[-1].infer_response.parameters if responses else {}
+    return said["erlab_output_tokens"].int64_param if "erlab_output_tokens" in said else None
 
 
 def _routing(responses: list[service_pb2.ModelStreamInferResponse], submitted: int, first: int, start: int) -> dict:

@@ -11,13 +11,16 @@ import pytest
 import requests
 from transformers import AutoTokenizer, LlamaConfig
 
-from erlab import paper
+from erlab import paper, users
 from erlab.engines import openai_models, tiny
 from erlab.engines.openai_server import Attached, OpenAIServer, OpenAIServers, base
 from erlab.errors import ErlabError
+from erlab.gateway import messages, openai
 from erlab.simulation.hardware import gpu
 from erlab.spec import BF16, FLOAT32, FP8, GIB, Expert, Model
 from erlab.triton import client
+from erlab.users.loop import record
+from erlab.workload import Request
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 EXPERT = Expert(paper.LLAMA_3_8B, BF16, kv_tokens=65_536)
@@ -80,6 +83,17 @@ def test_users_reach_each_model_by_its_name_and_nothing_is_left(vllm, repository
         logs = [one.log for one in server._servers]
     assert children() == before
     assert not any(log.exists() for log in logs)
+
+
+def test_users_count_tokens_as_the_server_does(vllm, repository):
+    asks = [[Request("p", "d", "What is a watt?", 16, 7)]]
+    with OpenAIServers(repository, ("E-expert-0",)) as server:
+        (row,) = users.run(server.grpc, server.models, asks, timeout=60)
+    assert (row["status"], row["output_tokens"], len(row["token_times"])) == ("ok", 7, 7)
+    two = openai.text_response("m", "", "two tokens")  # in one event
+    answers = [messages.streamed(r) for r in (two, openai.count_response("m", "", 2))]
+    row = record(0, [10, 20], answers, "ok", None, 30, 0)
+    assert (row["output_tokens"], row["token_times"], row["t_last"]) == (2, [10], 10)
 
 
 def test_a_server_that_dies_is_noticed_and_its_log_is_kept(vllm, repository):

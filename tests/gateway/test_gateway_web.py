@@ -262,7 +262,8 @@ def test_the_grpc_face_before_openai_servers(router):
             answers = decoded(stream(channel, data))
             assert [client.text(r.infer_response) for r in answers] == ["salt", "the", "pasta"]
             assert {r.infer_response.id for r in answers} == {"7"}
-            assert fake.bodies[0] == {"prompt": "salt the pasta", "stream": True, "max_tokens": 9, "model": "m"}
+            asked = {"prompt": "salt the pasta", "stream": True, "max_tokens": 9, "model": "m"}
+            assert fake.bodies[0] == asked | {"stream_options": {"include_usage": True}}
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             answer = service_pb2.ModelInferResponse.FromString(infer(data))
             assert client.text(answer) == "saltthepasta" and answer.parameters["erlab_expert"].string_param

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def machine(tmp_path, monkeypatch):
     put("nvidia-smi", "#!/bin/sh\n" + "echo NVIDIA H100 80GB HBM3\n" * 8)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the log of one that does not start stays
     return put
 
 

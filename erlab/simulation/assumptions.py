@@ -34,6 +34,7 @@ class Variation:
 
 def zipf(n: int, exponent: float) -> list[float]:
     """Shares of `n` clusters that fall like 1 / rank**exponent; 0 is even."""
+    require(n >= 1, "n", "zipf", "be at least 1", n)
     weights = np.arange(1, n + 1) ** -float(exponent)
     return (weights / weights.sum()).tolist()
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,10 @@ class Setup:
             object.__setattr__(self, "gateway", tuple(float(g) for g in self.gateway))
         least = self.gateway if isinstance(self.gateway, (int, float)) else min(self.gateway, default=-1)
         require(least >= 0, "gateway", "Setup", "be at least 0 seconds", self.gateway)
+        era.factors(self.era, "FP8", 1)  # refuses an unknown era
+        require(self.reserve_gib >= 0, "reserve_gib", "Setup", "be at least 0", self.reserve_gib)
+        require(0 < self.free_fraction <= 1, "free_fraction", "Setup", "lie in (0, 1]", self.free_fraction)
+        require(self.prefill_overhead >= 0, "prefill_overhead", "Setup", "be at least 0 seconds", self.prefill_overhead)
 
     @property
     def machine(self) -> str:
@@ -97,6 +102,10 @@ class Traffic:
 
     def __post_init__(self):
         require(len(self.user) > 0, "user", "Traffic", "have at least one request", 0)
+        for name in ("turn", "input_tokens", "output_tokens"):
+            allowed = f"have an entry for each of {len(self.user)} requests"
+            require(len(getattr(self, name)) == len(self.user), name, "Traffic", allowed, len(getattr(self, name)))
+        require(len(self.start) >= self.users, "start", "Traffic", f"have {self.users} users' entries", len(self.start))
         require(self.pause >= 0, "pause", "Traffic", "be at least 0 seconds", self.pause)
         for name in ("input_tokens", "output_tokens"):
             require(getattr(self, name).min() >= 1, name, "Traffic", "be at least 1", int(getattr(self, name).min()))
@@ -130,8 +139,9 @@ def trace(at: Sequence[float], input_tokens: Sequence[int], output_tokens: Seque
     """An open-loop load: request i comes at `at[i]` seconds (rising), each from a user of its own."""
     at = np.asarray(at, float)
     n = len(at)
-    if n and at[0] < 0 or (np.diff(at) < 0).any():
-        i = int(np.argmax(np.diff(at, prepend=0.0) < 0))
+    rises = np.diff(at, prepend=0.0) >= 0  # not so for NaN either
+    if not rises.all():
+        i = int(np.argmin(rises))
         before = float(at[i - 1]) if i else 0.0
         raise ErlabError(f"The load trace must rise from 0 s. Got {float(at[i])} s after {before} s at request {i}.")
     return Traffic(np.arange(n), np.zeros(n, int), np.asarray(input_tokens), np.asarray(output_tokens), at)
@@ -158,8 +168,10 @@ def simulate(
 
     Raises ErlabError where the system does not fit the machine, and for zero users or an unordered trace.
     """
+    require((users is None) != (traffic is None), "users", "simulate", "be given, or else traffic, not both", users)
+    require(isinstance(seed, Integral) and seed >= 0, "seed", "simulate", "be a whole number from 0", seed)
     if traffic is None:
-        require(users is not None, "users", "simulate", "be given where no traffic is", users)
+        require(isinstance(users, Integral), "users", "simulate", "be a whole number", users)
         traffic = closed_loop(workload, users, seed)
     expert, n = system.expert, len(traffic.user)
     rng = np.random.default_rng([seed, traffic.users, 1])
@@ -173,6 +185,7 @@ def simulate(
         route, columns = _routes(system, engines, rng, n, shares, decisions, policy)
     else:
         require(shares is None and decisions is None, "shares", "simulate", "be None for a baseline", shares)
+        require(policy == "nearest", "policy", "simulate", "be left out for a baseline, which has no router", policy)
         delay, route = [0] * n, (traffic.user % system.count).tolist()
     chosen = events.run(engines, submit, following, delay, route, round(traffic.pause * NS))
     run = describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}

@@ -155,7 +155,10 @@ def test_the_preliminary_systems_are_fig_3s():
     ("given", "message"),
     [
         (dict(users=0), "'users' parameter of Workload must be at least 1. Got 0"),
-        (dict(), "'users' parameter of simulate must be given"),
+        (dict(), "'users' parameter of simulate must be given, or else traffic, not both. Got None"),
+        (dict(users=3, traffic=fixed_lengths(1, 1, 5, 5)), "must be given, or else traffic, not both. Got 3"),
+        (dict(users=2.5), "'users' parameter of simulate must be a whole number. Got 2.5"),
+        (dict(users=3, seed=-1), "'seed' parameter of simulate must be a whole number from 0. Got -1"),
         (dict(users=3, policy="luck"), "'policy' parameter of simulate must be one of nearest"),
         (dict(users=3, shares=[0.5, 0.5]), "'shares' parameter of simulate must be at least 8 shares"),
         (dict(users=3, shares=[-1, 2, *[0] * 6]), "'shares' parameter .* at least 8 shares, none negative"),
@@ -167,11 +170,37 @@ def test_bad_input_is_refused(given, message):
         simulate(E, given.pop("users", None), workload=SHORT, setup=ROOF, **given)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(era="0.9"), "'era' parameter of Setup must be None or one of 0.13. Got '0.9'"),
+        (dict(era=(1.0,)), r"'era' parameter of Setup must be a name, None or two factors above 0. Got \(1.0,\)"),
+        (dict(reserve_gib=-1), "'reserve_gib' parameter of Setup must be at least 0. Got -1"),
+        (dict(free_fraction=1.5), r"'free_fraction' parameter of Setup must lie in \(0, 1\]. Got 1.5"),
+        (dict(prefill_overhead=-1), "'prefill_overhead' parameter of Setup must be at least 0 seconds. Got -1"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused_at_construction(change, message):
+    with pytest.raises(ErlabError, match=message):
+        Setup(**change)
+
+
+def test_a_baseline_takes_no_policy_and_a_load_no_half_columns():
+    with pytest.raises(ErlabError, match="'policy' parameter of simulate must be left out for a baseline"):
+        simulate(A, 3, policy="spill", setup=ROOF)
+    with pytest.raises(ErlabError, match="'input_tokens' parameter of Traffic must have an entry for each of 2 .* Got 1"):
+        trace([0, 1], [5], [5, 5])
+    with pytest.raises(ErlabError, match="'start' parameter of Traffic must have 2 users' entries. Got 1"):
+        replace(fixed_lengths(2, 1, 5, 5), start=np.zeros(1))
+
+
 def test_a_trace_out_of_order_is_refused_at_the_place():
     with pytest.raises(ErlabError, match=r"The load trace must rise from 0 s. Got 1.5 s after 2.0 s at request 2."):
         trace([0.0, 2.0, 1.5], [5] * 3, [5] * 3)
     with pytest.raises(ErlabError, match=r"Got -1.0 s after 0.0 s at request 0"):
         trace([-1.0, 2.0], [5] * 2, [5] * 2)
+    with pytest.raises(ErlabError, match="Got nan s after 1.0 s at request 1"):
+        trace([1.0, float("nan"), 2.0], [5] * 3, [5] * 3)
     found = simulate(E, traffic=trace([0.0, 1.0, 1.0], [5] * 3, [5] * 3), setup=ROOF).requests
     assert found["t_submit"].tolist() == [0, 10**9, 10**9]
 

@@ -201,14 +201,21 @@ def sensitivity(to: Profile, folders: Folders, decided: Sequence, seed: int = 0)
 
 
 def survival(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a claim: its verdict by default, under how many of the other assumptions it stays, and what changes it."""
+    """A row a claim: its verdict by default, whether that survives each other assumption (varied alone), and at which
+    values it flips, with the verdict there where it is not just the opposite."""
+    opposite = {claims.HOLDS: claims.FAILS, claims.FAILS: claims.HOLDS}
     rows = []
     for claim, mine in found.groupby("id", sort=False):
         default, others = mine.iloc[0], mine.iloc[1:]
         other = others[others["verdict"] != default["verdict"]]
-        changed = "; ".join(f"{a}: {v} ({w})" for a, v, w in zip(other["assumption"], other["value"], other["verdict"]))
+        flips = {}
+        for assumption, value, verdict in zip(other["assumption"], other["value"], other["verdict"]):
+            said = "" if verdict == opposite.get(default["verdict"]) else f" ({verdict})"
+            flips.setdefault(assumption, []).append(f"{value}{said}")
+        survives = f"all {len(others)}" if other.empty else f"{len(others) - len(other)} of {len(others)}"
+        at = "; ".join(f"{assumption}: {', '.join(values)}" for assumption, values in flips.items())
         row = {"claim": claim, "statement": default["statement"], "by default": default["verdict"]}
-        rows.append(row | {"stays": f"{len(others) - len(other)} of {len(others)}", "changed by": changed or "nothing"})
+        rows.append(row | {"survives": survives, "flips at": at or "nothing"})
     return pd.DataFrame(rows)
 
 

@@ -76,10 +76,11 @@ def test_what_survives_is_counted_against_the_default(monkeypatch, roofline):
     assert verdicts["v2-ttft-overhead", "500 ms"] == claims.HOLDS
     assert verdicts["v2-overhead-minimal", "500 ms"] == claims.FAILS
     table = studies.survival(found).set_index("claim")
-    assert table.loc["v2-tpot-8b", ["stays", "changed by"]].tolist() == ["2 of 2", "nothing"]
+    assert table.loc["v2-tpot-8b", ["survives", "flips at"]].tolist() == ["all 2", "nothing"]
     for claim, row in table.iterrows():
         changed = (verdicts[claim].iloc[1:] != verdicts[claim].iloc[0]).sum()
-        assert row["stays"] == f"{2 - changed} of 2"
+        assert row["survives"] == (f"{2 - changed} of 2" if changed else "all 2")
+        assert ("500 ms" in row["flips at"]) == (verdicts[claim, "500 ms"] != verdicts[claim, ""])
     assert PLOTS["sensitivity"](found)
 
 

@@ -41,8 +41,8 @@ _SUMMARY = {
 _SURVIVAL = {
     "statement": "Claim",
     "by default": "By default",
-    "stays": "Stays under",
-    "changed by": "Changed by",
+    "survives": "Survives assumptions",
+    "flips at": "Flips at",
 }
 _TARGETS = {
     "against": "Against",

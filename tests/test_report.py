@@ -104,7 +104,7 @@ def test_what_the_simulation_is_worth_is_told_where_it_is_known(study, built, tm
     text = " ".join(Page(built).text.split())
     assert "notebook 08_beyond has not run" in text and "notebook 09_validation has not run" in text
     assert "Some of these numbers are simulated" in text
-    survival = "claim,statement,by default,stays,changed by\nx,Claim <b>X</b>,holds,13 of 15,gateway delay: 50 ms\n"
+    survival = "claim,statement,by default,survives,flips at\nx,Claim <b>X</b>,holds,13 of 15,gateway delay: 50 ms\n"
     targets = "against,compared,target,reached,met\npublished throughput,20,0.1,0.0352,yes\n"
     for name, content in (("beyond/survival.csv", survival), ("validation/targets.csv", targets)):
         (tmp_path / name).parent.mkdir()

@@ -16,7 +16,8 @@ time in one run, the best of a few runs; where ten other jobs shared the cores, 
 | 1,000 requests on 8 experts                                  | <= 0.2 s | 14 ms (63 ms)                  |
 | memory of a process that simulates a million requests        | <= 1 GB  | 0.82 GB (0.85 GB)              |
 
-At 64 users a request is some ten iterations apart from the next event, which bounds what jumping over them can gain.
+At 64 users every fifth iteration follows an event (a sequence begins or ends), which bounds what jumping over the
+others can gain.
 """
 
 from erlab.simulation.engine import Batching

@@ -282,7 +282,7 @@ def serve(
     triton: Triton = None,
     container: Annotated[
         str | None,
-        typer.Option(help="On GPUs: run Triton by docker or podman, or print the command.", metavar="docker|podman|print"),
+        typer.Option(help="On GPUs: run Triton by docker or podman, or print how.", metavar="docker|podman|print"),
     ] = None,
     apart: Annotated[bool, typer.Option("--apart", help="On GPUs: a Triton server for each expert.")] = False,
 ):

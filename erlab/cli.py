@@ -93,7 +93,7 @@ def reproduce(
     upstream: Annotated[
         str | None,
         typer.Option(
-            help="An OpenAI-compatible server that you run; its model stands for all experts.", metavar="http://HOST:PORT"
+            help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"
         ),
     ] = None,
     only: Annotated[
@@ -333,7 +333,7 @@ def gpu(
     ] = None,
     upstream: Annotated[
         str | None,
-        typer.Option(help="An OpenAI-compatible server that runs already and stands for all experts.", metavar="http://HOST:PORT"),
+        typer.Option(help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"),
     ] = None,
     seed: Seed = 0,
     results: Results = None,

@@ -248,7 +248,7 @@ def checked_address(text: str) -> str:
 
 
 def attach(address: str, models: tuple[str, ...], port: int | None = None) -> AbstractContextManager[Server]:
-    """A server that somebody runs, to be entered: Triton at HOST:PORT, or an OpenAI-compatible one at http://HOST:PORT."""
+    """A server that somebody runs, to be entered: Triton at HOST:PORT or, at http://HOST:PORT, an OpenAI-compatible one."""
     if "://" not in address:
         return Server.attach(address, models)
     from erlab.engines.openai_server import Attached

@@ -167,7 +167,8 @@ def _cached(samples: pd.DataFrame, metric: str, labels: dict, unit: str) -> tupl
 
 def _mean_time(samples: pd.DataFrame, total: str, count: str, to_ms: float) -> float:
     """What a counter of times rose by, over what a counter of requests rose by."""
-    rises = [values.iloc[-1] - values.iloc[0] for name in (total, count) if len(values := _gauge(samples, name, {})) > 1]
+    told = [_gauge(samples, name, {}) for name in (total, count)]
+    rises = [values.iloc[-1] - values.iloc[0] for values in told if len(values) > 1]
     return rises[0] / rises[1] * to_ms if len(rises) == 2 and rises[1] > 0 else pd.NA
 
 

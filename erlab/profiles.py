@@ -95,7 +95,9 @@ PROFILES = {
     ),
     "gpu": _GPU,
     **{
-        f"gpu-{engine}": replace(_GPU, name=f"gpu-{engine}", description=f"one NVIDIA GPU: {engine}", engine=f"gpu-{engine}")
+        f"gpu-{engine}": replace(
+            _GPU, name=f"gpu-{engine}", description=f"one NVIDIA GPU: {engine}", engine=f"gpu-{engine}"
+        )
         for engine in ("tensorrt-llm", "trtllm-serve", "vllm")
     },
     "gpu-embedded": replace(

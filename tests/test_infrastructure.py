@@ -59,7 +59,8 @@ def test_a_cell_is_summed_up_from_its_samples(server, tmp_path):
 def test_each_engine_has_its_own_words(server, tmp_path):
     address, texts = server
     texts.append(
-        'vllm:num_requests_running{engine="0"} 7\nvllm:num_requests_waiting{engine="0"} 2\nvllm:kv_cache_usage_perc{engine="0"} 0.25\n'
+        'vllm:num_requests_running{engine="0"} 7\nvllm:num_requests_waiting{engine="0"} 2\n'
+        'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
         "# TYPE vllm:request_queue_time_seconds histogram\n"
         'vllm:request_queue_time_seconds_bucket{le="+Inf"} 3\nvllm:request_queue_time_seconds_count 3\n'
         "vllm:request_queue_time_seconds_sum 6\n"

@@ -56,7 +56,8 @@ def missing(engine: str) -> str | None:
     """Why this engine cannot serve this machine's GPU, None if it can."""
     if engine != "tensorrt-llm":
         return openai_models.missing(engine)
-    absent = [program for program in ("trtllm-build", "tritonserver") if not nvidia.find(program, "/opt/tritonserver/bin")]
+    programs, place = ("trtllm-build", "tritonserver"), "/opt/tritonserver/bin"
+    absent = [program for program in programs if not nvidia.find(program, place)]
     return f"{absent[0]} is not here" if absent else None
 
 
@@ -134,7 +135,8 @@ def available(engine: str | None) -> str | None:
 def checks(engine: str | None, to: Profile) -> list[tuple[str, str, bool | None, str]]:
     """What this machine has of what one GPU needs (see `families.Family.checks`)."""
     names, chosen = nvidia.gpus(), choose(engine)
-    rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), "" if names else "needs NVIDIA's driver")]
+    advice = "" if names else "needs NVIDIA's driver"
+    rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), advice)]
     install = "install TensorRT-LLM or vLLM, or give an OpenAI-compatible server that runs: --upstream http://HOST:PORT"
     rows.append(("engine", f"{chosen.name or 'none'}: {chosen.why}", bool(chosen.name), "" if chosen.name else install))
     if names:

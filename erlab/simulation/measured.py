@@ -38,7 +38,8 @@ def compare(requests: pd.DataFrame, system: System, setup: Setup) -> pd.DataFram
 
     Only a system of one engine on a GPU of its own can be simulated; what shares its GPU has no prediction (NA).
     """
-    require(requests["system"].nunique() == 1, "requests", "compare", "be of one system", list(requests["system"].unique()))
+    names = requests["system"].unique().tolist()
+    require(len(names) == 1, "requests", "compare", "be of one system", names)
     return pd.DataFrame([_row(rows, system, setup) for _, rows in requests.groupby("users")])
 
 
@@ -84,6 +85,7 @@ def bandwidth_share(requests: pd.DataFrame, expert: Expert, gpu: Gpu) -> float:
     span = requests["t_last"].max() - requests["t_submit"].min()
     decoding = max(1.0, float((requests["t_last"] - requests["t_first"]).sum() / span))
     context = float((requests["input_tokens"] + requests["output_tokens"] / 2).mean())
-    weights = paper.weight_bytes(expert) - expert.model.embedding_parameters // 2 * max(16, expert.precision.weight_bits) // 8
+    embedding = expert.model.embedding_parameters // 2 * max(16, expert.precision.weight_bits) // 8
+    weights = paper.weight_bytes(expert) - embedding
     read = weights + decoding * context * paper.kv_bytes_per_token(expert)
     return read / expert.tensor_parallel / gpu.bandwidth / seconds

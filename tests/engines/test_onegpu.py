@@ -22,8 +22,8 @@ def machine(tmp_path, monkeypatch):
         for program in programs:
             file = tmp_path / program
             row = f"{name}, {mib}, 9.0"
-            script = f'case "$1" in *memory*) echo "{row}";; *) echo "{name}";; esac' if program == "nvidia-smi" else "true"
-            file.write_text(f"#!/bin/sh\n{script}\n")
+            driver = f'case "$1" in *memory*) echo "{row}";; *) echo "{name}";; esac'
+            file.write_text(f"#!/bin/sh\n{driver if program == 'nvidia-smi' else 'true'}\n")
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
     onegpu._gpu.cache_clear()

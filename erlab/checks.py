@@ -110,8 +110,8 @@ def _minimal_overhead(cells: Cells) -> tuple[np.ndarray, str]:
     share = 100 * (routing / ttft).max(axis=0)
     spread = np.median(np.abs(ttft[0] - ttft[1]) / routing.max(axis=0), axis=-1)
     text = (
-        f"decision {np.median(routing[:, 0]):.2f} ms, {share[0].min():.1f} to {share[0].max():.1f} % of the median time "
-        f"to first token; D and E differ by {spread[0]:.0f} times the decision in median over {len(cells.loads)} loads"
+        f"decision {np.median(routing[:, 0]):.2f} ms, {share[0].min():.1f} to {share[0].max():.1f} % of the median "
+        f"time to first token; D and E differ by {spread[0]:.0f} times the decision in median over {len(cells.loads)} loads"
     )
     return np.minimum(_above(5 / share.max(axis=-1)), spread / 10), text
 

@@ -28,7 +28,8 @@ from erlab.spec import require
 HOLDS, FAILS, NOT_RUNNABLE = "holds", "does not hold", "not runnable here"
 CLEAR, NOISE = "clear", "within noise"
 COLUMNS = ["id", "paper", "statement", "source", "figure", "test", "tolerance", "value", "verdict"]
-COLUMNS += ["confidence", "margin", "margin_low", "margin_high", "agree", "repeats", "basis", "reason", "assumptions", "rows"]
+COLUMNS += ["confidence", "margin", "margin_low", "margin_high", "agree", "repeats"]
+COLUMNS += ["basis", "reason", "assumptions", "rows"]
 _VERSION = {system: version for version, systems in SYSTEMS.items() for system in systems}
 _CLAIMS = {claim.id: claim for claim in CLAIMS}
 
@@ -127,7 +128,7 @@ def _requests(records: Records) -> pd.DataFrame:
 
 
 def _draws(requests: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
-    """A function that gives a cell's bootstrap samples: the same ones for every claim, and whichever claims are tested."""
+    """A function that gives a cell's bootstrap samples: the same for every claim, whichever are tested."""
     cells = requests.groupby(metrics.CELL)
 
     @functools.cache

@@ -77,7 +77,8 @@ RecordFiles = Annotated[
     typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
 ]
 MoreRecords = Annotated[
-    list[Path] | None, typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False)
+    list[Path] | None,
+    typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
 ]
 
 
@@ -166,7 +167,7 @@ def figures(
     """Draw Figs. 1 to 7 and Table I from request records, with the plotted numbers as CSV.
 
     Several runs of a system under the same load get a 95 % confidence band.
-    Where --width has no room for panels side by side, they stand below one another; Fig. 1 and Table I span two columns.
+    Where --width is too narrow for panels side by side, they are stacked; Fig. 1 and Table I then span two columns.
 
     Examples:
 

@@ -17,7 +17,12 @@ from erlab import metrics
 
 RESAMPLES, LEVEL = 200, 0.95
 _GROUPS = 500  # a ratio of sums is resampled by this many groups of requests at most
-_TIMES = {"ttft_{}_s": metrics.ttft, "tpot_{}_ms": metrics.tpot, "e2e_{}_s": metrics.e2e, "routing_{}_ms": metrics.routing}
+_TIMES = {
+    "ttft_{}_s": metrics.ttft,
+    "tpot_{}_ms": metrics.tpot,
+    "e2e_{}_s": metrics.e2e,
+    "routing_{}_ms": metrics.routing,
+}
 _QUANTILES = {"min": 0.0, "median": 0.5}
 
 
@@ -40,7 +45,7 @@ def resample(requests: pd.DataFrame, throughput: float, resamples: int, rng: np.
 def quantiles(values: np.ndarray, q: float, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """The q-th quantile (numpy's linear interpolation) of each of so many bootstrap samples; NaN of nothing.
 
-    Nothing is drawn but ranks: the r-th smallest of n draws from the sorted values lies at n times a Beta(r, n - r + 1).
+    Only ranks are drawn: the r-th smallest of n draws from the sorted values lies at n times a Beta(r, n - r + 1).
     """
     n = len(values)
     if not n:

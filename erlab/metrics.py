@@ -98,7 +98,8 @@ _QUANTILES = {
 def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     """A row a (paper, system, source, users), ordered so; a cell's runs are pooled, percentiles never averaged.
 
-    `by` names other columns to have a row of. Times carry their unit in the column's name, throughputs are a second; NA is unknown or undefined.
+    `by` names other columns to have a row of. Times carry their unit in the column's name, throughputs are a second; NA
+    is unknown or undefined.
     """
     numbered = requests.assign(
         **{f"{name}_{unit}": metric(requests) for (name, unit), metric in _SUMMARISED.items()},

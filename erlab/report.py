@@ -115,11 +115,12 @@ def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
     sources = ledger["basis"].astype("string").str.partition(" ")[0].fillna("neither")
     noisy = ledger["confidence"].eq(NOISE).fillna(False).astype(bool)
     words = ledger["verdict"].where(~noisy, ledger["verdict"] + f", {NOISE}")
-    return {source: rows.value_counts().sort_index(ascending=False).to_dict() for source, rows in words.groupby(sources)}
+    counted = ((source, rows.value_counts()) for source, rows in words.groupby(sources))
+    return {source: counts.sort_index(ascending=False).to_dict() for source, counts in counted}
 
 
 def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
-    """The ledger's rows; with source, whether the verdict is within noise, and the address of what it's computed from."""
+    """The ledger's rows; with source, whether the verdict is within noise, and where what it's computed from lies."""
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
     kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
     for row in rows:
@@ -212,7 +213,8 @@ def _older(records: Records) -> list[dict]:
     except ErlabError:
         return []
     caption = f"The same of the systems of the paper's first version. {fig7.CAPTION}"
-    drawn = {"reason": None, "image": _data_uri(picture), "address": None, "wide": _width(picture) > style.COLUMN * style.DPI}
+    wide = _width(picture) > style.COLUMN * style.DPI
+    drawn = {"reason": None, "image": _data_uri(picture), "address": None, "wide": wide}
     return [{"name": "fig7-v1", "title": "Fig. 7, version 1", "caption": caption, "files": []} | drawn]
 
 
@@ -230,7 +232,7 @@ def _clusters(records: Records) -> dict | None:
 
 
 def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str]]]:
-    """The assumptions of the paper's versions that the records are about: version, assumption, the claims resting on it."""
+    """The assumptions of the paper's versions that the records are about: version, assumption, claims that rest on it."""
     versions = sorted(set(records.requests["paper"].dropna()) & set(paper.ASSUMPTIONS), reverse=True)
     resting = {c.id: CHECKS[c.id].assumptions for c in paper.CLAIMS}
     return [

@@ -18,7 +18,7 @@ def test_quantiles_are_distributed_as_those_of_drawn_samples(n, q):
     quick = confidence.quantiles(values, q, 4000, np.random.default_rng(1))
     drawn = np.random.default_rng(2).choice(values, (4000, n))
     slow = np.quantile(drawn, q, axis=1)
-    assert stats.ks_2samp(quick.round(9), slow.round(9)).statistic < 0.045  # 1.63 sqrt(2 / 4000) = 0.036 at the 1 % level
+    assert stats.ks_2samp(quick.round(9), slow.round(9)).statistic < 0.045  # 1.63 sqrt(2 / 4000) is 0.036 (1 %)
 
 
 def test_throughput_resamples_tokens_and_waiting_together():

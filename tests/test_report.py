@@ -140,7 +140,7 @@ def test_each_number_leads_to_its_records_and_each_verdict_to_what_it_was_comput
     ledger = claims.ledger(study)
     claims.save(ledger, tmp_path, study)
     text = report.build(tmp_path, study, tmp_path / "none", ledger, {}).read_text()
-    rows = re.findall(r'<tr><td>(\w+)</td><td><span class="src (\w+)">.*?href="([^"]+)"', text)
+    rows = re.findall(r'<tr><td class="nowrap">(\w+)</td><td><span class="src (\w+)">.*?href="([^"]+)"', text)
     assert len(rows) == 5 * 3 + 2 * 2 and all(of[source, system] == file for system, source, file in rows)
     for claim in ledger.itertuples():
         assert f'<a href="claims/{claim.id}.csv">computed from</a>' in text or claim.verdict == claims.NOT_RUNNABLE

@@ -54,7 +54,8 @@ def overlay(parts: Mapping[str, Records]) -> Records:
     """
     joined = join(*parts.values())
     names = [name for name, part in parts.items() for _ in range(len(part.requests))]
-    return Records(joined.requests.assign(**{curves.LABEL: pd.array(names) + ", " + joined.requests["source"]}), joined.runs)
+    labels = pd.array(names) + ", " + joined.requests["source"]
+    return Records(joined.requests.assign(**{curves.LABEL: labels}), joined.runs)
 
 
 def save_all(

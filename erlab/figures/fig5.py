@@ -14,7 +14,7 @@ _SPREAD = ("tpot_q1_ms", "tpot_q3_ms")
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, runs, the quartiles of the time per output token, ms."""
+    """A row a (paper, system, source, users): requests, failed, runs, quartiles of the time per output token, ms."""
     return curves.summary(records, "tpot_median_ms", *_SPREAD)
 
 

@@ -7,8 +7,8 @@ from erlab.figures import curves, style
 from erlab.records import Records
 
 CAPTION = (
-    "System throughput over concurrent users: output tokens of finished requests a second (shade, where runs were repeated: the 95 % "
-    "confidence band over them)."
+    "System throughput over concurrent users: output tokens of finished requests a second "
+    "(shade, where runs were repeated: the 95 % confidence band over them)."
 )
 
 

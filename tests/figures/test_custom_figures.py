@@ -26,7 +26,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A parquet file written by hand: one system of the author's own and one of the paper's, columns as few as may be."""
+    """A parquet file written by hand: a system of the author's own and one of the paper's, few columns."""
     rows = [
         dict(run_id=f"{system}{users}", system=system, source="measured", users=users, status="ok", output_tokens=20,
              t_submit=i * 10**8, t_first=i * 10**8 + first * 10**6, t_last=i * 10**8 + (first + 19 * 5) * 10**6)
@@ -80,7 +80,8 @@ def curves_of(found: records.Records) -> pd.DataFrame:
         keys = [c for c in ("half", "precision", "max_batch_size", "system", "users") if c in table]
         values = [c for c in table if re.search(r"_(s|ms)$|throughput$", c)]
         long = table.melt(keys, values)
-        rows.append(long["value"].to_frame().assign(curve=name + " " + long[[*keys, "variable"]].astype(str).agg(" ".join, axis=1)))
+        curve = name + " " + long[[*keys, "variable"]].astype(str).agg(" ".join, axis=1)
+        rows.append(pd.DataFrame({"value": long["value"], "curve": curve}))
     return pd.concat(rows, ignore_index=True)[["curve", "value"]]
 
 
@@ -103,26 +104,28 @@ def test_overlaid_records_share_a_panel_and_a_systems_colour(tmp_path):
     fig = fig7.plot(figures.overlay({"one": one, "other": other}))
     assert len(fig.axes) == 1
     lines = [line for line in fig.axes[0].get_lines() if len(line.get_xdata()) > 1]
-    assert [(line.get_color(), len(line.get_xdata())) for line in lines] == [("#009E73", 2), ("#D55E00", 2), ("#D55E00", 3)]
+    drawn = [(line.get_color(), len(line.get_xdata())) for line in lines]
+    assert drawn == [("#009E73", 2), ("#D55E00", 2), ("#D55E00", 3)]
     assert lines[1].get_linestyle() != lines[2].get_linestyle()
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend == ["C", "D (router)", "one, measured", "other, simulated"]
     frame = fig4.data(figures.overlay({"one": one, "other": other}))
-    pd.testing.assert_frame_equal(
-        frame[frame.label == "other, simulated"].drop(columns="label").reset_index(drop=True), fig4.data(other), check_dtype=False
-    )
+    others = frame[frame.label == "other, simulated"].drop(columns="label").reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, fig4.data(other), check_dtype=False)
 
 
 def test_files_named_alike_are_overlaid_under_their_folders(foreign, tmp_path):
     records.save(tmp_path / foreign.name, records.read(foreign))
-    done = run("figures", "--records", foreign, tmp_path / foreign.name, "--overlay", "--format", "svg", "--out", tmp_path)
+    copy = tmp_path / foreign.name
+    done = run("figures", "--records", foreign, copy, "--overlay", "--format", "svg", "--out", tmp_path)
     assert done.exit_code == 0 and set(pd.read_csv(tmp_path / "fig7.csv").label) == {
         f"{file.with_suffix('')}, measured" for file in (foreign, tmp_path / foreign.name)
     }
 
 
 def test_narrow_figures_stack_their_panels_and_diagrams_span_two_columns():
-    found = synthetic.both(synthetic.make(), synthetic.make("AD", (1, 100), source="simulated"), synthetic.preliminary())
+    simulated = synthetic.make("AD", (1, 100), source="simulated")
+    found = synthetic.both(synthetic.make(), simulated, synthetic.preliminary())
     with style.using("paper", 3.5):
         for module in (fig3, fig4, fig7):
             fig = module.plot(found)

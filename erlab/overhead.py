@@ -2,8 +2,9 @@
 
 Emulated experts (`erlab.engines.emulated`) of system E keep the time of the simulator's H100, `time_scale` times
 slower, and compute nothing, so that this machine has time for the users, the gateway and Triton, which are all real.
-Users send the same prompts both ways. Through the gateway it is the router that finds the expert; directly each request names the
-very expert that the router would have found, so that the experts have the same to do and what differs is the gateway.
+Users send the same prompts both ways. Through the gateway it is the router that finds the expert; directly each request
+names the very expert that the router would have found, so that the experts have the same to do and what differs is the
+gateway.
 
 Experts stamp their answers, so that of each time to first token the expert's own part is known. The rest, here called
 *outside*, is what the gateway can add to: it does not depend on where in an expert's step a request happened to arrive,
@@ -11,7 +12,7 @@ which moves times to first token by more than any gateway does. Each user's firs
 the start everyone asks at once, which says how fast a thousand prompts are classified, not what one user waits for.
 
     found = measure(profiles.profile("laptop"), Folders.of("laptop"))
-    compare(found), parts(found)
+    added(found), parts(found)
 
 The records lie apart from the study's (`Folders.overhead`) and name emulated experts as their system and machine, so
 that no figure or claim about experts takes them for such.
@@ -145,8 +146,10 @@ def compare(found: records.Records) -> pd.DataFrame:
     """A row a load and way: what was lost on the way, and times in ms (see the module for *outside*).
 
     `lost`: requests that did not end well; `tokens_missing` and `disordered`: tokens that never came, and that came in
-    another's place. `start_...`: of the first requests, which all users make at once.
+    another's place. `start_...`: of the first requests, which all users make at once. Empty where nothing was measured.
     """
+    if found.requests.empty:
+        return pd.DataFrame()
     rows = []
     for run in found.runs.sort_values(["users", "way"]).to_dict("records"):
         mine = found.requests[found.requests["run_id"] == run["run_id"]]
@@ -175,9 +178,12 @@ def compare(found: records.Records) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def added(compared: pd.DataFrame) -> pd.DataFrame:
+def added(found: records.Records) -> pd.DataFrame:
     """A row a load: requests and tokens lost both ways, and by how many ms more lies outside of the experts with the
     gateway than without, at the median and at the 99th percentile."""
+    compared = compare(found)
+    if compared.empty:
+        return compared
     both = compared.pivot(index="users", columns="way")
     lost = ["lost", "tokens_missing", "disordered"]
     frame = pd.DataFrame({name: both[name].sum(axis=1) for name in ("requests", *lost)})
@@ -198,6 +204,8 @@ def parts(found: records.Records) -> pd.DataFrame:
 
     The client's wait comes before it: how long after it was due the request was sent.
     """
+    if found.requests.empty:
+        return pd.DataFrame()
     gateways = found.runs.loc[found.runs["way"] == "gateway", "run_id"]
     requests = found.requests
     requests = requests[requests["run_id"].isin(gateways) & (requests["turn"] >= WARMUP) & metrics.finished(requests)]
@@ -222,7 +230,7 @@ def show(folders: Folders, found: records.Records) -> Figure | str:
     frame, folder = compare(found), folders.overhead.root
     picture = plot(frame, style.provenance(found, found.requests))
     output.save(folder / "overhead.csv", frame.to_csv(index=False))
-    output.save(folder / "added.csv", added(frame).reset_index().to_csv(index=False))
+    output.save(folder / "added.csv", added(found).reset_index().to_csv(index=False))
     for kind in ("pdf", "png"):
         output.save(folder / f"overhead.{kind}", style.render(picture, kind))
     return picture

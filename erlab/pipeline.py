@@ -29,7 +29,7 @@ from erlab.terminal import Display, duration
 _PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
 _PROMPTS = ("prompts", "other")  # parameters that name prompts, as `datasets.load` takes them
 REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html", "report.md"))
-_SHOWN_TOO = ("beyond", "validation")  # by the report, where they are there
+_SHOWN_TOO = ("overhead/overhead.png", "overhead/added.csv", "beyond", "validation")  # by the report, if there
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,17 @@ _SURVIVAL = {
     "survives": "Survives assumptions",
     "flips at": "Flips at",
 }
+_OVERHEAD = {
+    "users": "Users",
+    "requests": "Requests",
+    "lost": "Lost",
+    "tokens_missing": "Tokens missing",
+    "disordered": "Out of order",
+    "added p50 ms": "Added, median (ms)",
+    "added p99 ms": "Added, p99 (ms)",
+    "added at the start p50 ms": "Added when all start, median (ms)",
+    "time scale": "Time scale",
+}
 _TARGETS = {
     "against": "Against",
     "compared": "Compared",
@@ -93,6 +104,8 @@ def build(
         recipes=_picture(folder / "routing" / "frontier.png"),
         summary=_summary(records, requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
+        overhead=_kept(folder / "overhead" / "added.csv", _OVERHEAD),
+        added=_picture(folder / "overhead" / "overhead.png"),
         survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
         targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
@@ -272,8 +285,6 @@ def _kept_rows(file: Path, key: str) -> dict[str, dict]:
 
 def _picture(file: Path) -> str | None:
     return _data_uri(file.read_bytes()) if file.is_file() else None
-
-
 
 
 def _width(picture: bytes) -> int:

@@ -26,6 +26,10 @@ def beside(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]
         "Executed notebooks": folder.glob("notebooks/*.html"),
         "Request records": folder.glob("records/**/*.parquet"),
         "Plotted numbers": figures_folder.glob("*.csv"),
+        "The gateway's cost on emulated experts": [
+            *folder.glob("overhead/*.csv"),
+            *folder.glob("overhead/records/**/*.parquet"),
+        ],
         "Routing recipes compared": folder.glob("routing/*.csv"),
         "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
         "Claims and what each was computed from": [

@@ -190,13 +190,13 @@ class Workload:
 class Emulation:
     """Emulated experts: under which loads, how many times slower than the engines they stand for, and asked for what.
 
-    By default a quarter and a thirty-second of the paper's lengths, so that 1,000 users are answered within seconds,
+    By default a quarter of the paper's input lengths and short answers, so that 1,000 users are answered within seconds,
     and a scale at which two cores that do nothing else carry them, Triton and the gateway.
     """
 
     loads: tuple[int, ...] = (1, 10, 100, 1000)
     time_scale: float = 12.0
-    workload: Workload = Workload(Lengths(47.5, 0.95, 2, 256), Lengths(7.5, 0.75, 1, 32), turns=2, least_requests=8)
+    workload: Workload = Workload(Lengths(47.5, 0.95, 2, 256), Lengths(5.0, 0.75, 1, 24), turns=2, least_requests=6)
 
     def __post_init__(self):
         ordered = bool(self.loads) and min(self.loads) >= 1 and list(self.loads) == sorted(set(self.loads))

@@ -50,8 +50,8 @@ STEPS = (
     Step(
         "05_router",
         ("engines", "router", "prompts.parquet", "table1.json"),
-        ("records/router", "records/simulated/router"),
-        minutes=1.5,
+        ("records/router", "records/simulated/router", "overhead"),
+        minutes=2.7,
         measures=True,
     ),
     Step("06_figures", ("records",), ("{figures}",), minutes=0.5),

@@ -85,4 +85,4 @@ def write_system(repository: Path, key: str, system: System, time_scale: float, 
 
 def machine(time_scale: float, host: str, setup: Setup = Setup()) -> str:
     """What request records name as their machine: emulated engines, their time scale, and the real host."""
-    return f"DGX {setup.gpu} emulated {time_scale:g} times slower, on {host}"
+    return f"emulated experts ({setup.gpu}, {time_scale:g} times slower) on {host}"

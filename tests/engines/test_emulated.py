@@ -160,7 +160,7 @@ def test_what_is_written_says_that_it_is_emulated(tmp_path):
     assert names == tuple(f"emulated-E-expert-{i}" for i in range(8))
     config = (tmp_path / names[3] / "config.pbtxt").read_text()
     assert "Llama 3 8B FP16, TP 1, 8 experts on H100, 20 times slower; computes nothing" in config
-    assert emulated.machine(20, "a laptop", ROOFLINE) == "DGX H100 emulated 20 times slower, on a laptop"
+    assert emulated.machine(20, "a laptop", ROOFLINE) == "emulated experts (H100, 20 times slower) on a laptop"
 
 
 @pytest.mark.parametrize(

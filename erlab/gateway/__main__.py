@@ -14,7 +14,10 @@ import json
 import os
 import signal
 import sys
+from contextlib import AbstractAsyncContextManager
 from dataclasses import fields
+
+from threadpoolctl import threadpool_limits
 
 from erlab.errors import ErlabError
 from erlab.gateway.limits import Limits
@@ -67,6 +70,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
         gateway = serving(PromptRouter.load(arguments.router), settings)
     else:
         gateway = passing(tuple(arguments.names.split(",")), settings)
+    # BLAS would wake a thread a core for every small product, and each spins: several times the CPU, and no faster.
+    with threadpool_limits(1, user_api="blas"):
+        await _until(stop, gateway)
+
+
+async def _until(stop: asyncio.Event, gateway: AbstractAsyncContextManager[dict[str, str]]) -> None:
     async with gateway as addresses:
         gc.collect()
         gc.freeze()  # what lives as long as the process is never looked through again

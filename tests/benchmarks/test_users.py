@@ -7,11 +7,14 @@ import os
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
-from erlab import paper, spec, users, workload
+from erlab import overhead, paper, profiles, spec, training, users, workload
+from erlab.deployment import Folders
 from erlab.engines import emulated
+from erlab.routing import PromptRouter
 from erlab.simulation import Setup
 from erlab.triton import Server
 from erlab.triton.server import available
@@ -75,6 +78,23 @@ def test_a_thousand_users_of_emulated_experts(scale, tmp_path, record_property):
     print(found)
     record_property("emulated", str(found))
     assert found["invalid"] is None
+
+
+@pytest.mark.skipif(bool(available()), reason=f"no embedded Triton: {available()}")
+def test_a_thousand_users_with_the_gateway_and_without_it(tmp_path, record_property):
+    """Notebook 05's measurement at 1,000 users: no request lost, no token out of order; the times are printed."""
+    to, folders = profiles.profile("laptop"), Folders(tmp_path)
+    training.prepare_prompts(to, folders)
+    prompts = pd.read_parquet(folders.prompts)
+    router = PromptRouter(clusters=to.clusters).fit(prompts.text[prompts.split == "train"].tolist())
+    router.save(folders.router)
+    measured = overhead.measure(to, folders, loads=[1, USERS])
+    found = overhead.added(measured)
+    print(found.T)
+    print(overhead.parts(measured))
+    record_property("overhead", found.to_json())
+    assert (found[["lost", "tokens_missing", "disordered"]] == 0).all(axis=None)
+    assert found.requests[USERS] == 2 * USERS * to.emulation.workload.turns
 
 
 def cpu_seconds(server):

@@ -202,3 +202,17 @@ def test_a_failed_write_leaves_the_older_report(study, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         report.build(tmp_path, study, tmp_path, claims.ledger(study), {})
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"] and (tmp_path / "report.html").read_text() == "older"
+
+
+def test_what_the_gateway_costs_is_shown_as_emulated(study, tmp_path):
+    silent = report.build(tmp_path / "a", study, tmp_path / "figures", claims.ledger(study, resamples=0), MANIFEST)
+    assert "nothing was measured on emulated experts here" in Page(silent).text
+    kept = tmp_path / "b" / "overhead"
+    kept.mkdir(parents=True)
+    lost = "users,requests,lost,tokens_missing,disordered"
+    added = "added p50 ms,added p99 ms,added at the start p50 ms,time scale"
+    (kept / "added.csv").write_text(f"{lost},{added}\n1000,4000,0,0,0,2.5,20.5,99.5,12.0\n")
+    page = report.build(tmp_path / "b", study, tmp_path / "figures", claims.ledger(study, resamples=0), MANIFEST)
+    shown = Page(page).text
+    assert "emulated experts: they keep" in " ".join(shown.split()) and "4000" in shown and "20.5" in shown
+    assert "| 20.5 |" in page.with_name("report.md").read_text()

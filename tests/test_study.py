@@ -36,16 +36,6 @@ def smoke(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return erlab("reproduce", *where, *arguments)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    before = set(Path("/dev/shm").glob("erlab-*"))
-    done = smoke(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(Path("/dev/shm").glob("erlab-*")) == before, "shared memory is left behind"
-    return folder
-
-
 def test_every_notebook_was_executed_to_its_end(study):
     for i in range(10):
         (file,) = (study / "notebooks").glob(f"{i:02d}_*.ipynb")

@@ -179,8 +179,8 @@ def test_against_sglang_router(relayed, record_property):
         theirs = cost(port, process.pid, "m")
     print(f"CPU an event: SGLang's router {theirs * 1e6:.0f} us, {theirs / ours:.2f} x ours")
     record_property("sglang_times_ours", round(theirs / ours, 2))
-    # The target was 1. Sending and receiving on two sockets costs both the same; Rust's share above it is a quarter of
-    # Python's (docstring of erlab.gateway.endpoint).
+    # The target was 1. Sending and receiving on two sockets costs both the same; Rust's share above it is a sixth of
+    # Python's (docstring of erlab.gateway).
     assert theirs >= 0.4 * ours
 
 

@@ -224,10 +224,10 @@ def test_10000_connections_opened_and_left(plain):
 
 
 def test_a_client_that_reads_slowly_holds_up_only_itself(router_folder):
-    """It gets 20 MB and reads a byte at a time: the gateway keeps a little of it, and others go on."""
+    """It gets 100 MB and reads a byte at a time: the gateway keeps a little of it, and others go on."""
 
     async def flood(request):
-        for _ in range(400):
+        for _ in range(2000):
             yield "x" * 50_000
 
     with ExitStack() as stack:
@@ -246,7 +246,7 @@ def test_a_client_that_reads_slowly_holds_up_only_itself(router_folder):
                 request = client.request("other", "one two", 4).SerializeToString()
                 for _ in range(50):
                     assert len(stream(channel, request)) == 2
-                assert process.memory_info().rss < before + 20e6
+                assert process.memory_info().rss < before + 60e6  # of two times 100 MB: sockets' and windows' shares
                 assert fake.in_flight["e"] == 2  # they are held back, not buffered
                 lazy.cancel()
         fake.wait(lambda: fake.in_flight["e"] == 0)

@@ -19,7 +19,7 @@ def during(address, requests, act):
     thread = threading.Thread(target=lambda: rows.extend(users.run(address, ("router",), requests, timeout=20)))
     thread.start()
     act()
-    thread.join(60)
+    thread.join(120)
     assert len(rows) == sum(map(len, requests))  # one row a request, whatever happens
     assert len({row["prompt_id"] for row in rows}) == len(rows)
     return rows

@@ -296,6 +296,7 @@ class Server:
     def _relaunch(self) -> bool:
         """Start the server again on its ports; False where it is to stay dead."""
         ports = [int(at.rpartition(":")[2]) for at in (self.grpc, self.http, self.metrics)]
+        self._wait_free(ports)
         with self._launching:
             if self._stopping.is_set() or self._relaunches >= _RELAUNCHES:
                 return False
@@ -308,6 +309,16 @@ class Server:
         except ErlabError as e:
             logger.error("%s", e)
         return True
+
+    def _wait_free(self, ports: Sequence[int]) -> None:
+        """Wait a while for the ports of a server that has ended: a launch on a port still in use would be lost."""
+        end = time.monotonic() + self._timeout
+        while time.monotonic() < end:
+            with suppress(ErlabError):
+                free_ports(ports)
+                return
+            if self._stopping.wait(_WATCH_SECONDS):
+                return
 
     def _reload(self, model: str) -> None:
         """Unload, which returns at once, and load; Triton does so beside requests that hang in the dead process."""

@@ -33,9 +33,15 @@ class Check:
     advice: str = ""
 
 
-def inspect(results: str | Path | None = None, profile: str = "laptop") -> list[Check]:
-    """Look at everything that the study needs; changes nothing."""
+def inspect(
+    results: str | Path | None = None, profile: str = "laptop", triton: str | None = None
+) -> list[Check]:
+    """Look at everything that the study needs; changes nothing.
+
+    `triton`: a server that holds the models already, so that it doesn't matter what this machine could serve.
+    """
     folder, to = paths.results(profile, results), profiles.profile(profile)
+    servers = [("server", f"{triton} serves the models", True)] if triton else family(to).checks(to)
     return [
         _python(),
         *_packages(),
@@ -47,7 +53,7 @@ def inspect(results: str | Path | None = None, profile: str = "laptop") -> list[
         _folder("results folder", folder),
         _folder("figures folder", paths.FIGURES),
         _ports(),
-        *(Check(*found) for found in family(to).checks(to)),
+        *(Check(*found) for found in servers),
         _step_times(),
     ]
 
@@ -81,9 +87,9 @@ def fitting(results: str | Path | None = None) -> list[str]:
     return [name for name in profiles.PROFILES if not _problems(inspect(results, name))]
 
 
-def require_ready(profile: str, results: str | Path | None = None) -> None:
+def require_ready(profile: str, results: str | Path | None = None, triton: str | None = None) -> None:
     """Raise ErlabError, in one line, where the study cannot run here. A missing Triton server is no such reason."""
-    if problems := _problems(inspect(results, profile)):
+    if problems := _problems(inspect(results, profile, triton)):
         raise ErlabError(f"Profile {profile} cannot run here. " + " ".join(problems))
 
 

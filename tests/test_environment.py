@@ -53,6 +53,15 @@ def test_a_package_outside_its_range_is_named_with_its_remedy(monkeypatch):
         environment.require_ready("smoke")
 
 
+def test_a_server_elsewhere_takes_the_place_of_what_this_machine_lacks(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no driver, no engines
+    with pytest.raises(ErlabError, match="^Profile gpu cannot run here. GPU: none answers"):
+        environment.require_ready("gpu", tmp_path)
+    environment.require_ready("gpu", tmp_path, "http://127.0.0.1:8000")
+    found = by_name(environment.inspect(tmp_path, "gpu", "http://127.0.0.1:8000"))
+    assert found["server"].value == "http://127.0.0.1:8000 serves the models" and "GPU" not in found
+
+
 def test_too_little_disk_is_refused(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, 50e6))

@@ -34,6 +34,7 @@ ORCHESTRATOR = {"TRTLLM_ORCHESTRATOR": "1"}
 _INSTALLED = "/opt/tritonserver/bin"
 _HOST = "127.0.0.1"
 _PORTS = ("grpc", "http", "metrics")
+_START_ATTEMPTS = 5  # a port chosen by the system may be taken before Triton binds it
 _KILL_SECONDS = 30  # how long a server may take to end
 
 
@@ -120,7 +121,8 @@ class LLMServer:
         self._asked_ports, self._container = (grpc_port, None, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
         self.grpc = self.http = self.metrics = self._keeper = self._folder = self._name = None
-        self.log, self._temporary_log, self.restarts = Path(log).resolve() if log else None, log is None, 0
+        self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
+        self.restarts = self._starts = 0
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -147,6 +149,7 @@ class LLMServer:
             raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {there} are here.")
         if self._container or not native():
             self._container = nvidia.container(self._container)
+        self._starts += 1
         ports = free_ports(self._asked_ports)
         self.grpc, self.http, self.metrics = (f"{_HOST}:{port}" for port in ports)
         self._folder = Path(tempfile.mkdtemp(prefix="erlab-llm-"))
@@ -172,7 +175,12 @@ class LLMServer:
             for model in self.models:
                 while not _ready(stub, model):
                     if not self.alive():
-                        raise ErlabError(f"Triton did not start: {self._complaint()}")
+                        complaint = self._complaint()
+                        if "already in use" not in complaint or self._starts == _START_ATTEMPTS:
+                            raise ErlabError(f"Triton did not start: {complaint}")
+                        self._stop(keep_log=False)  # somebody took a port between our choice and its start
+                        self.start()
+                        return self.wait()
                     if time.monotonic() > deadline:
                         raise ErlabError(f"{model} was not ready within {self._timeout:g} s: {self._complaint()}")
                     time.sleep(0.1)

@@ -6,6 +6,7 @@ The stand-in for tritonserver is a KServe server that answers for the ensembles 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,20 @@ def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path,
     assert [argv[0] for argv, _ in calls if argv[0].startswith("docker")] == ["docker info", "docker run", "docker rm"]
     [(argv, orchestrator)] = [call for call in calls if not call[0][0].startswith("docker")]
     assert orchestrator == "1" and "--grpc-address=0.0.0.0" in argv and "--cuda-memory-pool-byte-size=4:0" in argv
+
+
+def test_a_port_taken_after_it_was_chosen_is_given_up(machine, models, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, real, calls = other.getsockname()[1], llm.free_ports, []
+
+        def ports(asked):
+            calls.append(asked)
+            return [taken, *real(asked)[1:]] if len(calls) == 1 else real(asked)
+
+        monkeypatch.setattr(llm, "free_ports", ports)
+        with llm.LLMServer(models, ["D-expert-0"]) as server:
+            assert answer(server.grpc, "D-expert-0") and server.grpc != f"127.0.0.1:{taken}"
+    assert len(calls) == 2
 
 
 def test_what_fails_is_told_in_the_servers_words(machine, models, monkeypatch):

@@ -171,15 +171,15 @@ def sweep(
     """
     cells = {(k, n): folders.records / experiment / f"{k}-{n:04d}users.parquet" for k, n in keys}
     _set_aside(folders, experiment, set(cells.values()))
-    todo = [key for key, file in cells.items() if not _finished(file, keys[key])]
-    there = len(cells) - len(todo)
+    due = [key for key, file in cells.items() if not _finished(file, keys[key])]
+    there = len(cells) - len(due)
     report(there, len(cells), f"{experiment}: {there} of {len(cells)} cells are there")
-    waiting = list(dict.fromkeys(name for name, _ in todo))
+    waiting = list(dict.fromkeys(name for name, _ in due))
     with opened(waiting) if waiting else nullcontext() as serve:
         for name in waiting:
             with serve(name) as running:
-                for n in [n for k, n in todo if k == name]:
-                    report(len(cells) - len(todo), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
+                for n in [n for k, n in due if k == name]:
+                    report(len(cells) - len(due), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
                     rows, run = cell(name, n, running)
                     dead = running.failure()
                     key = None if dead else keys[name, n]
@@ -187,7 +187,7 @@ def sweep(
                     if dead:
                         kept = f"Finished loads are kept; run again to go on with {name} at {n} users."
                         raise ErlabError(f"{dead} {kept}")
-                    todo.remove((name, n))
+                    due.remove((name, n))
     report(len(cells), len(cells), f"{experiment}: the users test themselves")
     clients.check(cells, plan, folders.client)
     report(len(cells), len(cells), f"{experiment} done")

@@ -7,14 +7,14 @@ request ends with an error, so that an answer is either whole or known to be bro
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
 from erlab.gateway.decide import Classifier, Decider, Decision
-from erlab.gateway.expert import Expert
+from erlab.gateway.expert import Expert, Sink
 from erlab.gateway.limits import Limits, Refused
 from erlab.gateway.metrics import Metrics
 
@@ -31,8 +31,18 @@ class Routed:
     queue_ns: int = 0
 
 
-Ask = Callable[[Expert], AsyncIterator[bytes]]
-Write = Callable[[bytes, Routed | None], Awaitable[None]]
+class Reply(Protocol):
+    """The client's end of an answer: a Sink, whose first piece comes with how its request was routed."""
+
+    def piece(self, data: bytes, routed: Routed | None) -> None: ...
+
+    @property
+    def paused(self) -> bool: ...
+
+    async def resumed(self) -> None: ...
+
+
+Ask = Callable[[Expert, Sink], Awaitable[None]]
 
 
 class Dispatcher:
@@ -46,11 +56,9 @@ class Dispatcher:
     def experts(self) -> tuple[Expert, ...]:
         return self.decide.experts
 
-    async def run(self, text: str, ask: Ask, write: Write) -> None:
-        """Relay `ask(expert)` to `write(piece, routed)`, where `routed` comes with the first piece only.
-
-        Raises Refused where the request fails, before or after pieces were written.
-        """
+    async def run(self, text: str, ask: Ask, reply: Reply) -> None:
+        """Have `ask(expert, sink)` answer to `reply`; Refused where the request fails, before or after its first
+        piece."""
         received = time.monotonic_ns()
         end = asyncio.get_running_loop().time() + self._limits.seconds
         row, classify_ns = await self.classify(text)
@@ -65,19 +73,19 @@ class Dispatcher:
                 raise
             routed = Routed(decision, received, time.monotonic_ns(), classify_ns)
             try:
-                return await self.attempt(expert, ask, write, end, routed)
+                return await self.attempt(expert, ask, reply, end, routed)
             except Refused as e:
                 e.routed = routed
                 if failed or not e.again:
                     raise
                 failed, avoid = e, expert
 
-    async def attempt(self, expert: Expert, ask: Ask, write: Write, end: float, routed: Routed | None = None) -> None:
+    async def attempt(self, expert: Expert, ask: Ask, reply: Reply, end: float, routed: Routed | None = None) -> None:
         """Ask one expert and relay what it says; Refused where it has no place, fails, or isn't done by `end` (loop's
-        time), and `again` only where nothing was written."""
-        count, loop = self.metrics.of(expert), asyncio.get_running_loop()
+        time), and `again` only where nothing was said."""
+        count = self.metrics.of(expert)
         expert.outstanding += 1
-        status, begun = "cancelled", False
+        status, relay = "cancelled", None
         try:
             async with asyncio.timeout_at(end) as lease:
                 expert.leases[lease] = math.inf
@@ -87,21 +95,14 @@ class Dispatcher:
                 count.queue.observe((begins - waits) / 1e9)
                 if routed:
                     routed.queue_ns = begins - waits
+                relay = _Relay(expert, lease, reply, routed)
                 try:
-                    async with aclosing(ask(expert)) as pieces:
-                        async for piece in pieces:
-                            if piece:
-                                expert.leases[lease] = math.inf  # the client may be slow to take it
-                                if begun:
-                                    await write(piece, None)
-                                else:
-                                    begun = True
-                                    count.first.observe((time.monotonic_ns() - begins) / 1e9)
-                                    await write(piece, routed)
-                            expert.heard = expert.leases[lease] = loop.time()
+                    await ask(expert, relay)
                 finally:
                     expert.leave()
-            if not begun:
+                    if relay.first_ns:
+                        count.first.observe((relay.first_ns - begins) / 1e9)
+            if not relay.first_ns:
                 silent = f"{expert.name} ended the stream without an answer"
                 raise Refused(grpc.StatusCode.UNAVAILABLE, silent, again=True)
             count.upstream.observe((time.monotonic_ns() - begins) / 1e9)
@@ -111,7 +112,7 @@ class Dispatcher:
             status = failure.code.name.lower()
             if failure.again:
                 expert.suspect()
-            failure.again &= not begun
+            failure.again &= not (relay and relay.first_ns)
             raise failure from None
         finally:
             expert.leases.pop(lease, None)
@@ -125,3 +126,33 @@ class Dispatcher:
         expert.suspect()
         late = f"{expert.name} did not end within {self._limits.seconds:g} s"
         return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, late)
+
+
+class _Relay:
+    """Hands one attempt's pieces on and takes them for signs of life; `first_ns`: when the first came, else 0."""
+
+    def __init__(self, expert: Expert, lease: asyncio.Timeout, reply: Reply, routed: Routed | None):
+        self._expert, self._lease, self._reply, self._routed = expert, lease, reply, routed
+        self._time = asyncio.get_running_loop().time
+        self.first_ns = 0
+
+    def piece(self, data: bytes) -> None:
+        expert = self._expert
+        expert.heard = expert.leases[self._lease] = self._time()
+        if not data:
+            return
+        if self.first_ns:
+            self._reply.piece(data, None)
+        else:
+            self.first_ns = time.monotonic_ns()
+            self._reply.piece(data, self._routed)
+
+    @property
+    def paused(self) -> bool:
+        return self._reply.paused
+
+    async def resumed(self) -> None:
+        leases = self._expert.leases
+        leases[self._lease] = math.inf  # the client is slow, not the expert
+        await self._reply.resumed()
+        self._expert.heard = leases[self._lease] = self._time()

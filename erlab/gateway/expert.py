@@ -9,7 +9,7 @@ a probe was sent, and still is when the probe has been answered, is lost.
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import grpc
@@ -21,21 +21,58 @@ Headers = list[tuple[str, str | bytes]] | None
 _TICK_SECONDS = 0.25
 
 
+class Sink(Protocol):
+    """Where an expert's answer goes, piece by piece, at once: no task is woken for a piece. None comes after the
+    upstream's call has ended."""
+
+    def piece(self, data: bytes) -> None:
+        """Take a piece. An empty one is none: it says that the expert is at work, and that from now on its silence
+        counts. What this raises, the upstream's call raises: the answer cannot go on."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client has yet to take what it was sent, and the expert should be held back."""
+
+    async def resumed(self) -> None:
+        """Return when the client has taken enough."""
+
+
+class Onward:
+    """A Sink whose pieces go on to another, as it likes."""
+
+    def __init__(self, sink: Sink):
+        self._sink = sink
+
+    @property
+    def paused(self) -> bool:
+        return self._sink.paused
+
+    async def resumed(self) -> None:
+        await self._sink.resumed()
+
+
+class Unpaused:
+    """A Sink that takes whatever comes."""
+
+    paused = False
+
+    async def resumed(self) -> None:
+        return
+
+
 class Upstream(Protocol):
-    """A model on a server, asked in either of the gateway's two protocols. All raise Refused where it fails.
+    """A model on a server, asked in either of the gateway's two protocols. All raise Refused where it fails, and return
+    when the answer has ended whole."""
 
-    An empty piece of an answer is none: it says that the expert is at work, and that from now on its silence counts.
-    """
+    async def kserve(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers, sink: Sink) -> None:
+        """Answer `request`, whose bytes are `data`, with ModelStreamInferResponse messages, each a piece."""
 
-    def kserve(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
-        """The ModelStreamInferResponse messages that answer `request`, whose bytes are `data`."""
-
-    def infer(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
+    async def infer(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers) -> bytes:
         """The one ModelInferResponse message that answers `request`."""
 
-    def openai(self, kind: str, body: dict) -> AsyncIterator[bytes]:
-        """The answer to `body`, whose `kind` is completions or chat/completions: pieces of an event stream where the
-        body asks for one, else one JSON document."""
+    async def openai(self, kind: str, body: dict, sink: Sink) -> None:
+        """Answer `body`, whose `kind` is completions or chat/completions, with pieces of an event stream where the body
+        asks for one, else with one JSON document."""
 
     async def probe(self) -> None:
         """Ask for one token."""

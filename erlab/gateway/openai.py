@@ -11,7 +11,7 @@ known to nobody here, and null.
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -160,12 +160,16 @@ def _event(content: dict) -> bytes:
     return f"data: {json.dumps(content)}\n\n".encode()
 
 
-async def texts(pieces: AsyncIterator[bytes], usage: dict) -> AsyncIterator[str]:
-    """The texts of a completion's event stream; Refused where it holds an error or no JSON. What it tells of its usage
-    is put into `usage`."""
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+class Texts:
+    """Reads the texts of a completion's event stream; `usage` is what it has told of its usage."""
+
+    def __init__(self):
+        self.usage: dict = {}
+        self._rest = b""
+
+    def read(self, piece: bytes) -> Iterator[str]:
+        """The texts that have become whole with the stream's next piece; Refused where it holds an error or no JSON."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":
@@ -174,7 +178,7 @@ async def texts(pieces: AsyncIterator[bytes], usage: dict) -> AsyncIterator[str]
                 event = json.loads(data)
                 text = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
                 failed = event.get("error")
-                usage.update(event.get("usage") or {})
+                self.usage.update(event.get("usage") or {})
             except (ValueError, AttributeError, TypeError):
                 broken = "An expert sent an event that is no completion"
                 raise Refused(grpc.StatusCode.INTERNAL, broken, again=True) from None

@@ -6,7 +6,7 @@ the same translation as those behind the routing gateway; what differs is the ro
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import grpc
@@ -17,6 +17,7 @@ from erlab.gateway import messages
 from erlab.gateway.expert import Upstream
 from erlab.gateway.limits import Refused
 from erlab.gateway.server import DRAIN_SECONDS, Settings, allow_many_files, listen, options
+from erlab.gateway.service import Outlet
 from erlab.gateway.triton import INFER, SERVICE, STREAM
 from erlab.gateway.upstreams import Upstreams
 from erlab.spec import require
@@ -59,19 +60,16 @@ class _Service(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(partial(self._about, details.method))
 
     async def _stream(self, requests, context: grpc.aio.ServicerContext) -> None:
-        lock = asyncio.Lock()  # gRPC sends one message of a stream at a time
+        outlet = Outlet(context)
 
         async def answer(data: bytes) -> None:
             request = service_pb2.ModelInferRequest()
             try:
                 request = messages.parse(service_pb2.ModelInferRequest, data)
-                async with aclosing(self._model(request.model_name).kserve(request, data, None)) as pieces:
-                    async for piece in pieces:
-                        async with lock:
-                            await context.write(piece)
+                await self._model(request.model_name).kserve(request, data, None, outlet)
             except ErlabError as e:
-                async with lock:
-                    await context.write(messages.streamed(service_pb2.ModelInferResponse(id=request.id), str(e)))
+                outlet.piece(messages.streamed(service_pb2.ModelInferResponse(id=request.id), str(e)))
+            await outlet.resumed()
 
         async with asyncio.TaskGroup() as tasks:
             async for data in requests:
@@ -80,8 +78,7 @@ class _Service(grpc.GenericRpcHandler):
     async def _infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
             request = messages.parse(service_pb2.ModelInferRequest, data)
-            pieces = self._model(request.model_name).infer(request, data, None)
-            return b"".join([piece async for piece in pieces])
+            return await self._model(request.model_name).infer(request, data, None)
         except ErlabError as e:
             await context.abort(e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT, str(e))
 

@@ -9,7 +9,7 @@ through to the server `upstream`.
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections import deque
 from functools import partial
 
 import grpc
@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from erlab.errors import ErlabError
 from erlab.gateway import messages
 from erlab.gateway.dispatch import Dispatcher, Routed
-from erlab.gateway.expert import Headers
+from erlab.gateway.expert import Expert, Headers, Sink, Unpaused
 from erlab.gateway.limits import Refused
 from erlab.gateway.triton import INFER, SERVICE, STREAM
 
@@ -40,8 +40,6 @@ _LISTED = service_pb2.RepositoryIndexResponse(
     models=[service_pb2.RepositoryIndexResponse.ModelIndex(name=ROUTER, version="1", state="READY")]
 ).SerializeToString()
 _CODE = grpc.StatusCode
-
-Write = Callable[[bytes], Awaitable[None]]
 
 
 class RoutingService(grpc.GenericRpcHandler):
@@ -73,31 +71,27 @@ class RoutingService(grpc.GenericRpcHandler):
 
     async def _stream(self, requests, context: grpc.aio.ServicerContext) -> None:
         """One client's stream: requests to the router side by side, all others in order on one upstream stream."""
-        lock = asyncio.Lock()  # gRPC sends one message of a stream at a time
-
-        async def write(response: bytes) -> None:
-            async with lock:
-                await context.write(response)
-
-        passed = None
+        passed, outlet = None, Outlet(context)
         try:
             async with asyncio.TaskGroup() as tasks:
                 async for data in requests:
                     try:
                         request = messages.parse(service_pb2.ModelInferRequest, data)
                     except ErlabError as e:
-                        await write(messages.streamed(service_pb2.ModelInferResponse(), str(e)))
+                        outlet.piece(messages.streamed(service_pb2.ModelInferResponse(), str(e)))
+                        await outlet.resumed()
                         continue
                     if request.model_name == ROUTER:
-                        tasks.create_task(self._route(request, data, write, self._headers(context)))
+                        tasks.create_task(self._route(request, data, outlet, self._headers(context)))
                         continue
                     if self._pass is None:
                         answer = service_pb2.ModelInferResponse(id=request.id)
-                        await write(messages.streamed(answer, "This gateway has one model, 'router'."))
+                        outlet.piece(messages.streamed(answer, "This gateway has one model, 'router'."))
+                        await outlet.resumed()
                         continue
                     if passed is None:
                         passed = self._pass(metadata=self._headers(context))
-                        tasks.create_task(_relay(passed, write))
+                        tasks.create_task(_relay(passed, outlet))
                     await passed.write(data)
                 if passed is not None:
                     await passed.done_writing()
@@ -107,15 +101,13 @@ class RoutingService(grpc.GenericRpcHandler):
             return
         await context.abort(cause.code(), cause.details())
 
-    async def _route(self, request: service_pb2.ModelInferRequest, data: bytes, write: Write, headers: Headers) -> None:
+    async def _route(
+        self, request: service_pb2.ModelInferRequest, data: bytes, outlet: "Outlet", headers: Headers
+    ) -> None:
         """Answer one request to the router; whatever happens upstream, the client hears of it."""
-
-        async def relay(response: bytes, routed: Routed | None) -> None:
-            await write(response + messages.streamed(messages.mark(routed)) if routed else response)
-
         try:
             text = messages.prompt(request)
-            await self._dispatch.run(text, lambda expert: expert.upstream.kserve(request, data, headers), relay)
+            await self._dispatch.run(text, lambda e, sink: e.upstream.kserve(request, data, headers, sink), outlet)
         except ErlabError as e:
             answer = service_pb2.ModelInferResponse(id=request.id)
             code = e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT
@@ -123,15 +115,14 @@ class RoutingService(grpc.GenericRpcHandler):
                 answer.MergeFrom(messages.mark(e.routed))
             # Triton's own words come as they are, and these errors have no field for their kind.
             plain = code in (_CODE.UNKNOWN, _CODE.INVALID_ARGUMENT)
-            await write(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
+            outlet.piece(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
+        await outlet.resumed()
 
     async def _infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        answer = b""
+        async def ask(expert: Expert, sink: Sink) -> None:
+            sink.piece(await expert.upstream.infer(request, data, headers))
 
-        async def keep(response: bytes, routed: Routed | None) -> None:
-            nonlocal answer
-            answer = response + messages.mark(routed).SerializeToString()
-
+        kept = _Kept()
         try:
             request = messages.parse(service_pb2.ModelInferRequest, data)
             if request.model_name != ROUTER:
@@ -139,12 +130,12 @@ class RoutingService(grpc.GenericRpcHandler):
                     await context.abort(_CODE.NOT_FOUND, "This gateway has one model, 'router'.")
                 return await self._unary(INFER, data, context)
             text, headers = messages.prompt(request), self._headers(context)
-            await self._dispatch.run(text, lambda expert: expert.upstream.infer(request, data, headers), keep)
+            await self._dispatch.run(text, ask, kept)
         except Refused as e:
             await context.abort(e.code, str(e))
         except ErlabError as e:
             await context.abort(_CODE.INVALID_ARGUMENT, str(e))
-        return answer
+        return kept.answer
 
     async def _about(self, method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         message, renamed = _ABOUT[method]
@@ -170,6 +161,35 @@ class RoutingService(grpc.GenericRpcHandler):
         if self._bearer:
             own = [(k, v) for k, v in own if k != "authorization"]
         return own or None
+
+
+class Outlet:
+    """A client's stream as a Reply, and as a Sink. grpc.aio's write is a coroutine, one at a time, so that pieces wait
+    for `resumed` to write them."""
+
+    def __init__(self, context: grpc.aio.ServicerContext):
+        self._context, self._waiting, self._lock = context, deque(), asyncio.Lock()
+
+    def piece(self, data: bytes, routed: Routed | None = None) -> None:
+        self._waiting.append(data + messages.streamed(messages.mark(routed)) if routed else data)
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._waiting)
+
+    async def resumed(self) -> None:
+        async with self._lock:
+            while self._waiting:
+                await self._context.write(self._waiting.popleft())
+
+
+class _Kept(Unpaused):
+    """A Reply of one piece."""
+
+    answer = b""
+
+    def piece(self, data: bytes, routed: Routed | None) -> None:
+        self.answer = data + messages.mark(routed).SerializeToString()
 
 
 _unary_handler = grpc.unary_unary_rpc_method_handler
@@ -202,9 +222,10 @@ async def _alone(method: str, data: bytes, context: grpc.aio.ServicerContext) ->
     return _ALONE[method]
 
 
-async def _relay(call: grpc.aio.StreamStreamCall, write: Write) -> None:
+async def _relay(call: grpc.aio.StreamStreamCall, outlet: Outlet) -> None:
     try:
         async for response in call:
-            await write(response)
+            outlet.piece(response)
+            await outlet.resumed()
     finally:
         call.cancel()

@@ -1,13 +1,12 @@
 """An expert on a Triton server: asked in KServe v2 over gRPC, its responses relayed as the bytes they are."""
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import suppress
 
 import grpc
 from tritonclient.grpc import service_pb2
 
 from erlab.gateway import messages, openai
-from erlab.gateway.expert import Headers
+from erlab.gateway.expert import Headers, Onward, Sink, Unpaused
 from erlab.gateway.limits import Refused
 from erlab.triton import client
 
@@ -34,41 +33,38 @@ class TritonModel:
         self._stream, self._infer = channel.unary_stream(STREAM), channel.unary_unary(INFER)
         self._inputs: frozenset[str] = frozenset()
 
-    async def kserve(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
+    async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
         call = self._stream(data + self._rename, metadata=headers)
         try:
-            yield b""
+            sink.piece(b"")
             async for response in call:
                 if response.startswith(_ERROR):
                     message = service_pb2.ModelStreamInferResponse.FromString(response).error_message
                     raise Refused(_CODE.UNKNOWN, message, again=True)
-                yield response
+                sink.piece(response)
+                if sink.paused:
+                    await sink.resumed()
         except grpc.aio.AioRpcError as e:
             raise self._refused(e) from None
         finally:
             call.cancel()
 
-    async def infer(self, request, data: bytes, headers: Headers) -> AsyncIterator[bytes]:
+    async def infer(self, request, data: bytes, headers: Headers) -> bytes:
         try:
-            yield await self._infer(data + self._rename, metadata=headers)
+            return await self._infer(data + self._rename, metadata=headers)
         except grpc.aio.AioRpcError as e:
             raise self._refused(e) from None
 
-    async def openai(self, kind: str, body: dict) -> AsyncIterator[bytes]:
+    async def openai(self, kind: str, body: dict, sink: Sink) -> None:
         request = openai.to_kserve(kind, body, await self._declared())
         answer = openai.Answer(kind, body)
-        async with aclosing(self.kserve(request, request.SerializeToString(), None)) as responses:
-            async for response in responses:
-                text = client.text(service_pb2.ModelStreamInferResponse.FromString(response).infer_response)
-                yield answer.piece(text)
-        yield answer.end()
+        await self.kserve(request, request.SerializeToString(), None, _Translated(answer, sink))
+        sink.piece(answer.end())
 
     async def probe(self) -> None:
         data = client.request(self._model, "ping", 1).SerializeToString()
-        async with aclosing(self.kserve(None, data, None)) as responses:
-            async for response in responses:
-                if response:
-                    return
+        with suppress(_Answered):
+            await self.kserve(None, data, None, _Probe())
 
     async def _declared(self) -> frozenset[str]:
         """The names of the model's inputs; Triton refuses others."""
@@ -83,3 +79,27 @@ class TritonModel:
 
     def _refused(self, error: grpc.aio.AioRpcError) -> Refused:
         return Refused(error.code(), f"{error.details()} ({self._model})", again=error.code() not in _OWN_FAULT)
+
+
+class _Translated(Onward):
+    """KServe's responses on their way into OpenAI's form."""
+
+    def __init__(self, answer: openai.Answer, sink: Sink):
+        super().__init__(sink)
+        self._answer = answer
+
+    def piece(self, data: bytes) -> None:
+        response = service_pb2.ModelStreamInferResponse.FromString(data).infer_response
+        self._sink.piece(self._answer.piece(client.text(response)))
+
+
+class _Answered(Exception):
+    """The probe has its answer."""
+
+
+class _Probe(Unpaused):
+    """Wants one piece."""
+
+    def piece(self, data: bytes) -> None:
+        if data:
+            raise _Answered

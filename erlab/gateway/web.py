@@ -13,10 +13,12 @@ import hmac
 import json
 import math
 import time
+from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 
 import grpc
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from erlab.gateway import openai
 from erlab.gateway.dispatch import Dispatcher, Routed
@@ -69,14 +71,14 @@ class _Face:
         reply = _Reply(request, bool(body.get("stream")))
         try:
             if expert is None:
-                await self._dispatch.run(text, lambda chosen: chosen.upstream.openai(kind, body), reply.write)
+                await self._dispatch.run(text, lambda chosen, sink: chosen.upstream.openai(kind, body, sink), reply)
             else:
                 end = asyncio.get_running_loop().time() + self._limits.seconds
-                await self._dispatch.attempt(expert, lambda e: e.upstream.openai(kind, body), reply.write, end)
+                await self._dispatch.attempt(expert, lambda e, sink: e.upstream.openai(kind, body, sink), reply, end)
         except Refused as e:
             if not reply.response.prepared:
                 raise
-            await reply.response.write(openai.error_event(e.code, str(e)))
+            reply.piece(openai.error_event(e.code, str(e)), None)
         return reply.response
 
     async def route(self, request: web.Request) -> web.Response:
@@ -103,23 +105,49 @@ class _Face:
 
 
 class _Reply:
-    """A response that begins with its first piece, so that what fails before it still has a status of its own."""
+    """A Reply whose response begins with its first piece, so that what fails before it still has a status of its own.
+
+    aiohttp begins and ends a streamed response; its pieces go to the connection past it.
+    """
 
     def __init__(self, request: web.Request, stream: bool):
         self._request, self._stream = request, stream
+        self._chunked, self._protocol = request.version >= HttpVersion11, request.protocol
         self.response = web.StreamResponse() if stream else web.Response(content_type="application/json")
 
-    async def write(self, piece: bytes, routed: Routed | None) -> None:
+    def piece(self, data: bytes, routed: Routed | None) -> None:
         if routed:
             self.response.headers.update(_headers(routed))
         if not self._stream:
-            self.response.body = piece
+            self.response.body = data
             return
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return  # the client has left, and aiohttp is about to cancel this request
         if not self.response.prepared:
             self.response.content_type = "text/event-stream"
             self.response.headers["Cache-Control"] = "no-cache"
-            await self.response.prepare(self._request)
-        await self.response.write(piece)
+            if not self._chunked:
+                self.response.force_close()  # else nothing would tell an HTTP/1.0 client the end
+            _at_once(self.response.prepare(self._request))
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    @property
+    def paused(self) -> bool:
+        return self._stream and self._protocol.writing_paused
+
+    async def resumed(self) -> None:
+        with suppress(ConnectionError):  # it has left, see above
+            await self._request.writer.drain()
+
+
+def _at_once(coroutine: Coroutine) -> None:
+    """Run a coroutine that has nothing to wait for, as aiohttp's that only fill the connection's buffer."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("aiohttp waits before it begins a response")
 
 
 def _headers(routed: Routed) -> dict[str, str]:

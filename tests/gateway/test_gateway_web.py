@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import time
 import urllib.request
 from urllib.error import HTTPError
@@ -158,6 +159,17 @@ def test_errors_have_openais_shape(served, path, body, status, said):
 def test_a_streamed_answer_that_breaks_says_so(served):
     first, error = events(post(served, "/v1/completions", {"prompt": "half", "stream": True})[2])
     assert first["choices"][0]["text"] == "half" and "connection reset" in error["error"]["message"]
+
+
+def test_an_http_1_0_client_learns_the_end_by_the_connections(served):
+    body = json.dumps({"prompt": "one two", "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(served.addresses["http"].removeprefix("http://").split(":"), timeout=10) as opened:
+        opened.sendall(head + body)
+        said = b"".join(iter(lambda: opened.recv(65536), b""))
+    head, _, answer = said.partition(b"\r\n\r\n")
+    assert b"chunked" not in head.lower() and [e["choices"][0]["text"] for e in events(answer)[:2]] == ["one", "two"]
+    assert answer.endswith(b"data: [DONE]\n\n")
 
 
 def test_full_is_429_with_retry_after(router):

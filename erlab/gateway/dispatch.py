@@ -137,10 +137,10 @@ class _Relay:
         self.first_ns = 0
 
     def piece(self, data: bytes) -> None:
-        expert = self._expert
-        expert.heard = expert.leases[self._lease] = self._time()
+        now = self._expert.leases[self._lease] = self._time()
         if not data:
             return
+        self._expert.heard = now
         if self.first_ns:
             self._reply.piece(data, None)
         else:

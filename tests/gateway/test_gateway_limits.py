@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -119,6 +120,33 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
             hangs["all"], end = False, time.monotonic() + 10
             while told(decoded(stream(channel, ask(later)))[0])[1] != "expert_0":
                 assert time.monotonic() < end
+
+
+def test_requests_to_an_expert_are_no_signs_of_its_life(router, homes):
+    """As Triton, when an expert's process is stopped, fails what is sent to it then and leaves older streams hanging."""
+    later = homes[0].partition(" ")[2]
+
+    async def ill(request):
+        if homes[0].split()[0] in str(request.raw_input_contents[0]):
+            yield "begun"
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.2)
+        raise ModelError("not healthy")
+
+    with FakeTriton({"expert_0": ill, "expert_1": echo}) as fake:
+        with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
+            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=8)
+            next(begun)
+
+            def go_on_asking():
+                while not begun.done():
+                    assert told(decoded(stream(channel, ask(later)))[0])[1] == "expert_1"
+
+            with ThreadPoolExecutor() as pool:
+                others = [pool.submit(go_on_asking) for _ in range(4)]
+                (broken,) = decoded(list(begun))
+            assert broken.error_message == "UNAVAILABLE: expert_0 stopped answering"
+            assert [other.result() for other in others] == [None] * 4
 
 
 def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take_its_time(router):

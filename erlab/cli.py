@@ -280,6 +280,9 @@ def serve(
     strong: Annotated[
         str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
     ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="With --policy strong_weak: from which difficulty on, 0 to 1; 0.5 if not given.")
+    ] = None,
     triton: Triton = None,
     container: Annotated[
         str | None,
@@ -307,7 +310,7 @@ def serve(
         for command in live.commands(system, to, folders, apart):
             print(command)
         return
-    given = {"policy": policy, "generalist": generalist, "strong": strong}
+    given = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
     choice = {name: value for name, value in given.items() if value is not None}
     with live.serve(system, to, folders, port, triton, container, apart, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)

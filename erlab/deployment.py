@@ -267,7 +267,7 @@ def serve(
     holder: Server | None = None,
     container: str | None = None,
     apart: bool = False,
-    **choice: str,
+    **choice: str | float,
 ) -> Iterator[Running]:
     """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
 
@@ -275,7 +275,7 @@ def serve(
     `triton`: HOST:PORT of a server that already holds the models, or http://HOST:PORT of an OpenAI-compatible one, whose
     model stands for all of them; `holder`: a running one of `server`'s; either takes the place of one that is started
     for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
-    `generalist` and `strong` of `gateway.Gateway`; the latter two name one of the system's own models.
+    `generalist`, `strong` and `threshold` of `gateway.Gateway`; the experts are named as the system's own models.
     """
     models = model_names(key, system)
     if choice and not system.router:

@@ -26,7 +26,7 @@ def serve(
     triton: str | None = None,
     container: str | None = None,
     apart: bool = False,
-    **choice: str,
+    **choice: str | float,
 ) -> Iterator[Running]:
     """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
 

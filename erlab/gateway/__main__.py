@@ -40,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--policy", default="nearest", help="a name in erlab.routing.policies")
     parser.add_argument("--generalist", metavar="MODEL", help="expert of what fits no cluster, with --policy outlier")
     parser.add_argument("--strong", metavar="MODEL", help="expert of difficult prompts, with --policy strong_weak")
+    parser.add_argument("--threshold", type=float, help="from which difficulty on it is asked, 0 to 1; 0.5 by default")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
     parser.add_argument("--http-port", type=int, help="where the OpenAI-compatible face listens, if anywhere")
@@ -97,6 +98,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         arguments.shared,
         arguments.generalist,
         arguments.strong,
+        arguments.threshold,
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -97,7 +98,8 @@ class Classifier:
 
 class Decider:
     """Chooses among `experts` by a policy's name; `places[c]` is the index of the expert that serves cluster c,
-    `generalist` and `strong` are those of the experts that `policies.Fleet` knows by these names, if there are."""
+    `generalist` and `strong` are those of the experts that `policies.Fleet` knows by these names, if there are;
+    `threshold` is that of `strong_weak`, its own if None."""
 
     def __init__(
         self,
@@ -106,11 +108,14 @@ class Decider:
         policy: str = "nearest",
         generalist: int | None = None,
         strong: int | None = None,
+        threshold: float | None = None,
     ):
         require(policy in POLICIES, "policy", "Decider", f"be one of {', '.join(POLICIES)}", policy)
         self.experts, self._places = tuple(experts), tuple(places)
         self._generalist, self._strong = generalist, strong
         self._policy, self._choose = policy, POLICIES[policy]
+        if threshold is not None:
+            self._choose = partial(self._choose, threshold=threshold)
         self._tickets = 0
 
     def __call__(self, row: Row, avoid: Expert | None = None) -> tuple[Expert, Decision]:

@@ -35,8 +35,9 @@ class Gateway:
     name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
     bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. workers: processes
     that share the ports, each with the limits to itself (see `erlab.gateway.workers`). generalist, strong: the expert
-    of prompts that fit no cluster (policy "outlier") or are difficult ("strong_weak"). Raises ErlabError, with the
-    gateway's own words, where it cannot start, or where the server behind it isn't ready within `timeout` seconds.
+    of prompts that fit no cluster (policy "outlier") or are difficult ("strong_weak"); threshold: how difficult at
+    least, from 0 to 1 (None: 0.5). Raises ErlabError, with the gateway's own words, where it cannot start, or where
+    the server behind it isn't ready within `timeout` seconds.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Gateway:
         generalist: str | None = None,
         strong: str | None = None,
         names: tuple[str, ...] = (),
+        threshold: float | None = None,
     ):
         self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
@@ -65,6 +67,7 @@ class Gateway:
         self._command += ["--workers", str(workers)]
         self._command += ["--generalist", generalist] if generalist else []
         self._command += ["--strong", strong] if strong else []
+        self._command += ["--threshold", str(threshold)] if threshold is not None else []
         for name, value in asdict(limits).items():
             self._command += [f"--{name.replace('_', '-')}", str(value)]
         self._key = key

@@ -33,7 +33,8 @@ class Settings:
     grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
     system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
     processes may listen on the same ports. generalist: the expert, one of `experts` or another, for the policy
-    "outlier"; strong: for "strong_weak".
+    "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from `threshold` on (None: the
+    policy's own).
     """
 
     upstream: str | None
@@ -47,6 +48,7 @@ class Settings:
     shared: bool = False
     generalist: str | None = None
     strong: str | None = None
+    threshold: float | None = None
 
 
 @asynccontextmanager
@@ -64,7 +66,8 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
         upstreams = Upstreams(stack, settings.upstream)
         experts = tuple([Expert(name, await upstreams.open(name), limits) for name in distinct])
         places = [distinct.index(names[c % len(names)]) for c in range(clusters)]
-        decide = Decider(experts, places, settings.policy, *(distinct.index(n) if n else None for n in special))
+        special = (distinct.index(name) if name else None for name in special)
+        decide = Decider(experts, places, settings.policy, *special, settings.threshold)
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
         server = grpc.aio.server(options=options(limits, settings.shared))
@@ -95,6 +98,9 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
 def _check_policy(router: PromptRouter, settings: Settings) -> None:
     """ErlabError unless the two policies that send some prompts to an expert of their own have it, and can tell which
     prompts."""
+    threshold = settings.threshold
+    fits = threshold is None or (settings.policy == "strong_weak" and 0 <= threshold <= 1)
+    require(fits, "--threshold", "the gateway", "be from 0 to 1, and only where --policy is strong_weak", threshold)
     special = {
         "outlier": ("generalist", router.threshold_, "an outlier threshold (PromptRouter.calibrate)"),
         "strong_weak": ("strong", router.difficulty_, "a difficulty score (PromptRouter.fit_difficulty)"),

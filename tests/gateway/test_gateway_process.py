@@ -66,6 +66,8 @@ def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
         ({"policy": "strong_weak"}, "'--strong' parameter of the gateway must name an expert where --policy is strong"),
         ({"policy": "strong_weak", "strong": "s"}, "needs a router with a difficulty score .* Got one without"),
         ({"generalist": "g"}, "'--generalist' parameter of the gateway must .* only there. Got 'g'"),
+        ({"threshold": 0.3}, "'--threshold' parameter of the gateway must .* only where --policy is strong_weak. Got 0.3"),
+        ({"policy": "strong_weak", "strong": "s", "threshold": 30.0}, "'--threshold' .* must be from 0 to 1.* Got 30.0"),
     ],
 )
 def test_policies_without_what_they_need_are_refused(router, fake, settings, said):
@@ -78,6 +80,7 @@ def test_a_served_system_chooses_among_its_own_models(tmp_path):
     folders = Folders(tmp_path)
     for key, choice, said in [
         ("A", {"policy": "outlier"}, "System A has no gateway, so it takes no policy."),
+        ("A", {"threshold": 0.3}, "System A has no gateway, so it takes no threshold."),
         ("E", {"generalist": "x"}, "must be one of E-expert-0, E-expert-1.* Got 'x'"),
     ]:
         with pytest.raises(ErlabError, match=said):
@@ -107,17 +110,21 @@ def test_the_generalist_and_the_strong_expert_answer_their_prompts(tmp_path):
     prompts = [*KITCHEN, *COURT, "qwerty uiop", "the egg and the court"]
     rows = [router.route(prompts).row(i) for i in range(len(prompts))]
     assert {row.outlier for row in rows} == {row.difficulty >= 0.5 for row in rows} == {True, False}
-    wanted = {
-        "outlier": ["extra" if row.outlier else EXPERTS[row.cluster] for row in rows],
-        "strong_weak": ["extra" if row.difficulty >= 0.5 else EXPERTS[row.cluster] for row in rows],
-    }
+    hardest = max(row.difficulty for row in rows)
+    assert sum(row.difficulty >= 0.5 for row in rows) > 1
+    cases = [
+        ("outlier", {"generalist": "extra"}, [row.outlier for row in rows]),
+        ("strong_weak", {"strong": "extra"}, [row.difficulty >= 0.5 for row in rows]),
+        ("strong_weak", {"strong": "extra", "threshold": hardest - 1e-9}, [row.difficulty == hardest for row in rows]),
+    ]
     with FakeTriton(dict.fromkeys([*EXPERTS, "extra"], echo)) as fake:
-        for policy, role in ("outlier", "generalist"), ("strong_weak", "strong"):
-            with Gateway(tmp_path / "router", fake.address, EXPERTS, policy, **{role: "extra"}) as gateway:
+        for policy, choice, special in cases:
+            with Gateway(tmp_path / "router", fake.address, EXPERTS, policy, **choice) as gateway:
                 with grpc.insecure_channel(gateway.address) as channel:
                     said = [decoded(stream(channel, ask(prompt)))[0].infer_response for prompt in prompts]
-            assert [response.parameters["erlab_expert"].string_param for response in said] == wanted[policy]
-            assert [response.model_name for response in said] == wanted[policy]
+            wanted = ["extra" if is_special else EXPERTS[row.cluster] for row, is_special in zip(rows, special)]
+            assert [response.parameters["erlab_expert"].string_param for response in said] == wanted
+            assert [response.model_name for response in said] == wanted
 
 
 def test_ctrl_c_in_the_body_ends_it(fake, router_folder):

@@ -281,7 +281,7 @@ def serve(
         str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="With --policy strong_weak: from which difficulty on, 0 to 1; 0.5 if not given.")
+        float | None, typer.Option(help="With --policy strong_weak: from what difficulty on, 0 to 1; 0.5 if not given.")
     ] = None,
     triton: Triton = None,
     container: Annotated[

@@ -123,7 +123,7 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
 
 
 def test_requests_to_an_expert_are_no_signs_of_its_life(router, homes):
-    """As Triton, when an expert's process is stopped, fails what is sent to it then and leaves older streams hanging."""
+    """Triton, when an expert's process is stopped, fails what is sent to it then and leaves older streams hanging."""
     later = homes[0].partition(" ")[2]
 
     async def ill(request):

@@ -66,8 +66,8 @@ def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
         ({"policy": "strong_weak"}, "'--strong' parameter of the gateway must name an expert where --policy is strong"),
         ({"policy": "strong_weak", "strong": "s"}, "needs a router with a difficulty score .* Got one without"),
         ({"generalist": "g"}, "'--generalist' parameter of the gateway must .* only there. Got 'g'"),
-        ({"threshold": 0.3}, "'--threshold' parameter of the gateway must .* only where --policy is strong_weak. Got 0.3"),
-        ({"policy": "strong_weak", "strong": "s", "threshold": 30.0}, "'--threshold' .* must be from 0 to 1.* Got 30.0"),
+        ({"threshold": 0.3}, "'--threshold' parameter of the gateway must .* where --policy is strong_weak. Got 0.3"),
+        ({"policy": "strong_weak", "strong": "s", "threshold": 30.0}, "'--threshold' .* be from 0 to 1.* Got 30.0"),
     ],
 )
 def test_policies_without_what_they_need_are_refused(router, fake, settings, said):

@@ -3,6 +3,7 @@
 The experts are emulated: real processes of Triton's, that take requests in batches and answer a token every 20 ms.
 """
 
+import signal
 import time
 from collections import Counter
 
@@ -98,6 +99,23 @@ def test_a_killed_experts_streams_end_long_before_their_deadline(server, gateway
         assert all(complete(row) for row in rows if row["cluster"] == 1)
     lasted = [(row["t_last"] - row["t_submit"]) / 1e9 for row in rows]
     assert max(lasted) < 18  # silence, a probe, another expert's answer: all before the users' deadline of 20 s
+
+
+def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):
+    """Its users get an error or the other expert's answer, whose own users notice nothing; then it is back."""
+    paused = stub(server, "emulated-0")
+    try:
+        stop = lambda: paused.send_signal(signal.SIGSTOP)  # noqa: E731
+        rows = during(gateway.address, load(homes, 8), lambda: once_busy(gateway, stop))
+    finally:
+        paused.send_signal(signal.SIGCONT)
+    broken = [row for row in rows if not complete(row)]
+    words = {"UNAVAILABLE: emulated-0 stopped answering", "UNKNOWN: Stub process 'emulated-0_0_0' is not healthy."}
+    assert all(row["expert"] == "emulated-0" and row["error"] in words for row in broken), kinds(rows)
+    assert len(broken) <= 10  # a user's first request that was under way; the next goes elsewhere
+    moved = [row for row in rows if row["cluster"] == 0 and row["expert"] == "emulated-1"]
+    assert moved and all(complete(row) for row in moved), kinds(rows)
+    assert all(complete(row) for row in rows if row["cluster"] == 1), kinds(rows)
 
 
 def test_a_gateway_killed_while_users_run_leaves_the_server_well(server, gateway, router_folder, homes):

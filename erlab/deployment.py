@@ -16,7 +16,9 @@ from erlab import paths, profiles
 from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
+from erlab.gateway.server import Settings, check_policy
 from erlab.progress import report
+from erlab.routing import PromptRouter
 from erlab.spec import Expert, Profile, System, require
 from erlab.triton import Server, client
 
@@ -284,6 +286,8 @@ def serve(
         require(choice[name] in models, name, "serve", f"be one of {', '.join(models)}", choice[name])
     if system.router and not (folders.router / "router.json").is_file():
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
+    if choice:  # what the gateway would refuse is said before engines start, which takes long
+        check_policy(PromptRouter.load(folders.router), Settings(None, models, **choice))
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(attach(triton, models, None if system.router else port))

@@ -19,7 +19,6 @@ from erlab.gateway.limits import Refused
 from erlab.routing import PromptRouter
 from erlab.routing.policies import POLICIES, Fleet
 from erlab.routing.router import Row
-from erlab.spec import require
 
 _SLOW_NS = 1_000_000
 _LONG = 2_000  # characters, about a millisecond; a longer prompt goes to the thread whatever the router
@@ -110,7 +109,6 @@ class Decider:
         strong: int | None = None,
         threshold: float | None = None,
     ):
-        require(policy in POLICIES, "policy", "Decider", f"be one of {', '.join(POLICIES)}", policy)
         self.experts, self._places = tuple(experts), tuple(places)
         self._generalist, self._strong = generalist, strong
         self._policy, self._choose = policy, POLICIES[policy]

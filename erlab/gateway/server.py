@@ -19,6 +19,7 @@ from erlab.gateway.service import RoutingService
 from erlab.gateway.upstreams import Upstreams
 from erlab.gateway.web import application
 from erlab.routing import PromptRouter
+from erlab.routing.policies import POLICIES
 from erlab.spec import require
 from erlab.triton import client
 
@@ -58,7 +59,7 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
     names, clusters = settings.experts, len(router.centers_)
     allowed = f"name 1 to {clusters} Triton models, as many as the router has clusters at most"
     require(all(names) and len(names) <= clusters, "--experts", "the gateway", allowed, ",".join(names))
-    _check_policy(router, settings)
+    check_policy(router, settings)
     allow_many_files()
     limits, special = settings.limits, (settings.generalist, settings.strong)
     distinct = tuple(dict.fromkeys([*names, *filter(None, special)]))
@@ -95,9 +96,10 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
                 task.cancel()
 
 
-def _check_policy(router: PromptRouter, settings: Settings) -> None:
-    """ErlabError unless the two policies that send some prompts to an expert of their own have it, and can tell which
-    prompts."""
+def check_policy(router: PromptRouter, settings: Settings) -> None:
+    """ErlabError unless the policy exists and, if it sends some prompts to an expert of their own, has it and can tell
+    which prompts."""
+    require(settings.policy in POLICIES, "--policy", "the gateway", f"be one of {', '.join(POLICIES)}", settings.policy)
     threshold = settings.threshold
     fits = threshold is None or (settings.policy == "strong_weak" and 0 <= threshold <= 1)
     require(fits, "--threshold", "the gateway", "be from 0 to 1, and only where --policy is strong_weak", threshold)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from fake_triton import COURT, KITCHEN
 
-from erlab.errors import ErlabError
 from erlab.gateway.decide import Classifier, Decider
 from erlab.gateway.expert import Expert
 from erlab.gateway.limits import Limits, Refused
@@ -122,8 +121,6 @@ def test_policies_see_who_is_up_and_how_busy():
     experts[0].up = experts[2].up = False
     with pytest.raises(Refused, match="None of the 3 experts is up"):
         nearest(row(0, 1, 2))
-    with pytest.raises(ErlabError, match="must be one of nearest"):
-        Decider(experts, (0, 1, 2), "farthest")
 
 
 def test_outliers_and_difficult_prompts_have_experts_of_their_own():

@@ -43,7 +43,7 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     [
         ({"experts_of_clusters": ("a", "b", "c")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"experts_of_clusters": ("a", "")}, "'--experts' parameter of the gateway must name 1 to 2"),
-        ({"policy": "farthest"}, "'policy' parameter of Decider must be one of nearest"),
+        ({"policy": "farthest"}, "'--policy' parameter of the gateway must be one of nearest"),
         ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy"),
         ({"upstream": "nowhere"}, "must be HOST:PORT"),
         ({"upstream": "127.0.0.1:1", "timeout": 0.5}, "127.0.0.1:1 behind .* was not ready in 0.5 s .UNAVAILABLE"),
@@ -76,12 +76,16 @@ def test_policies_without_what_they_need_are_refused(router, fake, settings, sai
             pass
 
 
-def test_a_served_system_chooses_among_its_own_models(tmp_path):
+def test_a_served_system_chooses_among_its_own_models(tmp_path, router):
+    """What it cannot choose by is said before any engine starts; here is none."""
     folders = Folders(tmp_path)
+    router.save(folders.router)
     for key, choice, said in [
         ("A", {"policy": "outlier"}, "System A has no gateway, so it takes no policy."),
         ("A", {"threshold": 0.3}, "System A has no gateway, so it takes no threshold."),
         ("E", {"generalist": "x"}, "must be one of E-expert-0, E-expert-1.* Got 'x'"),
+        ("E", {"policy": "farthest"}, "'--policy' parameter of the gateway must be one of nearest"),
+        ("E", {"policy": "strong_weak", "strong": "E-expert-1"}, "needs a router with a difficulty score"),
     ]:
         with pytest.raises(ErlabError, match=said):
             with deployment.serve(key, paper.SYSTEMS["v2"][key], profiles.profile("smoke"), folders, **choice):

@@ -11,8 +11,9 @@ from fake_triton import FakeTriton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erlab.users import wire
-from erlab.users.wire import Answer, Channel, Frames, frame
+from erlab.http2 import frames
+from erlab.http2.frames import frame
+from erlab.users.wire import Answer, Channel
 
 METHOD = "/test.Service/Ask"
 
@@ -194,7 +195,7 @@ def raw(*sent, close=True):
         thread.join(10)
 
 
-SETTINGS = frame(wire.SETTINGS, 0, 0)
+SETTINGS = frame(frames.SETTINGS, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +204,13 @@ SETTINGS = frame(wire.SETTINGS, 0, 0)
         ((), True, "UNAVAILABLE", ""),
         ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), False, "UNAVAILABLE", "does not speak HTTP/2: a frame of 4740180"),
         ((SETTINGS,), False, "DEADLINE_EXCEEDED", ""),
-        ((SETTINGS, frame(wire.RST_STREAM, 0, 1, bytes((0, 0, 0, 2)))), False, "INTERNAL", "code 2"),
-        ((SETTINGS, frame(wire.GOAWAY, 0, 0, bytes(8) + b"tired")), False, "UNAVAILABLE", "tired"),
-        ((SETTINGS, frame(wire.HEADERS, 5, 1, b"\xff\xff\xff\xff")), False, "UNAVAILABLE", "HTTP/2"),
-        ((SETTINGS, frame(wire.HEADERS, 4, 1, b"\0\x07:status\x03503")), False, "UNAVAILABLE", "503"),
-        ((SETTINGS, frame(wire.DATA, 1, 1, wire.message(b"x"))), False, "INTERNAL", "without a status"),
-        ((SETTINGS, frame(wire.DATA, 0, 1, b"\1\0\0\0\1x")), False, "UNIMPLEMENTED", "compressed"),
-        ((SETTINGS, frame(wire.DATA, 0, 1, b"\0\x7f\0\0\0")), False, "RESOURCE_EXHAUSTED", "larger"),
+        ((SETTINGS, frame(frames.RST_STREAM, 0, 1, bytes((0, 0, 0, 2)))), False, "INTERNAL", "code 2"),
+        ((SETTINGS, frame(frames.GOAWAY, 0, 0, bytes(8) + b"tired")), False, "UNAVAILABLE", "tired"),
+        ((SETTINGS, frame(frames.HEADERS, 5, 1, b"\xff\xff\xff\xff")), False, "UNAVAILABLE", "HTTP/2"),
+        ((SETTINGS, frame(frames.HEADERS, 4, 1, b"\0\x07:status\x03503")), False, "UNAVAILABLE", "503"),
+        ((SETTINGS, frame(frames.DATA, 1, 1, frames.message(b"x"))), False, "INTERNAL", "without a status"),
+        ((SETTINGS, frame(frames.DATA, 0, 1, b"\1\0\0\0\1x")), False, "UNIMPLEMENTED", "compressed"),
+        ((SETTINGS, frame(frames.DATA, 0, 1, b"\0\x7f\0\0\0")), False, "RESOURCE_EXHAUSTED", "larger"),
     ],
 )
 def test_whatever_a_server_says_the_call_ends(sent, close, code, words):
@@ -222,56 +223,6 @@ def test_whatever_a_server_says_the_call_ends(sent, close, code, words):
     assert answer.code == code and words in answer.details
 
 
-class Recorder(Frames):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-        self.write = lambda data: self.seen.append(("sent", data))
-
-    def on_data(self, stream, data, ends, now):
-        self.seen.append(("data", stream, data, ends))
-
-    def on_headers(self, stream, headers, ends):
-        self.seen.append(("headers", stream, headers, ends))
-
-    def on_reset(self, stream, code):
-        self.seen.append(("reset", stream, code))
-
-
-STREAM = b"".join(
-    [
-        wire.settings(initial_window_size=70_000, max_frame_size=20_000),
-        frame(wire.HEADERS, 0, 1, b"\x88"),
-        frame(wire.CONTINUATION, 4, 1, b"\0\x01a\x01b"),
-        frame(wire.PING, 0, 0, b"12345678"),
-        frame(wire.DATA, 0, 1, wire.message(b"one")),
-        frame(wire.DATA, wire.PADDED, 1, b"\x02ab\0\0"),
-        frame(wire.DATA, 1, 3, b""),
-        frame(wire.HEADERS, 4 | 1 | wire.PADDED | wire.PRIORITY, 1, b"\x01" + bytes(5) + b"\x88" + b"\0"),
-        frame(wire.RST_STREAM, 0, 5, bytes((0, 0, 0, 8))),
-        frame(99, 0, 0, b"unknown frames are ignored"),
-    ]
-)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
-def test_frames_are_the_same_however_they_are_cut(cuts):
-    recorder = Recorder()
-    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(STREAM)]):
-        recorder.data_received(STREAM[start:end])
-    assert recorder.seen == [
-        ("sent", frame(wire.SETTINGS, wire.ACK, 0)),
-        ("headers", 1, {":status": "200", "a": "b"}, False),
-        ("sent", frame(wire.PING, wire.ACK, 0, b"12345678")),
-        ("data", 1, wire.message(b"one"), False),
-        ("data", 1, b"ab", False),
-        ("data", 3, b"", True),
-        ("headers", 1, {":status": "200"}, True),
-        ("reset", 5, 8),
-    ]
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_ends_every_call(garbage):
@@ -282,11 +233,3 @@ def test_garbage_ends_every_call(garbage):
     with raw(SETTINGS, garbage) as address:
         answer = asyncio.run(scenario(address))
     assert isinstance(answer, Answer) and answer.code != "OK"
-
-
-@given(st.text(max_size=400))
-def test_header_texts_are_hpacks(text):
-    import hpack
-
-    block = b"\0" + wire._text("name") + wire._text(text)
-    assert dict(hpack.Decoder().decode(block)) == {"name": text}

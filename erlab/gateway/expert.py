@@ -16,8 +16,10 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from erlab.gateway.limits import Limits, Refused
+from erlab.http2.headers import Metadata
 
-Headers = list[tuple[str, str | bytes]] | None
+Headers = Metadata  # a client's own, as they are on the wire
+NO_HEADERS: Headers = ()
 _TICK_SECONDS = 0.25
 
 

@@ -7,19 +7,20 @@ the same translation as those behind the routing gateway; what differs is the ro
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 import grpc
 from tritonclient.grpc import service_pb2
 
+from erlab import http2
 from erlab.errors import ErlabError
 from erlab.gateway import messages
-from erlab.gateway.expert import Upstream
+from erlab.gateway.expert import NO_HEADERS, Upstream
 from erlab.gateway.limits import Refused
-from erlab.gateway.server import DRAIN_SECONDS, Settings, allow_many_files, listen, options
+from erlab.gateway.server import DRAIN_SECONDS, Settings, allow_many_files, listen
 from erlab.gateway.service import Outlet
 from erlab.gateway.triton import INFER, SERVICE, STREAM
 from erlab.gateway.upstreams import Upstreams
+from erlab.http2.server import Call
 from erlab.spec import require
 
 _CODE = grpc.StatusCode
@@ -38,57 +39,53 @@ async def passing(names: tuple[str, ...], settings: Settings) -> AsyncIterator[d
     async with AsyncExitStack() as stack:
         upstreams = Upstreams(stack, settings.upstream)
         models = {name: await upstreams.open(expert) for name, expert in zip(names, settings.experts)}
-        server = grpc.aio.server(options=options(settings.limits, settings.shared))
-        server.add_generic_rpc_handlers([_Service(models)])
-        port = listen(server, settings.host, settings.port)
-        await server.start()
+        server = http2.Server(_Service(models), settings.limits.message_bytes, settings.limits.header_bytes)
         try:
-            yield {"address": f"{settings.host}:{port}"}
+            yield {"address": await listen(server, settings)}
         finally:
-            await server.stop(DRAIN_SECONDS)
+            await server.close(DRAIN_SECONDS)
 
 
-class _Service(grpc.GenericRpcHandler):
+class _Service:
     def __init__(self, models: Mapping[str, Upstream]):
         self._models = models
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        if details.method == STREAM:
-            return grpc.stream_stream_rpc_method_handler(self._stream)
-        if details.method == INFER:
-            return grpc.unary_unary_rpc_method_handler(self._infer)
-        return grpc.unary_unary_rpc_method_handler(partial(self._about, details.method))
+    async def __call__(self, call: Call) -> None:
+        method = call.request.method
+        if method == STREAM:
+            return await self._stream(call)
+        data = await call.only()
+        try:
+            call.send(await self._infer(data) if method == INFER else self._about(method, data))
+        except ErlabError as e:
+            raise http2.Failed(e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT, str(e)) from None
 
-    async def _stream(self, requests, context: grpc.aio.ServicerContext) -> None:
-        outlet = Outlet(context)
+    async def _stream(self, call: Call) -> None:
+        outlet = Outlet(call)
 
         async def answer(data: bytes) -> None:
             request = service_pb2.ModelInferRequest()
             try:
                 request = messages.parse(service_pb2.ModelInferRequest, data)
-                await self._model(request.model_name).kserve(request, data, None, outlet)
+                await self._model(request.model_name).kserve(request, data, NO_HEADERS, outlet)
             except ErlabError as e:
                 outlet.piece(messages.streamed(service_pb2.ModelInferResponse(id=request.id), str(e)))
-            await outlet.resumed()
 
         async with asyncio.TaskGroup() as tasks:
-            async for data in requests:
+            while (data := await call.receive()) is not None:
                 tasks.create_task(answer(data))
 
-    async def _infer(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        try:
-            request = messages.parse(service_pb2.ModelInferRequest, data)
-            return await self._model(request.model_name).infer(request, data, None)
-        except ErlabError as e:
-            await context.abort(e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT, str(e))
+    async def _infer(self, data: bytes) -> bytes:
+        request = messages.parse(service_pb2.ModelInferRequest, data)
+        return await self._model(request.model_name).infer(request, data, NO_HEADERS)
 
-    async def _about(self, method: str, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    def _about(self, method: str, data: bytes) -> bytes:
         if method in _READY:
             return _READY[method]
         if method == f"{SERVICE}/ModelReady":
             known = messages.parse(service_pb2.ModelReadyRequest, data).name in self._models
             return service_pb2.ModelReadyResponse(ready=known).SerializeToString()
-        await context.abort(_CODE.UNIMPLEMENTED, "This gateway only hands requests on.")
+        raise Refused(_CODE.UNIMPLEMENTED, "This gateway only hands requests on.")
 
     def _model(self, name: str) -> Upstream:
         if name not in self._models:

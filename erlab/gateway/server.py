@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import grpc
 from aiohttp import web
 
+from erlab import http2
 from erlab.errors import ErlabError
 from erlab.gateway.decide import Classifier, Decider
 from erlab.gateway.dispatch import Dispatcher
@@ -21,7 +21,6 @@ from erlab.gateway.web import application
 from erlab.routing import PromptRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
-from erlab.triton import client
 
 DRAIN_SECONDS = 5.0
 
@@ -71,11 +70,7 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
         decide = Decider(experts, places, settings.policy, *special, settings.threshold)
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
-        server = grpc.aio.server(options=options(limits, settings.shared))
-        channel, first = upstreams.first
-        server.add_generic_rpc_handlers([RoutingService(dispatch, channel, first, settings.key)])
-        port = listen(server, settings.host, settings.port)
-        addresses = {"address": f"{settings.host}:{port}"}
+        service = RoutingService(dispatch, *upstreams.first, settings.key)
         runner = web.AppRunner(
             application(dispatch, limits, settings.key),
             handler_cancellation=True,  # a client that leaves cancels what it asked for
@@ -83,15 +78,16 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
             max_field_size=limits.header_bytes,
             shutdown_timeout=DRAIN_SECONDS,
         )
-        if settings.http_port is not None:
-            await runner.setup()
-            addresses["http"] = await _listen_http(runner, settings)
         tending = [asyncio.create_task(task) for task in (metrics.tend(), *(expert.tend() for expert in experts))]
-        await server.start()
+        server = http2.Server(service, limits.message_bytes, limits.header_bytes)
         try:
+            addresses = {"address": await listen(server, settings)}
+            if settings.http_port is not None:
+                await runner.setup()
+                addresses["http"] = await _listen_http(runner, settings)
             yield addresses
         finally:
-            await asyncio.gather(server.stop(DRAIN_SECONDS), runner.cleanup())
+            await asyncio.gather(server.close(DRAIN_SECONDS), runner.cleanup())
             for task in tending:
                 task.cancel()
 
@@ -115,11 +111,13 @@ def check_policy(router: PromptRouter, settings: Settings) -> None:
             raise ErlabError(f"The policy {policy!r} needs a router with {what}. Got one without.")
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+async def listen(server: http2.Server, settings: Settings) -> str:
+    """Have `server` listen where it should; returns its address."""
     try:
-        return server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        raise _in_use(host, port) from None
+        port = await server.listen(settings.host, settings.port, settings.shared)
+    except OSError:
+        raise _in_use(settings.host, settings.port) from None
+    return f"{settings.host}:{port}"
 
 
 async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
@@ -133,17 +131,6 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
 
 def _in_use(host: str, port: int) -> ErlabError:
     return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
-
-
-def options(limits: Limits, shared: bool) -> tuple[tuple[str, int], ...]:
-    return (
-        ("grpc.max_receive_message_length", limits.message_bytes),
-        ("grpc.max_send_message_length", client.MAX_MESSAGE_BYTES),
-        ("grpc.max_metadata_size", limits.header_bytes),
-        ("grpc.absolute_max_metadata_size", limits.header_bytes),
-        ("grpc.server_handshake_timeout_ms", 10_000),  # connections on which nothing is ever said
-        ("grpc.so_reuseport", int(shared)),  # with it a second gateway would silently share a port in use
-    )
 
 
 def allow_many_files() -> None:

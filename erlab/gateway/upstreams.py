@@ -4,13 +4,15 @@ import re
 from contextlib import AsyncExitStack
 
 import aiohttp
-import grpc
 
+from erlab import http2
 from erlab.gateway.endpoint import OpenAIModel
 from erlab.gateway.expert import Upstream
-from erlab.gateway.triton import CHANNEL_OPTIONS, TritonModel
+from erlab.gateway.triton import TritonModel
 from erlab.spec import require
 from erlab.triton import client
+
+_BACKOFF_SECONDS = 1.0  # between attempts to connect to a server that is down
 
 
 class Upstreams:
@@ -19,9 +21,9 @@ class Upstreams:
 
     def __init__(self, stack: AsyncExitStack, default: str | None):
         self._stack, self._default = stack, client.address(default) if default else None
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, http2.Channel] = {}
         self._session: aiohttp.ClientSession | None = None
-        self.first: tuple[grpc.aio.Channel | None, str] = (None, "")
+        self.first: tuple[http2.Channel | None, str] = (None, "")
 
     async def open(self, name: str) -> Upstream:
         """The upstream of an expert, whose `name` is as in Settings."""
@@ -39,7 +41,7 @@ class Upstreams:
             require("://" not in name and self._default is not None, "--experts", "the gateway", forms, name)
             server, model = self._default, name
         if server not in self._channels:
-            channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
+            channel = http2.Channel(server, _BACKOFF_SECONDS)
             self._channels[server] = await self._stack.enter_async_context(channel)
         if self.first[0] is None:
             self.first = self._channels[server], model

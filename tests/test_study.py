@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
-from erlab import fingerprint, paper, profiles, records, studies
+from erlab import fingerprint, paper, profiles, records, studies, users
+from erlab.routing import PromptRouter
 from erlab.triton import server
+from erlab.workload import Request
 
 pytestmark = [
     pytest.mark.skipif(bool(server.available()), reason=f"the embedded Triton cannot run here: {server.available()}"),
@@ -180,6 +183,32 @@ def test_a_users_mistake_is_one_line(tmp_path, arguments, says):
     done = smoke(tmp_path, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr and "Traceback" not in done.stdout
+
+
+def test_a_system_is_served_by_the_policy_that_was_asked_for(study, tmp_path):
+    """What fits no cluster goes to the generalist, and the rest where it belongs."""
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    texts = pd.read_parquet(folder / "prompts.parquet").text.str.slice(0, 100).tolist()  # the engines take little more
+    routing = PromptRouter.load(folder / "router").route(texts)
+    odd, usual = np.flatnonzero(routing.outlier & (routing.cluster % 2 == 0)), np.flatnonzero(~routing.outlier)
+    chosen = [*odd[:5], *usual[:15]]
+    assert len(chosen) > 15
+    wanted = ["E-expert-1"] * (len(chosen) - 15) + [f"E-expert-{routing.cluster[i] % 2}" for i in usual[:15]]
+    options = ("--system", "E", "--policy", "outlier", "--generalist", "E-expert-1")
+    command = [ERLAB, "serve", "--profile", "smoke", "--results", folder, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            told = next(line for line in process.stdout if "answers at" in line)
+            address = re.search(r"answers at (\S+) ", told)[1]
+            asked = [[Request(str(i), "d", texts[i], 9, 2)] for i in chosen]
+            rows = users.run(address, ("router",), asked, timeout=60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    assert {row["status"] for row in rows} == {"ok"} and {row["policy"] for row in rows} == {"outlier"}
+    assert [row["expert"] for row in rows] == wanted
 
 
 def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path):

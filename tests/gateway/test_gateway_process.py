@@ -1,9 +1,11 @@
 """The gateway as a process: how it starts, what it says when it cannot, and that it always ends."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import grpc
 import psutil
@@ -20,6 +22,18 @@ from erlab.routing import PromptRouter
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
+# What a process says of itself on SIGUSR1: its libraries of linear algebra and their threads.
+TELLING = """
+import json, os, signal
+
+def tell(*_):
+    from threadpoolctl import threadpool_info
+    with open(os.environ["TOLD"] + ".part", "w") as file:
+        json.dump([pool for pool in threadpool_info() if pool["user_api"] == "blas"], file)
+    os.replace(file.name, os.environ["TOLD"])
+
+signal.signal(signal.SIGUSR1, tell)
+"""
 
 
 def ask(text):
@@ -129,6 +143,23 @@ def test_the_generalist_and_the_strong_expert_answer_their_prompts(tmp_path):
             wanted = ["extra" if is_special else EXPERTS[row.cluster] for row, is_special in zip(rows, special)]
             assert [response.parameters["erlab_expert"].string_param for response in said] == wanted
             assert [response.model_name for response in said] == wanted
+
+
+def test_it_classifies_on_one_thread(fake, router_folder, tmp_path, monkeypatch):
+    """BLAS's own threads would spin for every small product: several times the CPU for nothing."""
+    (tmp_path / "sitecustomize.py").write_text(TELLING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("TOLD", str(tmp_path / "told.json"))
+    with Gateway(router_folder, fake.address, EXPERTS) as gateway:
+        with grpc.insecure_channel(gateway.address) as channel:
+            assert len(stream(channel, ask(KITCHEN[0]))) == len(KITCHEN[0].split())  # all it needs is loaded
+        os.kill(gateway.pid, signal.SIGUSR1)
+        end = time.monotonic() + 20
+        while not (tmp_path / "told.json").exists():
+            assert time.monotonic() < end and gateway.alive()
+            time.sleep(0.02)
+    pools = json.loads((tmp_path / "told.json").read_text())
+    assert pools and {pool["num_threads"] for pool in pools} == {1}, pools
 
 
 def test_ctrl_c_in_the_body_ends_it(fake, router_folder):

@@ -11,7 +11,6 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
@@ -21,29 +20,16 @@ import grpc
 import psutil
 import pytest
 from fake_triton import COURT, KITCHEN, STREAM
+from processes import FAKE_TRITON, STUB, script
 
 from erlab.gateway import Gateway
 from erlab.routing import PromptRouter
 from erlab.triton import client
 
-FAKE_TRITON = Path(__file__).parents[1] / "gateway" / "fake_server.py"
-STUB = Path(__file__).parent / "stub_openai.py"
-
 
 @pytest.fixture(scope="module")
 def router_folder(tmp_path_factory):
     return PromptRouter(clusters=2).fit(KITCHEN + COURT).save(tmp_path_factory.mktemp("bench") / "router")
-
-
-@contextmanager
-def script(*command):
-    """A script that prints one line when it is up and ends with its stdin; yields the process and that line."""
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, *map(str, command)], **pipes) as process:
-        try:
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
 
 
 def first_token(channel, model, times=50):
@@ -182,34 +168,3 @@ def test_against_sglang_router(relayed, record_property):
     # The target was 1. Sending and receiving on two sockets costs both the same; Rust's share above it is a sixth of
     # Python's (docstring of erlab.gateway).
     assert theirs >= 0.4 * ours
-
-
-def test_memory_of_1000_streams_and_over_many_requests(router_folder, record_property):
-    with script(FAKE_TRITON, "e", 0.2) as (_, address), Gateway(router_folder, address, ("e",)) as gateway:
-        memory = psutil.Process(gateway.pid).memory_info
-
-        async def load(streams, tokens, rounds):
-            async with grpc.aio.insecure_channel(gateway.address) as channel:
-                ask = channel.unary_stream(STREAM)
-                data = client.request("router", "salt the pasta", tokens).SerializeToString()
-                sizes = []
-
-                async def one():
-                    return len([response async for response in ask(data)])
-
-                for _ in range(rounds):
-                    answers = [asyncio.create_task(one()) for _ in range(streams)]
-                    await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-                    sizes.append(memory().rss)
-                    assert set(await asyncio.gather(*answers)) == {tokens}
-                return sizes
-
-        asyncio.run(load(10, 1, 1))
-        idle = memory().rss
-        busy = max(asyncio.run(load(1000, 5, 1)))
-        later = asyncio.run(load(1000, 1, 8))
-    rounds = [round((size - idle) / 1e6) for size in later]
-    print(f"memory: idle {idle / 1e6:.0f} MB, 1,000 streams +{(busy - idle) / 1e6:.0f} MB, eight more rounds {rounds}")
-    record_property("mb_at_1000_streams", round((busy - idle) / 1e6))
-    assert busy - idle <= 300e6
-    assert min(later[4:]) <= max(later[:4]) + 5e6  # a round's size varies by ten, a leak would add up

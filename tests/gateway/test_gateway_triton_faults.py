@@ -13,7 +13,7 @@ import pytest
 from fake_triton import decoded, stream
 from under_load import complete, during, load, metrics, once_busy
 
-from erlab import paper
+from erlab import paper, users
 from erlab.engines import emulated
 from erlab.engines.emulated_engine import StepTable
 from erlab.gateway import Gateway, Limits
@@ -99,6 +99,27 @@ def test_a_killed_experts_streams_end_long_before_their_deadline(server, gateway
         assert all(complete(row) for row in rows if row["cluster"] == 1)
     lasted = [(row["t_last"] - row["t_submit"]) / 1e9 for row in rows]
     assert max(lasted) < 18  # silence, a probe, another expert's answer: all before the users' deadline of 20 s
+
+
+def test_without_a_gateway_a_killed_experts_users_wait_for_their_own_deadline(server, homes):
+    """Triton keeps their streams open, and that is what is measured of a system without a gateway: who watches the
+    server could end them sooner, but nobody tells real users. Later requests find the expert loaded again."""
+    whole, doomed, restarts = triton(server), stub(server, "emulated-0"), server.restarts
+
+    def kill_once(ended):
+        if ended >= 20 and doomed.is_running():
+            doomed.kill()
+
+    rows = users.run(server.grpc, EXPERTS, load(homes, 8), timeout=5, progress=kill_once)
+    until(lambda: server.restarts > restarts)
+    assert len(rows) == 160 and len({row["prompt_id"] for row in rows}) == 160
+    broken = [row for row in rows if not complete(row)]
+    assert broken and {row["status"] for row in broken} <= {"timeout", "error"}, kinds(rows)
+    if whole.is_running() and whole.status() != psutil.STATUS_ZOMBIE:  # Triton may abort when a stub dies
+        assert all(row["user"] % 2 == 0 for row in broken), kinds(rows)
+        hung = [row for row in broken if row["status"] == "timeout"]
+        assert hung and all((row["t_last"] - row["t_submit"]) / 1e9 >= 5 for row in hung)
+    until(lambda: all(map(complete, users.run(server.grpc, EXPERTS, load(homes, 1), timeout=20))))
 
 
 def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):

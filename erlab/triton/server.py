@@ -227,13 +227,21 @@ class Server:
         self._stopping.set()
         with self._launching:  # from here on the watch launches nothing
             if self._keeper:
-                self._keeper.terminate()
-                self._keeper.wait()
+                self._end()
         if self._watcher:
             self._watcher.join()
         if self._folder:
             keeper.sweep(self._folder)  # the keeper did, unless it was killed itself
         self._keeper = self._watcher = self._folder = None
+
+    def _end(self) -> None:
+        """Ask the server to stop, which takes it seconds of unloading models; where nobody is connected, and so no
+        request is in flight, kill it."""
+        if not self._connected():
+            for process in self._processes():
+                process.kill()  # the keeper tidies up
+        self._keeper.terminate()
+        self._keeper.wait()
 
     def _forget_log(self, needed: bool) -> None:
         """A temporary log stays only where it explains something."""
@@ -246,6 +254,14 @@ class Server:
             connections = [c for p in self._processes() for c in p.net_connections("tcp")]
             return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN} >= set(ports)
         return False
+
+    def _connected(self) -> bool:
+        """Whether a client has a connection to the server."""
+        ports = {int(at.rpartition(":")[2]) for at in (self.grpc, self.http)}
+        with suppress(psutil.Error):
+            connections = [c for p in self._processes() for c in p.net_connections("tcp")]
+            return any(c.laddr.port in ports and c.status == psutil.CONN_ESTABLISHED for c in connections)
+        return True
 
     def _probe(self, model: str, deadline: float) -> None:
         """One token from the model, or ErlabError."""

@@ -130,6 +130,32 @@ def test_a_model_that_does_not_answer_the_probe_ends_at_the_timeout(tmp_path):
             pytest.fail("a server whose model is mute must not start")
 
 
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for flags in (0, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL):
+                tensor = pb_utils.Tensor("text_output", np.array([b"word"], dtype=object))
+                sender.send(pb_utils.InferenceResponse([tensor]), flags=flags)
+                time.sleep(0.5)
+"""
+
+
+def test_a_request_in_flight_is_answered_before_the_server_ends(tmp_path):
+    repository.write(tmp_path / "models", repository.text_model("slow", {}), SLOW)
+    with Server(tmp_path / "models") as server:
+        traces = Traces(server)
+        in_flight = client.generate(server.grpc, "slow", "a", 2, timeout=20)
+        assert next(in_flight) == "word"
+    assert list(in_flight) == ["word"] and traces.here() == []
+
+
 def test_a_killed_expert_is_loaded_again(echo):
     with Server(echo) as server:
         traces = Traces(server)

@@ -48,7 +48,8 @@ class Posterior(Centers):
 
     def __init__(self, centers: np.ndarray, squares: np.ndarray, weights: np.ndarray, bias: np.ndarray):
         super().__init__(centers)
-        self.squares, self.weights, self.bias = squares, weights, bias
+        self.squares, self.weights = np.ascontiguousarray(squares), np.ascontiguousarray(weights)  # as when restored
+        self.bias = bias
 
     @classmethod
     def of_logistic(cls, centers: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> "Posterior":

@@ -13,6 +13,7 @@ A verdict that too few resamples of its requests share, or that a repetition con
 import functools
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,24 @@ from erlab.spec import require
 HOLDS, FAILS, NOT_RUNNABLE = "holds", "does not hold", "not runnable here"
 CLEAR, NOISE = "clear", "within noise"
 COLUMNS = ["id", "paper", "statement", "source", "figure", "test", "tolerance", "value", "verdict"]
-COLUMNS += ["confidence", "margin", "margin_low", "margin_high", "agree", "repeats"]
+COLUMNS += ["confidence", "margin", "margin_low", "margin_high", "covers", "agree", "repeats"]
 COLUMNS += ["basis", "reason", "assumptions", "rows"]
 _VERSION = {system: version for version, systems in SYSTEMS.items() for system in systems}
 _CLAIMS = {claim.id: claim for claim in CLAIMS}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What claims are tested on: the runs, the summary of cells, each repetition's own, and a cell's bootstrap samples."""
+
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+    repeated: pd.DataFrame
+    draws: Callable[[pd.Series], dict]
+
+    def of(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> "Asked":
+        """The rows of all tables for which `wanted` is true."""
+        return replace(self, **{n: t[wanted(t)] for n, t in vars(self).items() if isinstance(t, pd.DataFrame)})
 
 
 def ledger(
@@ -40,14 +55,18 @@ def ledger(
     """A row a claim (of `only`, or all) and source that can test it; a claim that none can test has one that says why.
 
     COLUMNS: `margin` is how many times over the threshold is met (1 or more holds), from margin_low to margin_high in
-    95 % of `resamples` bootstrap samples of the requests; `agree` is the share of them with the same verdict, and
-    `repeats` in how many repetitions alone it is the same ("3 of 3"; NA where nothing was repeated). `confidence` is
-    clear where at least 95 % agree and so does every repetition, else within noise; NA without resamples.
+    95 % of `resamples` bootstrap samples (see `confidence`); `covers` says in words what was drawn anew for them. `agree`
+    is the share of them with the same verdict, and `repeats` in how many repetitions alone it is the same ("3 of 3"; NA
+    where nothing was repeated). `confidence` is clear where at least 95 % agree and so does every repetition, else
+    within noise; NA without resamples.
     """
     chosen, requests = _chosen(only), _requests(records)
-    requests = requests.assign(marked=requests["run_id"].isin(selection.marked(records)))
-    table, draws = _summary(records), _draws(requests, resamples, seed)
-    rows = [row for claim in chosen for row in _tested(claim, requests, table, draws)]
+    requests = requests.assign(repeat=confidence.repeats(requests))
+    runs = requests[[*metrics.CELL, "run_id", "machine"]].drop_duplicates()
+    runs = runs.assign(marked=runs["run_id"].isin(selection.marked(records)))
+    repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
+    asked = Asked(runs, _summary(records), repeated, _draws(requests, repeated, resamples, seed))
+    rows = [row for claim in chosen for row in _tested(claim, asked)]
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
 
@@ -78,7 +97,8 @@ def sureness(row) -> str:
         return row.verdict
     noise = f", {NOISE}" if row.confidence == NOISE else ""
     repeats = "" if pd.isna(row.repeats) else f"; the same in {row.repeats} repetitions"
-    return f"{row.verdict}{noise} (margin {row.margin:.2f}, {row.margin_low:.2f} to {row.margin_high:.2f}{repeats})"
+    spread = f"{row.margin_low:.2f} to {row.margin_high:.2f} over {row.covers}"
+    return f"{row.verdict}{noise} (margin {row.margin:.2f}, {spread}{repeats})"
 
 
 def shown(found: pd.DataFrame) -> pd.DataFrame:
@@ -127,19 +147,20 @@ def _requests(records: Records) -> pd.DataFrame:
     return requests.assign(paper=requests["paper"].fillna(requests["system"].map(_VERSION)))
 
 
-def _draws(requests: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
+def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
     """A function that gives a cell's bootstrap samples: the same for every claim, whichever are tested."""
-    cells = requests.groupby(metrics.CELL)
+    needed = ["status", "t_submit", "t_first", "t_last", "t_routed", "output_tokens", "repeat"]
+    cells = requests[[*metrics.CELL, *needed]].groupby(metrics.CELL)
+    runs = repeated.groupby(metrics.CELL)["output_throughput"]
 
     @functools.cache
-    def drawn(key: tuple, throughput: float) -> dict:
+    def drawn(key: tuple) -> dict:
         rng = np.random.default_rng([seed, zlib.crc32(repr(key).encode())])
-        return confidence.resample(cells.get_group(key), throughput, resamples, rng)
+        throughputs = runs.get_group(key).to_numpy(float, na_value=np.nan)
+        repetitions = confidence.repetitions(len(throughputs), resamples, seed)
+        return confidence.resample(cells.get_group(key), throughputs, repetitions, rng)
 
-    def of(cell: pd.Series) -> dict:
-        return drawn(tuple(cell[metrics.CELL]), _number(cell["output_throughput"])) if resamples else {}
-
-    return of
+    return lambda cell: drawn(tuple(cell[metrics.CELL])) if resamples else {}
 
 
 @functools.lru_cache(maxsize=2)
@@ -148,11 +169,11 @@ def _summary(records: Records) -> pd.DataFrame:
     return metrics.summarise(_requests(records))
 
 
-def _tested(claim: Claim, requests: pd.DataFrame, table: pd.DataFrame, draws: Callable) -> list[dict]:
+def _tested(claim: Claim, asked: Asked) -> list[dict]:
     check = CHECKS[claim.id]
-    mine, asked = (t[t["system"].isin(check.systems) & (t["paper"] == claim.paper)] for t in (table, requests))
-    sources = mine.groupby("source")
-    found = [_judged(check, cells, asked[asked["source"] == source], source, draws) for source, cells in sources]
+    mine = asked.of(lambda t: t["system"].isin(check.systems) & (t["paper"] == claim.paper))
+    sources = sorted(mine.cells["source"].unique())
+    found = [_judged(check, mine.of(lambda t, source=source: t["source"] == source), source) for source in sources]
     runnable = [row for row in found if row["verdict"] != NOT_RUNNABLE]
     found = runnable or found[:1] or [_not_runnable(f"no records of {_names(check.systems)}")]
     common = {"id": claim.id, "paper": claim.paper, "statement": claim.statement, "source": claim.source}
@@ -161,9 +182,9 @@ def _tested(claim: Claim, requests: pd.DataFrame, table: pd.DataFrame, draws: Ca
     return [common | row for row in found]
 
 
-def _judged(check: Check, cells: pd.DataFrame, requests: pd.DataFrame, source: str, draws: Callable) -> dict:
+def _judged(check: Check, asked: Asked, source: str) -> dict:
     """The verdict on one source's cells, and how sure it is."""
-    ended = cells[cells["requests"] > cells["failed"]]
+    ended = asked.cells[asked.cells["requests"] > asked.cells["failed"]]
     loads = {s: set(ended.loc[ended["system"] == s, "users"]) for s in check.systems}
     if absent := [s for s in check.systems if not loads[s]]:
         return _not_runnable(f"no finished {source} requests of {_names(absent)}")
@@ -171,18 +192,18 @@ def _judged(check: Check, cells: pd.DataFrame, requests: pd.DataFrame, source: s
     if len(common) < check.least_loads:
         shared = f"loads that {_names(check.systems)} share, has {len(common)}"
         return _not_runnable(f"{source}: needs {check.least_loads} {shared}")
-    used = cells[cells["users"].isin(common)].sort_values("users")
+    asked = asked.of(lambda t: t["users"].isin(common))
+    used, runs = asked.cells.sort_values("users"), asked.runs
     try:
         with np.errstate(all="ignore"):  # nothing was received: infinite or no ratios
-            margins, value = check.judge(_drawn(check, used, draws))
+            margins, value = check.judge(_drawn(check, used, asked.draws))
     except Unknown as e:
         return _not_runnable(f"{source}: {e}")
     holds, total, failed = bool(margins[0] >= 1), int(used["requests"].sum()), int(used["failed"].sum())
     if failed:
         value += f" ({failed} of {total} requests failed and count in no latency)"
-    asked = requests[requests["users"].isin(common)]
-    basis = selection.basis(source, asked["machine"])
-    if warning := selection.warning(asked["run_id"], asked.loc[asked["marked"], "run_id"]):
+    basis = selection.basis(source, runs["machine"])
+    if warning := selection.warning(runs["run_id"], runs.loc[runs["marked"], "run_id"]):
         basis += f"; {warning}"
     found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}
     return found | {"margin": float(margins[0])} | _confidence(check, asked, holds, margins[1:])
@@ -198,27 +219,33 @@ def _drawn(check: Check, used: pd.DataFrame, draws: Callable) -> Cells:
     return Cells(_loads(used), {name: np.stack(loads, axis=-1) for name, loads in found.items()})
 
 
-def _confidence(check: Check, asked: pd.DataFrame, holds: bool, margins: np.ndarray) -> dict:
+def _confidence(check: Check, asked: Asked, holds: bool, margins: np.ndarray) -> dict:
     if not len(margins):
         return {}
     agree = float(np.mean((margins >= 1) == holds))
     tail = (1 - confidence.LEVEL) / 2
     low, high = np.quantile(margins, [tail, 1 - tail])
-    same = _repeated(check, asked, holds)
+    same = _repeated(check, asked.repeated, holds)
     sure = agree >= confidence.LEVEL and all(same)
     told = f"{sum(same)} of {len(same)}" if same else pd.NA
-    spread = {"margin_low": float(low), "margin_high": float(high)}
+    spread = {"margin_low": float(low), "margin_high": float(high), "covers": _covers(asked.cells["runs"])}
     return spread | {"agree": agree, "repeats": told, "confidence": CLEAR if sure else NOISE}
 
 
-def _repeated(check: Check, asked: pd.DataFrame, holds: bool) -> list[bool]:
+def _covers(runs: pd.Series) -> str:
+    """What the bootstrap of cells with so many runs each draws anew, in words."""
+    least, most = int(runs.min()), int(runs.max())
+    if most == 1:
+        return "the requests of one run a load"
+    return f"{least if least == most else f'{least} to {most}'} runs a load and their requests"
+
+
+def _repeated(check: Check, repeated: pd.DataFrame, holds: bool) -> list[bool]:
     """Whether each repetition that all cells have gives the same verdict alone; nothing where none was repeated."""
-    place = confidence.repeats(asked)
-    least = place.groupby([asked["system"], asked["users"]]).max().min()
+    least = repeated.groupby(["system", "users"])["repeat"].max().min()
     if least < 1:
         return []
-    table = metrics.summarise(asked.assign(repeat=place), [*metrics.CELL, "repeat"])
-    table = table[table["repeat"] <= least].sort_values(["users", "repeat"])
+    table = repeated[repeated["repeat"] <= least].sort_values(["users", "repeat"])
     values = {
         (metric, system): rows[metric].map(_number).to_numpy(float).reshape(-1, least + 1).T
         for system, rows in table.groupby("system")
@@ -226,7 +253,7 @@ def _repeated(check: Check, asked: pd.DataFrame, holds: bool) -> list[bool]:
     }
     try:
         with np.errstate(all="ignore"):
-            margins, _ = check.judge(Cells(_loads(asked), values))
+            margins, _ = check.judge(Cells(_loads(table), values))
     except Unknown:
         return []
     return [bool((margin >= 1) == holds) for margin in margins]

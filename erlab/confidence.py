@@ -1,13 +1,19 @@
-"""How sure a number is that was computed from requests: its bootstrap over requests, and its repetition by run.
+"""How sure a number is that was computed from requests: its bootstrap over repeated runs and over requests.
 
-A bootstrap draws as many requests as there were, with replacement, and computes the number again. It knows the chance
-in which requests were asked, not what differs from one run to the next: where runs were repeated, `repeats` tells.
+A bootstrap draws as many requests as there were, with replacement, and computes the number again. That knows the chance
+in which requests were asked, not what differs from one run to the next. Where runs were repeated (simulated ones, with
+a seed each), whole repetitions are drawn first and then as many requests out of those: the k-th run of every system
+and load is one repetition, since a seed gives all systems the same users. The two levels together are rather too wide
+than too narrow where repetitions differ by their requests alone, and too narrow by sqrt(1 - 1/n) where n repetitions
+differ by nothing else. Neither level knows how wrong a simulation is, nor what an assumption is worth.
 
 >>> times = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
->>> drawn = quantiles(times, 0.5, 1000, np.random.default_rng(0))
+>>> (drawn,) = quantiles(times, [0.5], repetitions(1, 1000, seed=0), np.random.default_rng(0))
 >>> bool(drawn.min() >= 1 and drawn.max() <= 100 and np.median(drawn) == 3)
 True
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,75 +32,96 @@ _TIMES = {
 _QUANTILES = {"min": 0.0, "median": 0.5}
 
 
-def resample(requests: pd.DataFrame, throughput: float, resamples: int, rng: np.random.Generator) -> dict:
-    """A cell's minima, medians and output throughput as `metrics.summarise` names them: arrays of that many resamples.
+def repetitions(count: int, resamples: int, seed: int) -> np.ndarray:
+    """Which of `count` repetitions each resample draws, an array (resamples, count): the same for all cells."""
+    return np.random.default_rng([seed, count]).integers(0, count, (resamples, count))
 
-    `throughput` is the observed one. It is the product of the requests in flight, which are kept, and of tokens per
-    second of waiting, which are resampled.
+
+def resample(requests: pd.DataFrame, throughputs: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict:
+    """A cell's minima, medians and output throughput as `metrics.summarise` names them: arrays, a value a resample.
+
+    `requests` have a column repeat (`repeats`), `throughputs` are each repetition's, `drawn` is `repetitions`'. A
+    throughput is the product of the requests in flight, which are kept, and of tokens per second of waiting, which are
+    resampled.
     """
-    drawn = {}
+    found = {}
     for name, metric in _TIMES.items():
-        values = metric(requests).dropna().to_numpy(float)
-        for label, q in _QUANTILES.items():
-            drawn[name.format(label)] = quantiles(values, q, resamples, rng)
+        values = metric(requests).to_numpy(float, na_value=np.nan)
+        known = ~np.isnan(values)
+        values, repeat = values[known], requests["repeat"].to_numpy()[known]
+        found |= zip(map(name.format, _QUANTILES), quantiles(values, list(_QUANTILES.values()), drawn, rng, repeat))
     ended = requests[metrics.finished(requests)]
-    ratio = _ratio(ended["output_tokens"], metrics.e2e(ended), resamples, rng)
-    return drawn | {"output_throughput": throughput * ratio}
+    tokens, waits = (v.to_numpy(float, na_value=np.nan) for v in (ended["output_tokens"], metrics.e2e(ended)))
+    return found | {"output_throughput": _throughput(tokens, waits, ended["repeat"].to_numpy(), throughputs, drawn, rng)}
 
 
-def quantiles(values: np.ndarray, q: float, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """The q-th quantile (numpy's linear interpolation) of each of so many bootstrap samples; NaN of nothing.
+def quantiles(
+    values: np.ndarray, qs: Sequence[float], drawn: np.ndarray, rng: np.random.Generator, repeat: np.ndarray | None = None
+) -> np.ndarray:
+    """Quantiles (rows; numpy's linear interpolation) of each bootstrap sample of `values` (columns); NaN of nothing.
 
-    Only ranks are drawn: the r-th smallest of n draws from the sorted values lies at n times a Beta(r, n - r + 1).
+    `repeat` says which repetition each value is of (None: there is one). Only ranks are drawn: the r-th smallest of n
+    draws from sorted values lies at n times a Beta(r, n - r + 1). A repetition that was drawn twice counts twice.
     """
-    n = len(values)
-    if not n:
-        return np.full(resamples, np.nan)
-    ordered, place = np.sort(values), (n - 1) * q
-    rank, between = int(place) + 1, place - int(place)
-    low = rng.beta(rank, n - rank + 1, resamples)
-    found = ordered[np.minimum((n * low).astype(int), n - 1)]
-    if between:
-        high = 1 - (1 - low) * rng.uniform(size=resamples) ** (1 / (n - rank))  # the next larger draw, given this one
-        found = (1 - between) * found + between * ordered[np.minimum((n * high).astype(int), n - 1)]
-    return found
+    order = np.argsort(values)
+    ordered, repeat = values[order], np.zeros(len(values), int) if repeat is None else repeat[order]
+    times = np.stack([(drawn == r).sum(axis=1) for r in range(drawn.shape[1])], axis=1)
+    sizes = times @ np.bincount(repeat, minlength=drawn.shape[1])
+    n = np.maximum(sizes, 1)
+    place = np.multiply.outer(qs, n - 1)
+    rank = place.astype(int) + 1
+    at = rng.beta(rank, n - rank + 1)
+    # the next larger draw, given this one
+    above = np.where(rank < n, 1 - (1 - at) * rng.uniform(size=at.shape) ** (1 / np.maximum(n - rank, 1)), at)
+    ranks = np.minimum((n * np.stack([at, above])).astype(int), n - 1)
+    found = np.full(ranks.shape, np.nan)
+    mixes, mix_of = np.unique(times, axis=0, return_inverse=True)
+    for i, mix in enumerate(mixes):
+        which = np.flatnonzero(mix_of.ravel() == i)
+        if sizes[which[0]]:
+            upto = np.cumsum(mix[repeat])  # how many values of the sample lie up to each of the ordered ones
+            found[..., which] = ordered[np.searchsorted(upto, ranks[..., which], side="right")]
+    return found[0] + (found[1] - found[0]) * (place - (rank - 1))
 
 
-def _ratio(above: pd.Series, below: pd.Series, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sum over sum in each bootstrap sample, as a share of the observed one."""
-    known = (above.notna() & below.notna()).to_numpy(bool)
-    pair = np.stack([above[known].to_numpy(float), below[known].to_numpy(float)])
-    if not pair.size or not pair.sum(axis=1).all():
-        return np.full(resamples, np.nan)
-    groups = min(_GROUPS, pair.shape[1])
-    sums = np.stack([np.bincount(np.arange(len(row)) % groups, row) for row in pair])
-    drawn = sums[:, rng.integers(0, groups, (resamples, groups))].sum(axis=2)
-    return (drawn[0] / drawn[1]) / (pair[0].sum() / pair[1].sum())
+def _throughput(tokens, waits, repeat, throughputs, drawn, rng) -> np.ndarray:
+    """Tokens a second in each bootstrap sample: that of the drawn repetitions as they were, times what drawing their
+    requests anew changes in tokens per second of waiting."""
+    known = ~(np.isnan(tokens) | np.isnan(waits))
+    pair, repeat = np.stack([tokens[known], waits[known]]), repeat[known]
+    counts = np.bincount(repeat, minlength=drawn.shape[1])
+    if not counts.all() or not pair.sum(axis=1).all():
+        return np.full(len(drawn), np.nan)
+    groups = min(max(1, _GROUPS // len(counts)), counts.min())  # of each repetition: a sum is drawn by groups
+    sums = np.zeros((2, len(counts), groups))
+    for r in range(len(counts)):
+        mine = pair[:, repeat == r]
+        sums[:, r] = [np.bincount(np.arange(counts[r]) % groups, row) for row in mine]
+    at = rng.integers(0, groups, (*drawn.shape, groups))
+    new = sums[:, drawn[..., None], at].sum(axis=(2, 3))
+    whole = sums.sum(axis=2)
+    kept = whole[:, drawn].sum(axis=2)
+    seconds = (whole[0] / throughputs)[drawn].sum(axis=1)
+    return kept[0] / seconds * (new[0] / new[1]) / (kept[0] / kept[1])
 
 
 def repeats(requests: pd.DataFrame) -> pd.Series:
     """Which repetition each request belongs to: its run's place, from 0, among the runs of its cell."""
-    runs = requests.groupby(metrics.CELL, dropna=False)["run_id"]
-    return runs.rank("dense").astype(int) - 1
+    run = requests.groupby([*metrics.CELL, "run_id"], dropna=False).ngroup()
+    return run - run.groupby(requests.groupby(metrics.CELL, dropna=False).ngroup()).transform("min")
 
 
-def bands(requests: pd.DataFrame, column: str, cells: list[str]) -> pd.DataFrame:
+def bands(pooled: pd.DataFrame, runs: pd.DataFrame, column: str, cells: list[str]) -> pd.DataFrame:
     """The 95 % confidence band of a column of `metrics.summarise` over repeated runs: a row a cell with more than one.
 
-    Columns `cells`, low and high: the cell's value times exp(-+t s / sqrt(n)), where s is the standard deviation of
-    its n runs' logarithms and t Student's. Values are positive and axes logarithmic, hence the logarithm.
+    `pooled` is summarised by `cells`, `runs` by these and run_id. Columns `cells`, low and high: the cell's value times
+    exp(-+t s / sqrt(n)), where s is the standard deviation of its n runs' logarithms and t Student's. Values are
+    positive and axes logarithmic, hence the logarithm.
     """
-    several = requests.groupby(cells, dropna=False)["run_id"].transform("nunique") > 1
-    if not several.any():
-        return pd.DataFrame(columns=[*cells, "low", "high"])
-    found = requests[several]
-    runs = metrics.summarise(found, [*cells, "run_id"])
     logs = np.log(pd.to_numeric(runs[column], errors="coerce").astype(float).where(lambda v: v > 0))
-    runs = runs.assign(log=logs).groupby(cells, dropna=False)["log"].agg(["std", "count"]).reset_index()
-    pooled = metrics.summarise(found, cells)[[*cells, column]]
-    table = pooled.merge(runs, on=cells)
-    table = table[table["count"] > 1]
-    t = stats.t.ppf((1 + LEVEL) / 2, table["count"].to_numpy() - 1)
-    factor = np.exp(t * table["std"] / np.sqrt(table["count"]))
+    spread = runs[cells].assign(log=logs).groupby(cells, dropna=False)["log"].agg(["std", "count"]).reset_index()
+    table = pooled[[*cells, column]].merge(spread[spread["count"] > 1], on=cells)
+    n = table["count"].to_numpy(float)
+    factor = np.exp(stats.t.ppf((1 + LEVEL) / 2, n - 1) * table["std"].to_numpy(float) / np.sqrt(n))
     value = table[column].astype(float)
     return table[cells].assign(low=value / factor, high=value * factor)

@@ -33,6 +33,8 @@ def simulate(
 ) -> records.Records:
     """Simulate an experiment on the DGX H100 for these versions of the paper, keep its records, and return them.
 
+    Table I's systems are simulated with each of the profile's `simulated_seeds` seeds from `seed` on; the preliminary
+    ones, which no claim rests on and which are more than all the others, with the first.
     Router systems follow what the study's router decides on the held-back prompts, and their gateway takes as long
     as the real one took here at the lowest measured load. Kept records are returned as they are while nothing that
     they depend on has changed. Where measured step times cannot be had, that is said. Raises ErlabError for an unknown
@@ -42,6 +44,7 @@ def simulate(
     for version in (papers := list(papers)):
         require(version in paper.SYSTEMS, "papers", "simulate", f"hold some of {', '.join(paper.SYSTEMS)}", papers)
     loads = list(loads or to.simulated_loads)
+    seeds = list(range(seed, seed + (1 if experiment == "preliminary" else to.simulated_seeds)))
     folder = folders.records / "simulated" / experiment
     if reason := unavailable():
         report(0, 1, f"{experiment}: simulated with the roofline, the limit, without measured step times: {reason}")
@@ -49,22 +52,25 @@ def simulate(
         if file.stem not in papers:
             file.unlink()
     for version in papers:
-        _simulate(folder / f"{version}.parquet", experiment, folders, version, loads, seed)
+        _simulate(folder / f"{version}.parquet", experiment, folders, version, loads, seeds)
     return records.read(folder)
 
 
-def _simulate(file: Path, experiment: str, folders: Folders, version: str, loads: list[int], seed: int) -> None:
+def _simulate(
+    file: Path, experiment: str, folders: Folders, version: str, loads: list[int], seeds: list[int]
+) -> None:
     """Simulate one version's systems unless its file holds just that already."""
     gateway = _gateway_seconds(folders) if experiment == "router" else None
     on = setup(folders) if experiment == "router" else machine()
-    parts = [version, loads, seed, gateway, on.steps, fingerprint.of_code("erlab.fullscale")]
+    parts = [version, loads, seeds, gateway, on.steps, fingerprint.of_code("erlab.fullscale")]
     if experiment == "router":
         parts += [fingerprint.of_file(f) for f in (folders.router / "router.json", folders.prompts)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if file.is_file() and records.read(file).runs.key.eq(key).all():
         return
     routing = {"decisions": decisions(folders)} if experiment == "router" else {}
-    found = simulation.sweep(_systems(experiment, version), loads, setup=on, seed=seed, **routing)
+    systems = _systems(experiment, version)
+    found = records.join(*(simulation.sweep(systems, loads, setup=on, seed=seed, **routing) for seed in seeds))
     lengths = {"input": asdict(paper.WORKLOAD.input_tokens), "output": asdict(paper.WORKLOAD.output_tokens)}
     runs = found.runs.assign(key=key, workload=[lengths] * len(found.runs))
     records.save(file, records.Records(found.requests, runs))

@@ -101,21 +101,31 @@ def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     `by` names other columns to have a row of. Times carry their unit in the column's name, throughputs are a second; NA
     is unknown or undefined.
     """
-    numbered = requests.assign(
-        **{f"{name}_{unit}": metric(requests) for (name, unit), metric in _SUMMARISED.items()},
-        cell=requests.groupby(list(by), dropna=False).ngroup(),
-        failed=~finished(requests),
-    )
+    cell = requests.groupby(list(by), dropna=False).ngroup()
+    numbered = requests.assign(cell=cell, failed=~finished(requests))
     cells = numbered.groupby("cell")
-    table = cells[list(by)].first()
-    machines = {cell: ", ".join(sorted(names.dropna().unique())) or pd.NA for cell, names in cells["machine"]}
-    table["machine"] = pd.Series(machines, dtype="string")
+    _, first = np.unique(cell.to_numpy(), return_index=True)
+    table = requests[list(by)].iloc[first].reset_index(drop=True)
+    machines = numbered[["cell", "machine"]].dropna().drop_duplicates().sort_values("machine")
+    table["machine"] = machines.groupby("cell")["machine"].agg(", ".join).astype("string")
     table = table.assign(runs=cells["run_id"].nunique(), requests=cells.size(), failed=cells["failed"].sum())
-    for name, unit in _SUMMARISED:
-        quantiles = cells[f"{name}_{unit}"].quantile(list(_QUANTILES.values())).unstack()
-        for label, q in _QUANTILES.items():
-            table[f"{name}_{label}_{unit}"] = quantiles.get(q, pd.Series(dtype="Float64"))  # no rows, no columns
+    for (name, unit), metric in _SUMMARISED.items():
+        quantiles = _quantiles(metric(requests).to_numpy(float, na_value=np.nan), cell.to_numpy(), len(table))
+        for label, values in zip(_QUANTILES, quantiles):
+            table[f"{name}_{label}_{unit}"] = pd.array(values, dtype="Float64")
     return table.assign(**_throughputs(numbered)).reset_index(drop=True)
+
+
+def _quantiles(values: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
+    """_QUANTILES (rows) of the known values of each cell (columns), linear as numpy's; NaN of nothing."""
+    order = np.argsort(cell, kind="stable")
+    ends = np.cumsum(np.bincount(cell, minlength=cells))
+    found = np.full((len(_QUANTILES), cells), np.nan)
+    for i, mine in enumerate(np.split(values[order], ends[:-1])):
+        known = mine[~np.isnan(mine)]
+        if len(known):
+            found[:, i] = np.quantile(known, list(_QUANTILES.values()))
+    return found
 
 
 def _throughputs(numbered: pd.DataFrame) -> dict[str, pd.Series]:

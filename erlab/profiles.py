@@ -64,6 +64,7 @@ PROFILES = {
         loads=(1, 4),
         preliminary_loads=(1, 4),
         simulated_loads=(1, 10, 100),
+        simulated_seeds=3,
         explored_loads=(1, 100),
         explored_rates=(18, 24),
         compared_sizes=(2,),

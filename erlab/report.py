@@ -246,7 +246,7 @@ def _clusters(records: Records) -> dict | None:
 
 def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str]]]:
     """The assumptions of the paper's versions that the records are about: version, assumption, claims that rest on it."""
-    versions = sorted(set(records.requests["paper"].dropna()) & set(paper.ASSUMPTIONS), reverse=True)
+    versions = sorted(set(records.requests["paper"].dropna().unique()) & set(paper.ASSUMPTIONS), reverse=True)
     resting = {c.id: CHECKS[c.id].assumptions for c in paper.CLAIMS}
     return [
         (v, a, [c.id for c in paper.CLAIMS if c.paper == v and a.id in resting[c.id]])

@@ -1,5 +1,7 @@
 """Which rows of the records a figure or a claim is about: the systems of Table I or the preliminary experiments."""
 
+import functools
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -22,7 +24,9 @@ def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series
     found = runs(records)
     if field not in found:
         return pd.Series(None, index=requests.index, dtype=object)
-    return requests["run_id"].map(found[field].astype(object).to_dict()).astype(object)
+    run, ids = pd.factorize(requests["run_id"])  # a run has thousands of requests
+    values = found[field].astype(object).reindex(ids).to_numpy()
+    return pd.Series(values[run], index=requests.index, dtype=object)
 
 
 def of_paper(records: Records, version: str) -> Records:
@@ -52,14 +56,18 @@ def warning(runs: Iterable[str], marked: Iterable[str]) -> str:
     >>> warning(["a", "b", "b", "c"], ["b"])
     "in 1 of 3 runs the users' own latency is too large a share of what they measured"
     """
-    runs = set(runs)
+    runs = set(pd.unique(pd.Series(runs)))
     if not (slow := len(runs & set(marked))):
         return ""
     return f"in {slow} of {len(runs)} runs the users' own latency is too large a share of what they measured"
 
 
+@functools.lru_cache(maxsize=2)
 def systems(records: Records) -> pd.DataFrame:
-    """The requests to the systems of Table I: all but those to preliminary systems and to emulated experts."""
+    """The requests to the systems of Table I: all but those to preliminary systems and to emulated experts.
+
+    Kept, since nearly everything asks for it.
+    """
     requests = _valid(records)
     found = requests[~_is_preliminary(records, requests) & ~_is_emulated(requests)]
     if found.empty:
@@ -71,7 +79,8 @@ def preliminary(records: Records) -> pd.DataFrame:
     """The requests of the preliminary experiments with the columns half, precision and max_batch_size added."""
     requests = _valid(records)
     found = requests[_is_preliminary(records, requests)]
-    named = found["system"].str.extract(_PRELIMINARY)
+    which, names = pd.factorize(found["system"])
+    named = pd.Series(names, dtype="string").str.extract(_PRELIMINARY).take(which).set_axis(found.index)
     for field in named:
         known = described(records, found, field)
         found = found.assign(**{field: known.where(known.notna(), named[field].astype(object))})
@@ -97,10 +106,16 @@ def _valid(records: Records) -> pd.DataFrame:
 
 
 def _is_emulated(requests: pd.DataFrame) -> pd.Series:
-    return requests["system"].str.startswith("emulated-").fillna(False).astype(bool)
+    return _named(requests, r"^emulated-")
 
 
 def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:
     experiment = described(records, requests, "experiment")
-    by_name = requests["system"].str.match(_PRELIMINARY).fillna(False).astype(bool)
+    by_name = _named(requests, _PRELIMINARY)
     return (experiment == "preliminary").where(experiment.notna(), by_name).astype(bool)
+
+
+def _named(requests: pd.DataFrame, pattern: str) -> pd.Series:
+    """Which requests are to a system whose name matches; names are few, requests many."""
+    names = requests["system"].dropna().unique()
+    return requests["system"].isin([name for name in names if re.match(pattern, name)]).astype(bool)

@@ -227,6 +227,7 @@ class Profile:
     clusters: int = 8
     prompts_per_domain: int = 500
     emulation: Emulation = Emulation()
+    simulated_seeds: int = 5  # times that Table I's systems are simulated, each with a seed and so with users of its own
     explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
     explored_rates: tuple[float, ...] = (18, 20, 22, 24)  # requests/s under which replicas follow demand
     compared_sizes: tuple[int, ...] = (1, 2, 4, 8)  # tensor-parallel sizes of the published cells compared with
@@ -245,7 +246,7 @@ class Profile:
             values = getattr(self, name)
             ordered = bool(values) and min(values) >= 1 and list(values) == sorted(set(values))
             require(ordered, name, "Profile", "be rising numbers from 1", values)
-        for name in ("clusters", "prompts_per_domain"):
+        for name in ("clusters", "prompts_per_domain", "simulated_seeds"):
             require(getattr(self, name) >= 1, name, "Profile", "be at least 1", getattr(self, name))
         require(self.gpus >= 0, "gpus", "Profile", "be at least 0", self.gpus)
         require(self.deadline > 0, "deadline", "Profile", "be above 0", self.deadline)

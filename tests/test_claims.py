@@ -223,6 +223,26 @@ def test_a_repetition_that_contradicts_makes_a_verdict_noise():
     assert (found.verdict, found.repeats, found.confidence) == (HOLDS, "1 of 2", claims.NOISE)
 
 
+def test_the_range_covers_what_differs_from_run_to_run():
+    """Runs that differ by far more than their requests: one run's requests know nothing of it, five runs do."""
+    centres = (95, 115, 130, 145, 165)
+    runs = [noisy(0.02, seed=i, run=f"r{i}-", D=centre) for i, centre in enumerate(centres)]
+    alone, together = (row(found, "v2-ttft-baselines") for found in (runs[2], synthetic.both(*runs)))
+    assert alone.covers == "the requests of one run a load" and together.covers == "5 runs a load and their requests"
+    assert alone.margin_high - alone.margin_low < 0.1
+    assert together.margin_low < 1.2 and together.margin_high > 1.4
+    assert (together.verdict, together.repeats, together.confidence) == (HOLDS, "4 of 5", claims.NOISE)
+    assert f"{together.margin_high:.2f} over 5 runs a load and their requests; the same in 4 of 5" in claims.sureness(together)
+
+
+def test_what_runs_share_widens_no_range():
+    """Repetitions are drawn for all systems at once: where a seed slows all of them alike, margins stay as they are."""
+    runs = [noisy(0.002, seed=i, run=f"r{i}-", n=60, **dict.fromkeys("ABCE", 100 * pace), D=130 * pace)
+            for i, pace in enumerate((1, 1.1, 1.2, 1.3, 1.4))]  # fmt: skip
+    found = row(synthetic.both(*runs), "v2-ttft-baselines")
+    assert found.margin_low > 1.25 and found.margin_high < 1.35 and found.repeats == "5 of 5"
+
+
 def test_a_claim_tested_alone_on_its_own_rows_gives_the_same(tmp_path):
     found = synthetic.both(synthetic.make(loads=(1, 4, 16)), synthetic.preliminary(loads=(1,)))
     whole = claims.ledger(found).set_index("id")

@@ -4,7 +4,7 @@ A panel a paper version and source; records that are overlaid (`figures.overlay`
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,7 +25,18 @@ Lines = dict[tuple[str, str | None], style.Look]  # the look of each (system, la
 def cells(records: Records) -> pd.DataFrame:
     """`metrics.summarise` of Table I's systems; kept, since several figures show it."""
     requests = selection.systems(records)
-    return metrics.summarise(requests, [*metrics.CELL, LABEL] if LABEL in requests else metrics.CELL)
+    return metrics.summarise(requests, _cell(requests))
+
+
+@functools.lru_cache(maxsize=2)
+def _runs(records: Records) -> pd.DataFrame:
+    """The same of each run alone."""
+    requests = selection.systems(records)
+    return metrics.summarise(requests, [*_cell(requests), "run_id"])
+
+
+def _cell(table: pd.DataFrame) -> list[str]:
+    return [*metrics.CELL, LABEL] if LABEL in table else metrics.CELL
 
 
 def summary(records: Records, *columns: str) -> pd.DataFrame:
@@ -35,28 +46,27 @@ def summary(records: Records, *columns: str) -> pd.DataFrame:
     (`confidence.bands`), else NA.
     """
     found = cells(records)
-    cell = [*metrics.CELL, LABEL] if LABEL in found else metrics.CELL
+    cell = _cell(found)
     frame = found[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
     if frame.empty:
         raise ErlabError(f"No finished request has what {columns[0]} needs.")
-    return banded(frame, selection.systems(records), columns[0], cell)
+    return banded(frame, _runs(records), columns[0], cell)
 
 
-def banded(frame: pd.DataFrame, requests: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
-    """The frame with the confidence band of a column as BAND."""
-    bands = confidence.bands(requests, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
+def banded(frame: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
+    """The frame with the confidence band of a column as BAND; `runs` are the same cells' runs, each alone."""
+    bands = confidence.bands(frame, runs, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
     if bands.empty:
         return frame.reset_index(drop=True).assign(**{name: pd.array([pd.NA] * len(frame), "Float64") for name in BAND})
     return frame.merge(bands, on=cell, how="left")
 
 
-def shade(ax: Axes, rows: pd.DataFrame, color: str) -> None:
-    """The confidence band of a line over users, where it has one."""
-    known = rows.dropna(subset=BAND)
-    if known.empty:
-        return
-    x, low, high = (known[c].to_numpy(float) for c in ("users", *BAND))
-    ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
+def shade(ax: Axes, rows: pd.DataFrame, color: str, at: Sequence[float] | None = None) -> None:
+    """The confidence band of a line over users, or over the places `at`, where it has one."""
+    low, high = (rows[c].to_numpy(float, na_value=float("nan")) for c in BAND)
+    if rows[BAND].notna().any(axis=None):
+        x = rows["users"].to_numpy(float) if at is None else at
+        ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
 
 
 def draw(records: Records, frame: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None) -> Figure:
@@ -106,7 +116,7 @@ def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, wi
     for ax in axes[: None if style.narrow() else 1]:
         ax.set_ylabel(label)
     routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
-    plain = style.looks(requests["system"])
+    plain = style.looks(requests["system"].unique())
     handles = [style.handle(plain[s], f"{s} (router)" if s in routers else s) for s in shown]
     handles += [Line2D([], [], **(style.overlaid(_GREY, i).line() | {"label": name})) for i, name in enumerate(labels)]
     style.legend(fig, handles)
@@ -119,7 +129,7 @@ _GREY = style.Look(style.GREY, "o", "-")
 
 def _looks(requests: pd.DataFrame, frame: pd.DataFrame) -> tuple[Lines, list[str]]:
     """Each line's look, and the labels of overlaid records."""
-    plain = style.looks(requests["system"])
+    plain = style.looks(requests["system"].unique())
     if LABEL not in frame:
         return {(system, None): look for system, look in plain.items()}, []
     labels = list(dict.fromkeys(requests[LABEL]))

@@ -69,7 +69,8 @@ def plot(records: Records) -> Figure:
 
 def _assumed(records: Records, requests: pd.DataFrame) -> dict | None:
     """The input lengths that the runs' workloads name; None unless all name the same."""
-    named = [w["input"] if isinstance(w, dict) else None for w in selection.described(records, requests, "workload")]
+    described = selection.described(records, requests.drop_duplicates("run_id"), "workload")
+    named = [w["input"] if isinstance(w, dict) else None for w in described]
     return named[0] if all(w == named[0] for w in named) else None
 
 

@@ -27,7 +27,7 @@ def data(records: Records) -> pd.DataFrame:
     frame = frame.dropna(subset="e2e_median_s")
     if frame.empty:
         raise ErlabError("No preliminary request finished.")
-    return curves.banded(frame, requests, "e2e_median_s", keys)
+    return curves.banded(frame, metrics.summarise(requests, [*keys, "run_id"]), "e2e_median_s", keys)
 
 
 @style.context()

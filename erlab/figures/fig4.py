@@ -9,7 +9,8 @@ from erlab.records import Records
 
 CAPTION = (
     "Time to first token over concurrent users: medians with lines; boxes from the first to the third quartile, "
-    "whiskers from the 5th to the 95th percentile."
+    "whiskers from the 5th to the 95th percentile (shade along a line, where runs were repeated: the 95 % confidence "
+    "band of the median over them)."
 )
 _BOX = {"whislo": "ttft_p5_s", "q1": "ttft_q1_s", "med": "ttft_median_s", "q3": "ttft_q3_s", "whishi": "ttft_p95_s"}
 
@@ -38,6 +39,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, looks: curves.Lines) -> None:
         ax.bxp(boxes, at, widths=pitch * 0.8, showfliers=False, manage_ticks=False, patch_artist=True, capwidths=0,
                boxprops=dict(facecolor=look.color + "44", edgecolor=look.color, linewidth=0.7 * scale),
                medianprops=line, whiskerprops=line, capprops=line)  # fmt: skip
+        curves.shade(ax, mine, look.color, at)
         thin = dict(markersize=3.2 * scale, linewidth=0.9 * scale)
         ax.plot(at, mine["ttft_median_s"].astype(float), **look.line(), **thin)
     for edge in range(1, len(loads)):

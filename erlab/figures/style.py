@@ -25,7 +25,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from erlab import selection
+from erlab import metrics, selection
 from erlab.records import Records
 from erlab.spec import require
 
@@ -281,15 +281,24 @@ def note(fig: Figure, text: str) -> None:
 
 
 def provenance(records: Records, requests: pd.DataFrame) -> str:
-    """How the requests came about: ``measured on 2-core X (scale model: each core plays a GPU) · commit abc1234``."""
+    """How the requests came about: ``measured on 2-core X (scale model: each core plays a GPU), one seed · commit abc1234``."""
     runs = records.runs
     runs = runs[runs["run_id"].isin(requests["run_id"].unique())] if "run_id" in runs else pd.DataFrame()
     parts = []
     for source, rows in requests.groupby("source"):
         mine = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
         scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
-        parts.append(selection.basis(source, rows["machine"]) + " (scale model: each core plays a GPU)" * scaled)
+        where = selection.basis(source, rows["machine"]) + " (scale model: each core plays a GPU)" * scaled
+        parts.append(f"{where}, {_repeated(rows, 'seed' in mine and mine['seed'].notna().all())}")
         if warning := selection.warning(rows["run_id"], selection.marked(records)):
             parts.append(warning)
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
     return "; ".join(parts) + " · commit " + (", ".join(commits) or "unknown")
+
+
+def _repeated(requests: pd.DataFrame, seeded: bool) -> str:
+    """How often each system was run under each load, in words; a run of a known seed is called by that."""
+    counts = requests.drop_duplicates("run_id").groupby(metrics.CELL, dropna=False).size()
+    least, most = counts.min(), counts.max()
+    word = "seed" if seeded else "run"
+    return f"one {word}" if most == 1 else f"{least if least == most else f'{least} to {most}'} {word}s"

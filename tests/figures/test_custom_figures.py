@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
-from erlab import confidence, figures, records
+from erlab import confidence, figures, metrics, records
 from erlab.cli import app
 from erlab.errors import ErlabError
 from erlab.figures import fig1, fig3, fig4, fig6, fig7, style
@@ -92,11 +93,15 @@ def test_repeated_runs_get_a_band_and_single_ones_none():
     assert frame.query("system == 'E'").band_low.isna().all()
     known = frame[frame.system != "E"]
     assert (known.band_low < known.output_throughput).all() and (known.output_throughput < known.band_high).all()
-    drawn = fig7.plot(several).axes[0].collections
-    assert {to_hex(c.get_facecolor()[0]) for c in drawn} == {"#009e73", "#d55e00"}
-    expected = confidence.bands(several.requests, "e2e_median_s", ["system", "users"])
+    for module in (fig4, fig7):
+        drawn = [c for c in module.plot(several).axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
+        assert {to_hex(c.get_facecolor()[0]) for c in drawn} == {"#009e73", "#d55e00"}
+    assert "AMD EPYC (scale model: each core plays a GPU), 1 to 3 seeds ·" in style.provenance(several, several.requests)
+    cell = ["system", "users"]
+    pooled, runs = (metrics.summarise(several.requests, by) for by in (cell, [*cell, "run_id"]))
+    expected = confidence.bands(pooled, runs, "e2e_median_s", cell)
     low = fig6.data(several).dropna(subset="band_low").set_index(["system", "users"]).band_low.astype(float)
-    assert low.to_dict() == pytest.approx(expected.set_index(["system", "users"]).low.to_dict())
+    assert low.to_dict() == pytest.approx(expected.set_index(cell).low.to_dict())
 
 
 def test_overlaid_records_share_a_panel_and_a_systems_colour(tmp_path):

@@ -215,7 +215,7 @@ def test_every_figure_says_what_it_comes_from(drawn):
     for name, fig in drawn.items():
         line = fig._supxlabel.get_text().replace("\n", " ")
         assert re.fullmatch(
-            r"measured on 2-core AMD EPYC \(scale model: each core plays a GPU\) · commit abc1234", line
+            r"measured on 2-core AMD EPYC \(scale model: each core plays a GPU\), one seed · commit abc1234", line
         ), name
 
 
@@ -224,7 +224,7 @@ def test_measured_and_simulated_stand_in_panels_of_their_own(two_sources):
         fig = module.plot(two_sources)
         assert [ax.get_title() for ax in fig.axes] == ["measured", "simulated"]
     assert style.provenance(two_sources, two_sources.requests).startswith(
-        "measured on 2-core AMD EPYC (scale model: each core plays a GPU); simulated on 8 H100"
+        "measured on 2-core AMD EPYC (scale model: each core plays a GPU), one seed; simulated on 8 H100, one seed"
     )
 
 

@@ -1,12 +1,14 @@
 """A gateway within an event loop: its experts, its faces, and how they begin and end together."""
 
 import asyncio
+import logging
 import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from erlab import http2
 from erlab.errors import ErlabError
@@ -23,6 +25,8 @@ from erlab.routing.policies import POLICIES
 from erlab.spec import require
 
 DRAIN_SECONDS = 5.0
+_logger = logging.getLogger(__name__)
+_logger.addFilter(lambda record: not _quotes_a_client(record))
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
             application(dispatch, limits, settings.key),
             handler_cancellation=True,  # a client that leaves cancels what it asked for
             access_log=None,
+            logger=_logger,
             max_field_size=limits.header_bytes,
             shutdown_timeout=DRAIN_SECONDS,
         )
@@ -131,6 +136,11 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
 
 def _in_use(host: str, port: int) -> ErlabError:
     return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
+
+
+def _quotes_a_client(record: logging.LogRecord) -> bool:
+    """Whether it is about what a client sent instead of HTTP, perhaps the rest of a prompt, which nobody logs."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def allow_many_files() -> None:

@@ -159,7 +159,7 @@ async def _body(request: web.Request) -> dict:
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             body = json.loads(await request.read())
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, web.RequestPayloadError):
         raise Refused(_CODE.INVALID_ARGUMENT, "The request's body must be JSON.") from None
     except TimeoutError:
         late = f"The request's body did not come within {_BODY_SECONDS:g} s."

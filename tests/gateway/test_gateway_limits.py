@@ -1,6 +1,7 @@
 """What the gateway does when experts fail, hang or are full, and whom it turns away."""
 
 import asyncio
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,7 +52,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
             assert [told(r)[2] for r in decoded(stream(channel, *requests))] == ["one"] * 3
 
 
-def test_a_waiting_client_that_leaves_frees_its_place_in_the_queue(router):
+def test_a_waiting_rawthat_leaves_frees_its_place_in_the_queue(router):
     limits = Limits(in_flight=1, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
@@ -166,7 +167,7 @@ def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take
             assert client.text(whole.result()) == "late"
 
 
-def test_a_client_that_takes_its_time_does_not_lose_its_stream(router):
+def test_a_rawthat_takes_its_time_does_not_lose_its_stream(router):
     async def flood(request):
         if b"ping" in request.raw_input_contents[0]:
             yield "pong"
@@ -258,10 +259,17 @@ def test_the_repository_lists_the_router(router):
 
 
 def test_prompts_are_not_logged(router_folder):
-    with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",)) as gateway:
+    body = b'{"prompt": "hunter2"}'
+    wrong = [b"Content-Length: 9", b"Content-Length: x", b"Content-Length: 21\r\nContent-Encoding: gzip", b"hunter2"]
+    with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",), http_port=0) as gateway:
         with opened(gateway) as channel:
             for word in ("one", "fail", "abort", "half", "nothing"):
                 stream(channel, ask(f"{word} hunter2"))
+        for header in wrong:
+            with socket.create_connection(("127.0.0.1", int(gateway.http.rpartition(":")[2])), timeout=10) as raw:
+                raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n" + body)
+                answers = b"".join(iter(lambda: raw.recv(65536), b""))
+            assert b" 400 " in answers, (header, answers)
         gateway._errors.seek(0)
         assert "hunter2" not in gateway._errors.read()
 

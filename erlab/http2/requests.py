@@ -1,9 +1,12 @@
 """What a gRPC server reads in a call's headers, and the header blocks that it answers with."""
 
+import re
 from dataclasses import dataclass
 
 from erlab.http2.headers import Code, Malformed, Metadata, Pairs, block, timeout, trailers
 
+# What gRPC allows; as all of it may go on to another server, whose connection would end by anything else.
+_PATH, _NAME, _VALUE = re.compile("/[!-~]*"), re.compile("[0-9a-z_.-]+"), re.compile("[ -~]*")
 _PSEUDO = {":method", ":path", ":scheme", ":authority"}
 _OF_CONNECTIONS = {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
 _NOT_OF_CALLS = {"te", "content-type", "content-length", "accept-encoding", "user-agent"}  # but of how they are made
@@ -34,14 +37,14 @@ def read(pairs: Pairs, header_bytes: int) -> Request:
             if other or name in pseudo or name not in _PSEUDO:
                 raise Malformed(f"the pseudo-header {name!r}")
             pseudo[name] = value
-        elif name != name.lower() or name in _OF_CONNECTIONS or not value.isprintable() and _unfit(value):
+        elif name in _OF_CONNECTIONS or not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
             raise Malformed(f"the header {name!r}")
         else:
             other.append((name, value))
     if not pseudo:
         return Request()
-    if not pseudo.get(":path") or ":method" not in pseudo or ":scheme" not in pseudo:
-        raise Malformed("a pseudo-header is missing")
+    if not _PATH.fullmatch(pseudo.get(":path", "")) or ":method" not in pseudo or ":scheme" not in pseudo:
+        raise Malformed("a pseudo-header is missing, or no path")
     said = dict(other)
     if pseudo[":method"] != "POST":
         return Request("?", refusal=block([(":status", "405"), ("allow", "POST")]))
@@ -58,10 +61,6 @@ def read(pairs: Pairs, header_bytes: int) -> Request:
     own = [(k, v) for k, v in other if k not in _NOT_OF_CALLS and not k.startswith("grpc-")]
     limit = timeout(said["grpc-timeout"]) if "grpc-timeout" in said else None
     return Request(pseudo[":path"], tuple(own), limit, encoding)
-
-
-def _unfit(value: str) -> bool:
-    return any(c in "\0\r\n" for c in value)
 
 
 def ending(code: Code, details: str, opened: bool = False) -> bytes:

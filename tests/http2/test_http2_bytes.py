@@ -113,9 +113,17 @@ def test_headers_that_grow_when_decoded_are_bounded():
     assert closed and told(sent) == frames.ENHANCE_YOUR_CALM
 
 
-@pytest.mark.parametrize("header", [("X-Upper", "1"), ("connection", "close"), (":path", "/again"), ("a", "b\r\nc")])
-def test_malformed_headers_end_their_stream_alone(header):
-    sent, closed = feed(GREETING + opened(more=[header]) + CALL.replace(b"\0\0\0\x01", b"\0\0\0\x03"))
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"more": [header]} for header in [("X-Upper", "1"), ("connection", "close"), (":path", "/again")]),
+        *({"more": [header]} for header in [("a", "b\r\nc"), ("a", "\xe9"), ("\xe9", "1"), ("a b", "1"), ("", "1")]),
+        {"path": "B\xe2ck"},
+        {"path": "Ba ck"},
+    ],
+)
+def test_malformed_headers_end_their_stream_alone(bad):
+    sent, closed = feed(GREETING + opened(**bad) + CALL.replace(b"\0\0\0\x01", b"\0\0\0\x03"))
     assert not closed and (frames.RST_STREAM, 0, 1, bytes((0, 0, 0, 1))) in sent
     assert [payload for kind, _, _, payload in sent if kind == frames.DATA] == [frames.message(b"hello")]
 

@@ -1,13 +1,10 @@
 """An expert behind an OpenAI-compatible HTTP server (vLLM, trtllm-serve, NIM): its answers relayed as they are."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-import aiohttp
 import grpc
 
-from erlab.gateway import messages, openai
+from erlab.gateway import http1, messages, openai
 from erlab.gateway.expert import Headers, Onward, Sink, Unpaused
 from erlab.gateway.limits import Refused
 
@@ -21,23 +18,16 @@ _CODES = {
 
 
 class OpenAIModel:
-    """The model `model` under the URL `base`, which ends in /v1; an `expert.Upstream`."""
+    """The model `model` of `server`, whose base URL ends in /v1; an `expert.Upstream`."""
 
-    def __init__(self, session: aiohttp.ClientSession, base: str, model: str):
-        self._session, self._base, self._model = session, base.rstrip("/"), model
+    def __init__(self, server: http1.Client, model: str):
+        self._server, self._model = server, model
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
-        async with self._post(kind, body) as response:
-            if not body.get("stream"):
-                sink.piece(await response.read())
-                return
-            tail = b""
-            while piece := await response.content.readany():
-                tail = (tail + piece)[-32:]
-                sink.piece(piece)
-                if sink.paused:
-                    await sink.resumed()
-        if b"[DONE]" not in tail:
+        if not body.get("stream"):
+            sink.piece(await self._post(kind, body))
+            return
+        if b"[DONE]" not in await self._post(kind, body, sink):
             raise Refused(_CODE.UNAVAILABLE, f"{self._model} ended its answer too early", again=True)
 
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
@@ -53,32 +43,30 @@ class OpenAIModel:
 
     async def probe(self) -> None:
         try:
-            async with self._post("completions", {"prompt": "ping", "max_tokens": 1}) as response:
-                await response.read()
+            await self._post("completions", {"prompt": "ping", "max_tokens": 1})
         except Refused as e:
             if e.again and e.code is not _CODE.RESOURCE_EXHAUSTED:
                 raise  # all other refusals are answers of a server that works
 
-    @asynccontextmanager
-    async def _post(self, kind: str, body: dict) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _post(self, kind: str, body: dict, sink: Sink | None = None) -> bytes:
+        """The answer, or its end where it goes to `sink`."""
         content = json.dumps(body | {"model": self._model}).encode()
-        headers = {"Content-Type": "application/json"}
         try:
-            async with self._session.post(f"{self._base}/{kind}", data=content, headers=headers) as response:
-                if response.status != 200:
-                    raise await self._refused(response)
-                yield response
-        except aiohttp.ClientError as e:
-            raise Refused(_CODE.UNAVAILABLE, f"{self._model}: {type(e).__name__}", again=True) from None
+            status, answer = await self._server.post(kind, content, sink)
+        except http1.Broken as e:
+            raise Refused(_CODE.UNAVAILABLE, f"{self._model}: {e}", again=True) from None
+        if status != 200:
+            raise self._refused(status, answer)
+        return answer
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> Refused:
-        code = _CODES.get(response.status, _CODE.INVALID_ARGUMENT if response.status < 500 else _CODE.UNAVAILABLE)
+    def _refused(self, status: int, answer: bytes) -> Refused:
+        code = _CODES.get(status, _CODE.INVALID_ARGUMENT if status < 500 else _CODE.UNAVAILABLE)
         try:
-            said = json.loads(await response.read())
+            said = json.loads(answer)
             message = said["error"]["message"] if "error" in said else said["message"]
         except (ValueError, KeyError, TypeError):
-            message = f"{self._model} answered with HTTP status {response.status}"
-        return Refused(code, str(message), again=response.status in (408, 429) or response.status >= 500)
+            message = f"{self._model} answered with HTTP status {status}"
+        return Refused(code, str(message), again=status in (408, 429) or status >= 500)
 
 
 def _asked(request) -> dict:

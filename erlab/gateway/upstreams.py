@@ -3,9 +3,8 @@
 import re
 from contextlib import AsyncExitStack
 
-import aiohttp
-
 from erlab import http2
+from erlab.gateway import http1
 from erlab.gateway.endpoint import OpenAIModel
 from erlab.gateway.expert import Upstream
 from erlab.gateway.triton import TritonModel
@@ -22,22 +21,24 @@ class Upstreams:
     def __init__(self, stack: AsyncExitStack, default: str | None):
         self._stack, self._default = stack, client.address(default) if default else None
         self._channels: dict[str, http2.Channel] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._servers: dict[str, http1.Client] = {}
         self.first: tuple[http2.Channel | None, str] = (None, "")
 
     async def open(self, name: str) -> Upstream:
         """The upstream of an expert, whose `name` is as in Settings."""
+        forms = "be a model's name (with --upstream), grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL"
         if http := re.fullmatch(r"(https?://[^#\s]+)#(\S+)", name):
-            if self._session is None:
-                free = aiohttp.ClientTimeout(total=None, sock_connect=5)
-                connector = aiohttp.TCPConnector(limit=0)
-                session = aiohttp.ClientSession(connector=connector, timeout=free)
-                self._session = await self._stack.enter_async_context(session)
-            return OpenAIModel(self._session, http[1], http[2])
+            base, model = http.groups()
+            if base not in self._servers:
+                try:
+                    self._servers[base] = http1.Client(base)
+                except ValueError:
+                    require(False, "--experts", "the gateway", forms, name)
+                self._stack.callback(self._servers[base].close)
+            return OpenAIModel(self._servers[base], model)
         if triton := re.fullmatch(r"grpc://([^/\s]+)/(\S+)", name):
             server, model = client.address(triton[1]), triton[2]
         else:
-            forms = "be a model's name (with --upstream), grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL"
             require("://" not in name and self._default is not None, "--experts", "the gateway", forms, name)
             server, model = self._default, name
         if server not in self._channels:

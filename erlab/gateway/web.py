@@ -113,24 +113,32 @@ class _Reply:
     def __init__(self, request: web.Request, stream: bool):
         self._request, self._stream = request, stream
         self._chunked, self._protocol = request.version >= HttpVersion11, request.protocol
+        self._transport: asyncio.Transport | None = None  # once the response has begun
         self.response = web.StreamResponse() if stream else web.Response(content_type="application/json")
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
+        if self._transport is None and not self._begin(data, routed):
+            return
+        if not self._transport.is_closing():  # else the client has left, and aiohttp is about to cancel this request
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _begin(self, data: bytes, routed: Routed | None) -> bool:
+        """Begin the response; whether the piece is still to be written."""
         if routed:
             self.response.headers.update(_headers(routed))
+        transport = self._request.transport
         if not self._stream:
             self.response.body = data
-            return
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            return  # the client has left, and aiohttp is about to cancel this request
-        if not self.response.prepared:
-            self.response.content_type = "text/event-stream"
-            self.response.headers["Cache-Control"] = "no-cache"
-            if not self._chunked:
-                self.response.force_close()  # else nothing would tell an HTTP/1.0 client the end
-            _at_once(self.response.prepare(self._request))
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            return False
+        if transport is None:
+            return False  # it has left already
+        self.response.content_type = "text/event-stream"
+        self.response.headers["Cache-Control"] = "no-cache"
+        if not self._chunked:
+            self.response.force_close()  # else nothing would tell an HTTP/1.0 client the end
+        _at_once(self.response.prepare(self._request))
+        self._transport = transport
+        return True
 
     @property
     def paused(self) -> bool:

@@ -7,6 +7,9 @@ import threading
 from aiohttp import web
 
 
+FLOOD, FLOODS = 50_000, 1000
+
+
 class FakeOpenAI:
     """`with FakeOpenAI() as fake: fake.base` is its URL, which ends in /v1. Keeps the bodies it got."""
 
@@ -14,6 +17,7 @@ class FakeOpenAI:
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
         self.cancelled = 0
+        self.flooded = 0  # events of FLOOD bytes
         self.status = 200
         self._port = port
 
@@ -59,6 +63,10 @@ class FakeOpenAI:
                 if words[0] == "half" or words[0] == "cut" and i == 1:
                     request.transport.abort() if words[0] == "half" else await response.write_eof()
                     return response
+                if words[0] == "flood":
+                    for _ in range(FLOODS):
+                        await response.write(b"data: %b\n\n" % (b"x" * FLOOD))
+                        self.flooded += 1
                 if words[0] == "hang":
                     await asyncio.Event().wait()
             await response.write(b"data: [DONE]\n\n")

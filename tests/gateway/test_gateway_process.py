@@ -57,6 +57,7 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     [
         ({"experts_of_clusters": ("a", "b", "c")}, "'--experts' parameter of the gateway must name 1 to 2"),
         ({"experts_of_clusters": ("a", "")}, "'--experts' parameter of the gateway must name 1 to 2"),
+        ({"experts_of_clusters": ("http://x:port/v1#m",)}, "or http://HOST:PORT/v1#MODEL. Got 'http://x:port/v1#m'"),
         ({"policy": "farthest"}, "'--policy' parameter of the gateway must be one of nearest"),
         ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy"),
         ({"upstream": "nowhere"}, "must be HOST:PORT"),

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import grpc
 import numpy as np
 import pytest
-from fake_openai import FakeOpenAI
+from fake_openai import FLOOD, FLOODS, FakeOpenAI
 from fake_triton import COURT, GATES, KITCHEN, FakeTriton, decoded, echo, obedient, stream
 from local import Local
 from tritonclient.grpc import service_pb2
@@ -246,6 +246,23 @@ def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         *_, error = events(post(gateway, "/v1/completions", {"prompt": f"{word} two three", "stream": True})[2])
         assert error["error"]["code"] == "unavailable"
+
+
+def test_a_client_that_reads_slowly_holds_its_openai_server_back(router):
+    with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
+        body = json.dumps({"prompt": "flood", "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with socket.create_connection(gateway.addresses["http"].removeprefix("http://").split(":"), timeout=20) as slow:
+            slow.sendall(head + body)
+            assert slow.recv(1) == b"H"
+            still = 0
+            while still < 20:  # until all between are full
+                before = fake.flooded
+                time.sleep(0.02)
+                still = still + 1 if fake.flooded == before and before else 0
+            assert fake.flooded < FLOODS / 2  # the sockets' buffers hold some
+            taken = sum(data.count(b"x") for data in iter(lambda: slow.recv(2**20), b""))
+        assert taken >= FLOODS * FLOOD == fake.flooded * FLOOD
 
 
 def test_an_openai_server_that_is_ill_is_replaced_and_comes_back(router):

@@ -1,0 +1,194 @@
+"""An HTTP/1.1 client that posts JSON and pushes the answer on where it arrives, without waking a task for each piece.
+
+Its parser is llhttp, Node's, in MagicStack's binding. A connection serves one request at a time, and then the next.
+What is not spoken: redirects, proxies, compression, upgrades.
+"""
+
+import asyncio
+import ssl
+from urllib.parse import urlsplit
+
+import httptools
+
+from erlab.gateway.expert import Sink
+from erlab.triton.client import MAX_MESSAGE_BYTES
+
+CONNECT_SECONDS = 5.0
+IDLE_SECONDS = 15.0  # servers close idle connections too, and a request on its way would meet that
+HEAD_BYTES = 64 * 2**10
+TAIL_BYTES = 32
+
+
+class Broken(Exception):
+    """There is no connection, it ended before the answer did, or what came is not the HTTP that was asked for."""
+
+
+class Client:
+    """The server at `base`, an http or https URL; ValueError where it is none."""
+
+    def __init__(self, base: str):
+        url = urlsplit(base)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"not an http or https URL: {base!r}")
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._address = url.hostname, url.port or (443 if self._tls else 80)
+        self._line = f"POST {url.path.rstrip('/')}/".encode("ascii")
+        self._head = f" HTTP/1.1\r\nHost: {url.netloc.rpartition('@')[2]}\r\n".encode("ascii")
+        self._head += b"Content-Type: application/json\r\nAccept-Encoding: identity\r\nContent-Length: "
+        self._idle: dict[Connection, None] = {}  # the last used comes last
+
+    async def post(self, path: str, content: bytes, sink: Sink | None = None) -> tuple[int, bytes]:
+        """Status and body of the answer; Broken where there is none. With a `sink`, a body of status 200 goes there as
+        it comes, and only its last bytes are returned."""
+        request = b"%b%b%b%d\r\n\r\n%b" % (self._line, path.encode("ascii"), self._head, len(content), content)
+        if self._idle:
+            connection, _ = self._idle.popitem()
+            try:
+                return await connection.exchange(request, sink)
+            except Broken:
+                if connection.heard:
+                    raise  # else the server had closed it meanwhile
+        return await (await self._connect()).exchange(request, sink)
+
+    async def _connect(self) -> "Connection":
+        connect = asyncio.get_running_loop().create_connection
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, connection = await connect(lambda: Connection(self._idle), *self._address, ssl=self._tls)
+        except OSError as e:  # a TimeoutError is one, too
+            raise Broken(f"no connection ({type(e).__name__})") from None
+        return connection
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for connection in self._idle:
+            connection.close()
+
+
+class Connection(asyncio.Protocol):
+    """One connection. After an exchange it is among the `idle`, where it can serve another, or closed."""
+
+    def __init__(self, idle: dict["Connection", None]):
+        self._idle, self._loop = idle, asyncio.get_running_loop()
+        self._busy = self.heard = False
+
+    async def exchange(self, request: bytes, sink: Sink | None) -> tuple[int, bytes]:
+        """Send `request`; its answer, as `Client.post`. Where that is Broken, `heard` tells whether any of it came."""
+        self._parser, self._sink = httptools.HttpResponseParser(self), sink
+        self._pieces: list[bytes] = []
+        self._tail = b""
+        self._status = self._size = self._overhead = 0
+        self._pushes = self._delimited = self._ended = self._lasts = self.heard = False
+        self._failure: Exception | None = None
+        self._turn = self._loop.create_future()
+        self._busy = True
+        self._transport.write(request)
+        try:
+            while True:
+                await self._turn
+                if self._failure:
+                    raise self._failure
+                if self._ended:
+                    break
+                self._turn = self._loop.create_future()
+                await sink.resumed()
+                self._transport.resume_reading()
+        finally:
+            self._busy, self._sink, self._parser = False, None, None
+            # A server may answer before it has read all of the request; the rest would precede the next one.
+            if self._ended and self._lasts and not self._transport.get_write_buffer_size():
+                self._expiry = self._loop.call_later(IDLE_SECONDS, self.close)
+                self._idle[self] = None
+            else:
+                self.close()
+        return self._status, self._tail if self._pushes else b"".join(self._pieces)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.pop(self, None)
+        if not self._busy or self._ended:
+            return
+        if self._status and not self._delimited and exc is None:
+            self._ended = True  # its end is the connection's
+            self._wake()
+        else:
+            self._fail(Broken("the connection ended before the answer did"))
+
+    def data_received(self, data: bytes) -> None:
+        if not self._busy:
+            return self.close()  # nothing was asked
+        self.heard = True
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            self._lasts = False
+            if not self._ended:
+                return self._fail(Broken(f"the answer is no HTTP ({e})"))
+        if self._pushes:
+            if self._pieces:
+                self._push()
+        else:
+            self._size += len(data)
+        if self._ended:
+            self._wake()
+        elif self._overhead > HEAD_BYTES:
+            self._fail(Broken(f"more than {HEAD_BYTES} bytes came that are none of the answer"))
+        elif self._size > MAX_MESSAGE_BYTES:
+            self._fail(Broken(f"the answer has more than {MAX_MESSAGE_BYTES} bytes"))
+
+    def _push(self) -> None:
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
+        try:
+            self._sink.piece(data)
+        except Exception as e:  # whatever it is, it is the caller's
+            self._fail(e)
+        else:
+            if self._sink.paused and not self._ended:
+                self._transport.pause_reading()
+                self._wake()
+
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._turn.done():
+            self._turn.set_result(None)
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        self._delimited = False
+        if self._ended:
+            raise Broken("a second answer to one request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
+            self._delimited = True
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            self._fail(Broken("the answer is compressed, which was not asked for"))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:  # below, another follows
+            self._status = status
+            self._pushes = self._sink is not None and status == 200
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._status:
+            self._ended, self._lasts = True, self._parser.should_keep_alive()

@@ -1,0 +1,294 @@
+"""The HTTP/1.1 client, against aiohttp's server and against sockets that misbehave."""
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from erlab.gateway.http1 import HEAD_BYTES, Broken, Client
+
+
+class Kept:
+    """A Sink that keeps what it gets, and pauses where it is told to."""
+
+    def __init__(self):
+        self.pieces, self.paused, self._on = [], False, asyncio.Event()
+
+    def piece(self, data):
+        self.pieces.append(data)
+
+    async def resumed(self):
+        await self._on.wait()
+
+    def resume(self):
+        self.paused = False
+        self._on.set()
+
+    @property
+    def body(self):
+        return b"".join(self.pieces)
+
+
+@asynccontextmanager
+async def aiohttp_server(answer, **site):
+    """The base URL of a server that answers every POST by `answer(request)`."""
+    app = web.Application()
+    app.router.add_post("/v1/{kind:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, **site).start()
+        yield f"http{'s' if site else ''}://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def raw_server(answer):
+    """The base URL of a server that hands each connection's streams to `answer`."""
+
+    async def connected(reader, writer):
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+async def request_read(reader):
+    """A request's body; None where the client has closed."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return None
+    length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    return await reader.readexactly(length)
+
+
+def whole(body):
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def test_answers_of_a_real_server():
+    async def answer(request):
+        said = await request.read()
+        if request.match_info["kind"] == "plain":
+            about = {"path": request.path, "type": request.content_type, "host": request.host, "said": said.decode()}
+            return web.json_response(about)
+        if request.match_info["kind"] == "refused":
+            return web.Response(status=429, body=said)
+        response = web.StreamResponse()
+        if request.match_info["kind"] == "closing":
+            response.force_close()
+        await response.prepare(request)
+        for i in range(20):
+            await response.write(said + b"%d\n" % i)
+            await asyncio.sleep(0)
+        return response
+
+    async def main():
+        async with aiohttp_server(answer) as base:
+            client = Client(base)
+            status, body = await client.post("plain", b"x" * 300_000)
+            about = {"path": "/v1/plain", "type": "application/json", "host": base[7:-3], "said": "x" * 300_000}
+            assert (status, json.loads(body)) == (200, about)
+            for kind in ("streamed", "closing"):
+                sink, lines = Kept(), b"".join(b"a%d\n" % i for i in range(20))
+                status, end = await client.post(kind, b"a", sink)
+                assert status == 200 and sink.body == lines and lines.endswith(end) and end.endswith(b"19\n")
+                assert await client.post(kind, b"a") == (200, lines)
+            sink = Kept()
+            assert await client.post("refused", b"later", sink) == (429, b"later") and not sink.pieces
+            client.close()
+
+    asyncio.run(main())
+
+
+def test_connections_are_kept_for_the_next_request():
+    seen, together = [], asyncio.Barrier(8)
+
+    async def answer(request):
+        seen.append(request.transport.get_extra_info("peername"))
+        if request.match_info["kind"] == "together":
+            await together.wait()
+        return web.Response(body=await request.read())
+
+    async def main():
+        async with aiohttp_server(answer) as base:
+            client = Client(base)
+            for _ in range(3):
+                assert await client.post("alone", b"a") == (200, b"a")
+            assert len(set(seen)) == 1
+            for _ in range(3):
+                bodies = [b"%d" % i for i in range(8)]
+                answers = await asyncio.gather(*(client.post("together", body) for body in bodies))
+                assert answers == [(200, body) for body in bodies]
+            assert len(set(seen)) == 8
+            client.close()
+            await client.post("alone", b"a")
+            assert len(set(seen)) == 9
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_a_connection_the_server_has_closed_meanwhile_is_replaced_if_nothing_was_said(said):
+    requests = []
+
+    async def answer(reader, writer):
+        requests.append(await request_read(reader))
+        writer.write(whole(b"first"))
+        requests.append(await request_read(reader))
+        writer.write(said)
+
+    async def main():
+        async with raw_server(answer) as base:
+            client = Client(base)
+            assert await client.post("x", b"one") == (200, b"first")
+            if said:
+                with pytest.raises(Broken, match="ended before the answer"):
+                    await client.post("x", b"two")
+                assert requests == [b"one", b"two"]
+            else:
+                assert await client.post("x", b"two") == (200, b"first")
+                assert requests == [b"one", b"two", b"two"]
+            client.close()
+
+    asyncio.run(main())
+
+
+def test_what_breaks_is_told():
+    async def answer(reader, writer):
+        writer.write(await request_read(reader))
+
+    async def ask(base, says, sink=None):
+        with pytest.raises(Broken) as broken:
+            await Client(base).post("x", says, sink)
+        return str(broken.value)
+
+    async def main():
+        async with raw_server(answer) as base:
+            ok = b"HTTP/1.1 200 OK\r\n"
+            assert "ended before" in await ask(base, b"")
+            assert "ended before" in await ask(base, whole(b"half")[:-1])
+            assert "no HTTP" in await ask(base, b"SSH-2.0-OpenSSH_9.6\r\n")
+            assert "no HTTP" in await ask(base, b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+            assert "compressed" in await ask(base, ok + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx")
+            chunked = ok + b"Transfer-Encoding: chunked\r\n\r\n"
+            sink = Kept()
+            assert "ended before" in await ask(base, chunked + b"3\r\nabc\r\n", sink) and sink.body == b"abc"
+            for endless in (ok + b"X: " + b"x" * HEAD_BYTES, b"HTTP/1.1 100 Continue\r\n\r\n" * (HEAD_BYTES // 25 + 1)):
+                assert "none of the answer" in await ask(base, endless)
+            assert "none of the answer" in await ask(base, chunked + b"0\r\nX: " + b"x" * 2 * HEAD_BYTES)
+        assert "no connection (ConnectionRefusedError)" in await ask(base, b"")
+        for base in ("ftp://x", "http://", "http://x:port", "http://x:99999"):
+            with pytest.raises(ValueError):
+                Client(base)
+
+    asyncio.run(main())
+
+
+def test_a_sink_that_fails_ends_the_answer():
+    class Failing(Kept):
+        def piece(self, data):
+            raise KeyError("its own")
+
+    gone = asyncio.Event()
+
+    async def answer(reader, writer):
+        await request_read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        assert not await reader.read()
+        gone.set()
+
+    async def main():
+        async with raw_server(answer) as base:
+            with pytest.raises(KeyError, match="its own"):
+                await Client(base).post("x", b"", Failing())
+            await asyncio.wait_for(gone.wait(), 10)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_cancelled_closes_its_connection():
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def answer(reader, writer):
+        await request_read(reader)
+        begun.set()
+        assert not await reader.read()
+        gone.set()
+
+    async def main():
+        async with raw_server(answer) as base:
+            asked = asyncio.create_task(Client(base).post("x", b""))
+            await begun.wait()
+            asked.cancel()
+            await asyncio.wait_for(gone.wait(), 10)
+
+    asyncio.run(main())
+
+
+def test_a_paused_sink_holds_the_server_back():
+    total, piece = 200, b"x" * 500_000
+    sent = 0
+
+    async def answer(reader, writer):
+        nonlocal sent
+        await request_read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (total * len(piece)))
+        for _ in range(total):
+            writer.write(piece)
+            await writer.drain()
+            sent += 1
+
+    async def main():
+        async with raw_server(answer) as base:
+            sink = Kept()
+            sink.paused = True
+            asked = asyncio.create_task(Client(base).post("x", b"", sink))
+            still = 0
+            while still < 20:  # until the server has come to rest
+                before = sent
+                await asyncio.sleep(0.02)
+                still = still + 1 if sent == before and sink.pieces else 0
+            assert len(sink.pieces) == 1 and len(sink.body) <= 256 * 2**10  # one read
+            assert sent < total / 2  # the sockets' buffers hold some
+            sink.resume()
+            await asked
+            assert sent == total and len(sink.body) == total * len(piece)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_https(tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=here"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def answer(request):
+        return web.Response(body=await request.read())
+
+    async def main():
+        async with aiohttp_server(answer, ssl_context=context) as base:
+            with pytest.raises(Broken, match="SSLCertVerificationError"):
+                await Client(base).post("x", b"")
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            client = Client(base)
+            for _ in range(2):
+                assert await client.post("x", b"hidden" * 100_000) == (200, b"hidden" * 100_000)
+            client.close()
+
+    asyncio.run(main())

@@ -140,7 +140,8 @@ def _in_use(host: str, port: int) -> ErlabError:
 
 def _quotes_a_client(record: logging.LogRecord) -> bool:
     """Whether it is about what a client sent instead of HTTP, perhaps the rest of a prompt, which nobody logs."""
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+    errors = HttpProcessingError, web.RequestPayloadError
+    return record.exc_info is not None and isinstance(record.exc_info[1], errors)
 
 
 def allow_many_files() -> None:

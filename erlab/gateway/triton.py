@@ -1,8 +1,10 @@
 """An expert on a Triton server: asked in KServe v2 over gRPC, its responses relayed as the bytes they are."""
 
+import struct
 from contextlib import suppress
 
 import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from erlab import http2
@@ -79,9 +81,15 @@ class _Answer:
                 message = service_pb2.ModelStreamInferResponse.FromString(data).error_message
                 raise Refused(_CODE.UNKNOWN, message, again=True)
             self._sink.piece(data)
-        except Exception as e:  # raised where the answer is waited for: here a connection's frames are read
-            self.stopped = e
-            self.call.cancel()
+        except (DecodeError, struct.error):
+            self._stop(Refused(_CODE.INTERNAL, "An expert sent a message that is no answer", again=True))
+        except Exception as e:
+            self._stop(e)
+
+    def _stop(self, error: Exception) -> None:
+        """Have it raised where the answer is waited for: here a connection's frames are read."""
+        self.stopped = error
+        self.call.cancel()
 
     @property
     def paused(self) -> bool:

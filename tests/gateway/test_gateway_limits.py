@@ -5,6 +5,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import fake_triton
 import grpc
 import pytest
 from fake_triton import GATES, STREAM, Abort, FakeTriton, ModelError, decoded, echo, obedient, stream
@@ -93,6 +94,22 @@ def test_a_failure_after_the_first_token_ends_the_answer_with_an_error(router, h
             half, error = decoded(stream(channel, ask(homes[0])))
             assert told(half) == ("", "expert_0", "half")
             assert error.error_message == "UNAVAILABLE: connection reset (expert_0)"
+
+
+def test_an_expert_that_answers_garbage_is_replaced_and_comes_back(router, homes, monkeypatch):
+    garbled, whole = {"expert_0"}, fake_triton.text_response
+
+    def response(request, text):
+        return b"\n\xff\xff" if request.model_name in garbled else whole(request, text)
+
+    monkeypatch.setattr(fake_triton, "text_response", response)
+    with FakeTriton(dict.fromkeys(EXPERTS, echo)) as fake:
+        with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
+            assert told(decoded(stream(channel, ask(homes[0])))[0])[:2] == ("", "expert_1")
+            garbled.clear()
+            end = time.monotonic() + 10
+            while told(decoded(stream(channel, ask(homes[0])))[0])[1] != "expert_0":
+                assert time.monotonic() < end
 
 
 def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):

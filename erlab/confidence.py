@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from erlab import metrics
 
@@ -122,6 +122,6 @@ def bands(pooled: pd.DataFrame, runs: pd.DataFrame, column: str, cells: list[str
     spread = runs[cells].assign(log=logs).groupby(cells, dropna=False)["log"].agg(["std", "count"]).reset_index()
     table = pooled[[*cells, column]].merge(spread[spread["count"] > 1], on=cells)
     n = table["count"].to_numpy(float)
-    factor = np.exp(stats.t.ppf((1 + LEVEL) / 2, n - 1) * table["std"].to_numpy(float) / np.sqrt(n))
+    factor = np.exp(stdtrit(n - 1, (1 + LEVEL) / 2) * table["std"].to_numpy(float) / np.sqrt(n))
     value = table[column].astype(float)
     return table[cells].assign(low=value / factor, high=value * factor)

@@ -16,9 +16,7 @@ from erlab import paths, profiles
 from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
-from erlab.gateway.server import Settings, check_policy
 from erlab.progress import report
-from erlab.routing import PromptRouter
 from erlab.spec import Expert, Profile, System, require
 from erlab.triton import Server, client
 
@@ -287,6 +285,9 @@ def serve(
     if system.router and not (folders.router / "router.json").is_file():
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     if choice:  # what the gateway would refuse is said before engines start, which takes long
+        from erlab.gateway.server import Settings, check_policy  # scikit-learn takes a second to import
+        from erlab.routing import PromptRouter
+
         check_policy(PromptRouter.load(folders.router), Settings(None, models, **choice))
     with ExitStack() as stack:
         if triton:

@@ -16,7 +16,6 @@ from pathlib import Path
 from erlab import experiments, fingerprint, metrics, paper, records, simulation
 from erlab.deployment import Folders
 from erlab.progress import report
-from erlab.routing import PromptRouter
 from erlab.simulation.components import unavailable
 from erlab.spec import Profile, System, require
 
@@ -80,6 +79,8 @@ def decisions(folders: Folders) -> list:
     """What the study's router decides on each held-back prompt (rows of `routing.Routing`)."""
     prompts = experiments.load_prompts(folders)
     held_back = prompts.filter(lambda split: split == "held_back", input_columns="split")
+    from erlab.routing import PromptRouter  # scikit-learn takes a second to import
+
     routing = PromptRouter.load(folders.router).route(held_back["text"])
     return [routing.row(i) for i in range(len(routing))]
 

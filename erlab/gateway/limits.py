@@ -13,6 +13,8 @@ import grpc
 from erlab.errors import ErlabError
 from erlab.spec import require
 
+DRAIN_SECONDS = 5.0  # that requests in flight get to end in when a gateway is to stop
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -18,8 +18,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.errors import ErlabError
-from erlab.gateway.limits import Limits
-from erlab.gateway.server import DRAIN_SECONDS
+from erlab.gateway.limits import DRAIN_SECONDS, Limits
 from erlab.triton import client
 
 _LISTEN_SECONDS = 60.0

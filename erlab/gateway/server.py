@@ -15,7 +15,7 @@ from erlab.errors import ErlabError
 from erlab.gateway.decide import Classifier, Decider
 from erlab.gateway.dispatch import Dispatcher
 from erlab.gateway.expert import Expert
-from erlab.gateway.limits import Limits
+from erlab.gateway.limits import DRAIN_SECONDS, Limits
 from erlab.gateway.metrics import Metrics
 from erlab.gateway.service import RoutingService
 from erlab.gateway.upstreams import Upstreams
@@ -24,7 +24,6 @@ from erlab.routing import PromptRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
 
-DRAIN_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 _logger.addFilter(lambda record: not _quotes_a_client(record))
 

@@ -78,6 +78,7 @@ class Call(Stream):
         super().send(data)
 
     def finish(self, code: Code, details: str) -> None:
+        """End it by this status now, without waiting for its handler to return."""
         if self.over:
             return
         plain = self._opened and code is Code.OK

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
 from erlab.http2 import Server
+from erlab.http2.headers import Code
 from erlab.http2.server import Call
 
 _DIGITS = 20  # of a number, so that all responses of a model have the same size
@@ -74,6 +75,7 @@ class _Model:
                 stream.due += self._gap
                 stream.call.send(self._head + text + self._tail)
             if not stream.left and not stream.ended.done():
+                stream.call.finish(Code.OK, "")  # with the last token, not a turn of the event loop later
                 stream.ended.set_result(None)
         self._timer = None
         if self._streams:

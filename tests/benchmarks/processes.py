@@ -5,6 +5,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 FAKE_TRITON = Path(__file__).parents[1] / "gateway" / "fake_server.py"
 STUB = Path(__file__).parent / "stub_openai.py"
 
@@ -18,3 +20,13 @@ def script(*command):
             yield process, process.stdout.readline().strip()
         finally:
             process.kill()
+
+
+def cpu_seconds(pid):
+    """CPU time of a process and its children, thread by thread: finer than the ticks that psutil counts in."""
+    process = psutil.Process(pid)
+    spent = 0
+    for each in (process, *process.children(recursive=True)):
+        for schedule in Path(f"/proc/{each.pid}/task").glob("*/schedstat"):
+            spent += int(schedule.read_text().split()[0])
+    return spent / 1e9

@@ -14,13 +14,11 @@ import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 from fake_triton import COURT, KITCHEN, STREAM
-from processes import FAKE_TRITON, STUB, script
+from processes import FAKE_TRITON, STUB, cpu_seconds, script
 
 from erlab.gateway import Gateway
 from erlab.routing import PromptRouter
@@ -54,16 +52,6 @@ def test_added_time_to_first_token_of_one_user(router_folder, record_property):
     print(f"added to the first token of one user: {added:.2f} ms (direct {min(pairs)[0] * 1e3:.2f} ms)")
     record_property("added_ms", round(added, 3))
     assert added <= 1.0
-
-
-def cpu_seconds(pid):
-    """CPU time of a process and its children, thread by thread: finer than the ticks that psutil counts in."""
-    process = psutil.Process(pid)
-    spent = 0
-    for each in (process, *process.children(recursive=True)):
-        for schedule in Path(f"/proc/{each.pid}/task").glob("*/schedstat"):
-            spent += int(schedule.read_text().split()[0])
-    return spent / 1e9
 
 
 async def chat(port, model, tokens):

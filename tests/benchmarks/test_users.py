@@ -1,15 +1,21 @@
-"""What the users themselves add under 1,000 streams, and what an emulated system of 1,000 users costs this machine.
+"""What the users themselves add under 1,000 streams, how many are sustained beside AIPerf where it is on the PATH, and
+what an emulated system of 1,000 users costs this machine.
 
 Run on a machine with nothing else to do: pytest tests/benchmarks/test_users.py -s
 """
 
+import json
 import os
+import shutil
+import urllib.request
 from dataclasses import asdict
 
 import numpy as np
+import outside
 import pandas as pd
 import psutil
 import pytest
+from processes import STUB, script
 
 from erlab import overhead, paper, profiles, spec, training, users, workload
 from erlab.deployment import Folders
@@ -21,6 +27,7 @@ from erlab.triton.server import available
 from erlab.users.selftest import Echo
 
 USERS = 1000
+GAP, TOKENS = 0.1, 30  # of what is compared with AIPerf
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -51,6 +58,53 @@ def test_what_a_thousand_users_add(gap, record_property):
     record_property("users", str(found))
     # Both ways of a first token also hold how the echo's process and the users' take turns on these cores.
     assert np.median(added) <= 1.0 and np.median(ttft) <= 5.0
+
+
+def ours_adds(count, _):
+    """ms from a response's sending to its receipt."""
+    models = tuple(f"echo-{i}" for i in range(count))  # each with moments of its own
+    asked = [[workload.Request("p", "d", "x" * 300, 301, TOKENS)] * 2 for _ in range(count)]
+    with Echo(first=GAP, gap=GAP) as echo:
+        rows = users.run(echo.address, models, asked, timeout=120, processes=CORES, stamped=True)
+    assert [row["output_tokens"] for row in rows] == [TOKENS] * len(asked) * 2
+    return np.concatenate([row["added_ns"] for row in rows]) / 1e6
+
+
+def aiperf_adds(count, tmp_path):
+    """The same of AIPerf's own records, before a server of its protocol that does as the echo does."""
+    with script(STUB, GAP) as (_, port):
+        url, options = f"http://127.0.0.1:{port}", ("--workers-max", str(CORES))
+        file = outside.aiperf(url, ["x" * 300] * 2 * count, tmp_path, TOKENS, count, *options)
+        with urllib.request.urlopen(f"{url}/sent") as answer:
+            sent = json.load(answer)
+    added = []
+    for row in map(json.loads, file.read_text().splitlines()):
+        about, measured = row["metadata"], row["metrics"]
+        gaps = [measured["time_to_first_token"]["value"], *measured["inter_chunk_latency"]["value"]]
+        came = about["request_start_ns"] + np.cumsum(gaps) * 1e6
+        added.append((came - sent[about["x_request_id"]]) / 1e6)
+    assert len(added) == 2 * count
+    return np.concatenate(added)
+
+
+@pytest.mark.skipif(not shutil.which("aiperf"), reason="aiperf is not on the PATH")
+def test_users_that_are_sustained_against_aiperf(tmp_path, record_property):
+    """The most users, each with two answers of a token every 0.1 s, to whose responses a client of a process a core
+    adds at most 1 ms (median)."""
+    most, found = {}, {}
+    for name, adds in ("ours", ours_adds), ("AIPerf", aiperf_adds):
+        most[name] = 0
+        for count in (62, 125, 250, 500, 1000, 2000):
+            folder = tmp_path / f"{name}-{count}"
+            folder.mkdir()
+            p50, p99 = found[name, count] = np.percentile(adds(count, folder), [50, 99]).round(2).tolist()
+            print(f"{name}, {count} users: {p50} ms at p50, {p99} ms at p99", flush=True)
+            if p50 > 1.0:
+                break
+            most[name] = count
+    record_property("sustained", str(most))
+    record_property("added_ms", str(found))
+    assert most["ours"] >= most["AIPerf"]
 
 
 @pytest.mark.skipif(bool(available()), reason=f"no embedded Triton: {available()}")

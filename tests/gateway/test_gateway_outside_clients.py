@@ -6,14 +6,11 @@ They run where they are on the PATH, best each in an environment of its own: `pi
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
 
+import outside
 import pytest
 from fake_triton import COURT, KITCHEN, FakeTriton, count
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from under_load import metrics
 
 from erlab.gateway import Gateway
@@ -37,18 +34,8 @@ def gateway(router_folder):
 
 
 def aiperf(gateway, folder):
-    """Its result file. It wants a tokenizer, of which it uses nothing: the gateway counts the tokens."""
-    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder / "tokenizer")
-    (folder / "tokenizer" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": prompt}) + "\n" for prompt in PROMPTS))
-    command = ["--model", "router", "--url", gateway.http, "--endpoint-type", "completions", "--streaming"]
-    command += ["--input-file", "prompts.jsonl", "--custom-dataset-type", "single_turn", "--tokenizer", "./tokenizer"]
-    command += ["--extra-inputs", f"max_tokens:{TOKENS}", "--request-count", str(REQUESTS)]
-    command += ["--concurrency", str(STREAMS), "--use-server-token-count", "--artifact-dir", "found", "--ui", "none"]
-    run(["aiperf", "profile", *command], folder)
-    return folder / "found" / "profile_export.jsonl"
+    """Its result file."""
+    return outside.aiperf(gateway.http, PROMPTS, folder, TOKENS, STREAMS)
 
 
 def guidellm(gateway, folder):
@@ -58,15 +45,8 @@ def guidellm(gateway, folder):
     command = ["--backend", f"kind=openai_http,target={gateway.http},model=router,request_format=/v1/completions"]
     command += ["--profile", f"kind=concurrent,streams={STREAMS}", "--data", "kind=json_file,path=prompts.jsonl"]
     command += ["--constraint", f"kind=max_requests,count={REQUESTS}", "--disable-progress"]
-    run(["guidellm", "run", *command, "--output", "kind=json,path=benchmarks.json"], folder)
+    outside.run(["guidellm", "run", *command, "--output", "kind=json,path=benchmarks.json"], folder)
     return folder / "benchmarks.json"
-
-
-def run(command, folder):
-    """Run it in an environment that is its own, not this one's."""
-    free = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
-    done = subprocess.run(command, cwd=folder, env=free, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def told(gateway):
@@ -89,5 +69,5 @@ def test_its_numbers_agree_with_the_gateways(gateway, tmp_path, client):
     theirs = [(rows[t] - rows["t_submit"]).mean() / 1e6 for t in ("t_first", "t_last")]
     ours = [seconds / REQUESTS * 1e3 for seconds in (first, last)]
     print(f"{client.__name__}: to the first, last token {theirs} ms, the gateway's own {ours} ms")
-    for outside, inside in zip(theirs, ours):
-        assert inside < outside < 1.5 * inside + 50  # it sees what the gateway does, and its own way there and back
+    for their, our in zip(theirs, ours):
+        assert our < their < 1.5 * our + 50  # it sees what the gateway does, and its own way there and back

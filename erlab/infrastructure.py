@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ SECONDS = 0.5  # between two samples
 SCHEMA = pa.schema(
     [
         pa.field("t", pa.int64(), nullable=False),  # ns since sampling began
-        pa.field("source", pa.string(), nullable=False),  # a server's address, or nvml
+        pa.field("source", pa.string(), nullable=False),  # a server's name, or its address; or nvml
         pa.field("metric", pa.string(), nullable=False),
         pa.field("labels", pa.string(), nullable=False),  # JSON
         pa.field("value", pa.float64(), nullable=False),
@@ -58,11 +58,14 @@ _QUEUED = (
 
 
 @contextmanager
-def sampled(addresses: str | Sequence[str] | None, file: Path, every: float = SECONDS) -> Iterator[None]:
-    """Sample servers at these addresses (HOST:PORT, or a metrics page's URL) and the GPUs, at the start, every so many
-    seconds and at the end; write the table `SCHEMA`."""
+def sampled(
+    addresses: str | Sequence[str] | Mapping[str, str] | None, file: Path, every: float = SECONDS
+) -> Iterator[None]:
+    """Sample servers at these addresses (HOST:PORT, or a metrics page's URL; by name, where they have one) and the GPUs,
+    at the start, every so many seconds and at the end; write the table `SCHEMA`."""
     given = (addresses,) if isinstance(addresses, str) else addresses or ()
-    pages = {a: a if "://" in a else f"http://{a}/metrics" for a in given}
+    named = given if isinstance(given, Mapping) else {address: address for address in given}
+    pages = {name: a if "://" in a else f"http://{a}/metrics" for name, a in named.items()}
     rows: list[dict] = []
     began, over = time.monotonic_ns(), threading.Event()
 

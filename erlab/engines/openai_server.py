@@ -111,7 +111,7 @@ class OpenAIServer:
 class OpenAIServers:
     """A server a model, and a gateway without a router in front of them; see the module. `port`: where that listens.
 
-    Attributes as `erlab.triton.Server`'s; `metrics` is the addresses of all of them.
+    Attributes as `erlab.triton.Server`'s.
     """
 
     restarts = 0  # a server that ends stays dead: a sweep notices that and says so
@@ -126,8 +126,9 @@ class OpenAIServers:
         return tuple(f"{server.base}#{server.model}" for server in self._servers)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return tuple(server.metrics for server in self._servers)
+    def metrics(self) -> dict[str, str]:
+        """Where each tells its metrics, by its model."""
+        return {server.model: server.metrics for server in self._servers}
 
     @property
     def engine(self) -> str:

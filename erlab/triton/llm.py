@@ -242,6 +242,11 @@ class Apart:
     def upstreams(self) -> tuple[str, ...]:
         return tuple(f"grpc://{server.grpc}/{model}" for server, model in zip(self._servers, self.models))
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where each tells its metrics, by its model."""
+        return {model: server.metrics for server, model in zip(self._servers, self.models)}
+
     def commands(self, first_port: int = 8000) -> list[tuple[str, ...]]:
         """A command a server, each with ports of its own from 8000, 8010 and so on."""
         placed = ((server, first_port + 10 * i) for i, server in enumerate(self._servers))

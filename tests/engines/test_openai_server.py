@@ -78,7 +78,7 @@ def test_users_reach_each_model_by_its_name_and_nothing_is_left(vllm, repository
             assert requests.post(f"{url}/completions", json=body).json()["usage"]["completion_tokens"] == 5
         with pytest.raises(ErlabError, match="no model 'E-expert-2' here, only E-expert-0, E-expert-1"):
             list(client.generate(server.grpc, "E-expert-2", "x", 1, timeout=30))
-        assert "erlab_output_tokens_total" in requests.get(server.metrics[0]).text
+        assert "erlab_output_tokens_total" in requests.get(server.metrics["E-expert-0"]).text
         assert server.alive() and len(vllm()) == 2
         logs = [one.log for one in server._servers]
     assert children() == before

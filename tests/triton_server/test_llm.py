@@ -13,10 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
-from erlab import nvidia, paper
+from erlab import infrastructure, nvidia, paper
 from erlab.errors import ErlabError
 from erlab.triton import client, llm, repository
 
@@ -29,9 +30,20 @@ with open(os.environ["NOTES"], "a") as notes:
 if os.environ.get("FAILS"):
     print("I0101 all is well"); print("E0101 failed to load 'x': unexpected engine version"); sys.exit(1)
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import http.server, threading
 from fake_triton import FakeTriton, echo
-port = int(dict(options)["--grpc-port"])
-with FakeTriton({{value: echo for name, value in options if name == "--load-model"}}, port=port):
+ports = {{name: int(dict(options)[f"--{{name}}-port"]) for name in ("grpc", "metrics")}}
+models = [value for name, value in options if name == "--load-model"]
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        for model in models:
+            text = 'nv_trt_llm_request_metrics{{model="%s-tensorrt_llm",request_type="scheduled",version="1"}} 2\\n'
+            self.wfile.write((text % model).encode())
+metrics = http.server.ThreadingHTTPServer(("127.0.0.1", ports["metrics"]), Metrics)
+threading.Thread(target=metrics.serve_forever, daemon=True).start()
+with FakeTriton({{model: echo for model in models}}, port=ports["grpc"]):
     time.sleep(600)
 """
 MPIRUN = '#!/bin/sh\nshift 3\n"$@"\n'  # not exec: the server is its child, as it is mpirun's
@@ -108,7 +120,15 @@ def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
         assert [model for _, model in addresses] == ["D-expert-0", "D-expert-1"]
         assert len({address for address, _ in addresses}) == 2 and servers.alive()
         assert [answer(*asked) for asked in addresses] == ["one two"] * 2
+        with infrastructure.sampled(servers.metrics, tmp_path / "told" / "D-0001users.parquet", every=3600):
+            pass
     assert not servers.alive()
+    samples = pd.read_parquet(tmp_path / "told" / "D-0001users.parquet")
+    told = samples[samples.source != "nvml"]
+    assert {(row.source, json.loads(row.labels)["model"]) for row in told.itertuples()} == {
+        (model, f"{model}-tensorrt_llm") for model in EXPERTS[:2]
+    }
+    assert infrastructure.overview(tmp_path / "told").loc[("D", 1), "running"] == 4  # two on each server
     assert [(o, [a for a in argv if "load-model=" in a]) for argv, o in sorted(started(tmp_path))] == [
         (None, ["--load-model=D-expert-0"]),
         (None, ["--load-model=D-expert-1"]),

@@ -65,6 +65,11 @@ def container(name: str | None = None) -> str | None:
     return None
 
 
+def gives_gpus() -> bool:
+    """Whether NVIDIA's container toolkit is here, without which docker and podman have no GPUs to give."""
+    return bool(find("nvidia-ctk") or find("nvidia-container-cli"))
+
+
 def contained(
     engine: str,
     argv: Sequence[str],

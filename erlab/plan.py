@@ -6,7 +6,7 @@
 import shlex
 from pathlib import Path
 
-from erlab import deployment, nvidia, paper, profiles
+from erlab import deployment, nvidia, profiles
 from erlab.deployment import Folders
 from erlab.spec import Profile, System
 from erlab.triton import llm
@@ -44,7 +44,7 @@ def _builds(found: list) -> str:
 def _repositories(to: Profile, folders: Folders) -> str:
     lines = [f"Model repositories, one a system, in {folders.models}:"]
     for key, system in _systems(to).items():
-        lines.append(f"\n{key}/  {paper.SYSTEMS['v2'][key].title}")
+        lines.append(f"\n{key}/  {system.title}")
         engine = deployment.engine_folder(system.expert, to, folders).name
         places = profiles.placement(system, profiles.devices(to))
         for model, place in zip(deployment.model_names(key, system), places, strict=True):
@@ -55,12 +55,13 @@ def _repositories(to: Profile, folders: Folders) -> str:
 
 def _servers(to: Profile, folders: Folders) -> str:
     gpus = profiles.devices(to)
-    natively = "Triton, a server a system, in TensorRT-LLM's orchestrator mode (TRTLLM_ORCHESTRATOR=1). Natively:"
+    orchestrated = " ".join(f"{name}={value}" for name, value in llm.ORCHESTRATOR.items())
+    natively = "Triton, a server a system, in TensorRT-LLM's orchestrator mode. Natively:"
     lines, contained, apart = [natively], ["\nIn NVIDIA's container:"], ["\nOr, with --apart, a server an expert:"]
     for key, system in _systems(to).items():
         models, repository = deployment.model_names(key, system), folders.models / key
         engine = deployment.engine_folder(system.expert, to, folders)
-        lines.append(f"  {shlex.join(llm.arguments(repository, models, _PORTS, gpus))}")
+        lines.append(f"  {orchestrated} {shlex.join(llm.arguments(repository, models, _PORTS, gpus))}")
         contained.append(f"  {shlex.join(llm.in_container('docker', repository, models, _PORTS, gpus, [engine]))}")
         if system.expert.tensor_parallel == 1:
             first = llm.arguments(repository, models[:1], _PORTS, gpus[:1])
@@ -70,4 +71,4 @@ def _servers(to: Profile, folders: Folders) -> str:
 
 def _systems(to: Profile) -> dict[str, System]:
     count = len(profiles.devices(to))
-    return {key: profiles.scale(system, to, count) for key, system in paper.SYSTEMS["v2"].items()}
+    return {key: profiles.scale(system, to, count) for key, system in profiles.systems(to).items()}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from erlab import cli, deployment, environment, experiments, live, manifest, notebook, nvidia, paper, paths, plan
 from erlab import profiles, users
 from erlab.deployment import Folders
-from erlab.engines import tensorrt_llm
+from erlab.engines import onegpu, tensorrt_llm
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
 from erlab.triton import client
@@ -88,7 +88,8 @@ def test_the_plan_holds_every_command_and_writes_nothing(tmp_path, monkeypatch):
     assert set(built) <= set(lines) and not folders.root.exists()
     for key, system in paper.SYSTEMS["v2"].items():
         models = deployment.model_names(key, system)
-        [started] = [line for line in lines if f"load-model={models[-1]} " in line and line.startswith("mpirun")]
+        [started] = [line for line in lines if f"load-model={models[-1]} " in line and line.startswith("TRTLLM_ORCH")]
+        assert started.startswith("TRTLLM_ORCHESTRATOR=1 mpirun ")
         assert [a for a in shlex.split(started) if "--load-model" in a] == [f"--load-model={m}" for m in models]
         assert any(line.startswith("docker") and f"load-model={models[-1]} " in line for line in lines)
         assert all(f"{model}  GPUs " in " ".join(lines) for model in models)
@@ -222,6 +223,24 @@ def test_users_reach_the_eight_experts_through_the_gateway(dgx, roomy, apart):
     found = {row["prompt_id"]: row["expert"].rpartition("/")[2] for row in rows}
     assert found == {str(i): f"D-expert-{cluster}" for i, cluster in enumerate(router.predict(prompts))}
     assert len(set(found.values())) > 2
+
+
+def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
+    """Profile gpu, nothing named: the container is found, its stand-ins build, serve and are asked."""
+    (dgx / "bin" / "nvidia-smi").write_text(smi(["NVIDIA H200, 143771, 9.0"]))
+    for name in ("nvidia-ctk", "vllm"):
+        (dgx / "bin" / name).write_text("#!/bin/sh\n")
+        (dgx / "bin" / name).chmod(0o755)
+    onegpu._gpu.cache_clear()
+    to, folders = profiles.profile("gpu"), Folders(dgx / "results")
+    plan = [[Request(str(i), "d", "What is a watt?", 16, 3)] for i in range(2)]
+    with live.serve("A", to, folders) as running:
+        rows = users.run(running.address, running.models, plan, timeout=30)
+    onegpu._gpu.cache_clear()
+    assert [row["status"] for row in rows] == ["ok"] * 2 and running.models == ("A-replica-0",)
+    built = (dgx / "notes").read_text().splitlines()
+    assert [line.split()[0] for line in built] == ["python3", "trtllm-build"] and "--tp_size 1" in built[0]
+    assert (folders.engines / "llama-3-70b-fp8-tp1-batch256" / "engine" / "rank0.engine").is_file()
 
 
 def test_records_name_the_gpus(dgx):

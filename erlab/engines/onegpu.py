@@ -1,7 +1,8 @@
 """What serves the study's experts on one GPU: the first engine in `ORDER` that this machine has, or one by its name.
 
-TensorRT-LLM is the paper's; trtllm-serve is its successor, behind OpenAI's protocol like vLLM; the laptop's own engine
-on CUDA is correct and slow, for a machine with nothing but PyTorch. `choose` says which and why.
+TensorRT-LLM is the paper's, this machine's own or in NVIDIA's container; trtllm-serve is its successor, behind OpenAI's
+protocol like vLLM; the laptop's own engine on CUDA is correct and slow, for a machine with nothing but PyTorch. `choose`
+says which and why.
 
 Experts share the GPU by memory. A router system has as many distinct ones as fit with room for a batch, four at most,
 and they stand for the paper's eight; where only one fits, it stands for all. No KV pool is larger than the one an expert
@@ -20,6 +21,7 @@ from erlab.engines import families, openai_models, tensorrt_llm, trtllm_build
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
+from erlab.triton import llm
 
 if TYPE_CHECKING:
     from erlab.deployment import Folders
@@ -31,10 +33,14 @@ LEAST_REQUESTS = 16  # of the longest kind that the pool of one of several exper
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine's name, None where there is none, and why it is this one: why each before it isn't."""
+    """The engine's name, None where there is none, and why it is this one: why each before it isn't.
+
+    `container`: docker or podman where that runs TensorRT-LLM, None where this machine's own programs do.
+    """
 
     name: str | None
     why: str
+    container: str | None = None
 
 
 def choose(name: str | None = None) -> Choice:
@@ -44,21 +50,31 @@ def choose(name: str | None = None) -> Choice:
         return Choice(None, "no GPU answers (nvidia-smi)")
     reasons = {}
     for engine in (name,) if name else ORDER:
-        reason = missing(engine)
+        reason, container = _tensorrt_llm(bool(name)) if engine == "tensorrt-llm" else (openai_models.missing(engine), None)
         if reason is None:
-            passed = "; ".join(f"no {other}: {why}" for other, why in reasons.items())
-            return Choice(engine, f"chosen by name ({engine})" if name else passed or "the first in order")
+            passed = [f"no {other}: {why}" for other, why in reasons.items()]
+            why = [f"chosen by name ({engine})"] if name else passed or ["the first in order"]
+            return Choice(engine, "; ".join(why + [f"in NVIDIA's container, by {container}"] * bool(container)), container)
         reasons[engine] = reason
     return Choice(None, "; ".join(f"no {other}: {why}" for other, why in reasons.items()))
 
 
-def missing(engine: str) -> str | None:
-    """Why this engine cannot serve this machine's GPU, None if it can."""
-    if engine != "tensorrt-llm":
-        return openai_models.missing(engine)
-    programs, place = ("trtllm-build", "tritonserver"), "/opt/tritonserver/bin"
-    absent = [program for program in programs if not nvidia.find(program, place)]
-    return f"{absent[0]} is not here" if absent else None
+def _tensorrt_llm(named: bool) -> tuple[str | None, str | None]:
+    """Why TensorRT-LLM cannot serve this machine's GPU (None if it can), and the container engine that runs it.
+
+    A container engine that nobody named is one that gives GPUs: NVIDIA's toolkit for it is on PATH.
+    """
+    programs = {"trtllm-build": nvidia.find("trtllm-build"), "tritonserver with its backend": llm.native()}
+    if all(programs.values()):
+        return None, None
+    absent = f"{next(name for name, place in programs.items() if not place)} is not here"
+    try:
+        container = nvidia.container()
+    except ErlabError as e:
+        return f"{absent}, and {e}", None
+    if container and not named and not nvidia.gives_gpus():
+        return f"{absent}, and {container} has no NVIDIA container toolkit (nvidia-ctk)", None
+    return (None, container) if container else (f"{absent}, nor docker or podman", None)
 
 
 def gpu() -> Gpu:
@@ -176,15 +192,24 @@ def describe(engine: str | None, to: Profile, folders: "Folders", weights: str |
         it = scale(system, to, 1, max(to.batch_limits))
         stands = "" if it.count > 1 or not system.router else ", one expert stands for eight"
         lines.append(f"\n{key}: {it.title}{stands}; it plays {system.title}.")
-        folder = folders.engines / families.family(to).engine_name(it.expert)
         if kind == "tensorrt-llm":
-            lines += [f"  {command}" for command in tensorrt_llm.commands(it.expert, folder, source)]
             continue
+        folder = folders.engines / families.family(to).engine_name(it.expert)
         share, model = openai_models.share(it.expert, gpu()), source and source / families.slug(it.expert.model.name)
-        argv = openai_models.KINDS[kind](it.expert, model or folder, f"{key}-0", share, weights is None)
+        argv = openai_models.KINDS[kind](it.expert, model or folder, _first(key, it), share, weights is None)
         more = f"  # and so on: {it.count} servers" if it.count > 1 else ""
         lines.append(f"  {shlex.join(argv).replace(shlex.quote(openai_models.PORT), 'PORT')}{more}")
+    if kind == "tensorrt-llm":
+        from erlab import plan as commands
+
+        lines.append(f"\n{commands.text(to, folders, weights)}")
     return "\n".join(lines)
+
+
+def _first(key: str, system: System) -> str:
+    from erlab import deployment
+
+    return deployment.model_names(key, system)[0]
 
 
 def _chosen(engine: str | None) -> str:

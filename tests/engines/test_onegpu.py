@@ -15,12 +15,14 @@ GPU = profiles.profile("gpu")
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine with these programs on PATH, nvidia-smi telling of one GPU of so many MiB."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(openai_models, "_importable", lambda: False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "backends" / "tensorrtllm").mkdir(parents=True)
 
     def install(*programs, mib=143_771, name="NVIDIA H200"):
         for program in programs:
-            file = tmp_path / program
+            file = tmp_path / "bin" / program
             row = f"{name}, {mib}, 9.0"
             driver = f'case "$1" in *memory*) echo "{row}";; *) echo "{name}";; esac'
             file.write_text(f"#!/bin/sh\n{driver if program == 'nvidia-smi' else 'true'}\n")
@@ -43,15 +45,32 @@ def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(m
     assert nvidia.gpus() == ("NVIDIA H200",)
     chosen = onegpu.choose()
     assert chosen.name == "vllm"
-    assert "no tensorrt-llm: trtllm-build is not here; no trtllm-serve: trtllm-serve is not on PATH" == chosen.why
+    native = "trtllm-build is not here, nor docker or podman"
+    assert f"no tensorrt-llm: {native}; no trtllm-serve: trtllm-serve is not on PATH" == chosen.why
     machine("trtllm-serve")
     assert onegpu.choose().name == "trtllm-serve"
-    machine("trtllm-build", "tritonserver")
+    machine("trtllm-build", "tritonserver", "mpirun")
     assert onegpu.choose() == onegpu.Choice("tensorrt-llm", "the first in order")
     assert onegpu.choose("vllm") == onegpu.Choice("vllm", "chosen by name (vllm)")
     assert onegpu.choose("embedded").name is None  # this machine's PyTorch sees no GPU
     with pytest.raises(ErlabError, match="'engine' parameter of one GPU must be one of tensorrt-llm, .* Got 'sglang'"):
         onegpu.choose("sglang")
+
+
+def test_without_tensorrt_llm_its_container_comes_before_other_servers(machine, tmp_path):
+    machine("nvidia-smi", "vllm", "podman")
+    chosen = onegpu.choose()
+    assert chosen.name == "vllm" and "podman has no NVIDIA container toolkit (nvidia-ctk)" in chosen.why
+    by_name = onegpu.choose("tensorrt-llm")  # as on systems that give GPUs without it
+    assert (by_name.name, by_name.container) == ("tensorrt-llm", "podman")
+    machine("nvidia-ctk")
+    chosen = onegpu.choose()
+    assert (chosen.name, chosen.container) == ("tensorrt-llm", "podman")
+    assert chosen.why == "the first in order; in NVIDIA's container, by podman"
+    assert onegpu.choose("vllm").name == "vllm"
+    (tmp_path / "bin" / "podman").write_text("#!/bin/sh\necho 'no user namespaces' >&2; exit 125\n")
+    chosen = onegpu.choose()
+    assert chosen.name == "vllm" and "podman is installed but cannot be reached: no user namespaces" in chosen.why
 
 
 @pytest.mark.parametrize("mib, count", [(143_771, 4), (81_559, 2), (40_960, 1)])

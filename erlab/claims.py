@@ -63,7 +63,9 @@ def ledger(
     chosen, requests = _chosen(only), _requests(records)
     requests = requests.assign(repeat=confidence.repeats(requests))
     runs = requests[[*metrics.CELL, "run_id", "machine"]].drop_duplicates()
-    runs = runs.assign(marked=runs["run_id"].isin(selection.marked(records)))
+    runs = runs.assign(
+        marked=runs["run_id"].isin(selection.marked(records)), model=selection.of_attached(records, runs)
+    )
     repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
     asked = Asked(runs, _summary(records), repeated, _draws(requests, repeated, resamples, seed))
     rows = [row for claim in chosen for row in _tested(claim, asked)]
@@ -194,6 +196,11 @@ def _judged(check: Check, asked: Asked, source: str) -> dict:
         return _not_runnable(f"{source}: needs {check.least_loads} {shared}")
     asked = asked.of(lambda t: t["users"].isin(common))
     used, runs = asked.cells.sort_values("users"), asked.runs
+    answered = runs.drop_duplicates("system").dropna(subset="model")
+    if (alike := answered[answered["model"].duplicated(keep=False)]).size:
+        model = alike["model"].iloc[0]
+        alike = alike.loc[alike["model"] == model, "system"].sort_values()
+        return _not_runnable(f"{source}: one model, {model}, answered for {' and '.join(alike)} alike")
     try:
         with np.errstate(all="ignore"):  # nothing was received: infinite or no ratios
             margins, value = check.judge(_drawn(check, used, asked.draws))

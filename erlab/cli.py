@@ -72,6 +72,10 @@ Triton = Annotated[
     str | None,
     typer.Option(help="A Triton server that holds the models, instead of an embedded one.", metavar="HOST:PORT"),
 ]
+Upstream = Annotated[
+    str | None,
+    typer.Option(help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"),
+]
 RecordFiles = Annotated[
     list[Path] | None,
     typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
@@ -91,12 +95,7 @@ def reproduce(
     results: Results = None,
     figures: Figures = None,
     triton: Triton = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(
-            help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"
-        ),
-    ] = None,
+    upstream: Upstream = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run only this step, such as 04; repeat for more.", metavar="STEP")
     ] = None,
@@ -128,11 +127,8 @@ def reproduce(
     """
     from erlab import pipeline, steps
 
-    if upstream and (triton or "://" not in upstream):
-        allowed = "be http://HOST:PORT, and not beside --triton"
-        raise ErlabError(f"--upstream must {allowed}. Got {upstream!r}.")
     settings = _settings(set_) | ({"text": text} if text else {})
-    study = pipeline.Study(profile, prompts, seed, results, figures, upstream or triton, settings)
+    study = pipeline.Study(profile, prompts, seed, results, figures, _running(triton, upstream), settings)
     selected = steps.select(study.steps, tuple(only or ()), start)
     if list_ or dry_run:
         _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
@@ -284,6 +280,7 @@ def serve(
         float | None, typer.Option(help="With --policy strong_weak: from what difficulty on, 0 to 1; 0.5 if not given.")
     ] = None,
     triton: Triton = None,
+    upstream: Upstream = None,
     container: Annotated[
         str | None,
         typer.Option(help="On GPUs: run Triton by docker or podman, or print how.", metavar="docker|podman|print"),
@@ -300,6 +297,7 @@ def serve(
     \b
       erlab serve --system E --port 8001
       erlab serve --system E --policy outlier --generalist E-expert-0
+      erlab serve --system E --profile gpu --upstream http://127.0.0.1:8000
       erlab serve --system D --profile dgx-h100 --container print
     """
     from erlab import live
@@ -312,7 +310,7 @@ def serve(
         return
     given = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
     choice = {name: value for name, value in given.items() if value is not None}
-    with live.serve(system, to, folders, port, triton, container, apart, **choice) as running:
+    with live.serve(system, to, folders, port, _running(triton, upstream), container, apart, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
         print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
         print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
@@ -335,10 +333,7 @@ def gpu(
     users: Annotated[
         list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 256 if not given.")
     ] = None,
-    upstream: Annotated[
-        str | None,
-        typer.Option(help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"),
-    ] = None,
+    upstream: Upstream = None,
     seed: Seed = 0,
     results: Results = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the summary, instead of data/measured.")] = None,
@@ -351,6 +346,7 @@ def gpu(
       erlab gpu                                       all cases, 1 to 256 users
       erlab gpu --case 8B --users 1 --users 64        one case, two loads
       erlab gpu --profile gpu-vllm                    with vLLM, whatever else is there
+      erlab gpu --case 8B --upstream http://127.0.0.1:8000   a server of yours that has an 8B model
     """
     from erlab import gpu as one_gpu
     from erlab import paths
@@ -359,6 +355,8 @@ def gpu(
     to = profiles.profile(profile)
     found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)
     _print_table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", found.summary.astype(object))
+    if doubt := found.about["doubt"]:
+        print(f"Doubtful: {doubt}.")
     for file in one_gpu.save(found, out or paths.DATA / "measured"):
         print(file)
 
@@ -484,6 +482,13 @@ def simulate(
     table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
     _print_table(f"{it.title}: {setup.machine}", table.astype(object))
     print(out)
+
+
+def _running(triton: str | None, upstream: str | None) -> str | None:
+    """The one address of --triton and --upstream."""
+    if upstream and (triton or "://" not in upstream):
+        raise ErlabError(f"--upstream must be http://HOST:PORT, and not beside --triton. Got {upstream!r}.")
+    return upstream or triton
 
 
 def _settings(given: list[str] | None) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import paths, profiles
+from erlab import attached, paths, profiles
 from erlab.engines.families import family, slug
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
@@ -111,13 +111,17 @@ def build_engines(
     seed: int,
     weights: str | Path | None = None,
     wanted: list[Expert] | None = None,
+    triton: str | None = None,
 ) -> pd.DataFrame:
     """Build every engine of the profile (or the `wanted` experts') that isn't there yet; a row an engine: its size in
     parameters and bytes.
 
     `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
-    What cannot be built is refused before the first is.
+    What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, and that is said.
     """
+    if triton:
+        folders.engines.mkdir(parents=True, exist_ok=True)
+        return pd.DataFrame([{"left out": f"{attached.title(triton)}: {triton}"}])
     found = plan_engines(to, folders, weights, wanted)
     family(to).check([(expert, folder, due) for expert, folder, _, due in found])
     if minutes := sum(command.minutes for *_, due in found for command in due):
@@ -155,8 +159,13 @@ def write_repository(systems: dict[str, System], name: str, to: Profile, folders
     return folder
 
 
-def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
-    """Write the repository of each system of Table I; a row a Triton model: its engine, devices and limits."""
+def write_repositories(to: Profile, folders: Folders, triton: str | None = None) -> pd.DataFrame:
+    """Write the repository of each system of Table I; a row a Triton model: its engine, devices and limits.
+
+    `triton`: as in `serve`; then none is written, and that is said.
+    """
+    if triton:
+        return pd.DataFrame([{"left out": f"{triton} has its own models"}])
     devices = profiles.devices(to)
     rows = []
     for key, original in profiles.systems(to).items():
@@ -177,17 +186,23 @@ def write_repositories(to: Profile, folders: Folders) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def try_out(to: Profile, folders: Folders, text: str, max_tokens: int = 40) -> pd.DataFrame:
-    """Start system C (or the first there is) for a moment and ask it: what it writes, and when its first and last token came (ms).
+def try_out(
+    to: Profile, folders: Folders, text: str, max_tokens: int = 40, triton: str | None = None
+) -> pd.DataFrame:
+    """Start system C (or the first there is) for a moment and ask it: what it writes, and when its first and last token
+    came (ms).
 
-    Where Triton cannot run, the table says why instead.
+    `triton`: as in `serve`. Where none is given and no server can run, the table says why instead.
     """
-    if reason := family(to).available():
+    if not triton and (reason := family(to).available()):
         return pd.DataFrame([{"left out": reason}])
     systems = profiles.systems(to)
     key = "C" if "C" in systems else min(systems)
-    system = profiles.scale(systems[key], to, len(profiles.devices(to)))
-    with serve(key, system, to, folders) as running:
+    if triton:
+        system = attached.scale(systems[key], to, triton, max(to.batch_limits))
+    else:
+        system = profiles.scale(systems[key], to, len(profiles.devices(to)))
+    with serve(key, system, to, folders, triton=triton) as running:
         start = time.monotonic()
         answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
         pieces = [(piece, time.monotonic() - start) for piece in answered]
@@ -237,25 +252,6 @@ def server(
     return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
-def checked_address(text: str) -> str:
-    """The address of a server that somebody runs, as `attach` takes it; ErlabError for what is none."""
-    if "://" not in text:
-        return client.address(text)
-    from erlab.engines import openai_server
-
-    openai_server.base(text)
-    return text
-
-
-def attach(address: str, models: tuple[str, ...], port: int | None = None) -> AbstractContextManager[Server]:
-    """A server that somebody runs, to be entered: Triton at HOST:PORT or, at http://HOST:PORT, an OpenAI-compatible one."""
-    if "://" not in address:
-        return Server.attach(address, models)
-    from erlab.engines.openai_server import Attached
-
-    return Attached(address, models, port)
-
-
 @contextmanager
 def serve(
     key: str,
@@ -291,7 +287,7 @@ def serve(
         check_policy(PromptRouter.load(folders.router), Settings(None, models, **choice))
     with ExitStack() as stack:
         if triton:
-            holder = stack.enter_context(attach(triton, models, None if system.router else port))
+            holder = stack.enter_context(attached.attach(triton, models, None if system.router else port))
         elif holder is None:
             own = None if system.router else port
             holder = stack.enter_context(server({key: system}, key, to, folders, own, container, apart))

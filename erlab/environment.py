@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from erlab import cache, manifest, paths, profiles, steps
+from erlab import attached, cache, manifest, paths, profiles, steps
 from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.spec import GIB, Profile
@@ -41,14 +41,14 @@ def inspect(
     `triton`: a server that holds the models already, so that it doesn't matter what this machine could serve.
     """
     folder, to = paths.results(profile, results), profiles.profile(profile)
-    servers = [("server", f"{triton} serves the models", True)] if triton else family(to).checks(to)
+    servers = [attached.check(triton)] if triton else family(to).checks(to)
     return [
         _python(),
         *_packages(),
         _kernel(),
         _cores(),
         _memory(),
-        _disk(folder, to),
+        _disk(folder, to, engines=not triton),
         _shared_memory(),
         _folder("results folder", folder),
         _folder("figures folder", paths.FIGURES),
@@ -135,10 +135,10 @@ def _memory() -> Check:
     return Check("memory", value, ok, "" if ok else f"{_MEMORY_GIB:.0f} GiB are needed")
 
 
-def _disk(folder: Path, to: Profile) -> Check:
+def _disk(folder: Path, to: Profile, engines: bool) -> Check:
     built = sum(f.stat().st_size for f in (folder / "engines").rglob("*") if f.is_file())
     free = (shutil.disk_usage(_existing(folder)).free + built) / 1e6
-    needed = sum(_disk_mb(step.name, to) for step in steps.STEPS)
+    needed = sum(_disk_mb(step.name, to) for step in steps.STEPS if engines or step.name != "01_build_engines")
     return Check("disk", f"{free:,.0f} MB free", free >= needed, "" if free >= needed else f"{needed:,} MB are needed")
 
 

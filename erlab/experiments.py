@@ -18,6 +18,7 @@ import pandas as pd
 from datasets import Dataset
 
 from erlab import (
+    attached,
     clients,
     deployment,
     fingerprint,
@@ -40,9 +41,14 @@ from erlab.spec import Profile, System
 
 
 def measure_preliminary(
-    to: Profile, folders: Folders, loads: Iterable[int] | None = None, seed: int = 0
+    to: Profile, folders: Folders, loads: Iterable[int] | None = None, seed: int = 0, triton: str | None = None
 ) -> records.Records:
-    """Measure the systems of Fig. 3 (see `profiles.preliminary`) under the profile's preliminary loads."""
+    """Measure the systems of Fig. 3 (see `profiles.preliminary`) under the profile's preliminary loads.
+
+    `triton`: the address of a server that somebody else runs. Its batch limit is its own, so nothing is measured.
+    """
+    if triton:
+        return unmeasured("preliminary", folders, f"{triton} has a batch limit of its own")
     systems = {name: system for name, (_, system) in preliminary(to).items()}
     return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed, together=True)
 
@@ -76,17 +82,21 @@ def save_table1(limits: dict[str, int], folders: Folders) -> None:
     output.save(folders.table1, json.dumps(limits, indent=1))
 
 
-def table1(to: Profile, folders: Folders) -> dict[str, System]:
-    """The systems A to E as they run here, with the batch limits the preliminary experiments chose."""
+def table1(to: Profile, folders: Folders, triton: str | None = None) -> dict[str, System]:
+    """The systems A to E as they run here, with the batch limits the preliminary experiments chose, or as a server at
+    the address `triton` stands for them."""
     if not folders.table1.is_file():
         raise ErlabError(f"No {folders.table1}: run notebook 03_preliminary first (erlab reproduce --only 03).")
     limits = json.loads(folders.table1.read_text())
+    if triton:
+        return {k: attached.scale(s, to, triton, limits[k]) for k, s in profiles.systems(to).items()}
     count = len(profiles.devices(to))
     return {k: profiles.scale(s, to, count, limits[k]) for k, s in profiles.systems(to).items()}
 
 
-def describe_systems(systems: dict[str, System]) -> pd.DataFrame:
-    """A row a system: what of the paper it plays and with which limits."""
+def describe_systems(systems: dict[str, System], triton: str | None = None) -> pd.DataFrame:
+    """A row a system: what of the paper it plays and with which limits; these are unknown of a server at `triton`."""
+    title = attached.title(triton) if triton else None
     rows = []
     for name, system in systems.items():
         expert = system.expert
@@ -94,9 +104,9 @@ def describe_systems(systems: dict[str, System]) -> pd.DataFrame:
             {
                 "system": name,
                 "plays": paper.SYSTEMS[system.paper][name].title,
-                "runs as": system.title,
-                "max batch": expert.max_batch_size,
-                "KV tokens": expert.kv_tokens,
+                "runs as": title or system.title,
+                "max batch": pd.NA if triton else expert.max_batch_size,
+                "KV tokens": pd.NA if triton else expert.kv_tokens,
             }
         )
     return pd.DataFrame(rows)
@@ -126,7 +136,7 @@ def measure(
         (folders.records / experiment).mkdir(parents=True, exist_ok=True)
         return records.at_hand(folders.records / experiment)
     if not triton and (reason := family(to).available()):
-        return unmeasured(experiment, folders, reason)
+        return unmeasured(experiment, folders, f"Triton cannot run here: {reason}")
     keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k in systems for n in loads}
 
     @contextmanager
@@ -140,7 +150,7 @@ def measure(
             yield lambda name: deployment.serve(name, systems[name], to, folders, **options)
 
     def cell(name: str, n: int, running: Running) -> tuple[list[dict], dict]:
-        return _cell(experiment, name, systems[name], running, plan(n), to, folders, seed)
+        return _cell(experiment, name, systems[name], running, plan(n), to, folders, seed, triton)
 
     def plan(n: int) -> list[list[workload.Request]]:
         return workload.requests(prompts, to.workload, n, seed)
@@ -150,7 +160,7 @@ def measure(
 
 def unmeasured(experiment: str, folders: Folders, reason: str) -> records.Records:
     """Say why nothing can be measured here; the records that are there."""
-    report(0, 1, f"{experiment}: nothing is measured, Triton cannot run here: {reason}")
+    report(0, 1, f"{experiment}: nothing is measured, {reason}")
     (folders.records / experiment).mkdir(parents=True, exist_ok=True)
     return records.at_hand(folders.records / experiment)
 
@@ -194,7 +204,7 @@ def sweep(
     return records.read(*cells.values())
 
 
-def _cell(experiment, name, system, running, plan, to, folders, seed) -> tuple[list[dict], dict]:
+def _cell(experiment, name, system, running, plan, to, folders, seed, triton) -> tuple[list[dict], dict]:
     """One closed loop: its request records and the run's description."""
     started, clock, restarts = datetime.now(timezone.utc), time.monotonic(), running.server.restarts
     told = folders.infrastructure / experiment / f"{name}-{len(plan):04d}users.parquet"
@@ -206,6 +216,8 @@ def _cell(experiment, name, system, running, plan, to, folders, seed) -> tuple[l
         "restarts": running.server.restarts - restarts,
         "engine": getattr(running.server, "engine", None),
     }
+    if triton:
+        run |= attached.description(triton, to)
     common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
     return [row | common | {"expert": _model(row.get("expert"))} for row in rows], run
 
@@ -294,7 +306,7 @@ def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed
         experiment,
         dataclasses.asdict(system),
         dataclasses.asdict(to.workload),
-        (n, seed, to.clusters, triton),
+        (n, seed, to.clusters, triton, attached.model(triton) if triton else None),
         [fingerprint.of_file(f) if f.is_file() else None for f in inputs],
         fingerprint.of_code("erlab.experiments"),
     ]

@@ -5,7 +5,7 @@
 
 Users, gateway and engine are the study's own. Three cases: one 8B expert that has the GPU to itself, several that share
 it, and a 70B expert in FP8 with the KV cache that an H100 leaves it. One expert stands for the paper's eight wherever it
-is alone. What several on one GPU should take is not simulated.
+is alone. What several on one GPU should take is not simulated, and what is simulated is vLLM, whatever was measured.
 """
 
 import json
@@ -28,7 +28,8 @@ CASES = {"8B": ("E", True), "8B-shared": ("E", False), "70B-FP8": ("D", True)}  
 
 @dataclass(frozen=True)
 class Measured:
-    """`summary`: a row a case and load, see `table`. `about`: where it comes from."""
+    """`summary`: a row a case and load, see `table`. `about`: where it comes from; its ``doubt`` is None where all is
+    within what physics allows."""
 
     summary: pd.DataFrame
     about: dict
@@ -59,9 +60,13 @@ def measure(
     """Measure the cases (all that fit if None) under the loads (the profile's if None), and compare.
 
     Prompts, router and engines are made where they are missing; finished loads are kept. `upstream`: http://HOST:PORT
-    of a server that runs already and stands for all experts. Raises ErlabError where nothing can serve.
+    of a server that runs already and plays the expert of one case. Raises ErlabError where nothing can serve.
     """
     require(to.gpus == 1, "profile", "gpu", "be one of a single GPU", to.name)
+    cases = list(cases or ())
+    alone = [case for case, (_, one) in CASES.items() if one]
+    allowed = f"be the one that the server at {upstream} plays, {' or '.join(alone)}"
+    require(not upstream or len(cases) == 1 and cases[0] in alone, "case", "gpu", allowed, ", ".join(cases))
     if not upstream and (reason := profiles.family(to).available()):
         raise ErlabError(f"Nothing here can serve experts on a GPU: {reason}.")
     if not folders.prompts.is_file():
@@ -72,37 +77,53 @@ def measure(
     if not upstream:
         deployment.build_engines(to, folders, seed, wanted=[system.expert for system in chosen.values()])
     found = experiments.measure("gpu", chosen, to, folders, loads, seed, triton=upstream)
+    summary, predicted = table(found, chosen)
     versions = {name: manifest.version(name) for name in ("erlab", "torch", "vllm", "tensorrt_llm")}
     about = {
-        "machine": manifest.machine(gpus=True),
+        "machine": found.runs.machine.iloc[0],
         "engines": sorted(set(found.runs.engine.dropna())),
         "cpu": manifest.hardware()["cpu"],
         "commit": manifest.commit(),
         "packages": versions,
         "seed": seed,
         "measured": sorted(set(found.runs.started))[-1],
-        "systems": {name: system.title for name, system in chosen.items()},
-        "KV tokens": {name: system.expert.kv_tokens for name, system in chosen.items()},
+        "served": dict(zip(found.runs.system, found.runs.title)),
+        "simulated": {name: system.title for name, system in chosen.items()},
+        "predicted by": predicted,
+        "KV tokens": {name: None if upstream else system.expert.kv_tokens for name, system in chosen.items()},
+        "doubt": _doubt(summary),
     }
-    return Measured(table(found, chosen, about["machine"]), about)
+    return Measured(summary, about)
 
 
-def table(found: records.Records, chosen: dict[str, System], machine: str) -> pd.DataFrame:
+def table(found: records.Records, chosen: dict[str, System]) -> tuple[pd.DataFrame, str | None]:
     """A row a case and load: what was measured, and for an expert alone on a GPU that the simulation knows, what that
-    says and the share of the memory's bandwidth (`measured.compare`)."""
+    says and the share of the memory's bandwidth (`measured.compare`); and what was simulated, None where nothing was."""
+    machine = found.runs.machine.iloc[0]
     known = next((name for name in GPUS if re.search(rf"\b{name}\b", machine)), None)
+    setup = measured.vllm(known) if known and not components.unavailable() else None
     parts = []
     for case, system in chosen.items():
         rows = found.requests[found.requests.system == case]
-        if known and not components.unavailable():
-            part = measured.compare(rows, system, measured.vllm(known))
+        if setup:
+            part = measured.compare(rows, system, setup)
         else:
             part = metrics.summarise(rows).rename(
                 columns={"output_throughput": "throughput", "tpot_median_ms": "tpot_ms", "ttft_median_s": "ttft_s"}
             )[["users", "requests", "failed", *measured.COMPARED]]
         part.insert(0, "case", case)
+        part.insert(1, "served", found.runs.title[found.runs.system == case].iloc[0])
         parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    predicted = setup and f"simulation of {setup.software.backend} {setup.software.version} on one {setup.gpu}"
+    return pd.concat(parts, ignore_index=True), predicted
+
+
+def _doubt(summary: pd.DataFrame) -> str | None:
+    """What is wrong where decoding reads more than the memory gives: a smaller model than the case's has answered."""
+    if "bandwidth_share" not in summary or not (summary["bandwidth_share"] > 1).fillna(False).any():
+        return None
+    case, served = summary.loc[summary["bandwidth_share"].fillna(0).idxmax(), ["case", "served"]]
+    return f"faster than the memory allows: {served} is no expert of case {case}, nothing here says how fast that is"
 
 
 def save(found: Measured, folder: Path) -> list[Path]:

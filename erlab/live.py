@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 
 from datasets import Dataset
 
-from erlab import deployment, experiments, manifest, nvidia, profiles, users, workload
+from erlab import attached, deployment, experiments, manifest, nvidia, profiles, users, workload
 from erlab.deployment import Folders, Running
 from erlab.spec import Profile, System, require
 
@@ -31,7 +31,7 @@ def serve(
     """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
 
     Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
-    users ask, chosen by the system if None; `triton`: HOST:PORT of a server that holds the models already. On GPUs,
+    users ask, chosen by the system if None; `triton`: the address of a server that runs already (`erlab.attached`). On GPUs,
     `container` names the container engine that is to run Triton, and `apart` gives each expert a server of its own.
     `choice` is how its gateway chooses (see `deployment.serve`). Raises ErlabError for an unknown system, a port in
     use, and for a router system whose router isn't trained yet.
@@ -39,7 +39,7 @@ def serve(
     require(port is None or 1 <= port <= 65535, "port", "serve", "be from 1 to 65535", port)
     allowed = f"be one of {', '.join(nvidia.CONTAINERS)}"
     require(container in (None, *nvidia.CONTAINERS), "container", "serve", allowed, container)
-    system = _system(name, to, folders)
+    system = _system(name, to, folders, triton)
     if not triton:
         deployment.build_engines(to, folders, seed=0, wanted=[system.expert])
     options = {"triton": triton, "container": container, "apart": apart}
@@ -58,11 +58,13 @@ def commands(name: str, to: Profile, folders: Folders, apart: bool = False) -> l
     return [shlex.join(command) for command in server.commands()]
 
 
-def _system(name: str, to: Profile, folders: Folders) -> System:
+def _system(name: str, to: Profile, folders: Folders, triton: str | None = None) -> System:
     systems = profiles.systems(to)
     require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
     if folders.table1.is_file():
-        return experiments.table1(to, folders)[name]
+        return experiments.table1(to, folders, triton)[name]
+    if triton:
+        return attached.scale(systems[name], to, triton, max(to.batch_limits))
     return profiles.scale(systems[name], to, len(profiles.devices(to)))
 
 

@@ -57,7 +57,7 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     loads = experiments.checked_loads(loads or emulation.loads)
     prompts = experiments.load_prompts(folders)
     if reason := available() or unavailable():
-        return experiments.unmeasured(EXPERIMENT, apart, reason)
+        return experiments.unmeasured(EXPERIMENT, apart, f"Triton cannot run here: {reason}")
     router = PromptRouter.load(folders.router)
     names = {f"{emulated.PREFIX}{SYSTEM}-{way}": way for way in WAYS}
     inputs = [fingerprint.of_file(f) for f in (folders.prompts, folders.router / "router.json")]

@@ -53,9 +53,9 @@ class Study:
     def __post_init__(self):
         profiles.profile(self.profile)
         if self.triton is not None:
-            from erlab import deployment
+            from erlab import attached
 
-            deployment.checked_address(self.triton)
+            attached.checked(self.triton)
 
     @property
     def common(self) -> dict:

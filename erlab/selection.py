@@ -50,6 +50,12 @@ def marked(records: Records) -> list[str]:
     return list(found.index[found["client_invalid"].notna()]) if "client_invalid" in found else []
 
 
+def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
+    """The model that answered each request where a server of the user's had one for all (`erlab.attached`), else None."""
+    attached = described(records, requests, "attached") == True  # noqa: E712  (None where it isn't known)
+    return described(records, requests, "model").where(attached, None)
+
+
 def warning(runs: Iterable[str], marked: Iterable[str]) -> str:
     """What is to be said of these runs where some are marked, else nothing.
 

@@ -57,9 +57,11 @@ def test_a_server_elsewhere_takes_the_place_of_what_this_machine_lacks(monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))  # no driver, no engines
     with pytest.raises(ErlabError, match="^Profile gpu cannot run here. GPU: none answers"):
         environment.require_ready("gpu", tmp_path)
-    environment.require_ready("gpu", tmp_path, "http://127.0.0.1:8000")
-    found = by_name(environment.inspect(tmp_path, "gpu", "http://127.0.0.1:8000"))
-    assert found["server"].value == "http://127.0.0.1:8000 serves the models" and "GPU" not in found
+    environment.require_ready("dgx-h100", tmp_path, "127.0.0.1:8001")  # no room for its engines is needed either
+    found = by_name(environment.inspect(tmp_path, "gpu", "127.0.0.1:8001"))
+    assert found["server"].value == "127.0.0.1:8001 serves the models" and "GPU" not in found
+    with pytest.raises(ErlabError, match="server: No OpenAI-compatible server answers at .*; start it first"):
+        environment.require_ready("gpu", tmp_path, "http://127.0.0.1:9")
 
 
 def test_too_little_disk_is_refused(monkeypatch, tmp_path):

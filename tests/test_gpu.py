@@ -11,12 +11,17 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from erlab import cli, deployment, experiments, gpu, infrastructure, paper, profiles, records, training, users
+from erlab import claims, cli, deployment, experiments, gpu, infrastructure, live, notebook, paper, paths, profiles
+from erlab import figures as paper_figures
+from erlab import records, report, training, users
 from erlab.deployment import Folders
 from erlab.engines import onegpu, openai_models, tiny
 from erlab.engines.openai_server import OpenAIServer
+from erlab.errors import ErlabError
+from erlab.simulation.measured import COMPARED
 from erlab.spec import FLOAT32, Model
 from erlab.users import OwnLatency
+from erlab.workload import Request
 
 FAKE = Path(__file__).parent / "engines" / "fake_vllm.py"
 SMALL = Model("tiny", hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96, vocab=260, max_positions=4096)
@@ -104,6 +109,12 @@ def test_the_gpus_command_measures_compares_and_keeps_a_summary(calls, folders, 
     seconds = (requests.t_last.max() - requests.t_submit.min()) / 1e9
     assert found.throughput["8B"] == pytest.approx(requests.output_tokens.sum() / seconds, rel=1e-3)
     assert found.throughput_predicted["8B"] > 0 and found.bandwidth_share["8B"] > 0
+    compared = [f"{name}{part}" for name in COMPARED for part in ("", "_predicted", "_ratio")]
+    assert [*found] == ["served", "users", "requests", "failed", *compared, "bandwidth_share"]
+    assert found.ttft_s_ratio["8B"] == pytest.approx(found.ttft_s_predicted["8B"] / found.ttft_s["8B"], rel=1e-4)
+    assert found.served["8B"] == about["served"]["8B"] == "Llama 3 8B BF16, TP 1, 1 expert"
+    assert about["predicted by"] == "simulation of vllm 0.22.0 on one H200"
+    assert bool(about["doubt"]) == ("Doubtful" in done.output) == (found.bandwidth_share["8B"] > 1)
     assert about["engines"] == ["vllm"] and about["machine"] == "1 x NVIDIA H200"
     cases = gpu.systems(GPU)
     assert [system.count for system in cases.values()] == [1, 4, 1]
@@ -118,10 +129,83 @@ def test_without_a_gpu_the_command_says_so(monkeypatch, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_server_that_the_user_runs_stands_for_all_experts(calls, folders, tmp_path):
-    systems = experiments.table1(GPU, folders)
-    folder = openai_models.build("vllm", systems["E"].expert, tmp_path / "8b", seed=0)
-    openai_models.write(tmp_path / "theirs", "my-model", folder, systems["E"].expert, onegpu.gpu())
-    with OpenAIServer(tmp_path / "theirs" / "my-model") as theirs:
-        found = experiments.measure("router", {"E": systems["E"]}, GPU, folders, triton=theirs.base)
-    assert set(found.requests.status) == {"ok"} and len(calls()) == 1
+@pytest.fixture
+def theirs(calls, tmp_path):
+    """An OpenAI-compatible server that the user runs, with one model, as its URL."""
+    expert = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
+    folder = openai_models.build("vllm", expert, tmp_path / "8b", seed=0)
+    openai_models.write(tmp_path / "theirs", "my-model", folder, expert, onegpu.gpu())
+    with OpenAIServer(tmp_path / "theirs" / "my-model") as server:
+        yield server.base
+
+
+def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, calls, folders, tmp_path):
+    """Notebook 04 as `erlab reproduce --profile gpu --upstream` runs it, then D and E; then figures, claims, report."""
+    values = {"profile": "gpu", "results": str(folders.root), "loads": [1], "papers": ["v2"], "triton": theirs}
+    executed = tmp_path / "04.ipynb"
+    notebook.run(paths.NOTEBOOKS / "04_baselines.ipynb", executed, values, {}, lambda *_: None)
+    assert "my-model, one running server for all" in executed.read_text()
+    assert "Llama 3 70B FP8, TP 1" not in executed.read_text()
+    systems = experiments.table1(GPU, folders, theirs)
+    found = experiments.measure("router", {k: systems[k] for k in "DE"}, GPU, folders, [1], triton=theirs)
+    assert set(found.requests.status) == {"ok"} and set(found.requests.expert) == {"my-model"} and len(calls()) == 1
+    assert not list(folders.root.rglob("server.json"))  # nothing was built or started
+
+    found = records.read(folders.records)
+    mine = found.runs[found.runs.source == "measured"]
+    assert set(mine.system) == {"A", "D", "E"} and set(mine.title) == {"my-model, one running server for all"}
+    assert set(mine.model) == {"my-model"} and set(mine.machine) == {"1 x NVIDIA H200"}
+    assert mine[["precision", "tensor_parallel", "cores", "max_batch_size", "kv_tokens"]].isna().all(axis=None)
+    told = infrastructure.overview(folders.infrastructure / "router").reset_index()
+    assert told.system.tolist() == ["D", "E"] and set(told["KV unit"]) == {"tokens"}
+
+    out = ("--out", str(tmp_path / "figures"))
+    done = CliRunner().invoke(cli.app, ["figures", "--records", str(folders.records), *out])
+    assert done.exit_code == 0, done.output
+    assert {f.stem for f in (tmp_path / "figures").glob("*.png")} == {*paper_figures.FIGURES} - {"fig3"}
+    assert "fig3: left out, No records of the preliminary experiments" in done.output
+    shown = (tmp_path / "figures" / "table1.md").read_text()
+    measured = [line for line in shown.splitlines() if "| measured |" in line]
+    assert len(measured) == 3 and all("my-model, one running server" in line for line in measured)
+    done = CliRunner().invoke(cli.app, ["claims", "--paper", "v2", "--records", str(folders.records)])
+    assert done.exit_code == 0, done.output
+    only = records.Records(found.requests[found.requests.source == "measured"], mine)
+    ledger = claims.ledger(only, resamples=20)
+    assert set(ledger.verdict) == {"not runnable here"}
+    reasons = ledger.set_index("id").reason
+    assert reasons["v2-overhead-minimal"] == "measured: one model, my-model, answered for D and E alike"
+    assert reasons["v2-ttft-8b"] == "no finished measured requests of B, C"
+    page = report.build(folders.root, found, tmp_path / "figures", claims.ledger(found, resamples=20), {}).read_text()
+    assert "my-model, one running server for all" in page
+
+
+def test_a_system_is_served_by_a_server_of_the_users(theirs, calls, folders):
+    plan = [[Request("p", "d", "What is a watt?", 16, 3)] for _ in range(2)]
+    with live.serve("E", GPU, folders, triton=theirs) as running:
+        rows = users.run(running.address, running.models, plan, timeout=60)
+    assert [row["status"] for row in rows] == ["ok"] * 2 and len(calls()) == 1
+    with pytest.raises(ErlabError, match="No OpenAI-compatible server answers at http://127.0.0.1:9/v1"):
+        with live.serve("E", GPU, folders, triton="http://127.0.0.1:9"):
+            pass
+
+
+def test_the_gpus_command_compares_a_users_server_with_the_one_case_it_plays(theirs, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(profiles.PROFILES, "gpu", GPU)
+    options = ["gpu", "--upstream", theirs, "--results", str(folders.root), "--out", str(tmp_path / "out")]
+    for given, came in (((), "''"), (("--case", "8B", "--case", "70B-FP8"), "'8B, 70B-FP8'")):
+        done = CliRunner().invoke(cli.app, [*options, *given])
+        said = f"'case' parameter of gpu must be the one that the server at {theirs} plays, 8B or 70B-FP8. Got {came}."
+        assert done.exit_code == 2 and said in done.stderr
+    done = CliRunner().invoke(cli.app, [*options, "--case", "8B"])
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "out" / "1-x-nvidia-h200.json").read_text())
+    assert about["served"] == {"8B": "my-model, one running server for all"} and about["KV tokens"] == {"8B": None}
+    assert about["simulated"]["8B"].startswith("Llama 3 8B BF16")
+
+
+def test_what_is_faster_than_the_memory_is_doubted():
+    summary = pd.DataFrame({"case": ["8B", "8B", "8B-shared"], "served": "my-model", "users": [1, 2, 1]})
+    summary["bandwidth_share"] = [0.7, 0.9, pd.NA]
+    assert gpu._doubt(summary) is None and gpu._doubt(summary.drop(columns="bandwidth_share")) is None
+    summary["bandwidth_share"] = [0.7, 1.2, pd.NA]
+    assert gpu._doubt(summary).startswith("faster than the memory allows: my-model is no expert of case 8B")

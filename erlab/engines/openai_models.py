@@ -90,7 +90,7 @@ def embedded(expert: Expert, model: Path, name: str, share: float, dummy: bool) 
 
 
 KINDS: dict[str, Callable] = {"trtllm-serve": trtllm_serve, "vllm": vllm, "embedded": embedded}
-_METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}
+METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}
 _MODULE = (sys.executable, "-m", "vllm.entrypoints.cli.main")  # a vLLM without its console script
 
 
@@ -182,7 +182,7 @@ def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -
     if kind == "trtllm-serve":
         model = _named(place / name, model, expert, dummy=weights is None)
     argv = KINDS[kind](expert, model, name, taken, weights is None)
-    found = {"kind": kind, "argv": argv, "metrics": _METRICS[kind], "share": round(taken, 3)}
+    found = {"kind": kind, "argv": argv, "metrics": METRICS[kind], "share": round(taken, 3)}
     return output.save(place / "server.json", json.dumps(found, indent=1))
 
 

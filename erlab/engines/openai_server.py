@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from erlab.engines.openai_models import PORT
+from erlab.engines.openai_models import METRICS, PORT
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.spec import require
@@ -163,7 +163,7 @@ class Attached:
 
     def __init__(self, url: str, models: Sequence[str], port: int | None = None):
         self._base, self.models, self._port = base(url), tuple(models), port
-        self.metrics = (self._base.removesuffix("/v1") + "/metrics",)
+        self.metrics = tuple(self._base.removesuffix("/v1") + page for page in sorted(set(METRICS.values())))
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -171,8 +171,8 @@ class Attached:
 
     @property
     def engine(self) -> str:
-        """Which model stands for all, with the server's version where it tells."""
-        return f"{self._model} of a server of the user's{version(self._base)}"
+        """What computes, with its version where it tells."""
+        return f"OpenAI-compatible server{version(self._base)}"
 
     def __enter__(self) -> "Attached":
         self._model = served(self._base)

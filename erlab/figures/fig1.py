@@ -72,7 +72,7 @@ def plot(records: Records) -> Figure:
         fontsize=7.5,
     )
     _box(ax, 1.4, low, 4.95, top, "Routing gateway")
-    _box(ax, 5.55, low, 7.1, top, "Triton")
+    _box(ax, 5.55, low, 7.1, top, "Servers" if isinstance(run.get("engine"), str) else "Triton")
 
     _scatter(ax.inset_axes([1.52, middle - 0.68, 1.36, 1.36], transform=ax.transData), points, look)
     ax.text(2.2, middle + 0.77, "(2) TF-IDF features", ha="center", va="bottom", fontsize=7)

@@ -12,10 +12,7 @@ CAPTION = (
     "Preliminary experiments: median response time over concurrent users for several batch limits and precisions, "
     "on half and on all of the machine."
 )
-_PANELS = {
-    "measured": {"half": "half of the cores (plays TP 4)", "all": "all cores (plays TP 8)"},
-    "simulated": {"half": "4 GPUs, TP 4", "all": "8 GPUs, TP 8"},
-}
+_SHARES = {"half": ("half of the cores", 4), "all": ("all cores", 8)}  # of the laptop's, and what it plays
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
@@ -33,17 +30,32 @@ def data(records: Records) -> pd.DataFrame:
 @style.context()
 def plot(records: Records) -> Figure:
     """A row a source, a panel a share of the devices; colour is the precision, marker and dash the batch limit."""
-    frame = data(records)
+    frame, requests = data(records), selection.preliminary(records)
     sources = list(frame.groupby("source"))
     fig = style.figure(style.DOUBLE, (4.9 if style.narrow() else 2.7) * len(sources))
     for part, (source, rows) in zip(fig.subfigures(len(sources), 1, squeeze=False)[:, 0], sources):
-        _row(part, source, rows)
-    style.footer(fig, records, selection.preliminary(records))
+        _row(part, source, rows, _titles(records, requests[requests["source"] == source], source))
+    style.footer(fig, records, requests)
     return fig
 
 
-def _row(fig: SubFigure, source: str, frame: pd.DataFrame) -> None:
-    """One source's panels under their own legend."""
+def _titles(records: Records, requests: pd.DataFrame, source: str) -> dict[str, str]:
+    """What each share of the devices was, and which tensor parallelism it plays: CPU cores where nothing else is said."""
+    found = {}
+    for half, rows in requests.groupby("half"):
+        share, plays = _SHARES[half]
+        sizes = selection.described(records, rows, "tensor_parallel").dropna().unique()
+        on_cores = selection.described(records, rows, "cores").notna().any() or not len(sizes)
+        if source == "measured" and on_cores:
+            found[half] = f"{share} (plays TP {plays})"
+        else:
+            gpus = int(sizes[0]) if len(sizes) else plays
+            found[half] = f"{gpus} GPU{'s' * (gpus > 1)}, TP {gpus}" + f" (plays TP {plays})" * (gpus != plays)
+    return found
+
+
+def _row(fig: SubFigure, source: str, frame: pd.DataFrame, titles: dict[str, str]) -> None:
+    """One source's panels under their own legend, each with its title."""
     precisions, limits = sorted(frame["precision"].unique()), sorted(frame["max_batch_size"].unique())
     colors = dict(zip(precisions, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
     looks = {
@@ -60,7 +72,7 @@ def _row(fig: SubFigure, source: str, frame: pd.DataFrame) -> None:
             curves.shade(ax, line, look.color)
             ax.plot(line["users"].astype(float), line["e2e_median_s"].astype(float), **look.line())
         style.users_axis(ax, sorted(rows["users"].unique()))
-        ax.set_title(f"{source}: {_PANELS[source][half]}")
+        ax.set_title(f"{source}: {titles[half]}")
     style.log_values(axes[0])
     for ax in axes if style.narrow() else axes[:1]:
         ax.set_ylabel("Median response time (s)")

@@ -52,7 +52,7 @@ class Asked:
 def ledger(
     records: Records, only: Iterable[str] | None = None, resamples: int = confidence.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a claim (of `only`, or all) and source that can test it; a claim that none can test has one that says why.
+    """A row a claim (of `only`, or all) and source that has any of its systems, which says why where that can't test it.
 
     COLUMNS: `margin` is how many times over the threshold is met (1 or more holds), from margin_low to margin_high in
     95 % of `resamples` bootstrap samples (see `confidence`); `covers` says in words what was drawn anew for them. `agree`
@@ -176,8 +176,7 @@ def _tested(claim: Claim, asked: Asked) -> list[dict]:
     mine = asked.of(lambda t: t["system"].isin(check.systems) & (t["paper"] == claim.paper))
     sources = sorted(mine.cells["source"].unique())
     found = [_judged(check, mine.of(lambda t, source=source: t["source"] == source), source) for source in sources]
-    runnable = [row for row in found if row["verdict"] != NOT_RUNNABLE]
-    found = runnable or found[:1] or [_not_runnable(f"no records of {_names(check.systems)}")]
+    found = found or [_not_runnable(f"no records of {_names(check.systems)}")]
     common = {"id": claim.id, "paper": claim.paper, "statement": claim.statement, "source": claim.source}
     common |= {"figure": check.figure, "test": check.words, "tolerance": check.tolerance}
     common |= {"assumptions": _names(check.assumptions)}
@@ -189,7 +188,7 @@ def _judged(check: Check, asked: Asked, source: str) -> dict:
     ended = asked.cells[asked.cells["requests"] > asked.cells["failed"]]
     loads = {s: set(ended.loc[ended["system"] == s, "users"]) for s in check.systems}
     if absent := [s for s in check.systems if not loads[s]]:
-        return _not_runnable(f"no finished {source} requests of {_names(absent)}")
+        return _not_runnable(f"{source}: no finished requests of {_names(absent)}")
     common = set.intersection(*loads.values())
     if len(common) < check.least_loads:
         shared = f"loads that {_names(check.systems)} share, has {len(common)}"
@@ -209,7 +208,7 @@ def _judged(check: Check, asked: Asked, source: str) -> dict:
     holds, total, failed = bool(margins[0] >= 1), int(used["requests"].sum()), int(used["failed"].sum())
     if failed:
         value += f" ({failed} of {total} requests failed and count in no latency)"
-    basis = selection.basis(source, runs["machine"])
+    basis = selection.basis(source, runs["machine"]) + selection.by_one(runs["model"])
     if warning := selection.warning(runs["run_id"], runs.loc[runs["marked"], "run_id"]):
         basis += f"; {warning}"
     found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}

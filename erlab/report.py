@@ -125,21 +125,28 @@ def build(
 
 def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
     """How many verdicts of each kind each source gives, those within noise apart; "neither" for what none can test."""
-    sources = ledger["basis"].astype("string").str.partition(" ")[0].fillna("neither")
+    sources = _sources(ledger).fillna("neither")
     noisy = ledger["confidence"].eq(NOISE).fillna(False).astype(bool)
     words = ledger["verdict"].where(~noisy, ledger["verdict"] + f", {NOISE}")
     counted = ((source, rows.value_counts()) for source, rows in words.groupby(sources))
     return {source: counts.sort_index(ascending=False).to_dict() for source, counts in counted}
 
 
+def _sources(ledger: pd.DataFrame) -> pd.Series:
+    """Whose numbers each row is about, also where these can't test its claim; NA where there are none."""
+    told = ledger["basis"].astype("string").fillna(ledger["reason"].astype("string"))
+    return told.str.extract("^(measured|simulated)")[0]
+
+
 def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
     """The ledger's rows; with source, whether the verdict is within noise, and where what it's computed from lies."""
+    ledger = ledger.assign(on=_sources(ledger).fillna(""))
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
     kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
     for row in rows:
         own = f"{row['figure']}-{row['paper']}"
         row["shown"] = own if own in [f["name"] for f in figures] else row["figure"]
-        row["shown_in"], row["on"] = row["source"], (row["basis"] or "").partition(" ")[0]
+        row["shown_in"] = row["source"]
         row["noise"] = row["confidence"] == NOISE
         row["cells"] = f"claims/{row['id']}.csv" if (folder / "claims" / f"{row['id']}.csv").is_file() else None
         row["survival"] = kept.get(row["id"]) if row["on"] == "simulated" else None

@@ -56,6 +56,16 @@ def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
     return described(records, requests, "model").where(attached, None)
 
 
+def by_one(models: pd.Series) -> str:
+    """Which models of servers of the user's answered (`of_attached`), after what they were measured on.
+
+    >>> by_one(pd.Series(["llama", None])), by_one(pd.Series([None]))
+    (' (llama for all experts)', '')
+    """
+    names = sorted(models.dropna().unique())
+    return f" ({', '.join(names)} for all experts)" if names else ""
+
+
 def warning(runs: Iterable[str], marked: Iterable[str]) -> str:
     """What is to be said of these runs where some are marked, else nothing.
 

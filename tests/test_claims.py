@@ -125,7 +125,7 @@ def test_the_value_is_what_the_words_say():
 
 
 def test_absent_systems_and_loads_are_named():
-    assert row(study({"A": {}, "B": {}}), "v2-ttft-baselines").reason == "no finished measured requests of C, D"
+    assert row(study({"A": {}, "B": {}}), "v2-ttft-baselines").reason == "measured: no finished requests of C, D"
     assert row(study(base(), loads=(1, 2)), "v2-70b-moderate").reason == "measured: needs 3 loads that D share, has 2"
     apart = synthetic.both(study({s: {} for s in "AB"}, loads=(1,)), study({"C": {}}, loads=(2,)))
     assert "loads that A, B, C share" in row(apart, "v2-tpot-comm").reason
@@ -142,7 +142,7 @@ def test_only_loads_that_all_systems_have_are_compared():
 
 def test_failed_requests_are_told_and_an_all_failed_system_is_not_runnable():
     lost = {"A": {}, "B": {}, "C": dict(status="lost"), "D": {}}
-    assert row(study(lost), "v2-ttft-baselines").reason == "no finished measured requests of C"
+    assert row(study(lost), "v2-ttft-baselines").reason == "measured: no finished requests of C"
     found = synthetic.both(study(base()), study({"D": dict(status="lost")}))
     assert "3 of 15 requests failed" in row(found, "v2-ttft-baselines").value
 
@@ -156,9 +156,22 @@ def test_measured_and_simulated_are_judged_apart():
     ]
 
 
-def test_a_source_that_cannot_test_a_claim_gives_way_to_one_that_can():
+def test_a_source_that_cannot_test_a_claim_says_why_beside_one_that_can():
     found = synthetic.both(study({"A": {}}, source="measured"), study(base(D=dict(ttft=101)), source="simulated"))
-    assert claims.ledger(found).query("id == 'v2-ttft-baselines'").verdict.tolist() == [HOLDS]
+    ledger = claims.ledger(found).query("id == 'v2-ttft-baselines'")
+    assert ledger.verdict.tolist() == [NOT_RUNNABLE, HOLDS]
+    assert ledger.reason.iloc[0] == "measured: no finished requests of B, C, D"
+    assert claims.ledger(found).query("id == 'v2-tpot-8b'").verdict.iloc[0] == NOT_RUNNABLE
+
+
+def test_systems_that_one_model_answered_for_are_not_compared():
+    found = study(base(D=dict(ttft=101)))
+    runs = found.requests[["run_id", "system"]].drop_duplicates()
+    names = {"A": "one", "B": "other", "C": "third", "D": "one", "E": "fifth"}
+    found = records.Records(found.requests, runs.assign(attached=True, model=runs.system.map(names)))
+    alike = row(found, "v2-ttft-baselines")
+    assert (alike.verdict, alike.reason) == (NOT_RUNNABLE, "measured: one model, one, answered for A and D alike")
+    assert row(found, "v2-70b-moderate").basis == "measured on a machine (one for all experts)"
 
 
 def test_saved_ledger_reads_back(tmp_path):

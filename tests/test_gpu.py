@@ -54,9 +54,9 @@ def calls(tmp_path, monkeypatch):
     engine = tiny.build(tmp_path / "tiny", SMALL, FLOAT32, seed=3)
     monkeypatch.setenv("FAKE_VLLM_ENGINE", str(engine))
     monkeypatch.setattr(users, "self_test", lambda *_, **__: OwnLatency(1.5, 1.9, 0.5, 0.9, 0.0, 0.0, 100.0))
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
     yield lambda: [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert set(ledger.verdict) == {"not runnable here"}
     reasons = ledger.set_index("id").reason
     assert reasons["v2-overhead-minimal"] == "measured: one model, my-model, answered for D and E alike"
-    assert reasons["v2-ttft-8b"] == "no finished measured requests of B, C"
+    assert reasons["v2-ttft-8b"] == "measured: no finished requests of B, C"
     page = report.build(folders.root, found, tmp_path / "figures", claims.ledger(found, resamples=20), {}).read_text()
     assert "my-model, one running server for all" in page
 

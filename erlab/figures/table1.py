@@ -75,8 +75,9 @@ def plot(records: Records) -> Figure:
 
 
 def _only(values: pd.Series):
-    """What the runs say, where they agree; several values joined."""
+    """What the runs say, where they agree; several values joined. A whole number is one though others are unknown."""
     found = sorted(values.dropna().unique(), key=str)
+    found = [int(v) if isinstance(v, float) and v.is_integer() else v for v in found]
     if len(found) > 1:
         return ", ".join(map(str, found))
     return found[0] if found else pd.NA

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import deployment, experiments, manifest, metrics, output, paper, profiles, records, training
+from erlab import attached, deployment, experiments, manifest, metrics, output, paper, profiles, records, training
 from erlab.deployment import Folders
 from erlab.errors import ErlabError
+from erlab.progress import report
 from erlab.simulation import components, measured
 from erlab.simulation.hardware import GPUS
 from erlab.spec import Profile, System, require
@@ -36,17 +37,26 @@ class Measured:
 
 
 def systems(to: Profile, cases: Iterable[str] | None = None) -> dict[str, System]:
-    """The cases' systems as they run here."""
+    """The cases' systems as they run here; where none are named, all that fit, beginning with the smallest."""
     found = {}
     for case in cases or [case for case, (row, _) in CASES.items() if row in to.systems]:
         require(case in CASES, "case", "gpu", f"be one of {', '.join(CASES)}", case)
-        row, alone = CASES[case]
-        system = profiles.scale(paper.SYSTEMS["v2"][row], to, 1)
-        if alone and system.count > 1:
-            pool = paper.kv_pool_tokens(system.expert)  # what it has on an H100 of its own
-            system = replace(system, count=1, expert=replace(system.expert, kv_tokens=pool))
-        found[case] = replace(system, name=case)
+        try:
+            found[case] = _system(case, to)
+        except ErlabError as e:
+            if cases or not found:
+                raise
+            report(0, 1, f"case {case} is left out: {e}")
     return found
+
+
+def _system(case: str, to: Profile) -> System:
+    row, alone = CASES[case]
+    system = profiles.scale(paper.SYSTEMS["v2"][row], to, 1)
+    if alone and system.count > 1:
+        pool = paper.kv_pool_tokens(system.expert)  # what it has on an H100 of its own
+        system = replace(system, count=1, expert=replace(system.expert, kv_tokens=pool))
+    return replace(system, name=case)
 
 
 def measure(
@@ -67,7 +77,9 @@ def measure(
     alone = [case for case, (_, one) in CASES.items() if one]
     allowed = f"be the one that the server at {upstream} plays, {' or '.join(alone)}"
     require(not upstream or len(cases) == 1 and cases[0] in alone, "case", "gpu", allowed, ", ".join(cases))
-    if not upstream and (reason := profiles.family(to).available()):
+    if upstream:
+        attached.model(upstream)  # refuses a server that doesn't answer before anything is made
+    elif reason := profiles.family(to).available():
         raise ErlabError(f"Nothing here can serve experts on a GPU: {reason}.")
     if not folders.prompts.is_file():
         training.prepare_prompts(to, folders, seed=seed)

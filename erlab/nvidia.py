@@ -58,7 +58,7 @@ def container(name: str | None = None) -> str | None:
             except (OSError, subprocess.TimeoutExpired) as e:
                 done, said = None, str(e)
             if done is None or done.returncode:
-                raise ErlabError(f"{engine} is installed but cannot be reached: {said.splitlines()[-1]}")
+                raise ErlabError(f"{engine} is installed but cannot be reached: {said.splitlines()[-1].rstrip('.')}")
             return engine
     if name:
         raise ErlabError(f"{name} is not installed here.")

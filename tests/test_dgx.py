@@ -231,12 +231,12 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
     for name in ("nvidia-ctk", "vllm"):
         (dgx / "bin" / name).write_text("#!/bin/sh\n")
         (dgx / "bin" / name).chmod(0o755)
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
     to, folders = profiles.profile("gpu"), Folders(dgx / "results")
     plan = [[Request(str(i), "d", "What is a watt?", 16, 3)] for i in range(2)]
     with live.serve("A", to, folders) as running:
         rows = users.run(running.address, running.models, plan, timeout=30)
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
     assert [row["status"] for row in rows] == ["ok"] * 2 and running.models == ("A-replica-0",)
     built = (dgx / "notes").read_text().splitlines()
     assert [line.split()[0] for line in built] == ["python3", "trtllm-build"] and "--tp_size 1" in built[0]

@@ -248,7 +248,8 @@ def _one_gpu(engine: str | None) -> Family:
 
         if not (repository / models[0] / "server.json").is_file():
             return _llm_server(repository, models, port, container, apart)
-        require(container is None, "container", "an OpenAI-compatible server", "be None", container)
+        allowed = "be left out, since no container runs that (profile gpu-tensorrt-llm has one)"
+        require(container is None, "container", "an OpenAI-compatible server", allowed, container)
         return openai_server.OpenAIServers(repository, models, port)
 
     return Family(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erlab import nvidia, paper, profiles
-from erlab.engines import families, openai_models, tensorrt_llm, trtllm_build
+from erlab.engines import families, openai_models, tensorrt_llm, trtllm_build, trtllm_machine
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
@@ -79,18 +79,19 @@ def _tensorrt_llm(named: bool) -> tuple[str | None, str | None]:
 
 def gpu() -> Gpu:
     """This machine's GPU as the driver names it; an H100 where there is none, for plans."""
-    return _gpu(os.environ.get("PATH", ""))
-
-
-@lru_cache
-def _gpu(path: str) -> Gpu:
-    """Asked once for each PATH, on which nvidia-smi is looked for: it takes a second."""
-    found = trtllm_build.devices()
+    found = _devices(os.environ.get("PATH", ""))
     return found[0].gpu if found else GPUS["H100"]
 
 
+@lru_cache
+def _devices(path: str) -> tuple[trtllm_machine.Device, ...]:
+    """Asked once for each PATH, on which nvidia-smi is looked for: it takes a second."""
+    return trtllm_machine.devices()
+
+
 def scale(system: System, to: Profile, gpus: int, max_batch_size: int) -> System:
-    """What plays a row of Table I on one GPU; raises ErlabError where not even one engine of it fits."""
+    """What plays a row of Table I on one GPU; raises ErlabError where not even one engine of it fits, or the GPU does
+    not compute in its precision."""
     expert = replace(
         system.expert,
         model=to.models[system.expert.model.name],
@@ -98,6 +99,8 @@ def scale(system: System, to: Profile, gpus: int, max_batch_size: int) -> System
         tensor_parallel=1,
         max_batch_size=max_batch_size,
     )
+    if found := _devices(os.environ.get("PATH", "")):
+        trtllm_machine.require_devices(expert, found)
     count = next(n for n in (MOST, 2, 1) if n == 1 or system.router and _fits(expert, n))
     pool = min(_pool(expert, count), paper.kv_pool_tokens(expert))
     return replace(system, expert=replace(expert, kv_tokens=pool), count=count)
@@ -126,8 +129,11 @@ def build(engine: str | None, expert: Expert, folder: Path, seed: int, weights: 
 
 
 def plan(engine: str | None, expert: Expert, folder: Path, weights: Path | None) -> tuple:
-    """The commands due for an expert's engine; those of TensorRT-LLM where no engine is there yet to choose."""
+    """The commands due for an expert's engine: TensorRT-LLM's, where that is chosen or named. Weights of another model
+    are refused."""
     if choose(engine).name in (None, *openai_models.KINDS) and engine != "tensorrt-llm":
+        if weights is not None:
+            tensorrt_llm.require_weights(weights, expert.model)
         return ()
     return trtllm_build.plan(expert, folder, weights)
 
@@ -140,6 +146,9 @@ def check(engine: str | None, due: list) -> None:
         return
     for expert, *_ in due:
         openai_models.check(chosen, expert)
+    if chosen == "embedded" and due:
+        missing = {e.model.name: paper.weight_bytes(e) for e, folder, _ in due if not (folder / "openai.json").is_file()}
+        trtllm_machine.require_disk(due[0][1], sum(missing.values()))
 
 
 def available(engine: str | None) -> str | None:
@@ -165,13 +174,17 @@ def _room(name: str, system: System, to: Profile) -> tuple[str, str, bool, str]:
     try:
         it = scale(system, to, 1, max(to.batch_limits))
     except ErlabError as e:
-        return f"system {name}", str(e), False, "a larger GPU is needed"
+        return f"system {name}", str(e).rstrip("."), False, "erlab gpu --case 8B measures what may still fit"
     return f"system {name}", f"{it.title}, a KV cache of {it.expert.kv_tokens:,} tokens each", True, ""
 
 
 def disk_bytes(engine: str | None, to: Profile) -> float:
-    """What the engines take: dummy weights take nothing where a server makes them itself."""
-    chosen, planned = choose(engine).name or engine, profiles.experts(to)
+    """What the engines take: dummy weights take nothing where a server makes them itself, and what doesn't fit the GPU
+    is not made."""
+    try:
+        chosen, planned = choose(engine).name or engine, profiles.experts(to)
+    except ErlabError:
+        return 0.0
     if chosen == "tensorrt-llm":
         commands = [tensorrt_llm.commands(expert, "engine") for expert in planned]
         return sum(command.disk_bytes for due in commands for command in due)

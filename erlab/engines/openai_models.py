@@ -19,6 +19,7 @@ from pathlib import Path
 
 from erlab import output, paper
 from erlab.engines import tiny, tokenizer
+from erlab.engines.tensorrt_llm import require_weights
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import Gpu
 from erlab.spec import BF16, Expert, require
@@ -118,8 +119,8 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
     check(kind, expert)
     if kind == "embedded":
         require(weights is None, "weights", "the embedded engine", "be None (its weights are seeded dummies)", weights)
-    elif weights is not None and not (weights / "config.json").is_file():
-        raise ErlabError(f"{weights}: no folder of Hugging Face weights, its config.json is missing.")
+    elif weights is not None:
+        require_weights(weights, expert.model)
     spec = asdict(replace(expert, kv_tokens=None))
     about = {"format": FORMAT, "kind": kind, "weights": str(weights) if weights else None, "expert": spec}
     marker = folder / "openai.json"

@@ -23,7 +23,7 @@ from pathlib import Path
 from erlab.errors import ErlabError
 from erlab.paper import RESERVE, kv_bytes_per_token, weight_bytes
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
-from erlab.spec import BF16, FP8, FP16, GIB, INT8, Expert, require
+from erlab.spec import BF16, FP8, FP16, GIB, INT8, Expert, Model, require
 
 EXAMPLES = Path("/app/tensorrt_llm/examples")  # the conversion scripts' folder in the container
 MAX_NUM_TOKENS = 8192  # prompt and decoded tokens of one iteration; trtllm-build's default
@@ -213,6 +213,25 @@ def api_commands(expert: Expert, folder: str | Path, weights: str | Path | None 
     )
     build = _build(expert, folder, folder / "checkpoint", real=weights is not None)
     return (Command(("python3", str(folder / "build.py")), build.writes, build.minutes, build.disk_bytes, script),)
+
+
+def require_weights(weights: Path, model: Model) -> None:
+    """Raise ErlabError unless the folder holds a model of this architecture, whole, as Hugging Face stores it."""
+    try:
+        config = json.loads((weights / "config.json").read_text())
+    except (OSError, ValueError) as e:
+        raise ErlabError(f"{weights}: no folder of Hugging Face weights with a config.json ({e}).") from None
+    for name, attribute in ARCHITECTURE.items():
+        expected = getattr(model, attribute)
+        if config.get(name) != expected:
+            raise ErlabError(f"{weights}: {name} must be {expected} for {model.name}. Got {config.get(name)}.")
+    index = weights / "model.safetensors.index.json"
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    except (ValueError, KeyError, AttributeError) as e:
+        raise ErlabError(f"{index}: not the index of weights ({e!r}).") from None
+    if missing := sorted(f for f in files | {"tokenizer.json"} if not (weights / f).is_file()):
+        raise ErlabError(f"{weights}: {missing[0]} is missing there ({len(missing)} files in all).")
 
 
 def write_model(folder: Path, expert: Expert) -> None:

@@ -23,11 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from erlab import nvidia
-from erlab.engines.tensorrt_llm import ARCHITECTURE, EXAMPLES, Command, api_commands, commands, memory, write_model
+from erlab.engines.tensorrt_llm import EXAMPLES, Command, api_commands, commands, memory, require_weights, write_model
 from erlab.engines.trtllm_machine import Device, devices, only_api, require_devices, require_disk, tool, tools
 from erlab.errors import ErlabError
 from erlab.simulation.hardware import GPUS
-from erlab.spec import Expert, Model
+from erlab.spec import Expert
 
 FORMAT = 1  # of the markers; rises when the same command would give another engine
 
@@ -45,7 +45,7 @@ def plan(
     found = devices()
     memory(expert, found[0].gpu if found else GPUS["H100"])
     if weights is not None:
-        _require_weights(Path(weights).expanduser().resolve(), expert.model)
+        require_weights(Path(weights).expanduser().resolve(), expert.model)
     _require_own(folder)
     due = tuple(c for c in made if not _is_done(c, expert, found, weights is not None))
     return made if due and due[0] is made[0] else due  # an engine is never older than its checkpoint
@@ -64,7 +64,7 @@ def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
     for expert, _, _ in due:
         require_devices(expert, found)
     container = tools([command for *_, commands in due for command in commands])
-    require_disk(due[0][1], [command for *_, commands in due for command in commands])
+    require_disk(due[0][1], sum(command.disk_bytes for *_, commands in due for command in commands))
     return container
 
 
@@ -135,24 +135,6 @@ def load(folder: str | Path, expert: Expert) -> Path:
     if installed and built_with and installed != built_with:
         raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
     return engine
-
-
-def _require_weights(weights: Path, model: Model) -> None:
-    try:
-        config = json.loads((weights / "config.json").read_text())
-    except (OSError, ValueError) as e:
-        raise ErlabError(f"{weights}: no folder of Hugging Face weights with a config.json ({e}).") from None
-    for name, attribute in ARCHITECTURE.items():
-        expected = getattr(model, attribute)
-        if config.get(name) != expected:
-            raise ErlabError(f"{weights}: {name} must be {expected} for {model.name}. Got {config.get(name)}.")
-    index = weights / "model.safetensors.index.json"
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    except (ValueError, KeyError, AttributeError) as e:
-        raise ErlabError(f"{index}: not the index of weights ({e!r}).") from None
-    if missing := sorted(f for f in files | {"tokenizer.json"} if not (weights / f).is_file()):
-        raise ErlabError(f"{weights}: {missing[0]} is missing there ({len(missing)} files in all).")
 
 
 def _put_tokenizer(to: Path, expert: Expert, weights: str | Path | None) -> None:

@@ -104,9 +104,9 @@ def require_devices(expert: Expert, found: tuple[Device, ...]) -> None:
         raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {found[0].gpu.name} has {have}.")
 
 
-def require_disk(folder: Path, due: Sequence[Command]) -> None:
-    """Raise ErlabError where the disk that `folder` is on has no room for what these commands write."""
+def require_disk(folder: Path, needed: float) -> None:
+    """Raise ErlabError where the disk that `folder` is on has no room for so many bytes."""
     existing = next(p for p in (folder, *folder.parents) if p.is_dir())
-    needed, free = sum(c.disk_bytes for c in due), shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ErlabError(f"{folder}: building needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free.")

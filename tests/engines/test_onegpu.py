@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from erlab import nvidia, paper, profiles
+from erlab import environment, gpu, nvidia, paper, profiles
 from erlab.engines import onegpu, openai_models
 from erlab.errors import ErlabError
 from erlab.spec import GIB
@@ -20,17 +20,17 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "backends" / "tensorrtllm").mkdir(parents=True)
 
-    def install(*programs, mib=143_771, name="NVIDIA H200"):
+    def install(*programs, mib=143_771, name="NVIDIA H200", capability=9.0):
         for program in programs:
             file = tmp_path / "bin" / program
-            row = f"{name}, {mib}, 9.0"
+            row = f"{name}, {mib}, {capability}"
             driver = f'case "$1" in *memory*) echo "{row}";; *) echo "{name}";; esac'
             file.write_text(f"#!/bin/sh\n{driver if program == 'nvidia-smi' else 'true'}\n")
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
     yield install
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
 
 
 def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
@@ -94,9 +94,34 @@ def test_a_70b_expert_has_the_pool_of_an_h100_and_stands_for_all(machine):
     assert 7 < pool < 9  # of the H200's 140 GiB
     assert profiles.scale(paper.SYSTEMS["v2"]["A"], GPU, 1).expert == system.expert  # the same without the gateway
     machine("nvidia-smi", mib=49_140)
-    onegpu._gpu.cache_clear()
+    onegpu._devices.cache_clear()
     with pytest.raises(ErlabError, match="Llama 3 70B FP8 does not fit"):
         profiles.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
+
+
+def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_path, monkeypatch):
+    machine("nvidia-smi", "vllm", name="NVIDIA A100-SXM4-80GB", mib=81_920, capability=8.0)
+    said = "FP8 needs a GPU of compute capability 8.9 or more. NVIDIA A100-SXM4-80GB has 8.0"
+    with pytest.raises(ErlabError, match=said):
+        profiles.scale(paper.SYSTEMS["v2"]["A"], GPU, 1)
+    found = {check.name: check for check in environment.inspect(tmp_path / "r", "gpu")}
+    assert [(found[f"system {key}"].ok, found[f"system {key}"].value) for key in "AD"] == [(False, said)] * 2
+    assert found["system E"].ok and found["disk"].ok
+    assert list(gpu.systems(GPU)) == ["8B", "8B-shared"]  # all that fit
+    with pytest.raises(ErlabError, match=said):
+        gpu.systems(GPU, ["70B-FP8"])
+    expert = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
+    weights = tmp_path / "llama-3-8b"
+    with pytest.raises(ErlabError, match="llama-3-8b: no folder of Hugging Face weights with a config.json"):
+        onegpu.plan(None, expert, tmp_path / "e", weights)
+    weights.mkdir()
+    (weights / "config.json").write_text('{"hidden_size": 5120}')
+    with pytest.raises(ErlabError, match="hidden_size must be 4096 for Llama 3 8B. Got 5120"):
+        onegpu.plan(None, expert, tmp_path / "e", weights)
+    monkeypatch.setattr(onegpu, "_chosen", lambda engine: "embedded")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10**10}))
+    with pytest.raises(ErlabError, match="building needs 16.1 GB of disk, 10.0 GB are free"):
+        onegpu.check("embedded", [(expert, tmp_path / "e", ())])
 
 
 def test_profiles_of_one_gpu_serve_what_fits_it(machine):

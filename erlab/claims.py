@@ -52,7 +52,7 @@ class Asked:
 def ledger(
     records: Records, only: Iterable[str] | None = None, resamples: int = confidence.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a claim (of `only`, or all) and source that has any of its systems, which says why where that can't test it.
+    """A row a claim (of `only`, or all) and source that has any of its systems; it says why where that can't test it.
 
     COLUMNS: `margin` is how many times over the threshold is met (1 or more holds), from margin_low to margin_high in
     95 % of `resamples` bootstrap samples (see `confidence`); `covers` says in words what was drawn anew for them. `agree`

@@ -117,7 +117,7 @@ def build_engines(
     parameters and bytes.
 
     `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
-    What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, and that is said.
+    What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, which is said.
     """
     if triton:
         folders.engines.mkdir(parents=True, exist_ok=True)

@@ -110,9 +110,9 @@ def measure(
 
 def table(found: records.Records, chosen: dict[str, System]) -> tuple[pd.DataFrame, str | None]:
     """A row a case and load: what was measured, and for an expert alone on a GPU that the simulation knows, what that
-    says and the share of the memory's bandwidth (`measured.compare`); and what was simulated, None where nothing was."""
+    says and the share of the memory's bandwidth (`measured.compare`); and what was simulated, None if nothing was."""
     machine = found.runs.machine.iloc[0]
-    known = next((name for name in GPUS if re.search(rf"\b{name}\b", machine)), None)
+    known = next((name for name in GPUS if re.search(rf"\b{name}\b(?!.*(PCIe|NVL))", machine)), None)  # SXM alone
     setup = measured.vllm(known) if known and not components.unavailable() else None
     parts = []
     for case, system in chosen.items():

@@ -61,8 +61,8 @@ _QUEUED = (
 def sampled(
     addresses: str | Sequence[str] | Mapping[str, str] | None, file: Path, every: float = SECONDS
 ) -> Iterator[None]:
-    """Sample servers at these addresses (HOST:PORT, or a metrics page's URL; by name, where they have one) and the GPUs,
-    at the start, every so many seconds and at the end; write the table `SCHEMA`."""
+    """Sample servers at these addresses (HOST:PORT, or a metrics page's URL; by name, where they have one) and GPUs, at
+    the start, every so many seconds and at the end; write the table `SCHEMA`."""
     given = (addresses,) if isinstance(addresses, str) else addresses or ()
     named = given if isinstance(given, Mapping) else {address: address for address in given}
     pages = {name: a if "://" in a else f"http://{a}/metrics" for name, a in named.items()}

@@ -31,8 +31,8 @@ def serve(
     """Start a system of Table I (A to E) as it runs in this profile, and stop it on leaving.
 
     Engines are built where they are missing; batch limits are those its study chose, if it has one. `port` is where
-    users ask, chosen by the system if None; `triton`: the address of a server that runs already (`erlab.attached`). On GPUs,
-    `container` names the container engine that is to run Triton, and `apart` gives each expert a server of its own.
+    users ask, chosen by the system if None; `triton`: the address of a server that runs already (`erlab.attached`). On
+    GPUs, `container` names the container engine that is to run Triton, `apart` gives each expert a server of its own.
     `choice` is how its gateway chooses (see `deployment.serve`). Raises ErlabError for an unknown system, a port in
     use, and for a router system whose router isn't trained yet.
     """

@@ -37,7 +37,8 @@ def _builds(found: list) -> str:
         folder = due[0].writes.parent
         inside = nvidia.contained("docker", due[0].argv, "erlab-build", [folder], as_user=True)
         lines += ["\nWhere these programs are not installed, each runs in NVIDIA's container. The first one then is:"]
-        lines += [f"  {shlex.join(inside)}"]
+        lines += [f"  mkdir -p {shlex.quote(str(folder))} && {shlex.join(inside)}"]
+        lines += ["\nNotebook 01 runs them all and keeps what it made; what was built by other hands it builds again."]
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def marked(records: Records) -> list[str]:
 
 
 def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
-    """The model that answered each request where a server of the user's had one for all (`erlab.attached`), else None."""
+    """The model that answered each request, where a server of the user's had one for all (`attached`), else None."""
     attached = described(records, requests, "attached") == True  # noqa: E712  (None where it isn't known)
     return described(records, requests, "model").where(attached, None)
 

@@ -104,11 +104,33 @@ def test_the_dry_run_shows_steps_hours_and_plan_without_a_gpu(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_the_stated_hours_are_those_of_the_commands():
-    planned = [c for expert in profiles.experts(DGX) for c in tensorrt_llm.commands(expert, "e")]
-    assert DGX.minutes["01_build_engines"] == pytest.approx(sum(c.minutes for c in planned), rel=0.02)
+@pytest.mark.parametrize("name", ["dgx-h100", "gpu-tensorrt-llm"])
+def test_the_stated_hours_are_those_of_the_commands(name, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    to = profiles.profile(name)
+    planned = [c for expert in profiles.experts(to) for c in tensorrt_llm.commands(expert, "e")]
+    assert to.minutes["01_build_engines"] == pytest.approx(sum(c.minutes for c in planned), rel=0.002)
     needed = sum(c.disk_bytes for c in planned) / 1e6
-    assert environment.plan("dgx-h100").loc["01_build_engines", "disk MB"] == pytest.approx(needed, abs=2)
+    assert environment.plan(name).loc["01_build_engines", "disk MB"] == pytest.approx(needed, abs=2)
+
+
+def test_one_gpus_plan_is_its_own(tmp_path, monkeypatch):
+    """What TensorRT-LLM will run on one GPU: three systems, on GPU 0 alone, and nothing of the five on eight."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    done = CliRunner().invoke(
+        cli.app, ["reproduce", "--profile", "gpu-tensorrt-llm", "--dry-run", "--results", str(tmp_path / "r")]
+    )
+    assert done.exit_code == 0, done.output
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert "Engines: 6 of 6 are to be built, about 0.4 h and 279 GB." in lines
+    assert [line for line in lines if line.endswith(("experts", "expert", "replica")) and "/  " in line] == [
+        "A/  Llama 3 70B FP8, TP 1, 1 replica", "D/  Llama 3 70B FP8, TP 1, 1 expert",
+        "E/  Llama 3 8B BF16, TP 1, 2 experts",
+    ]  # fmt: skip
+    assert not any("memory-pool-byte-size=1:0" in line for line in lines) and not (tmp_path / "r").exists()
+    [first] = [line for line in lines if line.startswith("mkdir -p ")]
+    folder = shlex.split(first)[2]
+    assert f"-v {folder}:{folder} " in first and Path(folder).parent == tmp_path / "r" / "engines"
 
 
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """What serves the study's experts on one GPU: the first engine in `ORDER` that this machine has, or one by its name.
 
-TensorRT-LLM is the paper's, this machine's own or in NVIDIA's container; trtllm-serve is its successor, behind OpenAI's
-protocol like vLLM; the laptop's own engine on CUDA is correct and slow, for a machine with nothing but PyTorch. `choose`
-says which and why.
+TensorRT-LLM is the paper's, this machine's own or in NVIDIA's container; trtllm-serve is its successor, behind
+OpenAI's protocol like vLLM; the laptop's own engine on CUDA is correct and slow, for a machine with PyTorch alone.
+`choose` says which and why.
 
 Experts share the GPU by memory. A router system has as many distinct ones as fit with room for a batch, four at most,
 and they stand for the paper's eight; where only one fits, it stands for all. No KV pool is larger than the one an expert
@@ -50,11 +50,15 @@ def choose(name: str | None = None) -> Choice:
         return Choice(None, "no GPU answers (nvidia-smi)")
     reasons = {}
     for engine in (name,) if name else ORDER:
-        reason, container = _tensorrt_llm(bool(name)) if engine == "tensorrt-llm" else (openai_models.missing(engine), None)
+        if engine == "tensorrt-llm":
+            reason, container = _tensorrt_llm(bool(name))
+        else:
+            reason, container = openai_models.missing(engine), None
         if reason is None:
             passed = [f"no {other}: {why}" for other, why in reasons.items()]
             why = [f"chosen by name ({engine})"] if name else passed or ["the first in order"]
-            return Choice(engine, "; ".join(why + [f"in NVIDIA's container, by {container}"] * bool(container)), container)
+            why += [f"in NVIDIA's container, by {container}"] * bool(container)
+            return Choice(engine, "; ".join(why), container)
         reasons[engine] = reason
     return Choice(None, "; ".join(f"no {other}: {why}" for other, why in reasons.items()))
 
@@ -147,8 +151,8 @@ def check(engine: str | None, due: list) -> None:
     for expert, *_ in due:
         openai_models.check(chosen, expert)
     if chosen == "embedded" and due:
-        missing = {e.model.name: paper.weight_bytes(e) for e, folder, _ in due if not (folder / "openai.json").is_file()}
-        trtllm_machine.require_disk(due[0][1], sum(missing.values()))
+        made = {e.model.name: paper.weight_bytes(e) for e, folder, _ in due if not (folder / "openai.json").is_file()}
+        trtllm_machine.require_disk(due[0][1], sum(made.values()))
 
 
 def available(engine: str | None) -> str | None:

@@ -40,7 +40,7 @@ def plot(records: Records) -> Figure:
 
 
 def _titles(records: Records, requests: pd.DataFrame, source: str) -> dict[str, str]:
-    """What each share of the devices was, and which tensor parallelism it plays: CPU cores where nothing else is said."""
+    """What each share of the devices was, and which tensor parallelism it plays; CPU cores, if nothing else is said."""
     found = {}
     for half, rows in requests.groupby("half"):
         share, plays = _SHARES[half]

@@ -313,6 +313,8 @@ def serve(
     with live.serve(system, to, folders, port, _running(triton, upstream), container, apart, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
         print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
+        if attached := _running(triton, upstream):
+            print(f"Behind it: {attached}, which erlab did not start.")
         print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
         print("Ctrl-C stops it.", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a service stops it the same way

@@ -179,8 +179,13 @@ def _profiles(records: Records) -> list[str]:
     if "profile" not in runs:
         return []
     measured = runs[runs["source"] == "measured"] if "source" in runs else runs
-    names = sorted(measured["profile"].dropna().unique())
-    return [f"{n}: {profiles.PROFILES[n].description}" if n in profiles.PROFILES else n for n in names]
+    return [_profile(name, rows) for name, rows in measured.groupby("profile")]
+
+
+def _profile(name: str, runs: pd.DataFrame) -> str:
+    if "attached" in runs and runs["attached"].eq(True).all():
+        return f"{name}, whose models a server stood for that erlab did not start{selection.by_one(runs['model'])}"
+    return f"{name}: {profiles.PROFILES[name].description}" if name in profiles.PROFILES else name
 
 
 def _facts(records: Records) -> dict[str, str]:
@@ -192,6 +197,7 @@ def _facts(records: Records) -> dict[str, str]:
         counts = f"{rows['run_id'].nunique():,} runs of {rows['system'].nunique()} systems, {len(rows):,} requests"
         loads = ", ".join(map(str, sorted(rows["users"].unique())))
         machines = selection.basis(source, rows["machine"]).partition(" on ")[2]
+        machines += selection.by_one(selection.of_attached(records, rows))
         facts[source.capitalize()] = f"{machines}: {counts}; {loads} users"
     if "seconds" in runs and len(runs):
         facts["Time of the runs"] = f"{runs['seconds'].sum() / 60:.1f} min, first started {runs['started'].min()}"

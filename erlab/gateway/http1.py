@@ -81,6 +81,8 @@ class Connection(asyncio.Protocol):
         self._pushes = self._delimited = self._ended = self._lasts = self.heard = False
         self._failure: Exception | None = None
         self._turn = self._loop.create_future()
+        if self._transport.is_closing():
+            raise Broken("the connection has been closed")
         self._busy = True
         self._transport.write(request)
         try:
@@ -92,7 +94,8 @@ class Connection(asyncio.Protocol):
                     break
                 self._turn = self._loop.create_future()
                 await sink.resumed()
-                self._transport.resume_reading()
+                if not self._transport.is_closing():
+                    self._transport.resume_reading()
         finally:
             self._busy, self._sink, self._parser = False, None, None
             # A server may answer before it has read all of the request; the rest would precede the next one.
@@ -130,35 +133,30 @@ class Connection(asyncio.Protocol):
             self._lasts = False
             if not self._ended:
                 return self._fail(Broken(f"the answer is no HTTP ({e})"))
-        if self._pushes:
-            if self._pieces:
-                self._push()
-        else:
+        if not self._pushes:
             self._size += len(data)
+            if self._size > MAX_MESSAGE_BYTES:
+                return self._fail(Broken(f"the answer has more than {MAX_MESSAGE_BYTES} bytes"))
+        elif pieces := self._pieces:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
+            try:
+                self._sink.piece(data)
+            except Exception as e:  # whatever it is, it is the caller's
+                return self._fail(e)
+            if self._sink.paused and not self._ended:
+                self._transport.pause_reading()
+                self._wake()
         if self._ended:
             self._wake()
         elif self._overhead > HEAD_BYTES:
             self._fail(Broken(f"more than {HEAD_BYTES} bytes came that are none of the answer"))
-        elif self._size > MAX_MESSAGE_BYTES:
-            self._fail(Broken(f"the answer has more than {MAX_MESSAGE_BYTES} bytes"))
-
-    def _push(self) -> None:
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
-        try:
-            self._sink.piece(data)
-        except Exception as e:  # whatever it is, it is the caller's
-            self._fail(e)
-        else:
-            if self._sink.paused and not self._ended:
-                self._transport.pause_reading()
-                self._wake()
 
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:
             self._failure = failure
+        self.close()
         self._wake()
 
     def _wake(self) -> None:
@@ -178,6 +176,7 @@ class Connection(asyncio.Protocol):
             self._delimited = True
         elif name == b"content-encoding" and value.lower() != b"identity":
             self._fail(Broken("the answer is compressed, which was not asked for"))
+            raise self._failure  # to the parser, which stops
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -23,6 +23,9 @@ class Wire(asyncio.Transport):
     def get_write_buffer_size(self):
         return 0
 
+    def is_closing(self):
+        return self.closed
+
     def abort(self):
         self.closed = True
 

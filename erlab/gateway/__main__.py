@@ -19,6 +19,11 @@ from dataclasses import fields
 
 from threadpoolctl import threadpool_limits
 
+try:
+    from uvloop import new_event_loop
+except ImportError:  # it isn't made for every platform
+    from asyncio import new_event_loop
+
 from erlab.errors import ErlabError
 from erlab.gateway.limits import Limits
 from erlab.gateway.passthrough import passing
@@ -104,6 +109,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(_serve(_arguments()))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(_serve(_arguments()))
     except ErlabError as error:
         sys.exit(f"erlab: {error}")

@@ -13,6 +13,14 @@ from aiohttp import web
 from erlab.gateway.http1 import HEAD_BYTES, Broken, Client
 
 
+@pytest.fixture(params=("asyncio", "uvloop"))
+def run(request):
+    """Runs a coroutine on either of the loops that a gateway may have."""
+    made = pytest.importorskip(request.param).new_event_loop
+    with asyncio.Runner(loop_factory=made) as runner:
+        yield runner.run
+
+
 class Kept:
     """A Sink that keeps what it gets, and pauses where it is told to."""
 
@@ -77,7 +85,7 @@ def whole(body):
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def test_answers_of_a_real_server():
+def test_answers_of_a_real_server(run):
     async def answer(request):
         said = await request.read()
         if request.match_info["kind"] == "plain":
@@ -109,10 +117,10 @@ def test_answers_of_a_real_server():
             assert await client.post("refused", b"later", sink) == (429, b"later") and not sink.pieces
             client.close()
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_connections_are_kept_for_the_next_request():
+def test_connections_are_kept_for_the_next_request(run):
     seen, together = [], asyncio.Barrier(8)
 
     async def answer(request):
@@ -136,11 +144,11 @@ def test_connections_are_kept_for_the_next_request():
             await client.post("alone", b"a")
             assert len(set(seen)) == 9
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n"])
-def test_a_connection_the_server_has_closed_meanwhile_is_replaced_if_nothing_was_said(said):
+def test_a_connection_the_server_has_closed_meanwhile_is_replaced_if_nothing_was_said(run, said):
     requests = []
 
     async def answer(reader, writer):
@@ -162,10 +170,10 @@ def test_a_connection_the_server_has_closed_meanwhile_is_replaced_if_nothing_was
                 assert requests == [b"one", b"two", b"two"]
             client.close()
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_what_breaks_is_told():
+def test_what_breaks_is_told(run):
     async def answer(reader, writer):
         writer.write(await request_read(reader))
 
@@ -181,9 +189,9 @@ def test_what_breaks_is_told():
             assert "ended before" in await ask(base, whole(b"half")[:-1])
             assert "no HTTP" in await ask(base, b"SSH-2.0-OpenSSH_9.6\r\n")
             assert "no HTTP" in await ask(base, b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
-            assert "compressed" in await ask(base, ok + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx")
-            chunked = ok + b"Transfer-Encoding: chunked\r\n\r\n"
-            sink = Kept()
+            sink, chunked = Kept(), ok + b"Transfer-Encoding: chunked\r\n\r\n"
+            compressed = ok + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx"
+            assert "compressed" in await ask(base, compressed, sink) and not sink.pieces
             assert "ended before" in await ask(base, chunked + b"3\r\nabc\r\n", sink) and sink.body == b"abc"
             for endless in (ok + b"X: " + b"x" * HEAD_BYTES, b"HTTP/1.1 100 Continue\r\n\r\n" * (HEAD_BYTES // 25 + 1)):
                 assert "none of the answer" in await ask(base, endless)
@@ -193,10 +201,10 @@ def test_what_breaks_is_told():
             with pytest.raises(ValueError):
                 Client(base)
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_sink_that_fails_ends_the_answer():
+def test_a_sink_that_fails_ends_the_answer(run):
     class Failing(Kept):
         def piece(self, data):
             raise KeyError("its own")
@@ -215,10 +223,10 @@ def test_a_sink_that_fails_ends_the_answer():
                 await Client(base).post("x", b"", Failing())
             await asyncio.wait_for(gone.wait(), 10)
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_request_that_is_cancelled_closes_its_connection():
+def test_a_request_that_is_cancelled_closes_its_connection(run):
     begun, gone = asyncio.Event(), asyncio.Event()
 
     async def answer(reader, writer):
@@ -234,10 +242,10 @@ def test_a_request_that_is_cancelled_closes_its_connection():
             asked.cancel()
             await asyncio.wait_for(gone.wait(), 10)
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_paused_sink_holds_the_server_back():
+def test_a_paused_sink_holds_the_server_back(run):
     total, piece = 200, b"x" * 500_000
     sent = 0
 
@@ -266,11 +274,11 @@ def test_a_paused_sink_holds_the_server_back():
             await asked
             assert sent == total and len(sink.body) == total * len(piece)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
-def test_https(tmp_path, monkeypatch):
+def test_https(run, tmp_path, monkeypatch):
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=here"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
@@ -291,4 +299,4 @@ def test_https(tmp_path, monkeypatch):
                 assert await client.post("x", b"hidden" * 100_000) == (200, b"hidden" * 100_000)
             client.close()
 
-    asyncio.run(main())
+    run(main())

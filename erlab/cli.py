@@ -538,6 +538,9 @@ def _show_plan(study) -> None:
     from erlab.deployment import Folders
     from erlab.engines.families import family
 
+    if study.triton:
+        print(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")
+        return
     to, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
     if text := family(to).describe(to, folders, study.extra.get("weights")):
         print(f"\n{text}")

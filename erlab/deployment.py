@@ -120,6 +120,7 @@ def build_engines(
     What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, which is said.
     """
     if triton:
+        require(weights is None, "weights", "build_engines", "be None, since a server that runs has its own", weights)
         folders.engines.mkdir(parents=True, exist_ok=True)
         return pd.DataFrame([{"left out": f"{attached.title(triton)}: {triton}"}])
     found = plan_engines(to, folders, weights, wanted)

@@ -180,6 +180,16 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert "my-model, one running server for all" in page and profiles.PROFILES["gpu"].description not in page
 
 
+def test_where_a_server_of_the_users_stands_for_all_nothing_is_planned(tmp_path):
+    options = ["reproduce", "--profile", "gpu", "--upstream", "http://127.0.0.1:9", "--results", str(tmp_path / "r")]
+    done = CliRunner().invoke(cli.app, [*options, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "http://127.0.0.1:9 serves the models: no engine is built" in done.stdout and "vllm" not in done.stdout
+    with pytest.raises(ErlabError, match="'weights' .* must be None, since a server that runs has its own"):
+        deployment.build_engines(GPU, Folders(tmp_path), 0, tmp_path, triton="http://127.0.0.1:9")
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_system_is_served_by_a_server_of_the_users(theirs, calls, folders):
     plan = [[Request("p", "d", "What is a watt?", 16, 3)] for _ in range(2)]
     with live.serve("E", GPU, folders, triton=theirs) as running:

@@ -356,7 +356,11 @@ def gpu(
 
     to = profiles.profile(profile)
     found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)
-    _print_table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", found.summary.astype(object))
+    shown = found.summary.drop(columns="served").astype(object)
+    _print_table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", shown)
+    for name, served in found.about["served"].items():
+        print(f"{name}: {served}")
+    print(f"predicted: {found.about['predicted by'] or 'nothing, an H100 or H200 (SXM) and aiconfigurator are needed'}")
     if doubt := found.about["doubt"]:
         print(f"Doubtful: {doubt}.")
     for file in one_gpu.save(found, out or paths.DATA / "measured"):

@@ -135,7 +135,7 @@ def _doubt(summary: pd.DataFrame) -> str | None:
     if "bandwidth_share" not in summary or not (summary["bandwidth_share"] > 1).fillna(False).any():
         return None
     case, served = summary.loc[summary["bandwidth_share"].fillna(0).idxmax(), ["case", "served"]]
-    return f"faster than the memory allows: {served} is no expert of case {case}, nothing here says how fast that is"
+    return f"faster than the memory allows an expert of case {case}: what answered ({served}) is a smaller model"
 
 
 def save(found: Measured, folder: Path) -> list[Path]:

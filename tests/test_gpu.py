@@ -212,6 +212,8 @@ def test_the_gpus_command_compares_a_users_server_with_the_one_case_it_plays(the
     about = json.loads((tmp_path / "out" / "1-x-nvidia-h200.json").read_text())
     assert about["served"] == {"8B": "my-model, one running server for all"} and about["KV tokens"] == {"8B": None}
     assert about["simulated"]["8B"].startswith("Llama 3 8B BF16")
+    assert "8B: my-model, one running server for all" in done.stdout
+    assert "predicted: simulation of vllm 0.22.0 on one H200" in done.stdout
 
 
 def test_what_is_faster_than_the_memory_is_doubted():
@@ -219,4 +221,4 @@ def test_what_is_faster_than_the_memory_is_doubted():
     summary["bandwidth_share"] = [0.7, 0.9, pd.NA]
     assert gpu._doubt(summary) is None and gpu._doubt(summary.drop(columns="bandwidth_share")) is None
     summary["bandwidth_share"] = [0.7, 1.2, pd.NA]
-    assert gpu._doubt(summary).startswith("faster than the memory allows: my-model is no expert of case 8B")
+    assert gpu._doubt(summary).startswith("faster than the memory allows an expert of case 8B: what answered (my-model)")

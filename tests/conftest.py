@@ -1,13 +1,17 @@
-"""What every test shares: seeded generators, closed figures, the folder of real prompts."""
+"""What every test shares: two workers, seeded generators, closed figures, the folder of real prompts, a whole study."""
 
+import contextlib
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from erlab import paths
@@ -22,6 +26,16 @@ def pytest_ignore_collect(collection_path, config):
     """Benchmarks measure and take minutes: they run when they are asked for (python -m pytest tests/benchmarks)."""
     if collection_path.name == "benchmarks" and not any("benchmarks" in argument for argument in config.args):
         return True
+
+
+def pytest_xdist_auto_num_workers(config):
+    """The whole suite runs on two workers, for two cores, a file at a time; what is asked for by name in this process."""
+    return 2 if config.args_source is config.ArgsSource.TESTPATHS else 0
+
+
+def pytest_collection_modifyitems(items):
+    """The study takes longest, so it begins first."""
+    items.sort(key=lambda item: item.path.name != "test_study.py")
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +58,40 @@ def real_prompts():
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
-    """The results folder of a whole study with profile smoke, made once; copy it where something is to be changed."""
+    """The results folder of a whole study with profile smoke, made once by the worker that needs it first; copy it where
+    something is to be changed."""
     from erlab.triton import server
 
     if reason := server.available():
         pytest.skip(f"the embedded Triton cannot run here: {reason}")
-    folder = tmp_path_factory.mktemp("study")
-    before = set(Path("/dev/shm").glob("erlab-*"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with open(base / "study.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "study" / "report.html").is_file():
+            reproduce(base / "study")
+    return base / "study"
+
+
+def reproduce(folder: Path) -> None:
+    """Run the study into `folder`; nothing of it is left behind."""
+    before = nobodys_shared_memory()
     where = ("--profile", "smoke", "--results", str(folder), "--figures", str(folder / "figures"))
     command = [Path(sys.executable).with_name("erlab"), "reproduce", *where]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not set(Path("/dev/shm").glob("erlab-*")) - before, "shared memory is left behind"
-    return folder
+    running = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
+    assert not running, running
+    deadline = time.monotonic() + 60
+    while (left := nobodys_shared_memory() - before) and time.monotonic() < deadline:  # another test's server just ends
+        time.sleep(0.2)
+    assert not left, "shared memory is left behind"
+
+
+def nobodys_shared_memory() -> set[Path]:
+    """The shared memory of Triton servers that no process has open: servers of other tests may run beside this one."""
+    opened = ""
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            opened += file.read_text()
+    return {file for file in Path("/dev/shm").glob("erlab-triton-*") if str(file) not in opened}

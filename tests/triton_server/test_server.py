@@ -165,7 +165,9 @@ def test_a_killed_expert_is_loaded_again(echo):
         until(lambda: server.restarts == 1)
         assert answer(server, "echo") == answer(server, "other") == ["a", "b"]
         after = Traces(server)
-        assert after.stubs["echo"] != traces.stubs["echo"] and after.stubs["other"] == traces.stubs["other"]
+        assert after.stubs["echo"] != traces.stubs["echo"]
+        if traces.processes[1].is_running():  # Triton may abort when a stub dies; then the watch starts it again
+            assert after.stubs["other"] == traces.stubs["other"]
         os.kill(after.stubs["echo"], signal.SIGKILL)
         until(lambda: server.restarts == 2)
         assert answer(server, "echo") == ["a", "b"] and server.alive()

@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, idle: dict["Connection", None]):
         self._idle, self._loop = idle, asyncio.get_running_loop()
         self._busy = self.heard = False
+        self._expiry: asyncio.TimerHandle | None = None
 
     async def exchange(self, request: bytes, sink: Sink | None) -> tuple[int, bytes]:
         """Send `request`; its answer, as `Client.post`. Where that is Broken, `heard` tells whether any of it came."""
@@ -81,6 +82,8 @@ class Connection(asyncio.Protocol):
         self._pushes = self._delimited = self._ended = self._lasts = self.heard = False
         self._failure: Exception | None = None
         self._turn = self._loop.create_future()
+        if self._expiry:
+            self._expiry.cancel()
         if self._transport.is_closing():
             raise Broken("the connection has been closed")
         self._busy = True

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from erlab.gateway import http1
 from erlab.gateway.http1 import HEAD_BYTES, Broken, Client
 
 
@@ -143,6 +144,31 @@ def test_connections_are_kept_for_the_next_request(run):
             client.close()
             await client.post("alone", b"a")
             assert len(set(seen)) == 9
+
+    run(main())
+
+
+def test_an_idle_connection_expires_one_in_use_does_not(run, monkeypatch):
+    monkeypatch.setattr(http1, "IDLE_SECONDS", 0.2)
+    requests, ends = [], []
+
+    async def answer(reader, writer):
+        while (request := await request_read(reader)) is not None:
+            requests.append(request)
+            if request == b"late":
+                await asyncio.sleep(0.5)  # longer than a connection may be idle
+            writer.write(whole(request))
+        ends.append(reader)
+
+    async def main():
+        async with raw_server(answer) as base:
+            client = Client(base)
+            for request in (b"soon", b"late"):
+                assert await client.post("x", request) == (200, request)
+            assert requests == [b"soon", b"late"]  # and nothing twice
+            async with asyncio.timeout(10):
+                while not ends:
+                    await asyncio.sleep(0.01)
 
     run(main())
 

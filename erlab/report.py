@@ -55,13 +55,7 @@ _OVERHEAD = {
     "added at the start p50 ms": "Added when all start, median (ms)",
     "time scale": "Time scale",
 }
-_TARGETS = {
-    "against": "Against",
-    "compared": "Compared",
-    "target": "Target",
-    "reached": "Reached",
-    "met": "Met",
-}
+_TARGETS = {name: name.capitalize() for name in ("against", "compared", "target", "reached", "met")}
 _CLUSTERS = {
     "cluster": "Cluster",
     "share": "Share of prompts",
@@ -90,7 +84,7 @@ def build(
     content = dict(
         titles=paper.TITLE,
         arxiv=paper.ARXIV,
-        provenance=style.provenance(records, records.requests),
+        sources=_provenances(records),
         profiles=_profiles(records),
         facts=_facts(records),
         died=selection.died(records),
@@ -110,6 +104,7 @@ def build(
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
         targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
         validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
+        pictures=[p.relative_to(folder).as_posix() for p in folder.glob("*/*.png")],
         links=report_links.beside(folder, figures_folder),
         commands=_commands(manifest),
         manifest=manifest,
@@ -121,6 +116,12 @@ def build(
         )  # fmt: skip
         page = output.save(folder / name, environment.get_template(f"{name}.j2").render(content))
     return page
+
+
+def _provenances(records: Records) -> dict[str, str]:
+    """On what, from which commit and how often the numbers of each source came about."""
+    parts = records.requests.groupby("source")
+    return {name: style.provenance(records, rows).removeprefix(f"{name} ") for name, rows in parts}
 
 
 def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -139,11 +140,13 @@ def _sources(ledger: pd.DataFrame) -> pd.Series:
 
 
 def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
-    """The ledger's rows; with source, whether the verdict is within noise, and where what it's computed from lies."""
+    """The ledger's rows; with source, whether the verdict is within noise, where what it's computed from lies, the
+    place of its card, and whether it is the first row of its claim."""
     ledger = ledger.assign(on=_sources(ledger).fillna(""))
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
     kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
-    for row in rows:
+    for i, row in enumerate(rows):
+        row |= {"anchor": f"{row['id']}-{i + 1}", "first": i == 0 or rows[i - 1]["id"] != row["id"]}
         own = f"{row['figure']}-{row['paper']}"
         row["shown"] = own if own in [f["name"] for f in figures] else row["figure"]
         row["shown_in"] = row["source"]
@@ -163,7 +166,6 @@ def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
     for row, ids in zip(shown["rows"], runs):
         row.append(sorted({files[i] for i in ids if i in files}))
     return shown
-
 
 
 def _commands(manifest: Mapping) -> list[str]:

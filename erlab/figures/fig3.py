@@ -78,4 +78,4 @@ def _row(fig: SubFigure, source: str, frame: pd.DataFrame, titles: dict[str, str
         ax.set_ylabel("Median response time (s)")
     # a legend fills column by column: one row a precision
     columns = min(len(limits), 2) if style.narrow() else len(limits)
-    style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch ≤ {k[1]}") for k in looks], columns)
+    style.legend(fig, [style.handle(looks[k], f"{k[0]}, batch $\\leq$ {k[1]}") for k in looks], columns)

@@ -65,6 +65,14 @@ def test_files_are_the_same_in_another_process(foreign, tmp_path):
         assert str(Path(sys.prefix)).encode() not in file.read_bytes(), file
 
 
+def test_a_pgf_holds_only_letters_that_latex_sets():
+    """LaTeX stops at (or LuaLaTeX leaves out) what its fonts lack: a Greek letter or a relation outside of formulas."""
+    found = synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary((1,)))
+    for name in ("fig1", "fig2", "fig3", "fig4", "table1"):
+        text = style.render(figures.FIGURES[name].plot(found), "pgf").decode()
+        assert not re.sub("[\0-\xff–]", "", text), name
+
+
 def test_plotted_numbers_are_those_stored():
     """`stored_curves.csv` holds them as they were when this test was written: definitions must not drift."""
     found = curves_of(synthetic.both(synthetic.make("CDE", (1, 8, 64), failing=0.02), synthetic.preliminary((1, 8))))

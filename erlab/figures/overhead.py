@@ -14,7 +14,7 @@ _PANELS = {"ttft": "Time to first token, ms", "outside": "Of it outside the expe
 @style.context()
 def plot(frame: pd.DataFrame, note: str) -> Figure:
     """Times to first token over users with and without the gateway, and the part that the experts don't take."""
-    fig = style.figure(style.DOUBLE, 2.6)
+    fig = style.figure(style.DOUBLE, 2.6, diagram=True)
     for ax, (name, label) in zip(fig.subplots(1, len(_PANELS)), _PANELS.items()):
         for way, (color, marker, _) in _LOOKS.items():
             rows = frame[frame["way"] == way]

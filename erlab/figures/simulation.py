@@ -1,6 +1,7 @@
 """Pictures of what only the simulation says: routing policies, autoscaling, cost, goodput, sensitivity, validation.
 
-Each takes one of the tables of `erlab.studies` and returns a figure; `PLOTS` names them like the tables' files.
+Each takes one of the tables of `erlab.studies` and returns a figure; `PLOTS` names them like the tables' files. Those of
+several panels span two columns where figures are narrow (`style.using`).
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ def policies(frame: pd.DataFrame) -> Figure:
     imbalance = frame.groupby("clusterer")["largest cluster"].first().sort_values()
     places = {name: i for i, name in enumerate(imbalance.index)}
     looks = _looks(names)
-    fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.24 * len(places)))
+    fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.24 * len(places)), diagram=True)
     axes = fig.subplots(len(loads), 2, squeeze=False, sharey=True)
     columns = {"output_throughput": "Output tokens/s", "ttft_p99_s": "99th percentile of time to first token, s"}
     for users, row in zip(loads, axes):
@@ -94,7 +95,7 @@ def _over_users(
 ) -> Figure:
     """Lines over users, a row of panels a column of `frame`, a column of panels a version of the paper."""
     versions = sorted(frame["paper"].unique(), reverse=True)
-    fig = style.figure(style.DOUBLE if len(versions) > 1 else style.COLUMN, 0.9 + 1.7 * len(rows))
+    fig = style.figure(style.DOUBLE if len(versions) > 1 else style.COLUMN, 0.9 + 1.7 * len(rows), diagram=len(versions) > 1)
     looks = style.looks(frame["system"])
     axes = fig.subplots(len(rows), len(versions), squeeze=False, sharex=True)
     for (column, label), line in zip(rows, axes):
@@ -117,10 +118,10 @@ def _over_users(
 @style.context()
 def sensitivity(frame: pd.DataFrame) -> Figure:
     """Each claim's verdict under each assumption, one changed at a time; framed where it differs from the default's."""
-    case = frame["assumption"] + frame["value"].map(lambda v: f": {v}" if v else "")
+    case = frame["assumption"] + frame["value"].fillna("").map(lambda v: f": {v}" if v else "")  # as read from CSV
     cases, ids = list(dict.fromkeys(case)), list(dict.fromkeys(frame["id"]))
     verdicts = frame.assign(case=case).pivot_table(index="case", columns="id", values="verdict", aggfunc="first")
-    fig = style.figure(style.DOUBLE, 1.6 + 0.17 * len(cases))
+    fig = style.figure(style.DOUBLE, 1.6 + 0.17 * len(cases), diagram=True)
     ax = fig.subplots()
     for y, name in enumerate(cases):
         for x, claim in enumerate(ids):
@@ -151,7 +152,7 @@ def published(frame: pd.DataFrame) -> Figure:
     """Predicted over published throughput of each cell, a panel a version, the band of its target shaded."""
     versions = sorted(frame["version"].unique(), reverse=True)
     colors = dict(zip(sorted(frame["tp"].unique()), style.PALETTE))
-    fig = style.figure(style.DOUBLE, 2.9)
+    fig = style.figure(style.DOUBLE, 2.9, diagram=True)
     axes = fig.subplots(1, len(versions), squeeze=False, sharey=True)[0]
     markers = {"fp8": "o", "fp16": "s"}
     for version, ax in zip(versions, axes):
@@ -189,7 +190,7 @@ def h200(frame: pd.DataFrame) -> Figure:
         "tpot_ms": "Median time per\noutput token, ms",
         "ttft_s": "Median time to\nfirst token, s",
     }
-    fig = style.figure(style.DOUBLE, 2.3)
+    fig = style.figure(style.DOUBLE, 2.3, diagram=True)
     dashed = dict(linestyle=(0, (4, 1.5)), markerfacecolor="white")
     looks = {
         "measured": dict(color="black", marker="o", linestyle="-", label="measured"),

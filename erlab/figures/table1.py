@@ -25,17 +25,20 @@ _WIDTHS = [0.55, 1.7, 1.75, 0.75, 0.45, 0.5, 0.55, 0.6, 0.45]
 
 def data(records: Records) -> pd.DataFrame:
     """A row a (paper, system, source): what its runs' descriptions say (NA if they don't), loads, requests, failed."""
-    requests = selection.systems(records)
-    known = requests.assign(**{f: selection.described(records, requests, f) for f in _FIELDS})
+    requests, keys = selection.systems(records), ["paper", "system", "source"]
+    counted = requests[keys].assign(router=requests["cluster"].notna(), failed=~metrics.finished(requests))
+    counts = counted.groupby(keys, dropna=False).agg({"router": ["any", "size"], "failed": "sum"}).to_numpy()
+    runs = requests.drop_duplicates([*keys, "users", "run_id"])
+    runs = runs.assign(**{f: selection.described(records, runs, f) for f in _FIELDS})
     rows = []
-    for (paper, system, source), mine in known.groupby(["paper", "system", "source"], dropna=False):
+    for ((paper, system, source), mine), (router, count, failed) in zip(runs.groupby(keys, dropna=False), counts):
         loads = sorted(mine["users"].unique())
         rows.append(
             {"paper": paper, "system": system, "source": source}
             | {f: _only(mine[f]) for f in _FIELDS}
-            | {"router": bool(mine["cluster"].notna().any())}
+            | {"router": bool(router)}
             | {"loads": f"{loads[0]}–{loads[-1]}" if len(loads) > 1 else f"{loads[0]}"}
-            | {"requests": len(mine), "failed": int((~metrics.finished(mine)).sum())}
+            | {"requests": int(count), "failed": int(failed)}
         )
     return pd.DataFrame(rows)
 

@@ -141,7 +141,7 @@ def theirs(calls, tmp_path):
 
 def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, calls, folders, tmp_path):
     """Notebook 04 as `erlab reproduce --profile gpu --upstream` runs it, then D and E; then figures, claims, report."""
-    values = {"profile": "gpu", "results": str(folders.root), "loads": [1], "papers": ["v2"], "triton": theirs}
+    values = {"profile": "gpu", "results": str(folders.root), "loads": [1], "papers": ["v1"], "triton": theirs}
     executed = tmp_path / "04.ipynb"
     notebook.run(paths.NOTEBOOKS / "04_baselines.ipynb", executed, values, {}, lambda *_: None)
     assert "my-model, one running server for all" in executed.read_text()
@@ -151,31 +151,29 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert set(found.requests.status) == {"ok"} and set(found.requests.expert) == {"my-model"} and len(calls()) == 1
     assert not list(folders.root.rglob("server.json"))  # nothing was built or started
 
-    found = records.read(folders.records)
-    mine = found.runs[found.runs.source == "measured"]
+    files = [str(folders.records / name) for name in ("baselines", "router")]
+    found = records.read(*files)
+    mine = found.runs
     assert set(mine.system) == {"A", "D", "E"} and set(mine.title) == {"my-model, one running server for all"}
     assert set(mine.model) == {"my-model"} and set(mine.machine) == {"1 x NVIDIA H200"}
     assert mine[["precision", "tensor_parallel", "cores", "max_batch_size", "kv_tokens"]].isna().all(axis=None)
     told = infrastructure.overview(folders.infrastructure / "router").reset_index()
     assert told.system.tolist() == ["D", "E"] and set(told["KV unit"]) == {"tokens"}
 
-    out = ("--out", str(tmp_path / "figures"))
-    done = CliRunner().invoke(cli.app, ["figures", "--records", str(folders.records), *out])
+    done = CliRunner().invoke(cli.app, ["figures", *files, "--out", str(tmp_path / "figures")])
     assert done.exit_code == 0, done.output
     assert {f.stem for f in (tmp_path / "figures").glob("*.png")} == {*paper_figures.FIGURES} - {"fig3"}
     assert "fig3: left out, No records of the preliminary experiments" in done.output
     shown = (tmp_path / "figures" / "table1.md").read_text()
-    measured = [line for line in shown.splitlines() if "| measured |" in line]
-    assert len(measured) == 3 and all("my-model, one running server" in line for line in measured)
-    done = CliRunner().invoke(cli.app, ["claims", "--paper", "v2", "--records", str(folders.records)])
+    assert shown.count("| my-model, one running server for all | measured |") == 3
+    done = CliRunner().invoke(cli.app, ["claims", "--paper", "v2", *files])
     assert done.exit_code == 0, done.output
-    only = records.Records(found.requests[found.requests.source == "measured"], mine)
-    ledger = claims.ledger(only, resamples=20)
+    ledger = claims.ledger(found, resamples=20)
     assert set(ledger.verdict) == {"not runnable here"}
     reasons = ledger.set_index("id").reason
     assert reasons["v2-overhead-minimal"] == "measured: one model, my-model, answered for D and E alike"
     assert reasons["v2-ttft-8b"] == "measured: no finished requests of B, C"
-    page = report.build(folders.root, found, tmp_path / "figures", claims.ledger(found, resamples=20), {}).read_text()
+    page = report.build(folders.root, found, tmp_path / "figures", ledger, {}).read_text()
     assert "Profile gpu, whose models a server stood for that erlab did not start (my-model for all experts)." in page
     assert "my-model, one running server for all" in page and profiles.PROFILES["gpu"].description not in page
 

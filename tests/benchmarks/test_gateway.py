@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import grpc
 import pytest
@@ -111,20 +112,30 @@ def rival(command, port, ready):
 
 @pytest.fixture(scope="module")
 def relayed(router_folder):
-    """Microseconds of CPU the gateway and the stub behind it need for an event, and the stub's port."""
+    """What an event costs the gateway and the stub behind it, each a function of the `rounds`, and the stub's port."""
     with ExitStack() as stack:
         stub, port = stack.enter_context(script(STUB, 0.02))
         experts = (f"http://127.0.0.1:{port}/v1#m",)
         gateway = stack.enter_context(Gateway(router_folder, None, experts, http_port=0))
-        ours = cost(int(gateway.http.rpartition(":")[2]), gateway.pid, "router")
-        yield ours, cost(int(port), stub.pid, "m"), int(port)
+        ours = partial(cost, int(gateway.http.rpartition(":")[2]), gateway.pid, "router")
+        yield ours, partial(cost, int(port), stub.pid, "m"), int(port)
+
+
+def times_ours(ours, theirs, name, record_property, repeats=5):
+    """What they need for an event over what we do: the median of alternating repeats."""
+    pairs = [(ours(rounds=1), theirs(rounds=1)) for _ in range(repeats)]
+    ratios = [b / a for a, b in pairs]
+    us = "; ".join(f"{a * 1e6:.0f} and {b * 1e6:.0f}" for a, b in pairs)
+    print(f"CPU us an event, ours and {name}: {us}; {statistics.median(ratios):.2f} x ours")
+    record_property(f"{name}_times_ours", [round(ratio, 2) for ratio in ratios])
+    return statistics.median(ratios)
 
 
 def test_an_event_relayed_costs_little_more_than_an_event_sent(relayed, record_property):
-    ours, stub, _ = relayed
+    ours, stub = (measured() for measured in relayed[:2])
     print(f"CPU an event: gateway {ours * 1e6:.0f} us, the stub itself {stub * 1e6:.0f} us")
     record_property("us_an_event", round(ours * 1e6, 1))
-    assert ours <= 3 * stub
+    assert ours <= 1.5 * stub
 
 
 def test_against_litellm(relayed, tmp_path, record_property):
@@ -136,10 +147,7 @@ def test_against_litellm(relayed, tmp_path, record_property):
     config.write_text(json.dumps({"model_list": [{"model_name": "router", "litellm_params": model}]}))
     command = ["litellm", "--config", config, "--host", "127.0.0.1", "--port", port, "--telemetry", "False"]
     with rival(command, port, "/health/liveliness") as process:
-        theirs = cost(port, process.pid, "router")
-    print(f"CPU an event: LiteLLM {theirs * 1e6:.0f} us, {theirs / ours:.1f} x ours")
-    record_property("litellm_times_ours", round(theirs / ours, 1))
-    assert theirs >= 10 * ours
+        assert times_ours(ours, partial(cost, port, process.pid, "router"), "litellm", record_property) >= 10
 
 
 def test_against_sglang_router(relayed, record_property):
@@ -150,9 +158,5 @@ def test_against_sglang_router(relayed, record_property):
     command = ["sglang-router", "launch", "--host", "127.0.0.1", "--port", port, "--prometheus-port", free_port()]
     command += ["--worker-urls", f"http://127.0.0.1:{stub}", "--policy", "round_robin", "--log-level", "error"]
     with rival(command, port, "/readiness") as process:
-        theirs = cost(port, process.pid, "m")
-    print(f"CPU an event: SGLang's router {theirs * 1e6:.0f} us, {theirs / ours:.2f} x ours")
-    record_property("sglang_times_ours", round(theirs / ours, 2))
-    # The target was 1. Sending and receiving on two sockets costs both the same; Rust's share above it is a sixth of
-    # Python's (docstring of erlab.gateway).
-    assert theirs >= 0.4 * ours
+        times = times_ours(ours, partial(cost, port, process.pid, "m"), "sglang", record_property)
+    assert times >= 0.85  # the target is 1; medians were 0.96 to 1.07

@@ -49,10 +49,19 @@ def test_each_prompt_goes_to_its_clusters_expert(channel, router):
 def test_bytes_are_forwarded_and_relayed_as_they_came(channel, fake):
     fake.received.clear(), fake.sent.clear()
     request = ask(KITCHEN[0], request_id="7")
-    responses = stream(channel, request, metadata=[("x-trace", "12")])
-    assert fake.metadata[-1]["x-trace"] == "12"
+    responses = stream(channel, request, metadata=[("x-trace", "12"), ("x-data-bin", bytes(range(7)))])
+    assert fake.metadata[-1]["x-trace"] == "12" and fake.metadata[-1]["x-data-bin"] == bytes(range(7))
     assert fake.received[0].startswith(request) and len(fake.received) == 1
     assert responses[0].startswith(fake.sent[0]) and responses[1:] == fake.sent[1:]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_requests_may_come_compressed(channel, fake, compression):
+    fake.received.clear()
+    request = ask(KITCHEN[0] + " again" * 100)
+    responses = channel.stream_stream(STREAM)(iter([request]), timeout=10, compression=compression)
+    assert len(list(responses)) == len(KITCHEN[0].split()) + 100
+    assert fake.received[0].startswith(request)
 
 
 def test_other_models_and_methods_pass_through_untouched(channel, fake):

@@ -7,7 +7,7 @@ streams, a response every 20 ms each; ratios hold better than microseconds; the 
 | OpenAI face, HTTP expert | us | what it is |
 |---|---|---|
 | SGLang's router 0.3.2 (Rust) | 30 | the target |
-| a relay of bare bytes in asyncio, in uvloop | 23, 16 | receive, send, a turn of the loop: the least that Python can do |
+| a relay of bare bytes in asyncio, in uvloop | 23, 16 | receive, send, a turn of the loop: the least Python can do |
 | ours | 30 | on uvloop |
 | … on asyncio's loop | 32 | |
 | … through aiohttp's client and response, a task woken for each piece | 54 | as it was |

@@ -251,7 +251,7 @@ def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router
 def test_a_client_that_reads_slowly_holds_its_openai_server_back(router):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         body = json.dumps({"prompt": "flood", "stream": True}).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
         with socket.create_connection(gateway.addresses["http"].removeprefix("http://").split(":"), timeout=20) as slow:
             slow.sendall(head + body)
             assert slow.recv(1) == b"H"

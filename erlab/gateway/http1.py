@@ -102,7 +102,8 @@ class Connection(asyncio.Protocol):
         finally:
             self._busy, self._sink, self._parser = False, None, None
             # A server may answer before it has read all of the request; the rest would precede the next one.
-            if self._ended and self._lasts and not self._transport.get_write_buffer_size():
+            lasts = self._lasts and not self._transport.is_closing()
+            if self._ended and lasts and not self._transport.get_write_buffer_size():
                 self._expiry = self._loop.call_later(IDLE_SECONDS, self.close)
                 self._idle[self] = None
             else:
@@ -117,6 +118,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._idle.pop(self, None)
+        if self._expiry:
+            self._expiry.cancel()
         if not self._busy or self._ended:
             return
         if self._status and not self._delimited and exc is None:

@@ -1,10 +1,12 @@
 """The HTTP/1.1 client, against aiohttp's server and against sockets that misbehave."""
 
 import asyncio
+import gc
 import json
 import shutil
 import ssl
 import subprocess
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -146,6 +148,34 @@ def test_connections_are_kept_for_the_next_request(run):
             assert len(set(seen)) == 9
 
     run(main())
+
+
+def test_nothing_is_kept_of_a_connection_that_the_server_closed(run):
+    """It had said that it would keep it."""
+    made = []
+
+    async def answer(reader, writer):
+        writer.write(whole(await request_read(reader)))
+
+    class Seen(http1.Connection):
+        def __init__(self, idle):
+            super().__init__(idle)
+            made.append(weakref.ref(self))
+
+    async def main():
+        async with raw_server(answer) as base:
+            client = Client(base)
+            for _ in range(20):
+                assert (await client.post("x", b"a"))[0] == 200
+            async with asyncio.timeout(10):
+                while any(one() for one in made):
+                    await asyncio.sleep(0.01)
+                    gc.collect()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http1, "Connection", Seen)
+        run(main())
+    assert len(made) == 20
 
 
 def test_an_idle_connection_expires_one_in_use_does_not(run, monkeypatch):

@@ -38,7 +38,7 @@ class _Model:
     """Gives its streams their tokens, all at the moments `phase` + n * `gap` ns."""
 
     def __init__(self, name: str, phase: int, gap: int):
-        self._streams: set[_Stream] = set()
+        self._streams: dict[_Stream, None] = {}  # in the order in which they came
         self._phase, self._gap = phase, gap
         self._timer: asyncio.TimerHandle | None = None
         blank = b"#" * (3 * _DIGITS + 2)
@@ -52,13 +52,13 @@ class _Model:
         """Give a call that arrived at this moment (monotonic ns) so many tokens, the first when it is due."""
         due += (self._phase - due) % self._gap
         stream = _Stream(call, asyncio.get_running_loop().create_future(), tokens, arrived, due)
-        self._streams.add(stream)
+        self._streams[stream] = None
         if self._timer is None:
             self._wait()
         try:
             await stream.ended
         finally:
-            self._streams.discard(stream)
+            self._streams.pop(stream, None)
 
     def _wait(self) -> None:
         now = time.monotonic_ns()

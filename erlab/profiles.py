@@ -60,7 +60,7 @@ PROFILES = {
     "smoke": replace(
         _LAPTOP,
         name="smoke",
-        description="the laptop's path with two loads and few requests, for tests",
+        description="the laptop's path with two loads and few short requests, for tests",
         loads=(1, 4),
         preliminary_loads=(1, 4),
         simulated_loads=(1, 10, 100),
@@ -70,7 +70,13 @@ PROFILES = {
         compared_sizes=(2,),
         compared_recipes=("paper", "characters, balanced"),
         batch_limits=(4, 8),
-        workload=replace(_LAPTOP.workload, turns=1, least_requests=4),
+        workload=replace(
+            _LAPTOP.workload,
+            input_tokens=_LAPTOP.workload.input_tokens.scaled(1 / 2),
+            output_tokens=_LAPTOP.workload.output_tokens.scaled(1 / 3),
+            turns=1,
+            least_requests=4,
+        ),
         prompts_per_domain=100,
         emulation=Emulation((1, 8), 2.0, replace(Emulation().workload, least_requests=4)),
     ),

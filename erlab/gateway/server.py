@@ -1,6 +1,7 @@
 """A gateway within an event loop: its experts, its faces, and how they begin and end together."""
 
 import asyncio
+import errno
 import logging
 import resource
 from collections.abc import AsyncIterator
@@ -119,8 +120,8 @@ async def listen(server: http2.Server, settings: Settings) -> str:
     """Have `server` listen where it should; returns its address."""
     try:
         port = await server.listen(settings.host, settings.port, settings.shared)
-    except OSError:
-        raise _in_use(settings.host, settings.port) from None
+    except OSError as e:
+        raise cannot_listen(settings.host, settings.port, e) from None
     return f"{settings.host}:{port}"
 
 
@@ -128,13 +129,14 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
     host, port = settings.host, settings.http_port
     try:
         await web.TCPSite(runner, host, port, backlog=1024, reuse_port=settings.shared).start()
-    except OSError:
-        raise _in_use(host, port) from None
+    except OSError as e:
+        raise cannot_listen(host, port, e) from None
     return f"http://{host}:{runner.addresses[0][1]}"
 
 
-def _in_use(host: str, port: int) -> ErlabError:
-    return ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.")
+def cannot_listen(host: str, port: int, error: OSError) -> ErlabError:
+    why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+    return ErlabError(f"The gateway cannot listen on {host}:{port}: {why}.")
 
 
 def _quotes_a_client(record: logging.LogRecord) -> bool:

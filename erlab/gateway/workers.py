@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 from erlab.errors import ErlabError
+from erlab.gateway.server import cannot_listen
 
 
 @asynccontextmanager
@@ -68,5 +69,5 @@ def hold(host: str, port: int) -> socket.socket:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, port))
         return held
-    except OSError:
-        raise ErlabError(f"The gateway cannot listen on {host}:{port}: the port is in use.") from None
+    except OSError as e:
+        raise cannot_listen(host, port, e) from None

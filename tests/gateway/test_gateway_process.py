@@ -52,6 +52,12 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     assert children() == before
 
 
+def test_an_address_of_no_one_here_is_not_called_a_port_in_use(router, fake):
+    with pytest.raises(ErlabError, match=r"listen on 192\.0\.2\.1:0: .*cannot assign requested address\.$"):
+        with Local(router, fake.address, EXPERTS, host="192.0.2.1"):  # of a network that is for documents only
+            pass
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

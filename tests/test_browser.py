@@ -113,11 +113,10 @@ def test_an_executed_notebook_shows_its_pictures(lab, page, study, notebook):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390], ids=["desk", "phone"])
-def test_the_report_can_be_read(study, page, width, scheme, tmp_path):
+def test_the_report_can_be_read(study, page, width, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
     page.goto((study / "report.html").as_uri())
-    page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert not page.complaints, page.complaints
     missing = page.eval_on_selector_all("img", "all => all.filter(i => !(i.complete && i.naturalWidth)).map(i => i.alt)")
     assert page.locator("img").count() >= 7 and not missing, missing

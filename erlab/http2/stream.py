@@ -2,6 +2,7 @@
 those that come."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 UNSENT = 64 * 2**10  # bytes that the peer does not take, beyond which a stream is to be held back
 
 
-class Stream:
+class Stream(ABC):
     """`number` on `connection`; messages of more than `message_bytes` are not taken."""
 
     __slots__ = (
@@ -210,13 +211,13 @@ class Stream:
     # The sides' own
 
     @property
+    @abstractmethod
     def full(self) -> bool:
         """Whether what came has not been taken, so that no more should come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, code: Code, details: str) -> None:
         """End the call by this status, and tell the peer."""
-        raise NotImplementedError
 
     def on_message(self, data: bytes, now: int) -> None: ...
     def on_end(self) -> None:

@@ -134,10 +134,13 @@ class _Relay:
     def __init__(self, expert: Expert, lease: asyncio.Timeout, reply: Reply, routed: Routed | None):
         self._expert, self._lease, self._reply, self._routed = expert, lease, reply, routed
         self._time = asyncio.get_running_loop().time
+        self._held = False  # the client is slow, not the expert
         self.first_ns = 0
 
     def piece(self, data: bytes) -> None:
-        now = self._expert.leases[self._lease] = self._time()
+        now = self._time()
+        if not self._held:  # what was on its way then starts no silence
+            self._expert.leases[self._lease] = now
         if not data:
             return
         self._expert.heard = now
@@ -152,7 +155,8 @@ class _Relay:
         return self._reply.paused
 
     async def resumed(self) -> None:
-        leases = self._expert.leases
-        leases[self._lease] = math.inf  # the client is slow, not the expert
+        leases, self._held = self._expert.leases, True
+        leases[self._lease] = math.inf
         await self._reply.resumed()
+        self._held = False
         self._expert.heard = leases[self._lease] = self._time()

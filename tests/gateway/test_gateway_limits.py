@@ -13,7 +13,11 @@ from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.gateway import Gateway
+from erlab.gateway.decide import Decider
+from erlab.gateway.dispatch import Dispatcher
+from erlab.gateway.expert import Expert, Unpaused
 from erlab.gateway.limits import Limits
+from erlab.gateway.metrics import Metrics
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
@@ -184,7 +188,7 @@ def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take
             assert client.text(whole.result()) == "late"
 
 
-def test_a_rawthat_takes_its_time_does_not_lose_its_stream(router):
+def test_a_reader_that_takes_its_time_does_not_lose_its_stream(router):
     async def flood(request):
         if b"ping" in request.raw_input_contents[0]:
             yield "pong"
@@ -192,7 +196,7 @@ def test_a_rawthat_takes_its_time_does_not_lose_its_stream(router):
         for _ in range(400):
             yield "x" * 50_000
 
-    limits = Limits(stall_seconds=0.1, seconds=20)
+    limits = Limits(stall_seconds=0.5, seconds=20)
     with FakeTriton({"e": flood}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
             lazy = channel.unary_stream(STREAM)(ask("much"), timeout=20)
@@ -200,6 +204,48 @@ def test_a_rawthat_takes_its_time_does_not_lose_its_stream(router):
             probes = len(fake.received)
             fake.wait(lambda: len(fake.received) > probes + 1)  # its silence is noticed, and not held against it
             assert len(list(lazy)) == 399
+
+
+class _Slow(Unpaused):
+    """A client that takes its answer when it wants to, and an expert that has sent more of it before it heard so."""
+
+    def __init__(self):
+        self.ready, self.pieces, self.probes = asyncio.Event(), [], asyncio.Semaphore(0)
+
+    def piece(self, data, routed=None):
+        self.pieces.append(data)
+
+    async def resumed(self):
+        await self.ready.wait()
+
+    async def probe(self):
+        self.probes.release()
+
+    async def ask(self, expert, sink):
+        sink.piece(b"one")
+        held = asyncio.create_task(sink.resumed())
+        await asyncio.sleep(0)
+        sink.piece(b"two")
+        await held
+        sink.piece(b"three")
+
+
+def test_what_comes_while_a_reader_takes_its_time_starts_no_silence():
+    async def run():
+        slow, limits = _Slow(), Limits(stall_seconds=0.05)
+        expert = Expert("e", slow, limits)
+        dispatch = Dispatcher(None, Decider((expert,), (0,)), limits, Metrics((expert,)))
+        end = asyncio.get_running_loop().time() + 20
+        tending = asyncio.create_task(expert.tend())
+        attempt = asyncio.create_task(dispatch.attempt(expert, slow.ask, slow, end))
+        for _ in range(3):  # a second probe follows only when the first's verdict is done
+            await asyncio.wait_for(slow.probes.acquire(), 20)
+        slow.ready.set()
+        await attempt
+        tending.cancel()
+        return slow.pieces
+
+    assert asyncio.run(run()) == [b"one", b"two", b"three"]
 
 
 def test_no_expert_left_is_said_at_once(router):

@@ -5,6 +5,7 @@ A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that f
 
 import contextlib
 import errno
+import math
 import signal
 import sys
 import time
@@ -14,10 +15,24 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from erlab import paper, profiles
+from erlab import options, paper, profiles
 from erlab.errors import ErlabError
+from erlab.options import (
+    Figures,
+    MoreRecords,
+    NewRecords,
+    Profile,
+    Prompts,
+    RecordFiles,
+    Results,
+    Seed,
+    TextColumn,
+    Triton,
+    Upstream,
+)
 
 _MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+_MENDABLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder was wanted, or the other way round
 
 
 class _Group(typer.core.TyperGroup):
@@ -51,39 +66,7 @@ app = typer.Typer(
     "[bold]erlab reproduce[/bold] runs the whole study on this machine; the other commands do a part of it.",
 )
 
-_PROFILES, _SYSTEMS = ", ".join(profiles.PROFILES), ", ".join(paper.SYSTEMS["v2"])
-_V1_SYSTEMS = ", ".join(paper.SYSTEMS["v1"])
-Profile = Annotated[str, typer.Option(help=f"Where the study runs, and how large: {_PROFILES}.", metavar="NAME")]
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, "
-        "a Hugging Face OWNER/NAME.",
-        metavar="SOURCE",
-    ),
-]
-TextColumn = Annotated[
-    str | None, typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME")
-]
-Seed = Annotated[int, typer.Option(help="What all random draws start from.")]
-Results = Annotated[Path | None, typer.Option(help="Folder of generated files, instead of data/results/PROFILE.")]
-Figures = Annotated[Path | None, typer.Option(help="Folder of the figures, instead of figures.")]
-Triton = Annotated[
-    str | None,
-    typer.Option(help="A Triton server that holds the models, instead of an embedded one.", metavar="HOST:PORT"),
-]
-Upstream = Annotated[
-    str | None,
-    typer.Option(help="An OpenAI-compatible server that you run, for all experts.", metavar="http://HOST:PORT"),
-]
-RecordFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
-]
-MoreRecords = Annotated[
-    list[Path] | None,
-    typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
-]
+_SYSTEMS, _V1_SYSTEMS = (", ".join(paper.SYSTEMS[version]) for version in ("v2", "v1"))
 
 
 @app.command()
@@ -215,7 +198,8 @@ def claims(
     ] = None,
     rows: Annotated[bool, typer.Option("--rows", help="Show what each verdict was computed from, too.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write the request records of one claim to a file.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Write the request records of one claim to a file.", metavar="FILE", callback=options.FILE),
     ] = None,
 ):
     """Test the paper's claims on request records: verdict, margin over the threshold, and how sure it is.
@@ -333,12 +317,15 @@ def gpu(
         list[str] | None, typer.Option(help="8B, 8B-shared or 70B-FP8; repeat for more. All that fit if not given.")
     ] = None,
     users: Annotated[
-        list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 256 if not given.")
+        list[int] | None,
+        typer.Option(help="Concurrent users; repeat for more. 1 to 256 if not given.", callback=options.COUNT),
     ] = None,
     upstream: Upstream = None,
     seed: Seed = 0,
     results: Results = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the summary, instead of data/measured.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the summary, instead of data/measured.", callback=options.FOLDER)
+    ] = None,
 ):
     """Measure experts on this machine's GPU, users to gateway to engine, beside the simulation of the same GPU.
 
@@ -407,8 +394,13 @@ def route(
 
 @app.command()
 def users(
-    address: Annotated[str, typer.Option(help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT")],
-    count: Annotated[int, typer.Option("--users", help="How many ask at the same time.")] = 8,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT", callback=options.TRITON
+        ),
+    ],
+    count: Annotated[int, typer.Option("--users", help="How many ask at the same time.", callback=options.COUNT)] = 8,
     model: Annotated[
         list[str] | None, typer.Option(help="Whom they ask in turn; repeat for more. router if not given.")
     ] = None,
@@ -417,7 +409,7 @@ def users(
     text: TextColumn = None,
     seed: Seed = 0,
     name: Annotated[str, typer.Option(help="What the records call the system.")] = "custom",
-    out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("users.parquet"),
+    out: NewRecords = Path("users.parquet"),
 ):
     """Let closed-loop users ask a running system; write their request records and print a summary.
 
@@ -444,19 +436,31 @@ def simulate(
     system: Annotated[str, typer.Option(help=f"{_SYSTEMS} of paper v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
     version: Annotated[str, typer.Option("--paper", help="The paper's version: v2 or v1.")] = "v2",
     users: Annotated[
-        list[int] | None, typer.Option(help="Concurrent users; repeat for more. 1 to 1,000 if not given.")
+        list[int] | None,
+        typer.Option(help="Concurrent users; repeat for more. 1 to 1,000 if not given.", callback=options.COUNT),
     ] = None,
     seed: Seed = 0,
     kv_gib: Annotated[
-        float | None, typer.Option(help="KV cache on each GPU; what the weights leave if not given.")
+        float | None,
+        typer.Option(
+            help="KV cache on each GPU; what the weights leave if not given.",
+            callback=options.must("be a number above 0", lambda gib: 0 < gib < math.inf),
+        ),
     ] = None,
     era: Annotated[
         str | None, typer.Option(help="Software: 0.13 (TensorRT-LLM then), none (kernels of today).")
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(help="Engines of the system, instead of all eight GPUs' worth.")
+        int | None,
+        typer.Option(help="Engines of the system, instead of all eight GPUs' worth.", callback=options.COUNT),
     ] = None,
-    gateway_ms: Annotated[float, typer.Option(help="What a router system's gateway takes.")] = 2.0,
+    gateway_ms: Annotated[
+        float,
+        typer.Option(
+            help="What a router system's gateway takes.",
+            callback=options.must("be from 0 to 60000", lambda ms: 0 <= ms <= 60_000),
+        ),
+    ] = 2.0,
     policy: Annotated[
         str | None, typer.Option(help="How a router system chooses, such as spill; nearest if not given.")
     ] = None,
@@ -464,7 +468,7 @@ def simulate(
     cluster: Annotated[
         str | None, typer.Option(help="Where loads are simulated: dask:HOST:PORT or ray:HOST:PORT.", metavar="CLUSTER")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the request records go.")] = Path("simulated.parquet"),
+    out: NewRecords = Path("simulated.parquet"),
 ):
     """Simulate a system of the paper on its DGX H100; write request records and print a summary.
 
@@ -479,10 +483,10 @@ def simulate(
     from erlab import metrics, records, simulation
 
     it, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
-    if policy and not it.router:
+    if policy is not None and not it.router:
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
-    options = dict(setup=setup, seed=seed, cluster=cluster, policy=policy or "nearest")
-    found = simulation.sweep({system: it}, users or paper.LOADS, **options)
+    policy = "nearest" if policy is None else policy
+    found = simulation.sweep({system: it}, users or paper.LOADS, setup=setup, seed=seed, cluster=cluster, policy=policy)
     records.save(out, found)
     columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s"]
     table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
@@ -492,8 +496,8 @@ def simulate(
 
 def _running(triton: str | None, upstream: str | None) -> str | None:
     """The one address of --triton and --upstream."""
-    if upstream and (triton or "://" not in upstream):
-        raise ErlabError(f"--upstream must be http://HOST:PORT, and not beside --triton. Got {upstream!r}.")
+    if upstream and triton:
+        raise ErlabError(f"--upstream must not stand beside --triton. Got {upstream!r} and {triton!r}.")
     return upstream or triton
 
 

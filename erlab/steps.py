@@ -69,7 +69,7 @@ STEPS = (
 def select(steps: tuple[Step, ...], only: tuple[str, ...] = (), start: str | None = None) -> tuple[Step, ...]:
     """The steps named in `only` (all if empty), from `start` on. A name may be its beginning (``04``) or its word."""
     wanted = [_one(steps, name, "only") for name in only] or list(steps)
-    first = steps.index(_one(steps, start, "from")) if start else 0
+    first = steps.index(_one(steps, start, "from")) if start is not None else 0
     if found := tuple(s for s in steps[first:] if s in wanted):
         return found
     raise ErlabError(f"No step is left: --only {', '.join(only)} lies before --from {start}.")

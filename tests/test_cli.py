@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -19,6 +20,7 @@ def run(*arguments):
 
 
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
+FILE = Path(__file__)
 COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "route", "users", "simulate")
 
 
@@ -45,6 +47,8 @@ def test_asking_for_help_loads_nothing_heavy():
         (("reproduce", "--profile", "desktop"), DESKTOP),
         (("doctor", "--profile", "desktop"), DESKTOP),
         (("reproduce", "--only", "12"), "--only must name one of 00_environment, "),
+        (("reproduce", "--from", ""), "--from must name one of 00_environment, "),
+        (("reproduce", "--triton", "a:1", "--upstream", "http://a:1"), "--upstream must not stand beside --triton. "),
         (("reproduce", "--set", "loads"), "--set must be NAME=VALUE. Got 'loads'."),
         (("reproduce", "--list", "--set", "lods=3"), "has a parameter 'lods'. --set may name there: clusterers, clusters, "),
         (("serve", "--system", "F"), "must be one of A, B, C, D, E. Got 'F'."),
@@ -62,6 +66,36 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message):
     assert done.stderr.startswith("erlab: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
+SERVE, USERS = ("serve", "--system", "A"), ("users", "--address", "localhost:1")
+SIMULATE, CLAIM = ("simulate", "--system", "D"), ("claims", "--id", "v2-8b-wide")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        *((command, "--seed", (-1, 2**32)) for command in (("reproduce",), USERS, SIMULATE, ("gpu",))),
+        *((command, "--users", (0, -3)) for command in (USERS, SIMULATE, ("gpu",))),
+        *((command, "--triton", ("", "a", "a:0", "a:65536", "http://a:1")) for command in (("reproduce",), SERVE)),
+        (("users",), "--address", ("", "a", "a:x", "http://a:1")),
+        *((c, "--upstream", ("", "a:1", "http://", "ftp://a:1")) for c in (("reproduce",), SERVE, ("gpu",))),
+        *((c, "--results", (FILE, FILE / "b")) for c in (("reproduce",), ("doctor",), SERVE, ("route", "x"), ("gpu",))),
+        (("reproduce",), "--figures", (FILE,)),
+        *((command, "--out", (FILE / "b",)) for command in (("figures",), CLAIM, ("gpu",), USERS, SIMULATE)),
+        *((command, "--out", (FILE.parent,)) for command in (CLAIM, USERS, SIMULATE)),
+        (SIMULATE, "--kv-gib", (0.0, -1.0, float("nan"), float("inf"))),
+        (SIMULATE, "--gateway-ms", (-1.0, float("nan"), float("inf"))),
+        (SIMULATE, "--replicas", (0, -1)),
+    ],
+)
+def test_an_option_is_refused_by_its_own_name(command, option, values):
+    """Numbers out of range, no addresses, files for folders and folders for files: before anything is started."""
+    for value in values:
+        done = run(*command, option, value)
+        assert done.exit_code == 2, done.output
+        assert done.stderr.startswith(f"erlab: {option} must be ") and done.stderr.count("\n") == 1
+        assert done.stderr.endswith(f"Got {value if isinstance(value, Path) else repr(value)}.\n")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -70,6 +104,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message):
         (KeyboardInterrupt(), 130, "erlab: Stopped.\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "erlab: /data/x: No space left on device\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "erlab: /x: Permission denied\n"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x/y"), 2, "erlab: /x/y: Not a directory\n"),
     ],
 )
 def test_exit_statuses(monkeypatch, error, status, line):

@@ -1,0 +1,99 @@
+"""What the options of `erlab` allow, and those that several of its commands share.
+
+What a callback here refuses is one line with the option's name; typer itself refuses what is no number.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erlab import profiles
+from erlab.errors import ErlabError
+
+
+def must(allowed: str, fits: Callable[[object], bool]) -> Callable:
+    """An option's callback, which refuses a given value (of several: any) that doesn't fit, by the option's name."""
+
+    def check(option: typer.CallbackParam, given):
+        for value in given if isinstance(given, (list, tuple)) else [given]:
+            if value is not None and not fits(value):
+                got = repr(value) if isinstance(value, str) else value
+                raise ErlabError(f"{option.opts[0]} must {allowed}. Got {got}.")
+        return given
+
+    return check
+
+
+def _is_folder(path: Path) -> bool:
+    return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
+
+
+def _is_address(text: str) -> bool:
+    from erlab import attached
+
+    with contextlib.suppress(ErlabError):
+        return bool(attached.checked(text))
+    return False
+
+
+COUNT = must("be at least 1", lambda number: number >= 1)
+FOLDER = must("be a folder, new or there already", _is_folder)
+FILE = must("be a file, new or there already", lambda path: not path.is_dir() and _is_folder(path.parent))
+TRITON = must("be HOST:PORT with a port from 1 to 65535", lambda text: "://" not in text and _is_address(text))
+UPSTREAM = must("be http://HOST:PORT", lambda text: "://" in text and _is_address(text))
+
+Profile = Annotated[
+    str,
+    typer.Option(help=f"Where the study runs, and how large: {', '.join(profiles.PROFILES)}.", metavar="NAME"),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, "
+        "a Hugging Face OWNER/NAME.",
+        metavar="SOURCE",
+    ),
+]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME")
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="What all random draws start from.",
+        callback=must("be from 0 to 4294967295", lambda number: 0 <= number < 2**32),  # what numpy's generators take
+    ),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Folder of generated files, instead of data/results/PROFILE.", callback=FOLDER),
+]
+Figures = Annotated[Path | None, typer.Option(help="Folder of the figures, instead of figures.", callback=FOLDER)]
+Triton = Annotated[
+    str | None,
+    typer.Option(
+        help="A Triton server that holds the models, instead of an embedded one.",
+        metavar="HOST:PORT",
+        callback=TRITON,
+    ),
+]
+Upstream = Annotated[
+    str | None,
+    typer.Option(
+        help="An OpenAI-compatible server that you run, for all experts.",
+        metavar="http://HOST:PORT",
+        callback=UPSTREAM,
+    ),
+]
+RecordFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
+]
+MoreRecords = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
+]
+NewRecords = Annotated[Path, typer.Option("--out", help="Where the request records go.", callback=FILE)]

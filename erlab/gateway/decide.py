@@ -1,7 +1,8 @@
 """The gateway's decision: a prompt's cluster from the router, its expert from the policy.
 
-Prompts that arrive in the same turn of the event loop are classified as one batch; nothing waits for more to come. A
-router that needs more than a millisecond for a prompt works in a thread, and what arrives meanwhile is its next batch.
+Prompts that arrive in the same turn of the event loop are classified as one batch, or a few where they are many, so
+that the first are on their way while the last are classified; nothing waits for more to come. A router that needs more
+than a millisecond for a prompt works in a thread, and what arrives meanwhile is its next batch.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from erlab.routing.policies import POLICIES, Fleet
 from erlab.routing.router import Row
 
 _SLOW_NS = 1_000_000
+_TOGETHER = 32  # prompts of a batch: more cost as much each, and the first of them would wait for the last
 _LONG = 2_000  # characters, about a millisecond; a longer prompt goes to the thread whatever the router
 _SAMPLE = "How do I salt the pasta water, and what does the landlord's court say about it? " * 5
 
@@ -61,21 +63,19 @@ class Classifier:
         return await answer, time.monotonic_ns() - start
 
     def _batch(self) -> None:
-        batch, self._waiting, self._scheduled = self._waiting, [], False
+        batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
         texts = [text for text, _ in batch]
         if not (self.slow or any(len(text) > _LONG for text in texts)):
-            self._answer(batch, self._route(texts))
+            self._done(batch, self._route(texts))
             return
-        self._scheduled = True  # until the thread is free again
-        loop = asyncio.get_running_loop()
+        routing = asyncio.get_running_loop().run_in_executor(self._thread, self._route, texts)
+        routing.add_done_callback(lambda rows: self._done(batch, rows.result()))
 
-        def done(rows: asyncio.Future) -> None:
-            self._answer(batch, rows.result())
-            self._scheduled = bool(self._waiting)
-            if self._scheduled:
-                self._batch()
-
-        loop.run_in_executor(self._thread, self._route, texts).add_done_callback(done)
+    def _done(self, batch: list[tuple[str, asyncio.Future]], rows: list[Row] | Exception) -> None:
+        self._answer(batch, rows)
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            asyncio.get_running_loop().call_soon(self._batch)
 
     def _route(self, texts: list[str]) -> list[Row] | Exception:
         try:

@@ -50,6 +50,26 @@ def test_what_arrives_together_is_one_batch_and_what_arrives_alone_waits_for_nob
     assert not slow and watched.threads == {threading.get_ident()}
 
 
+def test_of_a_wave_the_first_go_on_while_the_last_are_classified(router):
+    prompts = [f"{text} {n}" for n in range(10) for text in KITCHEN + COURT]
+    told, seen = [], []  # who has heard; how many had when each batch began
+
+    async def main():
+        classifier = Classifier(SimpleNamespace(route=lambda texts: seen.append(len(told)) or router.route(texts)))
+        seen.clear()
+
+        async def hear(text):
+            row, _ = await classifier(text)
+            told.append(text)
+            return row.cluster
+
+        return await asyncio.gather(*map(hear, prompts))
+
+    assert asyncio.run(main()) == router.predict(prompts).tolist()
+    assert told == prompts and len(seen) > 2
+    assert all(earlier < later for earlier, later in zip(seen, seen[1:]))
+
+
 def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(router):
     watched = Watched(router, seconds=0.1)
 

@@ -71,7 +71,7 @@ def test_of_a_wave_the_first_go_on_while_the_last_are_classified(router):
 
 
 def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(router):
-    watched = Watched(router, seconds=0.1)
+    watched = Watched(router, seconds=0.05)
 
     async def main():
         classifier = Classifier(watched)
@@ -91,6 +91,12 @@ def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(rout
     assert slow and ticks > 10 and watched.batches == [1, len(KITCHEN)]
     assert [row.cluster for row in rows] == router.predict(KITCHEN).tolist()
     assert threading.get_ident() not in watched.threads
+
+
+def test_a_router_is_not_called_slow_because_the_machine_was(router):
+    waits = iter([0.002] * 12)
+    held_up = SimpleNamespace(route=lambda texts: (time.sleep(next(waits, 0)), router.route(texts))[1])
+    assert not Classifier(held_up).slow
 
 
 def test_a_long_prompt_does_not_hold_the_loop(router):

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 import numpy as np
+from in_thread import InThread
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
@@ -86,7 +87,7 @@ def text_response(request: service_pb2.ModelInferRequest, text: str) -> bytes:
     return service_pb2.ModelStreamInferResponse(infer_response=answer).SerializeToString()
 
 
-class FakeTriton(grpc.GenericRpcHandler):
+class FakeTriton(InThread, grpc.GenericRpcHandler):
     """`models`: name -> async generator of texts. `port` 0 is chosen by the system."""
 
     def __init__(self, models: dict[str, Model], port: int = 0):
@@ -98,20 +99,7 @@ class FakeTriton(grpc.GenericRpcHandler):
         self.metadata: list[dict] = []
         self._port = port
 
-    def __enter__(self) -> "FakeTriton":
-        up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
-        self._thread.start()
-        assert up.wait(10)
-        return self
-
-    def __exit__(self, *_):
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(10)
-
     async def _serve(self, up: threading.Event):
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.changed = asyncio.Condition()
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers([self])

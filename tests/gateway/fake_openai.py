@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-import threading
 
 from aiohttp import web
-
+from in_thread import InThread
 
 FLOOD, FLOODS = 50_000, 1000
 
 
-class FakeOpenAI:
+class FakeOpenAI(InThread):
     """`with FakeOpenAI() as fake: fake.base` is its URL, which ends in /v1. Keeps the bodies it got."""
 
     def __init__(self, port: int = 0):
@@ -21,19 +20,7 @@ class FakeOpenAI:
         self.status = 200
         self._port = port
 
-    def __enter__(self) -> "FakeOpenAI":
-        up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
-        self._thread.start()
-        assert up.wait(10)
-        return self
-
-    def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
     async def _serve(self, up):
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application()
         app.add_routes([web.post("/v1/completions", self._answer), web.post("/v1/chat/completions", self._answer)])
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

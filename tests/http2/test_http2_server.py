@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import pytest
@@ -24,6 +24,18 @@ def run(scenario, handler=service, options=(), **limits):
                 return await scenario(channel)
 
     return asyncio.run(main())
+
+
+@asynccontextmanager
+async def call_beside(channel):
+    """A call under way, which is answered before and after what is done meanwhile."""
+    call = channel.stream_stream(f"{PEER}Back")()
+    await call.write(b"one")
+    assert await call.read() == b"one"
+    yield
+    await call.write(b"two")
+    assert await call.read() == b"two"
+    call.cancel()
 
 
 async def refused(call):
@@ -103,14 +115,8 @@ def test_messages_may_come_compressed_and_stay_bounded(compression):
 def test_too_large_a_message_ends_its_call_only():
     async def scenario(channel):
         ask = channel.unary_unary(f"{PEER}Back")
-        beside = channel.stream_stream(f"{PEER}Back")()
-        await beside.write(b"one")
-        assert await beside.read() == b"one"
-        answers = [await refused(ask(b"x" * 20_000_000)), await refused(ask(b"x" * 10_001)), await ask(b"x" * 10_000)]
-        await beside.write(b"two")
-        assert await beside.read() == b"two"
-        beside.cancel()
-        return answers
+        async with call_beside(channel):
+            return [await refused(ask(b"x" * n)) for n in (20_000_000, 10_001)] + [await ask(b"x" * 10_000)]
 
     large, larger, fits = run(scenario, message_bytes=10_000)
     assert large[0] is larger[0] is CODE.RESOURCE_EXHAUSTED and "10001 bytes is larger than 10000" in larger[1]
@@ -120,13 +126,8 @@ def test_too_large_a_message_ends_its_call_only():
 def test_too_many_headers_end_their_call_only():
     async def scenario(channel):
         ask = channel.unary_unary(f"{PEER}Back")
-        beside = channel.stream_stream(f"{PEER}Back")()
-        await beside.write(b"one")
-        assert await beside.read() == b"one"
-        code, _ = await refused(ask(b"", metadata=[("x-long", "x" * 4000)]))
-        await beside.write(b"two")
-        assert await beside.read() == b"two"
-        beside.cancel()
+        async with call_beside(channel):
+            code, _ = await refused(ask(b"", metadata=[("x-long", "x" * 4000)]))
         return code
 
     assert run(scenario, header_bytes=2000) is CODE.RESOURCE_EXHAUSTED

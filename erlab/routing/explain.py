@@ -52,9 +52,10 @@ def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> lis
 def title(decision: dict) -> str:
     """A decision in a line."""
     margin = "the only one" if decision["margin"] is None else f"by {decision['margin']:.3f}"
-    outlier = ", but it fits no cluster" if decision["outlier"] else ""
-    unknown = "" if decision["known"] else ", though the router knows nothing in it"
-    return f"{shown(decision['text'])} → cluster {decision['cluster']}, {margin}{outlier}{unknown}"
+    doubt = ", but it fits no cluster" if decision["outlier"] else ""
+    if not decision["known"]:
+        doubt = ", though the router knows nothing in it"
+    return f"{shown(decision['text'])} → cluster {decision['cluster']}, {margin}{doubt}"
 
 
 def nearest_table(decision: dict, domains: Mapping[int, str]) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def nearest(row: Row, fleet: Fleet, ticket: int = 0) -> int:
 
 
 def outlier(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """The generalist for a prompt beyond the router's outlier threshold, the nearest cluster's expert for the rest."""
+    """The generalist for a prompt that fits no cluster (`Routing.outlier`), the nearest cluster's expert for the rest."""
     if row.outlier and fleet.generalist is not None and fleet.up[fleet.generalist]:
         return fleet.generalist
     return nearest(row, fleet)

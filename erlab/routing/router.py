@@ -51,7 +51,8 @@ class Routing:
     cluster: (n,) int, the one of least cost. distance: (n,) to its centre (Euclidean; vectors have length one, or zero
     where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
     runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
-    recipes. outlier: (n,) bool, beyond the calibrated threshold; all False before `PromptRouter.calibrate`.
+    recipes. outlier: (n,) bool, beyond the calibrated threshold, or a prompt in which the router knows nothing; all False
+    before `PromptRouter.calibrate`.
     difficulty: (n,) from 0 to 1, or None before `PromptRouter.fit_difficulty`.
     """
 
@@ -194,8 +195,10 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         rows = np.arange(len(costs))
         cluster = costs.argmin(axis=1)
         distance = distances[rows, cluster]
-        calibrated = self.threshold_ is not None
-        outlier = self.outlier_score_(vectors) > self.threshold_ if calibrated else np.zeros(len(rows), dtype=bool)
+        outlier = np.zeros(len(rows), dtype=bool)
+        if self.threshold_ is not None:
+            unknown = ~vectors.any(axis=1)  # as close to all clusters as to none, which the score does not tell
+            outlier = unknown | (self.outlier_score_(vectors) > self.threshold_)
         difficulty = None if self.difficulty_ is None else self.difficulty_(vectors)
         if costs.shape[1] == 1:
             margin, runner_up = np.full(len(rows), np.inf), np.full(len(rows), -1)

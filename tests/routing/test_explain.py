@@ -50,6 +50,7 @@ def test_outliers_single_clusters_and_unknown_prompts_say_so(router, texts):
     assert [type(d["outlier"]) for d in (empty, pasta)] == [bool, bool]
     assert (empty["known"], pasta["known"]) == (False, True)
     assert title(empty).startswith("(empty) → cluster") and title(empty).endswith("knows nothing in it")
+    assert empty["outlier"] and "fits no cluster" not in title(empty)
     assert title(pasta | {"outlier": True}).endswith("fits no cluster")
     table = decisions_table([empty, pasta], {})
     assert table["its words"][0] == "(nothing known)"

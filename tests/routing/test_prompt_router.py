@@ -1,6 +1,7 @@
 """The compiled decision against scikit-learn's pipeline, bad input, and the estimator's manners."""
 
 import re
+from copy import copy
 
 import numpy as np
 import pytest
@@ -164,3 +165,21 @@ def test_words_drop_stop_words_and_numbers():
 def test_top_terms_set_clusters_apart():
     texts = ["red car", "red bus", "red car now", "red boat"]
     assert top_terms(texts, [0, 0, 0, 1], 3) == [["car"], [], []]  # bus, boat: one prompt; red: everywhere
+
+
+def test_a_prompt_without_anything_known_is_an_outlier_whatever_its_score(router, texts, tmp_path):
+    """Its vector is zero: the squared distances are those of the centres and the mean themselves."""
+    router, unknown = copy(router), ["", "qqq zzz www", "the of and"]
+    assert not router.embed(unknown).any()
+    score = router.outlier_score_
+    to_clusters, to_all = ((score.centers @ score.within) ** 2).sum(axis=1), ((score.mean @ score.around) ** 2).sum()
+    assert router.outlier_scores(unknown) == pytest.approx([to_clusters.min() - to_all] * 3)
+    before = router.route([*texts, *unknown])
+    assert not before.outlier.any(), "nothing is one before calibration"
+    router.calibrate(texts, share=0.1)
+    saved = PromptRouter.load(router.save(tmp_path / "router"))
+    pipeline = router.decide(router.features_.transform([*texts, *unknown]))
+    for routing in (router.route([*texts, *unknown]), saved.route([*texts, *unknown]), pipeline):
+        assert routing.outlier[-3:].all()
+        assert (routing.outlier[:-3] == (router.outlier_scores(texts) > router.threshold_)).all()
+        assert (routing.cluster == before.cluster).all()

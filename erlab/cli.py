@@ -534,11 +534,14 @@ def _show_states(states: list, results: Path, why: bool) -> None:
     from erlab.terminal import duration
 
     will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
-    rows = [(s.step.name, will[s.state] if why else s.state, duration(s.minutes), s.reason) for s in states]
+    lengths = ["depends on the server" if s.minutes is None else duration(s.minutes) for s in states]
+    rows = [(s.step.name, will[s.state] if why else s.state, n, s.reason) for s, n in zip(states, lengths)]
     _print_rows(str(results), ("step", "state", "takes about", "why"), rows)
     if why:
-        minutes = sum(s.minutes for s in states if s.state in ("stale", "missing"))
-        print(f"About {duration(minutes)} in all; nothing was written." if minutes else "Nothing has to run.")
+        due = [s.minutes for s in states if s.state in ("stale", "missing")]
+        known, unknown = sum(n for n in due if n is not None), None in due
+        theirs = ", and what the server takes" if unknown else ""
+        print(f"About {duration(known)} in all{theirs}; nothing was written." if due else "Nothing has to run.")
 
 
 def _show_plan(study) -> None:

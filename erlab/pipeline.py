@@ -120,12 +120,15 @@ class Study:
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``."""
+    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``.
+
+    `minutes` it took or is expected to take; None where that depends on a server that is not ours.
+    """
 
     step: Step
     state: str
     reason: str
-    minutes: float
+    minutes: float | None
 
 
 def literal(text: str) -> object:
@@ -329,9 +332,12 @@ def _feeds(study: Study, earlier: Step, later: Step) -> bool:
     return any(_makes(study, earlier, place) for place in study.places(later.reads))
 
 
-def _minutes(study: Study, step: Step, found: Mapping | None) -> float:
-    """What a step took last time, or is expected to take."""
-    return found["seconds"] / 60 if found else steps.minutes(step, profiles.profile(study.profile))
+def _minutes(study: Study, step: Step, found: Mapping | None) -> float | None:
+    """What a step took last time, or is expected to take; None where it asks another server than then, or than ours."""
+    served = "engines" in step.reads + step.writes
+    if found and not (served and found["parameters"].get("triton") != study.triton):
+        return found["seconds"] / 60
+    return None if served and study.triton else steps.minutes(step, profiles.profile(study.profile))
 
 
 def _remove(places: list[Path]) -> None:

@@ -39,10 +39,11 @@ class Display:
     def line(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def begin(self, step: str, reason: str, minutes: float) -> None:
+    def begin(self, step: str, reason: str, minutes: float | None) -> None:
         self._name = step
         self._bars.reset(self._step, description=step, total=None, visible=True)
-        self.line(f"{step}: running, {reason}; about {duration(minutes)}")
+        how_long = "how long depends on the server" if minutes is None else f"about {duration(minutes)}"
+        self.line(f"{step}: running, {reason}; {how_long}")
 
     def cell(self, done: int, total: int) -> None:
         """How many of the notebook's code cells have run; shows in a terminal only."""

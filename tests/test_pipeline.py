@@ -228,6 +228,21 @@ def test_dry_run_writes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_how_long_another_server_takes_is_not_known_until_it_was_asked(tmp_path, quiet):
+    declared = PARAMETERS + "\ntriton = None"
+    for name in ("00_a", "03_b"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", WRITE.format(name=name), parameters=declared)
+    (tmp_path / "results/engines").mkdir(parents=True)
+    made = (Step("00_a", writes=("00_a",), minutes=1), Step("03_b", ("engines",), ("03_b",), minutes=3))
+    ours = dataclasses.replace(study(tmp_path, ()), steps=made)
+    theirs = dataclasses.replace(ours, triton="http://127.0.0.1:1")
+    assert [s.minutes for s in pipeline.survey(ours)] == [1, 3]
+    assert [s.minutes for s in pipeline.survey(theirs)] == [1, None]
+    ended = pipeline.reproduce(theirs, show=quiet())
+    assert [s.minutes for s in pipeline.survey(theirs)] == [pytest.approx(s.minutes, abs=0.01) for s in ended]
+    assert pipeline.survey(ours)[1].minutes == 3
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

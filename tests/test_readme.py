@@ -10,6 +10,7 @@ from typer.main import get_command
 from erlab import figures, paths, profiles
 from erlab.cli import app
 from erlab.engines.families import FAMILIES
+from erlab.routing import PromptRouter
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.policies import POLICIES
 from erlab.simulation.components import unavailable
@@ -44,6 +45,8 @@ def test_the_examples_of_how_to_add_things_run(tmp_path, monkeypatch, tables, ca
     weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("mine", "tiny")]
     assert weights[0] != weights[1]
     assert set(names["router"].labels_) == set(range(8))
+    short, long = PromptRouter.load("my_router").route(["salt?", max(names["prompts"]["text"], key=len)]).difficulty
+    assert 0 < short < long < 1
     assert pd.read_csv("my_figures/fig8.csv").ttft_p99_s.notna().all() and (tmp_path / "my_figures/fig8.pdf").is_file()
     assert names["mine"].num_rows == 40
 

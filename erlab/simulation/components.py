@@ -27,6 +27,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -153,29 +154,42 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
                 )
             )
 
-            def only(kinds: Callable[[str], bool]):
-                chosen = {
-                    phase: [op for op in spec[phase] if kinds(next(iter(op.values()))["name"])]
-                    for phase in ("context_ops", "generation_ops")
-                }
+            def ops(phase: str, kind: str) -> list:
+                return [op for op in spec[phase] if _kind(op) == kind]
+
+            def engine_of(context: list, generation: list):
+                chosen = {"context_ops": context, "generation_ops": generation}
                 blob = aiconfigurator_core.engine_spec_bincode_from_json(json.dumps(spec | chosen))
                 return aiconfigurator_core.AicEngine.from_spec(bytes(blob), None)
 
-            attend = only(lambda name: name.endswith("attention"))
-            head = only(lambda name: name.endswith("logits_gemm"))
-            rest = only(lambda name: not name.endswith(("attention", "logits_gemm")))
-            rest.predict_decode_latency(1, 1, 2)
+            attend = engine_of(ops("context_ops", "attention"), ops("generation_ops", "attention"))
+            # Each engine reads the measured GEMMs anew, so one answers for two: with the head in prefilling's place.
+            dense = engine_of(ops("generation_ops", "head"), ops("generation_ops", "rest"))
+            with ThreadPoolExecutor() as pool:  # the first question reads measurements, without the interpreter's lock
+                asked = [
+                    pool.submit(dense.predict_decode_latency, 1, 1, 2),
+                    pool.submit(attend.predict_prefill_latency, 1, 1, 0),
+                    pool.submit(attend.predict_decode_latency, 1, 1, 2),
+                ]
+                for one in asked:
+                    one.result()
     except (ValueError, KeyError, RuntimeError, OSError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         name = f"{expert.model.name} {expert.precision.name} TP {expert.tensor_parallel}"
         data = f"{gpu.name}, {software.backend} {software.version}"
         raise ErlabError(f"No step times of {name} on {data}: {reason}") from e
     return Parts(
-        lambda tokens: rest.predict_decode_latency(int(tokens), 1, 2),
-        lambda sequences: head.predict_decode_latency(int(sequences), 1, 2),
+        lambda tokens: dense.predict_decode_latency(int(tokens), 1, 2),
+        lambda sequences: dense.predict_prefill_latency(int(sequences), 1, 0),
         lambda batch, context: attend.predict_decode_latency(int(batch), int(context), 2),
         lambda prompts, length, prefix: attend.predict_prefill_latency(int(prompts), int(length + prefix), int(prefix)),
     )
+
+
+def _kind(op: dict) -> str:
+    """What an operation of aiconfigurator's engine belongs to: attention, the output head, or the rest."""
+    name = next(iter(op.values()))["name"]
+    return "attention" if name.endswith("attention") else "head" if name.endswith("logits_gemm") else "rest"
 
 
 def _write_config(expert: Expert, folder: Path) -> None:

@@ -37,11 +37,12 @@ _CLAIMS = {claim.id: claim for claim in CLAIMS}
 
 @dataclass(frozen=True)
 class Asked:
-    """What claims are tested on: the runs, the summary of cells, each repetition's own, and a cell's bootstrap samples."""
+    """What claims are tested on: the runs, the summary of cells, each repetition's own (None without resamples), and a
+    cell's bootstrap samples."""
 
     runs: pd.DataFrame
     cells: pd.DataFrame
-    repeated: pd.DataFrame
+    repeated: pd.DataFrame | None
     draws: Callable[[pd.Series], dict]
 
     def of(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> "Asked":
@@ -61,13 +62,18 @@ def ledger(
     within noise; NA without resamples.
     """
     chosen, requests = _chosen(only), _requests(records)
-    requests = requests.assign(repeat=confidence.repeats(requests))
     runs = requests[[*metrics.CELL, "run_id", "machine"]].drop_duplicates()
     runs = runs.assign(
         marked=runs["run_id"].isin(selection.marked(records)), model=selection.of_attached(records, runs)
     )
-    repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
-    asked = Asked(runs, _summary(records), repeated, _draws(requests, repeated, resamples, seed))
+    used = sorted({metric for claim in chosen for metric in CHECKS[claim.id].metrics})
+    table = _summary(records)[[*metrics.CELL, "requests", "failed", "runs", *used]]  # of few columns: it's cut often
+    asked = Asked(runs, table, None, lambda cell: {})
+    if resamples:
+        requests = requests.assign(repeat=confidence.repeats(requests))
+        repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
+        draws = _draws(requests, repeated, resamples, seed)
+        asked = replace(asked, repeated=repeated[[*metrics.CELL, "repeat", *used]], draws=draws)
     rows = [row for claim in chosen for row in _tested(claim, asked)]
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
@@ -162,7 +168,7 @@ def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed:
         repetitions = confidence.repetitions(len(throughputs), resamples, seed)
         return confidence.resample(cells.get_group(key), throughputs, repetitions, rng)
 
-    return lambda cell: drawn(tuple(cell[metrics.CELL])) if resamples else {}
+    return lambda cell: drawn(tuple(cell[metrics.CELL]))
 
 
 @functools.lru_cache(maxsize=2)

@@ -102,18 +102,20 @@ def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
     is unknown or undefined.
     """
     cell = requests.groupby(list(by), dropna=False).ngroup()
-    numbered = requests.assign(cell=cell, failed=~finished(requests))
+    numbered = requests[["run_id", "machine", "t_submit", "t_last", "output_tokens"]]
+    numbered = numbered.assign(cell=cell, failed=~finished(requests))
     cells = numbered.groupby("cell")
     _, first = np.unique(cell.to_numpy(), return_index=True)
     table = requests[list(by)].iloc[first].reset_index(drop=True)
     machines = numbered[["cell", "machine"]].dropna().drop_duplicates().sort_values("machine")
     table["machine"] = machines.groupby("cell")["machine"].agg(", ".join).astype("string")
     table = table.assign(runs=cells["run_id"].nunique(), requests=cells.size(), failed=cells["failed"].sum())
+    found = {}
     for (name, unit), metric in _SUMMARISED.items():
         quantiles = _quantiles(metric(requests).to_numpy(float, na_value=np.nan), cell.to_numpy(), len(table))
         for label, values in zip(_QUANTILES, quantiles):
-            table[f"{name}_{label}_{unit}"] = pd.array(values, dtype="Float64")
-    return table.assign(**_throughputs(numbered)).reset_index(drop=True)
+            found[f"{name}_{label}_{unit}"] = pd.array(values, dtype="Float64")
+    return pd.concat([table, pd.DataFrame(found | _throughputs(numbered), table.index)], axis=1)
 
 
 def _quantiles(values: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def _of_module(module: str, file: Path, size: int, time: int) -> tuple[str, froz
 def _mentions(tree: ast.Module, package: str) -> set[str]:
     """The package's modules that code inside `package` mentions, with the packages that they lie in."""
     found = set()
-    for name in _names(tree, package):
+    for name in set(_names(tree, package)):
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
             if _file(module := ".".join(parts[:end])):
@@ -117,8 +117,16 @@ def _names(tree: ast.Module, package: str) -> Iterator[str]:
     docstrings = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
     for node in nodes:
         if isinstance(node, ast.Attribute):
-            root, _, rest = ast.unparse(node).partition(".")
+            root, rest = _dotted(node)
             if root in local:
                 yield f"{local[root]}.{rest}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield from _NAMED.findall(node.value)
+
+
+def _dotted(node: ast.Attribute) -> tuple[str | None, str]:
+    """An attribute's root, None where that is no name, and the names after it."""
+    rest, node = [node.attr], node.value
+    while isinstance(node, ast.Attribute):
+        rest, node = [node.attr, *rest], node.value
+    return node.id if isinstance(node, ast.Name) else None, ".".join(rest)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from datasets import Dataset
 
 from erlab import (
     attached,
@@ -38,6 +38,9 @@ from erlab.errors import ErlabError
 from erlab.profiles import preliminary
 from erlab.progress import report
 from erlab.spec import Profile, System
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def measure_preliminary(
@@ -283,7 +286,9 @@ def routing_overview(found: records.Records) -> pd.DataFrame:
     return table[[f"routing_{q}_ms" for q in ("min", "median", "p95", "p99")]].astype(float).round(3)
 
 
-def load_prompts(folders: Folders) -> Dataset:
+def load_prompts(folders: Folders) -> "Dataset":
+    from datasets import Dataset  # takes half a second to import
+
     if not folders.prompts.is_file():
         raise ErlabError(f"No {folders.prompts}: run notebook 02_train_router first (erlab reproduce --only 02).")
     return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)

@@ -20,7 +20,6 @@ from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.figures import style
 from erlab.figures.simulation import PLOTS
-from erlab.routing import PromptRouter
 from erlab.simulation import autoscaling as scaling
 from erlab.simulation import beyond, era, validation
 from erlab.spec import Profile, System, require
@@ -54,6 +53,8 @@ def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
 def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -> dict[str, list]:
     """What the study's router decides on the held-back prompts, and what routers decide that differ from it in nothing
     but the clusterer (names of `routing.clusterers.CLUSTERERS`): lists of `routing.router.Row` by name."""
+    from erlab.routing import PromptRouter  # scikit-learn takes a second to import
+
     prompts = experiments.load_prompts(folders)
     texts = {
         split: prompts.filter(lambda s, wanted=split: s == wanted, input_columns="split")["text"][:]

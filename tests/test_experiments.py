@@ -5,6 +5,7 @@ The real path is run by tests/test_study.py.
 
 import contextlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -180,15 +181,16 @@ def test_bad_loads_are_refused_before_anything_starts(folders, world, loads):
 def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path, folders):
     seconds = {"P-half-int8-b4": 3, "P-half-int8-b8": 2, "P-half-float32-b4": 4, "P-half-float32-b8": 5}
     seconds |= {"P-all-int8-b4": 9, "P-all-int8-b8": 9, "P-all-float32-b4": 1, "P-all-float32-b8": 7}
-    for name, (_, system) in experiments.preliminary(SMOKE).items():
+    to = replace(SMOKE, batch_limits=(4, 8))
+    for name, (_, system) in experiments.preliminary(to).items():
         for n in (1, 4):
-            run = experiments.describe("preliminary", name, system, SMOKE, n, 0, folders)
+            run = experiments.describe("preliminary", name, system, to, n, 0, folders)
             common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
             last = seconds[name] if n == 4 else 10 - seconds[name]  # the low load says the opposite
             rows = [common | {"t_submit": 0, "t_last": last * 10**9 + i, "status": "ok"} for i in range(n)]
             rows.append(common | {"t_submit": 0, "t_last": 10**15, "status": "timeout"})
             records.write(tmp_path / "found" / f"{name}-{n}.parquet", rows, run)
-    chosen = experiments.choose_batch_limits(records.read(tmp_path / "found"), SMOKE)
+    chosen = experiments.choose_batch_limits(records.read(tmp_path / "found"), to)
     assert chosen == {"A": 8, "B": 4, "C": 4, "D": 8, "E": 4}
 
 

@@ -98,7 +98,8 @@ def series(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str | None], pd.Dat
 
 
 def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, width: float, height: float) -> Figure:
-    """One panel a (paper, source) of `frame`, side by side or, in a narrow figure, below one another.
+    """One panel a (paper, source) of `frame`, side by side or, where the figure is narrow or one panel as wide as a
+    page, below one another.
 
     `draw(ax, rows, looks)` fills a panel. Overlaid records have one panel a version of the paper.
     """
@@ -106,14 +107,15 @@ def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, wi
     looks, labels = _looks(requests, frame)
     overlaid, versions = LABEL in frame, frame["paper"].nunique(dropna=False)
     parts = list(frame.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))
-    shape = (len(parts), 1) if style.narrow() else (1, len(parts))
+    stacked = style.narrow() or width == style.DOUBLE
+    shape = (len(parts), 1) if stacked else (1, len(parts))
     fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height * shape[0])
     axes = fig.subplots(*shape, squeeze=False).ravel()
     for ax, ((version, *source), rows) in zip(axes, parts):
         draw(ax, rows, looks)
         words = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
         ax.set_title(", ".join(words) if len(parts) > 1 else "")
-    for ax in axes[: None if style.narrow() else 1]:
+    for ax in axes[: None if stacked else 1]:
         ax.set_ylabel(label)
     routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
     plain = style.looks(requests["system"].unique())

@@ -56,7 +56,7 @@ def plot(records: Records) -> Figure:
     ax = fig.subplots()
     ax.set(xlim=(0, style.DOUBLE), ylim=(-0.05, height), aspect="equal")
     ax.axis("off")
-    look = {c: _look(i) for i, c in enumerate(sorted(frame["cluster"].unique()))}
+    look = {c: style.color_and_marker(i) for i, c in enumerate(sorted(frame["cluster"].unique()))}
 
     top, low = height - 0.32, 0.28
     middle = (top + low) / 2
@@ -143,10 +143,6 @@ def _requests(records: Records, run: dict) -> pd.DataFrame:
 
 def _points(records: Records) -> pd.DataFrame:
     return pd.DataFrame(_described(records)["router_summary"]["points"], columns=["x", "y", "cluster", "domain"])
-
-
-def _look(i: int) -> tuple[str, str]:
-    return style.PALETTE[i % len(style.PALETTE)], style.MARKERS[i % len(style.MARKERS)]
 
 
 def _scatter(ax: Axes, points: pd.DataFrame, look: dict) -> None:

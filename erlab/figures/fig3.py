@@ -1,5 +1,7 @@
 """Fig. 3: response time over users for batch limits and precisions, on half and on all of the devices (TP 4, TP 8)."""
 
+import itertools
+
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
@@ -13,7 +15,6 @@ CAPTION = (
     "on half and on all of the machine."
 )
 _SHARES = {"half": ("half of the cores", 4), "all": ("all cores", 8)}  # of the laptop's, and what it plays
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 def data(records: Records) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def data(records: Records) -> pd.DataFrame:
 
 @style.context()
 def plot(records: Records) -> Figure:
-    """A row a source, a panel a share of the devices; colour is the precision, marker and dash the batch limit."""
+    """A row a source, a panel a share of the devices; colour and filling: precision, marker and dash: batch limit."""
     frame, requests = data(records), selection.preliminary(records)
     sources = list(frame.groupby("source"))
     fig = style.figure(style.DOUBLE, (4.9 if style.narrow() else 2.7) * len(sources))
@@ -59,8 +60,8 @@ def _row(fig: SubFigure, source: str, frame: pd.DataFrame, titles: dict[str, str
     precisions, limits = sorted(frame["precision"].unique()), sorted(frame["max_batch_size"].unique())
     colors = dict(zip(precisions, ("#0072B2", "#D55E00", "#009E73", "#CC79A7")))
     looks = {
-        (p, b): style.Look(colors[p], style.MARKERS[i % len(style.MARKERS)], _DASHES[i % len(_DASHES)])
-        for i, b in enumerate(limits)
+        (p, b): style.Look(colors[p], marker, dash, filled=p in precisions[::2])
+        for b, marker, dash in zip(limits, itertools.cycle(style.MARKERS), itertools.cycle(style.DASHES))
         for p in precisions
     }
     panels = sorted(frame.groupby("half"), key=lambda panel: panel[0] != "half")

@@ -24,8 +24,8 @@ def data(records: Records) -> pd.DataFrame:
 
 @style.context()
 def plot(records: Records) -> Figure:
-    """The systems' boxes stand side by side at each load; loads are evenly spaced."""
-    return curves.panels(records, data(records), "Time to first token (s)", _boxes, style.DOUBLE, 3.0)
+    """The systems' boxes stand side by side at each load; loads are evenly spaced, panels below one another."""
+    return curves.panels(records, data(records), "Time to first token (s)", _boxes, style.DOUBLE, 2.6)
 
 
 def _boxes(ax: Axes, rows: pd.DataFrame, looks: curves.Lines) -> None:
@@ -45,7 +45,7 @@ def _boxes(ax: Axes, rows: pd.DataFrame, looks: curves.Lines) -> None:
     for edge in range(1, len(loads)):
         ax.axvline(edge - 0.5, color="#e4e4e4", linewidth=0.5)
     ax.grid(False, axis="x")
-    step = -(-len(loads) // 10)  # more labels would touch
+    step = -(-len(loads) // style.labels_beside(ax))  # more labels would touch
     ax.set_xticks(range(len(loads)), ["" if i % step else f"{n:g}" for i, n in enumerate(loads)])
     ax.set(xlabel="Concurrent users", xlim=(-0.5, len(loads) - 0.5))
     style.log_values(ax)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,10 +19,11 @@ from erlab import claims, manifest
 from erlab.figures import style
 
 _SIMULATED = "simulated on a DGX H100"
+_ONCE = f"{_SIMULATED}, one seed a case"
 _VERDICTS = {  # colour and mark
-    claims.HOLDS: ("#9ecae8", "✓"),
-    claims.FAILS: ("#f2b27a", "✗"),
-    claims.NOT_RUNNABLE: ("#e4e4e4", "–"),
+    claims.HOLDS: ("#cfe5f5", "✓"),
+    claims.FAILS: ("#e39a5b", "✗"),
+    claims.NOT_RUNNABLE: ("#f2f2f2", "–"),
 }
 
 
@@ -32,14 +34,14 @@ def policies(frame: pd.DataFrame) -> Figure:
     imbalance = frame.groupby("clusterer")["largest cluster"].first().sort_values()
     places = {name: i for i, name in enumerate(imbalance.index)}
     looks = _looks(names)
-    fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.24 * len(places)), diagram=True)
+    fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.36 * len(places)), diagram=True)
     axes = fig.subplots(len(loads), 2, squeeze=False, sharey=True)
     columns = {"output_throughput": "Output tokens/s", "ttft_p99_s": "99th percentile of time to first token, s"}
     for users, row in zip(loads, axes):
         for ax, (column, label) in zip(row, columns.items()):
             for i, name in enumerate(names):
                 cells = frame[(frame["policy"] == name) & (frame["users"] == users)]
-                y = cells["clusterer"].map(places) + (i / (len(names) - 1 or 1) - 0.5) * 0.55
+                y = cells["clusterer"].map(places) + (i / (len(names) - 1 or 1) - 0.5) * 0.7
                 ax.plot(cells[column].astype(float), y, linestyle="", **looks[name])
             ax.set_title(f"{users:,} user{'s' * (users > 1)}")
             ax.set_xlabel(label if users == loads[-1] else "")
@@ -47,15 +49,16 @@ def policies(frame: pd.DataFrame) -> Figure:
             ax.set_xlim(0, 1.08 * frame.loc[frame["users"] == users, column].max())
             for edge in np.arange(0.5, len(places) - 1):
                 ax.axhline(edge, color="#e4e4e4", linewidth=0.5)
-        row[0].set_yticks(list(places.values()), [f"{n}, largest {s:.0%}" for n, s in imbalance.items()])
+        row[0].set_yticks(list(places.values()), [f"{n}\nlargest {s:.0%}" for n, s in imbalance.items()])
     _legend(fig, looks)
-    return _noted(fig, f"{_SIMULATED}, system {_only(frame, 'system')}; decisions on held-back prompts are real")
+    return _noted(fig, f"{_ONCE}, system {_only(frame, 'system')}; decisions on held-back prompts are real")
 
 
 @style.context()
 def autoscaling(frame: pd.DataFrame) -> Figure:
     """Share of requests within MLPerf's limits over the rate, a line a controller."""
-    looks = _looks(dict.fromkeys(frame["controller"]))
+    names = dict.fromkeys(frame["controller"])
+    looks = {n: look | {"linestyle": dash} for (n, look), dash in zip(_looks(names).items(), style.DASHES)}
     fig = style.figure(style.COLUMN, 2.6)
     ax = fig.subplots()
     for name, rows in frame.groupby("controller", sort=False):
@@ -66,7 +69,7 @@ def autoscaling(frame: pd.DataFrame) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _legend(fig, looks)
     cold = _only(frame, "cold_start_s")
-    return _noted(fig, f"{_SIMULATED}, system {_only(frame, 'system')}; cold start {cold:g} s (assumed)")
+    return _noted(fig, f"{_ONCE}, system {_only(frame, 'system')}; cold start {cold:g} s (assumed)")
 
 
 @style.context()
@@ -78,7 +81,7 @@ def economics(frame: pd.DataFrame) -> Figure:
         frame,
         list(rows.items()),
         style.log_values,
-        f"{_SIMULATED}; {price:g} $ a GPU hour (assumed), board power the whole time",
+        f"{_SIMULATED}; ${price:g} a GPU hour (assumed), board power the whole time",
     )
 
 
@@ -132,7 +135,7 @@ def sensitivity(frame: pd.DataFrame) -> Figure:
             changed = verdict != verdicts.loc[cases[0], claim]
             frame_line = dict(linewidth=1.1, edgecolor="black") if changed else dict(linewidth=0)
             ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, facecolor=color, **frame_line))
-            ax.text(x, y, mark, ha="center", va="center", fontsize=7)
+            ax.text(x, y, mark, ha="center", va="center", fontsize=7 * style.scale())
     ax.set_xlim(-0.5, len(ids) - 0.5)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set_xticks(range(len(ids)), ids, rotation=35, ha="right", rotation_mode="anchor")
@@ -144,14 +147,15 @@ def sensitivity(frame: pd.DataFrame) -> Figure:
     handles.append(Patch(facecolor="none", edgecolor="black", label="differs from the default"))
     fig.legend(handles=handles, loc="outside upper center", ncols=4)
     loads = _only(frame, "loads")
-    return _noted(fig, f"{_SIMULATED} at {loads} users; the default first, then one assumption changed at a time")
+    return _noted(fig, f"{_ONCE}, at {loads} users; the default first, then one assumption changed at a time")
 
 
 @style.context()
 def published(frame: pd.DataFrame) -> Figure:
     """Predicted over published throughput of each cell, a panel a version, the band of its target shaded."""
     versions = sorted(frame["version"].unique(), reverse=True)
-    colors = dict(zip(sorted(frame["tp"].unique()), style.PALETTE))
+    sizes = sorted(frame["tp"].unique())
+    colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.85, len(sizes)))))  # from dark to light
     fig = style.figure(style.DOUBLE, 2.9, diagram=True)
     axes = fig.subplots(1, len(versions), squeeze=False, sharey=True)[0]
     markers = {"fp8": "o", "fp16": "s"}
@@ -163,15 +167,16 @@ def published(frame: pd.DataFrame) -> Figure:
         for (quant, tp), cells in rows.groupby(["quant", "tp"]):
             ax.plot(
                 cells["tokens_per_s"], cells["judged"], linestyle="", marker=markers[quant], color=colors[tp],
-                markersize=3.2, alpha=0.8, markeredgewidth=0,
+                markersize=3.6 * style.scale(), alpha=0.8, markeredgewidth=0,
             )  # fmt: skip
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_title(f"TensorRT-LLM {version}: " + _only(rows, "how"))
         ax.set_xlabel("Published output tokens/s")
         error = (rows["judged"] - 1).abs().median()
         text = f"{rows['judged'].notna().sum()} cells, median error {error:.1%}"
-        ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7)
+        ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7 * style.scale())
     ticks = [0.5, 0.67, 0.8, 1, 1.25, 1.5, 2]
     axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes[0].yaxis.set_minor_locator(NullLocator())
@@ -214,7 +219,8 @@ PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
 
 def _looks(names: Sequence[str]) -> dict[str, dict]:
     """A colour and a marker for each name, as matplotlib's options."""
-    return {n: dict(color=style.PALETTE[i], marker=style.MARKERS[i], label=n) for i, n in enumerate(names)}
+    pairs = map(style.color_and_marker, range(len(names)))
+    return {n: dict(color=color, marker=marker, label=n) for n, (color, marker) in zip(names, pairs)}
 
 
 def _legend(fig: Figure, looks: dict[str, dict]) -> None:

@@ -1,7 +1,8 @@
 """One look for every figure: sizes, fonts, colours, axes of users, the line under it and its files.
 
 A system has one colour, marker and dash everywhere: baselines cool, router systems warm. The colours are told apart
-with the common colour vision deficiencies (Okabe and Ito; the rest from Paul Tol's muted set).
+with the common colour vision deficiencies (Okabe and Ito; the rest from Paul Tol's muted set), and no two series of a
+figure differ in hue alone, so that a grey copy can be read.
 
     with style.using("talk", width=6):
         figures.save_all(found, "slides", formats=("svg",))
@@ -137,25 +138,31 @@ _SYSTEMS = {
     "E": Look("#E69F00", "v", (0, (4, 1.5))),
     "TP8": Look("#000000", "o", "-"),
     "70B-INT8": Look("#999933", "P", "-"),
-    "13B-FP16": Look("#CC79A7", "v", (0, (4, 1.5))),
+    "13B-FP16": Look("#CC79A7", "<", (0, (4, 1.5))),
     "13B-FP8": Look("#882255", "X", (0, (6, 1.5, 1, 1.5))),
 }
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#999933", "#CC6677", "#AA4499", "#DDCC77", "#117733", "#882255", "#661100")
 MARKERS = "oDs^vPX*<>"
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
+
+def color_and_marker(i: int) -> tuple[str, str]:
+    """Those of the i-th of many things: a hundred pairs, of which ten in a row share neither."""
+    return PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
     """Each system's look; systems that aren't the paper's share the rest of the palette in the order of their names."""
     names = sorted(set(systems))
     others = [n for n in names if n not in _SYSTEMS]
-    free = {n: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], "-") for i, n in enumerate(others)}
+    free = {n: Look(*color_and_marker(i), "-") for i, n in enumerate(others)}
     return {n: _SYSTEMS[n] if n in _SYSTEMS else free[n] for n in names}
 
 
 def overlaid(look: Look, place: int) -> Look:
-    """A system's look in the `place`-th of several records drawn over one another: its colour, another dash."""
-    return replace(look, dash=_DASHES[place % len(_DASHES)], filled=place % 2 == 0)
+    """A system's look in the `place`-th of several records drawn over one another: its colour, another dash (and, from
+    the fifth on, the other filling)."""
+    return replace(look, dash=DASHES[place % len(DASHES)], filled=(place + place // len(DASHES)) % 2 == 0)
 
 
 class Picture(Figure):
@@ -214,9 +221,14 @@ def users_axis(ax: Axes, loads: Sequence[int]) -> None:
     """Concurrent users on a base-2 logarithm with a tick at each real load; labels that would touch are left out."""
     ax.set_xscale("log", base=2)
     ax.set_xlim(min(loads) / 1.25, max(loads) * 1.25)
-    ax.set_xticks(loads, _thinned(loads, room=12 if len(loads) > 1 else 1))
+    ax.set_xticks(loads, _thinned(loads, room=labels_beside(ax) if len(loads) > 1 else 1))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("Concurrent users")
+
+
+def labels_beside(ax: Axes) -> int:
+    """How many labels of a few digits stand side by side under a panel without touching."""
+    return max(2, int(3.2 * ax.figure.figure.get_figwidth() / scale() / ax.get_subplotspec().get_gridspec().ncols))
 
 
 def _thinned(loads: Sequence[int], room: int) -> list[str]:
@@ -264,7 +276,7 @@ def _columns(labels: Sequence[str], width: float) -> int:
         rows = -(-len(labels) // columns)
         longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
         if sum(0.42 + 0.06 * n for n in longest) <= width:
-            return columns
+            return -(-len(labels) // rows)  # no more than have a label in each row but the last
     return 1
 
 
@@ -276,7 +288,7 @@ def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
 def note(fig: Figure, text: str) -> None:
     """A line of text under a figure, wrapped to its width."""
     size = matplotlib.rcParams["legend.fontsize"]
-    wrapped = "\n".join(textwrap.wrap(text, int(fig.get_figwidth() * 115 / size), break_long_words=False))
+    wrapped = "\n".join(textwrap.wrap(text, int(fig.get_figwidth() * 120 / size), break_long_words=False))
     fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=size, color=GREY)
 
 

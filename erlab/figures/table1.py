@@ -20,7 +20,7 @@ _SHOWN = {
     "requests": "Requests",
     "failed": "Failed",
 }
-_WIDTHS = [0.55, 1.7, 1.75, 0.75, 0.45, 0.5, 0.55, 0.6, 0.45]
+_WIDTHS = [0.65, 1.5, 1.5, 0.75, 0.5, 0.7, 0.55, 0.65, 0.5]
 
 
 def data(records: Records) -> pd.DataFrame:
@@ -57,7 +57,8 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(records: Records) -> Figure:
     """The table, drawn."""
     frame = data(records)
-    text = frame[list(_SHOWN)].astype(object).where(frame[list(_SHOWN)].notna(), "–").astype(str)
+    text = frame[list(_SHOWN)].astype(object).where(frame[list(_SHOWN)].notna(), "–")
+    text = text.map(lambda value: f"{value:,}" if isinstance(value, int) else str(value))
     for column in ("plays", "title"):
         text[column] = text[column].str.replace(", ", "\n", n=1)
     fig = style.figure(style.DOUBLE, 0.4 + 0.3 * (len(text) + 1), diagram=True)

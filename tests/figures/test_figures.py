@@ -1,12 +1,7 @@
 """The plotted numbers against arithmetic; the pictures for what a printer and a colour-blind reader need."""
 
-import hashlib
 import math
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -148,21 +143,6 @@ def test_files_are_pdf_png_csv_and_the_csv_holds_the_plotted_numbers(study, tmp_
         content = pdf.read_bytes()
         assert b"/FontFile2" in content and b"/Type3" not in content, "fonts are embedded as TrueType"
         assert b"CreationDate" not in content
-
-
-def test_same_records_give_the_same_bytes_in_another_process(tmp_path):
-    code = (
-        "import sys, hashlib, pathlib; sys.path.insert(0, sys.argv[1]); import synthetic; from erlab import figures\n"
-        "files = figures.save_all(synthetic.make('CD', (1, 4)), sys.argv[2], ('fig1', 'fig4', 'table1'))\n"
-        "print([hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files])"
-    )
-    found = synthetic.make("CD", (1, 4))
-    here = figures.save_all(found, tmp_path / "here", ("fig1", "fig4", "table1"))
-    there = subprocess.run(
-        [sys.executable, "-c", code, str(Path(synthetic.__file__).parent), str(tmp_path / "there")],
-        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"},
-    )  # fmt: skip
-    assert there.stdout.strip() == str([hashlib.sha256(f.read_bytes()).hexdigest() for f in here])
 
 
 @pytest.mark.parametrize("name", [*figures.FIGURES, "two sources"])

@@ -1,0 +1,90 @@
+"""Every picture that a study draws, from small tables made up for tests: what the tests of files and of series draw.
+
+As a program it prints the hash of each picture's file in each format: ``python pictures.py``.
+"""
+
+import hashlib
+import itertools
+import json
+
+import pandas as pd
+import synthetic
+from matplotlib.figure import Figure
+
+from erlab import claims, figures
+from erlab.figures import overhead, simulation, style
+from erlab.records import Records
+from erlab.routing import plots
+
+
+def study() -> Records:
+    """Measured and simulated runs, the latter repeated; preliminary ones."""
+    seeds = [synthetic.make("CDE", (1, 8), source="simulated", seed=seed) for seed in (0, 1)]
+    return synthetic.both(synthetic.make(loads=(1, 8)), *seeds, synthetic.preliminary((1, 8)))
+
+
+def tables() -> dict[str, pd.DataFrame]:
+    """A table for each of `figures.simulation.PLOTS`, with every series that its picture can have."""
+    policies = [
+        {"clusterer": c, "policy": p, "users": n, "system": "D", "largest cluster": 0.1 + 0.2 * i}
+        | {"output_throughput": 100.0 * (i + j + n), "ttft_p99_s": 1.0 + i + j}
+        for (i, c), (j, p), n in itertools.product(
+            enumerate(("ward", "kmeans")),
+            enumerate(("nearest", "spill", "least_outstanding", "two_choices", "round_robin", "random")),
+            (600, 1000),
+        )
+    ]
+    autoscaling = [
+        {"system": "D", "controller": c, "rate": rate, "within": 0.9 - 0.1 * i, "cold_start_s": 60.0}
+        for (i, c), rate in itertools.product(enumerate(("fixed", "reactive", "forecasting")), (10.0, 20.0))
+    ]
+    systems = [("v2", s) for s in "ABCDE"] + [("v1", s) for s in ("TP8", "70B-INT8", "13B-FP16", "13B-FP8")]
+    cells = [
+        {"paper": version, "system": s, "users": n, "dollars_per_gpu_hour": 2.5}
+        | {"dollars_per_million_tokens": 9.0 / n + i, "joules_per_token": 5.0 / n + i, "goodput": float(n + i)}
+        for (i, (version, s)), n in itertools.product(enumerate(systems), (1, 10))
+    ]
+    verdicts = (claims.HOLDS, claims.FAILS, claims.NOT_RUNNABLE)
+    sensitivity = [
+        {"assumption": a, "value": None, "id": f"claim-{i}", "verdict": verdicts[(i + j) % 3], "loads": "1, 10"}
+        for (j, a), i in itertools.product(enumerate(("default", "gateway")), range(3))
+    ]
+    published = [
+        {"version": v, "quant": quant, "tp": tp, "tokens_per_s": 100.0 * tp, "judged": 1.1, "target": 0.1, "how": "so"}
+        for v, quant, tp in itertools.product(("1.0", "0.13"), ("fp8", "fp16"), (1, 2, 4, 8))
+    ]
+    h200 = pd.DataFrame({"users": [1, 4], "throughput": [9.0, 30.0], "tpot_ms": [5.0, 6.0], "ttft_s": [0.1, 0.2]})
+    rows = {"policies": policies, "autoscaling": autoscaling, "economics": cells, "sensitivity": sensitivity}
+    rows |= {"goodput": [c | {"limits": limits} for c in cells for limits in ("one", "two")], "published": published}
+    return {n: pd.DataFrame(r) for n, r in rows.items()} | {"h200": h200.join(1.1 * h200, rsuffix="_predicted")}
+
+
+def added() -> pd.DataFrame:
+    """What `erlab.overhead.compare` gives."""
+    times = {f"{part}_p{q}_ms": 1.0 + q / 10 for part in ("ttft", "outside") for q in (50, 99)}
+    return pd.DataFrame([{"way": way, "users": n} | times for way in ("direct", "gateway") for n in (1, 10)])
+
+
+def draw() -> dict[str, Figure]:
+    """Every picture by its name."""
+    found = study()
+    overlaid = figures.overlay({name: synthetic.make("CD", (1, 8), source=name) for name in ("measured", "simulated")})
+    recipes = pd.DataFrame({"p50_ms": [0.1, 2.0], "unseen": [0.7, 0.9]}, ["words, even", "MiniLM"])
+    drawn = {name: module.plot(found) for name, module in figures.FIGURES.items()}
+    drawn |= {name: simulation.PLOTS[name](frame) for name, frame in tables().items()}
+    drawn |= {"overlaid fig7": figures.fig7.plot(overlaid), "overhead": overhead.plot(added(), "emulated")}
+    return drawn | {"frontier": plots.frontier(recipes)}
+
+
+def hashes(drawn: dict[str, Figure]) -> dict[str, str]:
+    """The hash of each picture's file in each format; a picture is laid out once, which takes longest."""
+    found = {}
+    for name, fig in drawn.items():
+        for kind in style.FORMATS:
+            found[f"{name}.{kind}"] = hashlib.sha256(style.render(fig, kind)).hexdigest()
+            fig.set_layout_engine(None)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(hashes(draw())))

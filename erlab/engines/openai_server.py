@@ -12,8 +12,6 @@ itself. `Attached` is the same for a server that the user runs. `keeper` sees to
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -27,7 +25,7 @@ from erlab.engines.openai_models import METRICS, PORT
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.spec import require
-from erlab.triton import keeper
+from erlab.triton.kept import Kept, launch
 from erlab.triton.server import free_ports
 
 _KILL_SECONDS = 30  # how long a server may take to end
@@ -35,7 +33,7 @@ _LINES = 3  # of a log, shown where a server does not start
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # nothing is fetched or told
 
 
-class OpenAIServer:
+class OpenAIServer(Kept):
     """One server process; `base` is its URL, which ends in /v1. Raises ErlabError with the last lines of its log where
     it ends, or does not answer within `timeout` seconds."""
 
@@ -44,46 +42,25 @@ class OpenAIServer:
         if not file.is_file():
             raise ErlabError(f"{file}: no such file. Run notebook 01_build_engines first (erlab reproduce --only 01).")
         self.model, self._about, self._timeout = Path(place).name, json.loads(file.read_text()), timeout
-        self.kind, self.base, self.log, self._keeper = self._about["kind"], None, None, None
+        self.kind, self.base, self.log = self._about["kind"], None, None
 
     @property
     def metrics(self) -> str:
         """Where it tells its metrics, in Prometheus' text."""
         return self.base.removesuffix("/v1") + self._about["metrics"]
 
-    def __enter__(self) -> "OpenAIServer":
-        try:
-            self._start()
-            self._wait(time.monotonic() + self._timeout)
-        except BaseException as e:
-            self._stop(keep_log=isinstance(e, ErlabError))
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop(keep_log=not self.alive())
-
-    def alive(self) -> bool:
-        return self._keeper is not None and self._keeper.poll() is None
-
-    def _start(self) -> None:
+    def start(self) -> None:
         (port,) = free_ports((None,))
         self.base = f"http://127.0.0.1:{port}/v1"
         folder = Path(tempfile.mkdtemp(prefix="erlab-openai-"))
         self.log = folder.with_suffix(".log")
         command = [str(port) if part == PORT else part for part in self._about["argv"]]
-        watched = [str(os.getpid()), folder, str(_KILL_SECONDS)]
         with open(self.log, "wb") as output:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, *watched, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | _OFFLINE,
-                start_new_session=True,  # Ctrl-C in a terminal is for us to handle
-            )
+            self._keeper = launch(command, folder, _KILL_SECONDS, os.environ | _OFFLINE, output)
 
-    def _wait(self, deadline: float) -> None:
+    def wait(self) -> None:
+        """Wait until it has answered a request."""
+        deadline = time.monotonic() + self._timeout
         while True:
             why = probe(self.base, self.model)
             if why is None:

@@ -9,10 +9,7 @@ the alternative, a server a GPU, each for one model of one GPU. `keeper` sees to
 server that ends by itself stays dead: a sweep notices that and says so.
 """
 
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,7 +24,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from erlab import nvidia
 from erlab.errors import ErlabError
 from erlab.spec import require
-from erlab.triton import client, keeper
+from erlab.triton import client
+from erlab.triton.kept import Kept, launch
 from erlab.triton.server import free_ports
 
 ORCHESTRATOR = {"TRTLLM_ORCHESTRATOR": "1"}
@@ -91,7 +89,7 @@ def in_container(
     return nvidia.contained(engine, inside, name, (repository, *folders), ports, variables)
 
 
-class LLMServer:
+class LLMServer(Kept):
     """A Triton server of TensorRT-LLM models, started on `__enter__` and stopped on `__exit__`.
 
     `container`: docker or podman; None for this machine's own Triton or, without one, whichever of them is there.
@@ -120,7 +118,7 @@ class LLMServer:
         self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
         self._asked_ports, self._container = (grpc_port, None, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
-        self.grpc = self.http = self.metrics = self._keeper = self._folder = self._name = None
+        self.grpc = self.http = self.metrics = self._folder = self._name = None
         self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
         self.restarts = self._starts = 0
 
@@ -155,17 +153,11 @@ class LLMServer:
         self._folder = Path(tempfile.mkdtemp(prefix="erlab-llm-"))
         self.log = self.log or self._folder.with_suffix(".log")
         self._name = self._folder.name
-        watched = [str(os.getpid()), self._folder, str(_KILL_SECONDS)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = nvidia.environment() | (ORCHESTRATOR if self._orchestrate else {})
         with open(self.log, "wb") as output:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, *watched, *self.command(ports, self._name)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=nvidia.environment() | (ORCHESTRATOR if self._orchestrate else {}),
-                start_new_session=True,  # Ctrl-C in a terminal is for us to handle
-            )
+            command = self.command(ports, self._name)
+            self._keeper = launch(command, self._folder, _KILL_SECONDS, environment, output)
 
     def wait(self) -> None:
         """Wait until every model has answered a probe."""
@@ -187,21 +179,6 @@ class LLMServer:
         for model in self.models:
             for _ in client.generate(self.grpc, model, "ready?", 1, max(deadline - time.monotonic(), 1)):
                 pass
-
-    def __enter__(self) -> "LLMServer":
-        try:
-            self.start()
-            self.wait()
-        except BaseException as e:
-            self._stop(keep_log=isinstance(e, ErlabError))
-            raise
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop(keep_log=not self.alive())
-
-    def alive(self) -> bool:
-        return self._keeper is not None and self._keeper.poll() is None
 
     def _stop(self, keep_log: bool) -> None:
         if self._keeper:

@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -33,6 +32,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from erlab.errors import ErlabError
 from erlab.spec import require
 from erlab.triton import client, keeper
+from erlab.triton.kept import launch
 
 logger = logging.getLogger(__name__)
 
@@ -206,21 +206,13 @@ class Server:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         }
-        watched = [str(os.getpid()), self._folder, str(_KILL_SECONDS)]
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             output = open(self.log, "ab" if self._relaunches else "wb")
         except OSError as e:
             raise ErlabError(f"{self.log}: cannot write the server's log there ({e.strerror}).") from None
         with output:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", keeper.__file__, *watched, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal is for us to handle, not for the server
-            )
+            self._keeper = launch(command, self._folder, _KILL_SECONDS, environment, output)
 
     def _stop(self) -> None:
         """Stop the watch and the server and remove what is left of it; harmless if nothing runs."""

@@ -1,19 +1,26 @@
 """Bytes to our two sides, without a socket: what is not legal ends a connection by a word, what is odd harms nobody."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import HEADERS, PEER, Watched, Wire, cut, service
 
-from erlab.http2 import Channel, Failed, Server, frames, server
+from erlab.http2 import Channel, Failed, Server, connection, frames, server
 from erlab.http2.calls import Kept
 from erlab.http2.client import _Connection
 from erlab.http2.frames import frame
 from erlab.http2.headers import block, text, timeout
 
 GREETING = frames.PREFACE + frames.settings({})
+
+
+@pytest.fixture(autouse=True)
+def _still(monkeypatch):
+    """Connections' clock stands: their patience grows by time, of which much may pass on a busy machine."""
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 0.0, monotonic_ns=lambda: 0))
 
 
 async def _turns(count):

@@ -24,6 +24,7 @@ from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import gpu
 from erlab.simulation.steptimes import NS
+from erlab.simulation.sweeps import ALONE
 from erlab.simulation.system import Setup, Traffic, fixed_lengths, simulate, step_times
 from erlab.spec import BF16, FP8, FP16, GIB, Expert, Model, Precision, System, require
 
@@ -61,7 +62,7 @@ def validate_published(
     version: str,
     file: Path = PUBLISHED,
     setup: Setup = BENCHMARK,
-    jobs: int = -1,
+    jobs: int | None = None,
     sizes: Collection[int] = (1, 2, 4, 8),
 ) -> pd.DataFrame:
     """A row a published cell of this version and these tensor-parallel sizes: published and predicted output tokens/s
@@ -69,16 +70,22 @@ def validate_published(
 
     `predicted` uses the kernels as measured. `decode_s` and `prefill_s` are what decoding takes in all and what
     prefilling adds. Where several cells of a precision and size allow it, `fitted` corrects for the era with factors
-    fitted on the cells of all *other* input and output lengths. NA where the model does not fit.
+    fitted on the cells of all *other* input and output lengths. NA where the model does not fit. `jobs` as in `sweep`.
     """
     cells = pd.read_csv(file, dtype={"version": str})
     cells = cells[cells["version"].str.startswith(version) & cells["tp"].isin(sizes)].reset_index(drop=True)
     if cells.empty:
         raise ErlabError(f"{file}: no cells of version {version}.")
     tokens = _tokens(cells)
-    asked = {_identity(cell): None for cell in cells.itertuples()}
-    found = joblib.Parallel(jobs)(joblib.delayed(_saturate)(setup, *identity) for identity in asked)
-    spent = dict(zip(asked, found))
+    asked = dict.fromkeys(map(_identity, cells.itertuples()))
+    if jobs is None:
+        jobs = 1 if 2 * sum(_REQUESTS[lengths] for *_, lengths in asked) <= ALONE else -1
+    engines: dict[tuple, list] = {}  # an engine's cells together, so that its step times are tabulated once
+    for *engine, lengths in asked:
+        engines.setdefault(tuple(engine), []).append(lengths)
+    work = (joblib.delayed(_saturated)(setup, engine, lengths) for engine, lengths in engines.items())
+    found = joblib.Parallel(jobs)(work)
+    spent = {(*engine, lengths): times for part, engine in zip(found, engines) for lengths, times in part.items()}
     parts = pd.DataFrame([spent[_identity(cell)] for cell in cells.itertuples()], columns=["decode_s", "prefill_s"])
     cells = pd.concat([cells, parts], axis=1)
     cells["published_s"] = tokens / cells["tokens_per_s"]
@@ -90,7 +97,7 @@ def validate_published(
 
 
 def _identity(cell) -> tuple:
-    return gpu(cell.gpu.split("-")[0]).name, _model(cell.model), cell.quant, cell.tp, cell.isl, cell.osl
+    return gpu(cell.gpu.split("-")[0]).name, _model(cell.model), cell.quant, cell.tp, (cell.isl, cell.osl)
 
 
 def _tokens(cells: pd.DataFrame) -> pd.Series:
@@ -102,16 +109,23 @@ def _tokens(cells: pd.DataFrame) -> pd.Series:
     return cells["osl"] * [_REQUESTS[shape] for shape in shapes]
 
 
-def _saturate(setup: Setup, machine: str, model: Model, quant: str, tp: int, isl: int, osl: int) -> tuple[float, float]:
+def _saturated(setup: Setup, engine: tuple, lengths: list[tuple[int, int]]) -> dict[tuple, tuple[float, float]]:
+    """`_saturate` of one engine's cells, by their lengths."""
+    return {one: _saturate(setup, *engine, one) for one in lengths}
+
+
+def _saturate(
+    setup: Setup, machine: str, model: Model, quant: str, tp: int, lengths: tuple[int, int]
+) -> tuple[float, float]:
     """Seconds decoding takes in all, and seconds prefilling adds, when a published cell's requests come at once.
 
     The schedule of requests that are all there from the start does not depend on how long iterations take, so the
     total is linear in both factors and two runs tell the parts.
     """
     require(quant in _PRECISIONS, "quant", "the published cells", f"hold one of {', '.join(_PRECISIONS)}", quant)
-    expert, setup = Expert(model, _PRECISIONS[quant], tp, None, 2048, isl, osl), replace(setup, gpu=machine)
+    expert, setup = Expert(model, _PRECISIONS[quant], tp, None, 2048, *lengths), replace(setup, gpu=machine)
     one = System("published", "v2", expert, 1, router=False)
-    load = fixed_lengths(_REQUESTS[isl, osl], 1, isl, osl)
+    load = fixed_lengths(_REQUESTS[lengths], 1, *lengths)
     try:
         total, more = (
             simulate(one, traffic=load, setup=replace(setup, era=slower)).requests["t_last"].max() / NS

@@ -281,6 +281,8 @@ def _text(value) -> tuple[str, bool]:
         return "–", False
     if isinstance(value, float):
         return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"), True
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}", True
     return str(value), not isinstance(value, str)
 
 

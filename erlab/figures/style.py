@@ -288,8 +288,9 @@ def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
 def note(fig: Figure, text: str) -> None:
     """A line of text under a figure, wrapped to its width."""
     size = matplotlib.rcParams["legend.fontsize"]
-    wrapped = "\n".join(textwrap.wrap(text, int(fig.get_figwidth() * 120 / size), break_long_words=False))
-    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=size, color=GREY)
+    kept = text.replace("commit ", "commit\xa0")  # on one line with its number
+    wrapped = "\n".join(textwrap.wrap(kept, int(fig.get_figwidth() * 120 / size), break_long_words=False))
+    fig.supxlabel(wrapped.replace("\xa0", " "), x=0.01, ha="left", fontsize=size, color=GREY)
 
 
 def provenance(records: Records, requests: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""What browser tests share: headless Chromium, a JupyterLab of their own, and a notebook in it that is run to its end."""
+"""What browser tests share: headless Chromium, a JupyterLab or Notebook 7 of their own, a notebook run to its end in it."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -52,9 +53,11 @@ def chromium() -> Iterator:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path) -> Iterator[str]:
-    """A JupyterLab on a free port of the loopback that serves `folder/notebooks`; yields the address to put a
-    notebook's name in. It ends, and its kernels with it, when the context does."""
+def jupyter(folder: Path, program: str = "jupyterlab") -> Iterator[str]:
+    """A JupyterLab (Notebook 7, if `program` is notebook) on a free port of the loopback that serves `folder/notebooks`.
+
+    Yields the address to put a notebook's name in; it ends, and its kernels with it, when the context does.
+    """
     places = {name: folder / name.lower() for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")}
     environment = os.environ | {f"JUPYTER_{name}": str(place) for name, place in places.items()}
     environment |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython")}
@@ -66,12 +69,13 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     root, token = folder / "notebooks", os.urandom(16).hex()
     root.mkdir(exist_ok=True)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={root}"]
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--IdentityProvider.token={token}"]
+    command = [sys.executable, "-m", program, *options, f"--IdentityProvider.token={token}"]
     server = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+/lab", line) for line in server.stderr)))
+        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in server.stderr)))
         threading.Thread(target=server.stderr.read, daemon=True).start()  # what it logs would fill the pipe
-        yield f"{found[0]}/tree/{{}}?token={token}&reset"
+        place = "lab/tree" if program == "jupyterlab" else "notebooks"
+        yield f"{found[0]}{place}/{{}}?token={token}&reset"
     finally:
         server.terminate()
         server.wait(30)
@@ -86,7 +90,13 @@ def place(source: Path, folder: Path, values: Mapping) -> None:
 def open_notebook(page, address: str) -> None:
     """Open a notebook; returns when its kernel waits for work."""
     page.goto(address)
-    page.get_by_text(re.compile(r"ipykernel.*Idle")).wait_for(timeout=60_000)
+    if "/lab/" in address:
+        page.get_by_text(re.compile(r"ipykernel.*Idle")).wait_for(timeout=60_000)
+        return
+    deadline = time.monotonic() + 60  # Notebook 7 shows a sign only, which is there before the kernel
+    while not any(_waits(session["kernel"]) for session in _sessions(page, address)):
+        assert time.monotonic() < deadline, "no kernel is connected and idle"
+        page.wait_for_timeout(200)
 
 
 def run_all(page, address: str, seconds: float = 180) -> None:
@@ -98,11 +108,25 @@ def run_all(page, address: str, seconds: float = 180) -> None:
 
 
 def end_kernels(page, address: str) -> None:
-    """Shut down every kernel of the JupyterLab at this address."""
-    base, token = re.match(r"(.*)/lab/tree/.*token=(\w+)", address).groups()
-    headers = {"Authorization": f"token {token}"}
-    for session in page.request.get(f"{base}/api/sessions", headers=headers).json():
+    """Shut down every kernel of the server at this address."""
+    base, headers = _server(address)
+    for session in _sessions(page, address):
         page.request.delete(f"{base}/api/sessions/{session['id']}", headers=headers)
+
+
+def _sessions(page, address: str) -> list[dict]:
+    base, headers = _server(address)
+    return page.request.get(f"{base}/api/sessions", headers=headers).json()
+
+
+def _waits(kernel: dict) -> bool:
+    return kernel["connections"] > 0 and kernel["execution_state"] == "idle"
+
+
+def _server(address: str) -> tuple[str, dict]:
+    """The address of a server's own face, and what it wants to be asked with."""
+    base, token = re.match(r"(http://[^/]*)/.*token=(\w+)", address).groups()
+    return base, {"Authorization": f"token {token}"}
 
 
 def errors(page) -> list[str]:

@@ -16,6 +16,7 @@ from erlab.explore import Setting
 from erlab.simulation import assumptions, beyond, components
 
 ROOF = Setting(users=10, steps="roofline")  # needs no kernel tables
+SHOWN_EVERYWHERE = {"text/plain", "text/html", "image/png"}  # in JupyterLab, Notebook 7 and VS Code alike
 ALL = [(version, name) for version, systems in paper.SYSTEMS.items() for name in systems]
 
 
@@ -145,7 +146,9 @@ def test_the_notebook_runs_and_its_parameters_run_it_again(tmp_path):
         )
         outputs = [o for cell in done.cells if cell.cell_type == "code" for o in cell.outputs]
         assert not [o for o in outputs if o.output_type == "error"]
-        assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs) == 2
+        kinds = [kind for o in outputs for kind in o.get("data", {})]
+        assert kinds.count("application/vnd.jupyter.widget-view+json") == 2
+        assert set(kinds) <= SHOWN_EVERYWHERE | {"application/vnd.jupyter.widget-view+json"}
         return [(results / file).read_text() for file in ("parameters.json", "system.json", "curves.csv")]
 
     first = run("first", **asdict(replace(ROOF, kv_gib=4.5)), other={"system": "E", "steps": "roofline"})
@@ -154,6 +157,18 @@ def test_the_notebook_runs_and_its_parameters_run_it_again(tmp_path):
 
 
 # ---- widgets
+
+
+def test_only_widgets_that_every_frontend_brings_are_used():
+    """Those of ipywidgets itself: VS Code and Notebook 7 would have to fetch any other."""
+    shown = panel.Panel(ROOF, replace(ROOF, system="E"))
+    waiting, used = [shown, panel.Requirements(shown, users=5, ttft_s=10.0, tpot_ms=1000.0)], set()
+    while waiting:
+        widget = waiting.pop()
+        used.add((widget._model_module, widget._view_module))
+        waiting += getattr(widget, "children", ())
+    assert used == {("@jupyter-widgets/controls", "@jupyter-widgets/controls")}
+    assert shown.image.format == "png" and bytes(shown.image.value).startswith(b"\x89PNG")
 
 
 def test_a_control_that_moves_changes_the_picture():

@@ -235,13 +235,21 @@ def _confidence(check: Check, asked: Asked, holds: bool, margins: np.ndarray) ->
     if not len(margins):
         return {}
     agree = float(np.mean((margins >= 1) == holds))
-    tail = (1 - confidence.LEVEL) / 2
-    low, high = np.quantile(margins, [tail, 1 - tail])
+    low, high = _range(margins)
     same = _repeated(check, asked.repeated, holds)
     sure = agree >= confidence.LEVEL and all(same)
     told = f"{sum(same)} of {len(same)}" if same else pd.NA
     spread = {"margin_low": float(low), "margin_high": float(high), "covers": _covers(asked.cells["runs"])}
     return spread | {"agree": agree, "repeats": told, "confidence": CLEAR if sure else NOISE}
+
+
+def _range(margins: np.ndarray) -> np.ndarray:
+    """Between which two the middle `confidence.LEVEL` of the margins lie; a bound between infinite ones (where tokens
+    came at once, in no time at all) is infinite too, which numpy's interpolation would make unknown."""
+    tail = (1 - confidence.LEVEL) / 2
+    with np.errstate(invalid="ignore"):
+        bounds = np.quantile(margins, [tail, 1 - tail])
+    return bounds if np.isnan(margins).any() else np.where(np.isnan(bounds), np.inf, bounds)
 
 
 def _covers(runs: pd.Series) -> str:

@@ -236,6 +236,15 @@ def test_a_repetition_that_contradicts_makes_a_verdict_noise():
     assert (found.verdict, found.repeats, found.confidence) == (HOLDS, "1 of 2", claims.NOISE)
 
 
+def test_where_tokens_come_at_once_the_range_is_open_and_can_be_told():
+    found = noisy(0.05)
+    at_once = (found.requests.system == "E") & (found.requests.index % 12 < 5)  # of 12 requests a cell
+    last = found.requests.t_last.mask(at_once, found.requests.t_first)
+    found = row(records.Records(found.requests.assign(t_last=last), found.runs), "v2-tpot-8b")
+    assert found.margin_low <= found.margin < found.margin_high == np.inf
+    assert " to inf over " in claims.sureness(found)
+
+
 def test_the_range_covers_what_differs_from_run_to_run():
     """Runs that differ by far more than their requests: one run's requests know nothing of it, five runs do."""
     centres = (95, 115, 130, 145, 165)

@@ -157,8 +157,7 @@ def _requests(records: Records) -> pd.DataFrame:
 
 def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
     """A function that gives a cell's bootstrap samples: the same for every claim, whichever are tested."""
-    needed = ["status", "t_submit", "t_first", "t_last", "t_routed", "output_tokens", "repeat"]
-    cells = requests[[*metrics.CELL, *needed]].groupby(metrics.CELL)
+    cells = requests[[*metrics.CELL, "repeat"]].join(confidence.timed(requests)).groupby(metrics.CELL)
     runs = repeated.groupby(metrics.CELL)["output_throughput"]
 
     @functools.cache
@@ -168,7 +167,7 @@ def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed:
         repetitions = confidence.repetitions(len(throughputs), resamples, seed)
         return confidence.resample(cells.get_group(key), throughputs, repetitions, rng)
 
-    return lambda cell: drawn(tuple(cell[metrics.CELL]))
+    return lambda cell: drawn(tuple(cell[name] for name in metrics.CELL))
 
 
 @functools.lru_cache(maxsize=2)

@@ -37,22 +37,29 @@ def repetitions(count: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, count]).integers(0, count, (resamples, count))
 
 
+def timed(requests: pd.DataFrame) -> pd.DataFrame:
+    """What `resample` draws from, as floats: each request's times as `metrics.summarise` names them, less the quantile,
+    and its output tokens; NaN where unknown. Worked out for all cells at once, since pandas is slow for few rows."""
+    columns = {name: metric(requests) for name, metric in _TIMES.items()} | {"output_tokens": requests["output_tokens"]}
+    floats = {name: values.to_numpy(float, na_value=np.nan) for name, values in columns.items()}
+    return pd.DataFrame(floats, requests.index)
+
+
 def resample(requests: pd.DataFrame, throughputs: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict:
     """A cell's minima, medians and output throughput as `metrics.summarise` names them: arrays, a value a resample.
 
-    `requests` have a column repeat (`repeats`), `throughputs` are each repetition's, `drawn` is `repetitions`'. A
+    `requests` are the cell's of `timed` with a column repeat (`repeats`), `throughputs` are each repetition's, `drawn` is `repetitions`'. A
     throughput is the product of the requests in flight, which are kept, and of tokens per second of waiting, which are
     resampled.
     """
-    found = {}
-    for name, metric in _TIMES.items():
-        values = metric(requests).to_numpy(float, na_value=np.nan)
+    found, repeat = {}, requests["repeat"].to_numpy()
+    for name in _TIMES:
+        values = requests[name].to_numpy()
         known = ~np.isnan(values)
-        values, repeat = values[known], requests["repeat"].to_numpy()[known]
-        found |= zip(map(name.format, _QUANTILES), quantiles(values, list(_QUANTILES.values()), drawn, rng, repeat))
-    ended = requests[metrics.finished(requests)]
-    tokens, waits = (v.to_numpy(float, na_value=np.nan) for v in (ended["output_tokens"], metrics.e2e(ended)))
-    return found | {"output_throughput": _throughput(tokens, waits, ended["repeat"].to_numpy(), throughputs, drawn, rng)}
+        drawings = quantiles(values[known], list(_QUANTILES.values()), drawn, rng, repeat[known])
+        found |= zip(map(name.format, _QUANTILES), drawings)
+    tokens, waits = requests["output_tokens"].to_numpy(), requests["e2e_{}_s"].to_numpy()
+    return found | {"output_throughput": _throughput(tokens, waits, repeat, throughputs, drawn, rng)}
 
 
 def quantiles(

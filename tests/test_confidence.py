@@ -34,6 +34,11 @@ def test_quantiles_of_repetitions_are_distributed_as_those_of_drawn_runs_and_req
     assert stats.ks_2samp(quick.round(9), np.round(slow, 9)).statistic < 0.045
 
 
+def timed(requests):
+    """The requests of a cell as `confidence.resample` takes them."""
+    return confidence.timed(requests).assign(repeat=confidence.repeats(requests))
+
+
 def test_throughput_of_repetitions_is_that_of_the_drawn_ones_together():
     """Repetitions of many equal requests: nothing but the drawing of runs can change a sample's tokens a second."""
     rows = [
@@ -44,7 +49,7 @@ def test_throughput_of_repetitions_is_that_of_the_drawn_ones_together():
     found = synthetic.from_rows(rows).requests
     drawn = confidence.repetitions(2, 400, seed=0)
     rates = np.array([100.0, 800.0])  # 500 tokens in 5 s, 2,000 in 2.5 s
-    samples = confidence.resample(found.assign(repeat=confidence.repeats(found)), rates, drawn, np.random.default_rng(0))
+    samples = confidence.resample(timed(found), rates, drawn, np.random.default_rng(0))
     expected = {0: 1000 / 10, 1: 2500 / 7.5, 2: 4000 / 5}  # by how often the second repetition was drawn
     assert samples["output_throughput"] == pytest.approx([expected[n] for n in drawn.sum(axis=1)])
 
@@ -55,9 +60,9 @@ def test_the_same_repetitions_are_drawn_for_every_cell():
 
 
 def test_throughput_resamples_tokens_and_waiting_together():
-    found = synthetic.make("C", (16,), failing=0.05).requests.assign(repeat=0)
+    found = synthetic.make("C", (16,), failing=0.05).requests
     once = confidence.repetitions(1, 3000, seed=0)
-    drawn = confidence.resample(found, np.array([1000.0]), once, np.random.default_rng(0))["output_throughput"]
+    drawn = confidence.resample(timed(found), np.array([1000.0]), once, np.random.default_rng(0))["output_throughput"]
     ended = found[metrics.finished(found)]
     tokens, waits = ended.output_tokens.to_numpy(float), metrics.e2e(ended).to_numpy(float)
     at = np.random.default_rng(1).integers(0, len(ended), (3000, len(ended)))
@@ -66,10 +71,10 @@ def test_throughput_resamples_tokens_and_waiting_together():
 
 
 def test_unknown_values_stay_unknown():
-    found = synthetic.make("C", (2,)).requests.assign(repeat=0)
+    found = synthetic.make("C", (2,)).requests
     found["output_tokens"] = pd.array([pd.NA] * len(found), dtype="Int64")
     once = confidence.repetitions(1, 5, seed=0)
-    drawn = confidence.resample(found, np.array([math.nan]), once, np.random.default_rng(0))
+    drawn = confidence.resample(timed(found), np.array([math.nan]), once, np.random.default_rng(0))
     assert np.isnan(drawn["output_throughput"]).all() and np.isnan(drawn["routing_median_ms"]).all()
     assert not np.isnan(drawn["ttft_median_s"]).any()
 

@@ -48,9 +48,9 @@ def timed(requests: pd.DataFrame) -> pd.DataFrame:
 def resample(requests: pd.DataFrame, throughputs: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict:
     """A cell's minima, medians and output throughput as `metrics.summarise` names them: arrays, a value a resample.
 
-    `requests` are the cell's of `timed` with a column repeat (`repeats`), `throughputs` are each repetition's, `drawn` is `repetitions`'. A
-    throughput is the product of the requests in flight, which are kept, and of tokens per second of waiting, which are
-    resampled.
+    `requests` are the cell's of `timed` with a column repeat (`repeats`), `throughputs` are each repetition's, `drawn` is
+    `repetitions`'. A throughput is the product of the requests in flight, which are kept, and of tokens per second of
+    waiting, which are resampled.
     """
     found, repeat = {}, requests["repeat"].to_numpy()
     for name in _TIMES:

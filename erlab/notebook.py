@@ -1,6 +1,7 @@
-"""Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens.
+"""Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens; several at
+once from threads.
 
-Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then the kernel ends, and
+Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then the kernel ends, and
 nothing that it started is left behind.
 """
 
@@ -28,6 +29,8 @@ from erlab import cache, output
 from erlab.errors import ErlabError
 
 GRACE = 20.0  # seconds that interrupted code has to clean up
+_kernels: set["_Kernel"] = set()  # that run now
+_stopped = threading.Event()  # Ctrl-C or SIGTERM came
 _MENDABLE = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
 
 
@@ -57,49 +60,92 @@ def run(
     While it runs it lies beside `executed` as ``<name>.running.ipynb``, and where it stops early as
     ``<name>.failed.ipynb``. `on_cell` is told how many of how many code cells have run. `environment` is added to
     the kernel's.
-    Raises ErlabError where the notebook did (or its disk is full or read-only), KeyboardInterrupt after Ctrl-C and
-    NotebookError otherwise.
+    Raises ErlabError where the notebook did (or its disk is full or read-only), KeyboardInterrupt after Ctrl-C (see
+    `interruptible`) and NotebookError otherwise.
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
+    executed = executed.resolve()
     running, failed = (executed.with_suffix(f".{word}.ipynb") for word in ("running", "failed"))
     total, begun = len(cache.code_cells(notebook)) + bool(values), itertools.count()  # papermill adds a cell of values
     kernel = _Kernel(kernel_name="python3", kernel_spec_manager=_ThisPython(environment))
+    kernel.folder = notebook.parent.resolve()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say reaches the user as one line
-    with _interrupting(kernel) as stopped:
 
-        def on_cell_start(cell, cell_index):
-            if stopped.is_set():
-                raise _Stopped
-            if cell.cell_type == "code":
-                on_cell(next(begun), total)
+    def on_cell_start(cell, cell_index):
+        if _stopped.is_set():
+            raise _Stopped
+        if cell.cell_type == "code":
+            on_cell(next(begun), total)
 
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(running),
-                dict(values),
-                kernel_name="python3",
-                language="python",
-                cwd=str(notebook.parent),
-                progress_bar=False,
-                km=kernel,
-                on_cell_start=on_cell_start,
-            )
-            if stopped.is_set():  # in the last cell, which went on to its end
-                raise _Stopped
-        except (PapermillExecutionError, _Stopped, RuntimeError) as e:  # a kernel that died is a RuntimeError
-            _keep(running, failed)
-            if stopped.is_set():
-                raise KeyboardInterrupt from None
-            raise _explained(e, notebook, failed) from None
-        except BaseException:
-            _keep(running, failed)
-            raise
-        finally:
-            kernel.end()
+    _kernels.add(kernel)
+    try:
+        papermill.execute_notebook(
+            str(notebook.resolve()),
+            str(running),
+            dict(values),
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            km=kernel,
+            on_cell_start=on_cell_start,
+        )
+        if _stopped.is_set():  # in the last cell, which went on to its end
+            raise _Stopped
+    except (PapermillExecutionError, _Stopped, RuntimeError) as e:  # a kernel that died is a RuntimeError
+        _keep(running, failed)
+        if _stopped.is_set():
+            raise KeyboardInterrupt from None
+        raise _explained(e, notebook, failed) from None
+    except BaseException:
+        _keep(running, failed)
+        raise
+    finally:
+        kernel.end()
+        _kernels.discard(kernel)
     output.save(executed.with_suffix(".html"), _html(running))
     os.replace(running, executed)
     failed.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into an interrupt of all kernels' code, after `GRACE` into their end, and on leaving into
+    KeyboardInterrupt.
+
+    Only the kernels themselves are signalled: they stop what they started. Off the main thread, where Python takes no
+    signals, nothing changes.
+    """
+    timers = []
+
+    def end():
+        for kernel in list(_kernels):
+            if process := kernel.process:
+                _kill([*process.children(recursive=True), process])
+
+    def interrupt(signum, frame):
+        _stopped.set()
+        for kernel in list(_kernels):
+            if process := kernel.process:
+                process.send_signal(signal.SIGINT)
+        timers.append(threading.Timer(GRACE, end))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if _stopped.is_set():  # while none of them ran
+            raise KeyboardInterrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+        _stopped.clear()
 
 
 def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
@@ -144,10 +190,12 @@ class _Kernel(AsyncKernelManager):
     """A kernel whose process can be signalled and that takes everything it started with it."""
 
     connected = None
+    folder: Path  # where it works: papermill would change this whole process's
 
     async def start_kernel(self, **options):
         """Start with nothing of ours to write to: what cells print comes as messages, the rest would be noise."""
-        await super().start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+        options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": str(self.folder)}
+        await super().start_kernel(**options)
 
     def client(self, **options):
         self.connected = super().client(**options)
@@ -181,39 +229,3 @@ def _kill(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=3)
-
-
-@contextlib.contextmanager
-def _interrupting(kernel: _Kernel) -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an interrupt of the kernel's code, and after `GRACE` into its end.
-
-    Yields the event that says one came. Only the kernel itself is signalled: it stops what it started. Off the main
-    thread, where Python takes no signals, nothing changes.
-    """
-    stopped = threading.Event()
-    timers = []
-
-    def end():
-        if process := kernel.process:
-            _kill([*process.children(recursive=True), process])
-
-    def interrupt(signum, frame):
-        stopped.set()
-        if process := kernel.process:
-            process.send_signal(signal.SIGINT)
-        timers.append(threading.Timer(GRACE, end))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for timer in timers:
-            timer.cancel()
-            timer.join()

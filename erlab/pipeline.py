@@ -14,8 +14,10 @@ import functools
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -180,6 +182,7 @@ def reproduce(
 ) -> list[State]:
     """Run the selected steps (all if None) that are not cached, in order; return how each ended.
 
+    Steps in which no time is measured and that don't need one another run side by side, as many as there are cores.
     Leaves executed notebooks, markers, a manifest and, after the last step, the report in the results folder.
     Raises ErlabError for what the user can mend (a full disk too), `notebook.NotebookError` for a notebook that failed
     otherwise, and KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on.
@@ -190,18 +193,8 @@ def reproduce(
     with _locked(results), show or Display(len(selected)) as show:
         _writable(study.figures_folder, "--figures")
         ended: list[State] = []
-        for step in selected:
-            try:
-                ended.append(_step(study, step, force, show))
-            except KeyboardInterrupt:
-                message = f"Stopped in {step.name}. What is finished stays: the same command goes on from there."
-                raise KeyboardInterrupt(message) from None
-            except OSError as e:
-                if e.filename or e.errno is None:
-                    raise
-                # What fails while it writes, such as on a full disk, does not know its file's name.
-                kept = "What is finished stays: the same command goes on from there."
-                raise ErlabError(f"{step.name}: {e.strerror}, in {results} or {study.figures_folder}. {kept}") from None
+        for together in _together(study, selected):
+            ended += _run(study, together, force, show)
         if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
             output.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
         if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):
@@ -209,17 +202,62 @@ def reproduce(
     return ended
 
 
+def _together(study: Study, selected: tuple[Step, ...]) -> list[list[Step]]:
+    """The steps in order, those that may run side by side as one."""
+    groups: list[list[Step]] = []
+    for step in selected:
+        if groups and all(s.untimed and step.untimed and not _feeds(study, s, step) for s in groups[-1]):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _run(study: Study, together: list[Step], force: bool, show: Display) -> list[State]:
+    """Run these steps side by side. Where one fails, those that run go on to their end and no other begins."""
+    from erlab import notebook
+
+    failed = threading.Event()
+
+    def run(step: Step) -> State | None:
+        try:
+            return None if failed.is_set() else _step(study, step, force, show)
+        except BaseException:
+            failed.set()
+            raise
+
+    with notebook.interruptible():
+        if len(together) == 1:
+            return [run(together[0])]
+        with ThreadPoolExecutor(min(len(together), os.cpu_count() or 1)) as pool:
+            return list(pool.map(run, together))
+
+
 def _step(study: Study, step: Step, force: bool, show: Display) -> State:
     """Run one step if it needs to."""
+    kept = "What is finished stays: the same command goes on from there."
+    try:
+        return _unless_cached(study, step, force, show)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped in {step.name}. {kept}") from None
+    except OSError as e:
+        if e.filename or e.errno is None:
+            raise
+        # What fails while it writes, such as on a full disk, does not know its file's name.
+        places = f"{study.results_folder} or {study.figures_folder}"
+        raise ErlabError(f"{step.name}: {e.strerror}, in {places}. {kept}") from None
+
+
+def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> State:
     results = study.results_folder
     now, found = study.dependencies(step), cache.load(results, step.name)
     minutes = _minutes(study, step, found)
     reason = "--force" if force else cache.stale(found, now, results)
     if not reason:
-        show.end(f"{step.name}: cached")
+        show.end(step.name, "cached")
         return State(step, "cached", "", 0)
     if why := _left_out(step):
-        show.end(f"{step.name}: left out, {why}")
+        show.end(step.name, f"left out, {why}")
         return State(step, "left out", why, 0)
     _require_inputs(study, step)
     if force:  # what it measured before is not to be taken up again
@@ -233,7 +271,7 @@ def _step(study: Study, step: Step, force: bool, show: Display) -> State:
     outputs = cache.hashes(study.places(step.writes), results)
     when = {"seconds": seconds, "started": started, "finished": _now(), "commit": manifest.commit()}
     cache.save(results, step.name, now | when | {"outputs": outputs})
-    show.end(f"{step.name}: done in {duration(seconds / 60)}")
+    show.end(step.name, f"done in {duration(seconds / 60)}")
     return State(step, "ran", reason, seconds / 60)
 
 
@@ -243,13 +281,13 @@ def _execute(study: Study, step: Step, show: Display) -> None:
     executed = study.results_folder / "notebooks" / step.notebook
     with tempfile.TemporaryDirectory() as folder:
         channel = Path(folder) / "progress.jsonl"
-        with show.following(channel):
+        with show.following(step.name, channel):
             notebook.run(
                 study.source(step),
                 executed,
                 study.values(step),
                 {CHANNEL: str(channel)},
-                show.cell,
+                functools.partial(show.cell, step.name),
             )
 
 

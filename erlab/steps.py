@@ -14,7 +14,8 @@ class Step:
 
     `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
     `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs
-    Triton. `validates`: whether it holds measured step times against others' numbers, which needs them.
+    Triton. `validates`: whether it holds measured step times against others' numbers, which needs them. `untimed`:
+    whether nothing in it is a measurement of time, so that others may run beside it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Step:
     minutes: float = 0.1
     measures: bool = False
     validates: bool = False
+    untimed: bool = False
 
     @property
     def notebook(self) -> str:
@@ -54,15 +56,16 @@ STEPS = (
         minutes=2.7,
         measures=True,
     ),
-    Step("06_figures", ("records",), ("{figures}",), minutes=0.5),
-    Step("07_claims", ("records",), ("claims.md", "claims.csv", "claims"), minutes=0.2),
+    Step("06_figures", ("records",), ("{figures}",), minutes=0.5, untimed=True),
+    Step("07_claims", ("records",), ("claims.md", "claims.csv", "claims"), minutes=0.2, untimed=True),
     Step(
         "08_beyond",
         ("router", "prompts.parquet", "records/router", "records/simulated"),
         ("beyond",),
         minutes=0.8,
+        untimed=True,
     ),
-    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, validates=True),
+    Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, validates=True, untimed=True),
 )
 
 

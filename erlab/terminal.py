@@ -27,7 +27,7 @@ class Display:
             transient=True,
         )
         self._steps = self._bars.add_task("steps", total=total)
-        self._step = self._bars.add_task("", total=None, visible=False)
+        self._running = {}  # a bar a step
 
     def __enter__(self) -> "Display":
         self._bars.start()
@@ -40,29 +40,33 @@ class Display:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, step: str, reason: str, minutes: float | None) -> None:
-        self._name = step
-        self._bars.reset(self._step, description=step, total=None, visible=True)
+        self._running[step] = self._bars.add_task(step, total=None)
         how_long = "how long depends on the server" if minutes is None else f"about {duration(minutes)}"
         self.line(f"{step}: running, {reason}; {how_long}")
 
-    def cell(self, done: int, total: int) -> None:
+    def cell(self, step: str, done: int, total: int) -> None:
         """How many of the notebook's code cells have run; shows in a terminal only."""
-        self._bars.update(self._step, completed=done, total=total, description=f"{self._name} · notebook cells")
+        self._move(step, done, total, "notebook cells")
 
-    def update(self, done: int, total: int, label: str) -> None:
+    def update(self, step: str, done: int, total: int, label: str) -> None:
         """Where the step is, inside its notebook."""
-        self._bars.update(self._step, completed=done, total=total, description=f"{self._name} · {label}")
+        self._move(step, done, total, label)
         if not self.console.is_terminal:
-            self.line(f"  {done}/{total} {label}")
+            whose = f"{step} " if len(self._running) > 1 else ""
+            self.line(f"  {whose}{done}/{total} {label}")
 
-    def end(self, text: str) -> None:
-        self._bars.update(self._step, visible=False)
+    def _move(self, step: str, done: int, total: int, label: str) -> None:
+        self._bars.update(self._running[step], completed=done, total=total, description=f"{step} · {label}")
+
+    def end(self, step: str, text: str) -> None:
+        if step in self._running:
+            self._bars.remove_task(self._running.pop(step))
         self._bars.advance(self._steps)
-        self.line(text)
+        self.line(f"{step}: {text}")
 
     @contextlib.contextmanager
-    def following(self, channel: Path) -> Iterator[None]:
-        """Show what `erlab.progress.report` writes to a file in the meantime."""
+    def following(self, step: str, channel: Path) -> Iterator[None]:
+        """Show what `erlab.progress.report` writes to a file in the meantime, as this step's."""
         over = threading.Event()
         channel.touch()
 
@@ -73,7 +77,7 @@ class Display:
                     last_look = over.wait(_POLL_SECONDS)
                     *lines, rest = (rest + file.read()).split("\n")
                     for line in lines:
-                        self.update(**json.loads(line))
+                        self.update(step, **json.loads(line))
                     if last_look:
                         return
 

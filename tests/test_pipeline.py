@@ -367,6 +367,55 @@ def gone(pid):
         return True
 
 
+def test_steps_that_measure_time_or_need_one_another_run_alone():
+    together = [[step.name[:2] for step in group] for group in pipeline._together(Study("smoke"), steps.STEPS)]
+    assert together == [["00"], ["01"], ["02"], ["03"], ["04"], ["05"], ["06", "07", "08", "09"]]
+    needs = (Step("00_a", writes=("a",), untimed=True), Step("01_b", reads=("a",), untimed=True))
+    assert pipeline._together(Study("smoke"), needs) == [[needs[0]], [needs[1]]]
+
+
+MEET = """
+import os, time
+end = time.monotonic() + 60
+open(f"{{results}}/{name}", "w").close()
+while not os.path.exists(f"{{results}}/{other}"):
+    assert time.monotonic() < end
+    time.sleep(0.01)
+open(f"{{results}}/{name}_in_" + os.path.basename(os.getcwd()), "w").close()
+"""
+
+
+def beside(folder, *names):
+    """Steps that may run side by side, each of which writes a file named like it."""
+    made = tuple(Step(name, writes=(name,), untimed=True) for name in names)
+    return dataclasses.replace(study(folder, ()), steps=made)
+
+
+def test_steps_run_side_by_side(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+    for name, other in (("00_a", "01_b"), ("01_b", "00_a")):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", MEET.format(name=name, other=other))
+    ended = pipeline.reproduce(beside(tmp_path, "00_a", "01_b"), show=quiet())
+    assert [(s.step.name, s.state) for s in ended] == [("00_a", "ran"), ("01_b", "ran")]
+    assert all((tmp_path / "results" / f"{name}_in_notebooks").exists() for name in ("00_a", "01_b"))
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_what_runs_beside_a_step_that_fails_ends_and_nothing_else_begins(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    fails = MEET.format(name="00_a", other="01_b") + "raise ErlabError('k must be 1. Got 0.')"
+    goes_on = MEET.format(name="01_b", other="notebooks/00_a.failed.ipynb")
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "from erlab.errors import ErlabError\n" + fails)
+    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", goes_on)
+    write_notebook(tmp_path / "notebooks" / "02_c.ipynb", WRITE.format(name="02_c"))
+    made = beside(tmp_path, "00_a", "01_b", "02_c")
+    with pytest.raises(ErlabError, match="k must be 1. Got 0."):
+        pipeline.reproduce(made, show=quiet())
+    assert states(pipeline.survey(made)) == {"00_a": "missing", "01_b": "cached", "02_c": "missing"}
+    assert not (tmp_path / "results" / "02_c").exists()
+
+
 STOPPED = """
 import os, signal, subprocess, sys, time
 from erlab.progress import report
@@ -413,6 +462,31 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
     assert (results / "cleaned").exists() == cleaned
     assert (results / "notebooks" / "01_b.failed.ipynb").is_file()
     assert states(pipeline.survey(study(tmp_path, ("00_a", "01_b")))) == {"00_a": "cached", "01_b": "missing"}
+
+
+def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path):
+    for name in ("00_a", "01_b"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", STOPPED.format(before=""))
+    script = f"""
+        import os
+        from pathlib import Path
+        from erlab import paths, steps
+        paths.NOTEBOOKS = Path({str(tmp_path / "notebooks")!r})
+        steps.STEPS = tuple(steps.Step(name, writes=(name,), untimed=True) for name in ("00_a", "01_b"))
+        os.cpu_count = lambda: 2
+        from erlab.cli import main
+        main()
+    """
+    options = ["--results", tmp_path / "results", "--figures", tmp_path / "figures", "--profile", "smoke"]
+    command = [sys.executable, "-c", textwrap.dedent(script), "reproduce", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        said = (line for line in run.stdout if "child" in line)
+        processes = [int(word) for line in (next(said), next(said)) for word in line.split() if word.isdigit()]
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and errors.startswith("erlab: Stopped in 00_a.")
+    assert len(processes) == 4 and all(map(gone, processes))
+    assert all((tmp_path / "results" / "notebooks" / f"{name}.failed.ipynb").is_file() for name in ("00_a", "01_b"))
 
 
 MEASURED = """

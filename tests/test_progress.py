@@ -20,11 +20,11 @@ def shown(tmp_path, monkeypatch, **console):
     monkeypatch.setenv(progress.CHANNEL, str(tmp_path / "channel"))
     with display:
         display.begin("04_baselines", "input changed", 2)
-        with display.following(tmp_path / "channel"):
-            display.cell(1, 5)
+        with display.following("04_baselines", tmp_path / "channel"):
+            display.cell("04_baselines", 1, 5)
             progress.report(1, 3, "system C, 8 users")
             progress.report(2, 3, "system C, 16 users")
-        display.end("04_baselines: done in 2 min")
+        display.end("04_baselines", "done in 2 min")
     return out.getvalue()
 
 

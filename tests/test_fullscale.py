@@ -9,7 +9,7 @@ from erlab import fullscale, paper, profiles
 from erlab.deployment import Folders
 from erlab.simulation import Setup, simulate
 
-SMALL = replace(profiles.profile("smoke"), simulated_loads=(1, 4))
+SMALL = replace(profiles.profile("smoke"), simulated_loads=(1, 4), simulated_seeds=3)
 
 
 def test_without_measured_kernels_the_roofline_stands_in_and_is_named(monkeypatch, tmp_path):

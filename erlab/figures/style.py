@@ -205,7 +205,8 @@ def context() -> Iterator[None]:
 
 
 def render(fig: Figure, format: str) -> bytes:
-    """The figure as a file's bytes (pdf, png, svg or pgf): the same for the same input, hence without dates.
+    """The figure as a file's bytes (pdf, png, svg or pgf): the same for the same input, hence without dates, and however
+    often it is asked for: the first time lays the figure out for good.
 
     Texts of a pgf are measured with this style's font, so that no LaTeX is needed to write it.
     """
@@ -213,6 +214,10 @@ def render(fig: Figure, format: str) -> bytes:
     buffer = io.BytesIO()
     measure = RendererBase.get_text_width_height_descent
     with context(), mock.patch.object(RendererPgf, measure.__name__, measure):
+        if fig.get_layout_engine():  # each layout would start from the last and move things a little
+            for _ in range(2):  # as often as savefig would
+                fig.draw_without_rendering()
+            fig.set_layout_engine(None)
         fig.savefig(buffer, format=format, dpi=DPI, **_UNDATED[format])
     return buffer.getvalue()
 

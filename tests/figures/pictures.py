@@ -77,12 +77,11 @@ def draw() -> dict[str, Figure]:
 
 
 def hashes(drawn: dict[str, Figure]) -> dict[str, str]:
-    """The hash of each picture's file in each format; a picture is laid out once, which takes longest."""
+    """The hash of each picture's file in each format."""
     found = {}
     for name, fig in drawn.items():
         for kind in style.FORMATS:
             found[f"{name}.{kind}"] = hashlib.sha256(style.render(fig, kind)).hexdigest()
-            fig.set_layout_engine(None)
     return found
 
 

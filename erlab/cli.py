@@ -97,8 +97,9 @@ def reproduce(
 ):
     """Run the study: notebooks 00 to 09 in order, then the report.
 
-    A step that nothing changed for is skipped, and one that was stopped goes on where it was. Where time is measured a
-    step has the machine to itself; the others run side by side.
+    A step that nothing changed for is skipped, and one that was stopped goes on where it was.
+
+    A step that measures has the machine to itself; the others run side by side.
 
     Examples:
 

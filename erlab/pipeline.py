@@ -39,7 +39,8 @@ class Study:
     """What to run and where: the notebooks' common parameters, and `extra` ones by name.
 
     `prompts`: None for the project's own, a folder or file, or a Hugging Face dataset. `triton`: HOST:PORT of a
-    server that runs already, http://HOST:PORT of an OpenAI-compatible one. Raises ErlabError for an unknown profile and for what is no address.
+    server that runs already, http://HOST:PORT of an OpenAI-compatible one. Raises ErlabError for an unknown profile and
+    for what is no address.
     """
 
     profile: str = "laptop"

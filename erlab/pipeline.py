@@ -223,8 +223,9 @@ def _run(study: Study, together: list[Step], force: bool, show: Display) -> list
     def run(step: Step) -> State | None:
         try:
             return None if failed.is_set() else _step(study, step, force, show)
-        except BaseException:
+        except BaseException as e:
             failed.set()
+            show.end(step.name, "stopped" if isinstance(e, KeyboardInterrupt) else "failed")
             raise
 
     with notebook.interruptible():

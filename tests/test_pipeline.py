@@ -402,16 +402,28 @@ def test_steps_run_side_by_side(tmp_path, quiet, monkeypatch):
     assert os.getcwd() == str(tmp_path)
 
 
-def test_what_runs_beside_a_step_that_fails_ends_and_nothing_else_begins(tmp_path, quiet, monkeypatch):
+class Telling(Display):
+    """Says in a file that a step has failed."""
+
+    def __init__(self, folder):
+        super().__init__(1, Console(file=io.StringIO()))
+        self.folder = folder
+
+    def end(self, step, text):
+        super().end(step, text)
+        (self.folder / f"{step} {text}").touch()
+
+
+def test_what_runs_beside_a_step_that_fails_ends_and_nothing_else_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     fails = MEET.format(name="00_a", other="01_b") + "raise ErlabError('k must be 1. Got 0.')"
-    goes_on = MEET.format(name="01_b", other="notebooks/00_a.failed.ipynb")
+    goes_on = MEET.format(name="01_b", other="00_a failed")
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "from erlab.errors import ErlabError\n" + fails)
     write_notebook(tmp_path / "notebooks" / "01_b.ipynb", goes_on)
     write_notebook(tmp_path / "notebooks" / "02_c.ipynb", WRITE.format(name="02_c"))
     made = beside(tmp_path, "00_a", "01_b", "02_c")
     with pytest.raises(ErlabError, match="k must be 1. Got 0."):
-        pipeline.reproduce(made, show=quiet())
+        pipeline.reproduce(made, show=Telling(tmp_path / "results"))
     assert states(pipeline.survey(made)) == {"00_a": "missing", "01_b": "cached", "02_c": "missing"}
     assert not (tmp_path / "results" / "02_c").exists()
 

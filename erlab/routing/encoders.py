@@ -5,7 +5,7 @@ An encoder gives the vectors of the transformer it was compiled from (`erlab.rou
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 
@@ -64,8 +64,7 @@ class WordTable(_Table):
         self._row = {word: row for row, word in enumerate(self.vocabulary)}
 
     def sum(self, text: str) -> np.ndarray:
-        known = filter(None.__ne__, map(self._row.get, words(text)))
-        return self._weigh(Counter(known))
+        return self._weigh(_known(self._row, words(text)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary}
@@ -96,8 +95,7 @@ class CharacterTable(_Table):
         return np.fromiter(counts.values(), np.float64, len(counts)) @ np.array(vectors)
 
     def _word(self, word: str) -> np.ndarray:
-        known = filter(None.__ne__, map(self._row.get, self._ngrams(word)))
-        return self._weigh(Counter(known))
+        return self._weigh(_known(self._row, self._ngrams(word)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary, "sizes": list(self.sizes)}
@@ -148,6 +146,13 @@ def token_counts(tokenizer: str, texts: Sequence[str]) -> csr_matrix:
     columns = np.fromiter(chain.from_iterable(ids), np.int64, pointers[-1])
     counts = csr_matrix((np.ones(len(columns)), columns, pointers), shape=(len(ids), reader.get_vocab_size()))
     counts.sum_duplicates()
+    return counts
+
+
+def _known(rows: Mapping[str, int], features: Iterable[str]) -> Counter[int]:
+    """How often each row occurs; features without one are left out."""
+    counts = Counter(map(rows.get, features))
+    counts.pop(None, None)
     return counts
 
 

@@ -15,7 +15,8 @@ class OutlierScore:
 
     def __init__(self, centers: np.ndarray, mean: np.ndarray, within: np.ndarray, around: np.ndarray):
         self.centers, self.mean, self.within, self.around = centers, mean, within, around
-        self._white = centers @ within
+        white = centers @ within
+        self._squares, self._twice = (white**2).sum(axis=1), 2 * white.T
 
     @classmethod
     def fit(cls, vectors: np.ndarray, labels: np.ndarray, clusters: int) -> "OutlierScore":
@@ -28,7 +29,7 @@ class OutlierScore:
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """Scores (n,) of vectors (n, d)."""
         white = vectors @ self.within
-        squared = (white**2).sum(axis=1)[:, None] + (self._white**2).sum(axis=1) - 2 * white @ self._white.T
+        squared = (white**2).sum(axis=1)[:, None] + self._squares - white @ self._twice
         return squared.min(axis=1) - (((vectors - self.mean) @ self.around) ** 2).sum(axis=1)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -307,7 +307,7 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
         mine = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
         scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
         where = selection.basis(source, rows["machine"]) + selection.by_one(selection.of_attached(records, rows))
-        where += " (scale model: each core plays a GPU)" * scaled
+        where += " (scale model: each core plays a GPU)" if scaled else ""
         parts.append(f"{where}, {_repeated(rows, 'seed' in mine and mine['seed'].notna().all())}")
         if warning := selection.warning(rows["run_id"], selection.marked(records)):
             parts.append(warning)

@@ -107,9 +107,9 @@ def test_rows_name_the_gateways_decision(gateway, router_folder):
 def test_each_failure_has_its_row_and_the_user_goes_on(request, fake, through):
     requests = plan("fail", "one", "abort", "nothing", "hang", "half", "two", users=3)
     if through == "direct":
-        rows = users.run(fake.address, ("expert_0",), requests, timeout=1.5)
+        rows = users.run(fake.address, ("expert_0",), requests, timeout=3)
     else:
-        rows = users.run(request.getfixturevalue("gateway").address, ("router",), requests, timeout=1.5)
+        rows = users.run(request.getfixturevalue("gateway").address, ("router",), requests, timeout=3)
         assert all(row["expert"] in ("expert_0", "expert_1") for row in rows)
     assert complete(rows, requests)
     check_loop(rows)
@@ -120,7 +120,7 @@ def test_each_failure_has_its_row_and_the_user_goes_on(request, fake, through):
         assert "UNAVAILABLE: connection reset" in mine[2]["error"] and "UNAVAILABLE" in mine[5]["error"]
         assert "without an answer" in mine[3]["error"]
         assert "DEADLINE_EXCEEDED" in mine[4]["error"]
-        assert 1.4e9 < mine[4]["t_last"] - mine[4]["t_submit"] < 10e9
+        assert 2.9e9 < mine[4]["t_last"] - mine[4]["t_submit"] < 60e9
     fake.wait(lambda: fake.in_flight.total() == 0)
 
 
@@ -175,7 +175,7 @@ def test_the_users_die_with_their_parent(fake):
     )
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__) + "/.."}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as parent:
-        fake.wait(lambda: _hanging(fake) == 4, timeout=30)
+        fake.wait(lambda: _hanging(fake) == 4)
         parent.kill()
     fake.wait(lambda: fake.in_flight.total() == 0)
 
@@ -184,23 +184,23 @@ def test_users_begin_when_they_are_told_and_wait_for_nobody(fake):
     # The first user's answer never comes; the others, in an open loop, do not wait for it.
     requests = load.apart([[ask] for ask in (plan("hang")[0] + plan("one", "two", "three")[0])])
     starts = [0.0, 0.2, 0.4, 0.6]
-    rows = users.run(fake.address, ("expert_0",), requests, timeout=2, starts=starts, processes=2)
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=3, starts=starts, processes=2)
     assert [row["status"] for row in rows] == ["timeout", "ok", "ok", "ok"]
     for row, start in zip(rows, starts):
-        assert row["t_submit"] == int(start * 1e9) + row["late_ns"]
-        assert 0 <= row["late_ns"] < 0.2e9
-    assert rows[3]["t_last"] < rows[0]["t_last"]
+        assert row["t_submit"] == int(start * 1e9) + row["late_ns"] and row["late_ns"] >= 0
+    assert all(row["t_last"] < rows[0]["t_last"] for row in rows[1:])
 
 
 def test_users_think_between_answer_and_question(fake):
-    requests = plan("one", "two", "three", users=3)
+    requests = plan("fail", "nothing", "one", "two", users=3)
     rows = users.run(fake.address, ("expert_0",), requests, timeout=20, think=0.1, seed=5)
-    thoughts = load.pauses(0.1, [3, 3, 3], seed=5)
+    thoughts = load.pauses(0.1, [4, 4, 4], seed=5)
     for before, row in zip(rows, rows[1:]):
         if row["user"] == before["user"]:
-            # It reads the end of the stream a little after the last token, and is late_ns late after thinking.
-            waited = row["t_submit"] - row["late_ns"] - before["t_last"]
-            assert 0 <= waited - thoughts[row["user"]][row["turn"]] * 1e9 < 0.1e9
+            thought = row["t_submit"] - row["late_ns"] - before["t_last"]
+            wanted = int(thoughts[row["user"]][row["turn"]] * 1e9)
+            # What failed ended when its user began to think; whole answers' last token came a little before.
+            assert thought == wanted if before["status"] == "error" else thought >= wanted
 
 
 @pytest.mark.parametrize("warmup", [1, 2])

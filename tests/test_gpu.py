@@ -69,7 +69,7 @@ def folders(tmp_path):
 
 
 def test_baseline_and_experts_answer_through_the_same_translation(calls, folders):
-    before = psutil.Process().children(recursive=True)
+    before = set(psutil.Process().children(recursive=True))
     systems = experiments.table1(GPU, folders)
     engines = deployment.build_engines(GPU, folders, seed=0)
     assert set(engines.plays) == {"Llama 3 70B", "Llama 3 8B"} and engines["weights MB"].max() < 30
@@ -91,7 +91,7 @@ def test_baseline_and_experts_answer_through_the_same_translation(calls, folders
     assert all((Path(model) / "config.json").is_file() and flags["--load-format"] == "dummy" for model, flags in asked)
     assert sum(float(flags["--gpu-memory-utilization"]) for _, flags in asked[1:]) <= 1
     assert int(asked[0][1]["--num-gpu-blocks-override"]) * 16 <= paper.kv_pool_tokens(paper.SYSTEMS["v2"]["D"].expert)
-    assert psutil.Process().children(recursive=True) == before
+    assert not set(psutil.Process().children(recursive=True)) - before
     experiments.measure("router", {"E": systems["E"]}, GPU, folders)
     assert len(calls()) == 5, "finished cells start no server"
 

@@ -64,7 +64,7 @@ def reference(engine, prompt, tokens):
 
 
 def children():
-    return psutil.Process().children(recursive=True)
+    return set(psutil.Process().children(recursive=True))
 
 
 def test_users_reach_each_model_by_its_name_and_nothing_is_left(vllm, repository, engine):
@@ -81,7 +81,7 @@ def test_users_reach_each_model_by_its_name_and_nothing_is_left(vllm, repository
         assert "erlab_output_tokens_total" in requests.get(server.metrics["E-expert-0"]).text
         assert server.alive() and len(vllm()) == 2
         logs = [one.log for one in server._servers]
-    assert children() == before
+    assert not children() - before
     assert not any(log.exists() for log in logs)
 
 
@@ -99,9 +99,9 @@ def test_users_count_tokens_as_the_server_does(vllm, repository):
 def test_a_server_that_dies_is_noticed_and_its_log_is_kept(vllm, repository):
     before = children()  # another test's server may be among them
     with OpenAIServers(repository, ("E-expert-0",)) as server:
-        (keeper,) = [p for p in children() if p not in before and "keeper.py" in " ".join(p.cmdline())]
+        (keeper,) = [p for p in children() - before if "keeper.py" in " ".join(p.cmdline())]
         keeper.children()[0].kill()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while server.alive() and time.monotonic() < end:
             time.sleep(0.02)
         assert not server.alive()
@@ -123,7 +123,7 @@ def test_one_that_does_not_start_is_quoted_and_stopped(vllm, repository, monkeyp
     with pytest.raises(ErlabError, match=said) as caught:
         with OpenAIServer(repository / "E-expert-0", timeout=3 if mode == "hang" else 60):
             pass
-    assert "\n" not in str(caught.value) and children() == before
+    assert "\n" not in str(caught.value) and not children() - before
     Path(str(caught.value).rpartition("Its log: ")[2].rstrip(".")).unlink()
 
 

@@ -41,7 +41,7 @@ def ask(text):
 
 
 def children():
-    return psutil.Process().children(recursive=True)
+    return set(psutil.Process().children(recursive=True))
 
 
 def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
@@ -49,7 +49,7 @@ def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     with pytest.raises(ErlabError, match=rf"listen on 127.0.0.1:{port}: the port is in use\.$"):
         with Gateway(router_folder, fake.address, EXPERTS, port=port):
             pass
-    assert children() == before
+    assert not children() - before
 
 
 def test_an_address_of_no_one_here_is_not_called_a_port_in_use(router, fake):
@@ -77,7 +77,7 @@ def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
         with Gateway(**parameters):
             pass
     assert "\n" not in str(caught.value)
-    assert children() == before
+    assert not children() - before
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_it_ends_requests_in_flight_before_it_stops(fake, router_folder):
                     stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
         fake.loop.call_soon_threadsafe(GATES["drain"].set)
         assert [client.text(r.infer_response) for r in decoded(list(call))] == ["late"]
-        assert psutil.Process(gateway.pid).wait(10) == 0
+        assert psutil.Process(gateway.pid).wait(60) == 0
 
 
 def test_it_dies_with_its_parent(fake, router_folder):
@@ -201,12 +201,12 @@ def test_it_dies_with_its_parent(fake, router_folder):
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         process = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    process.wait(10)
+    process.wait(60)
 
 
 def test_one_that_is_killed_is_seen(fake, router_folder):
     with Gateway(router_folder, fake.address, EXPERTS) as gateway:
         assert gateway.alive()
         os.kill(gateway.pid, signal.SIGKILL)
-        psutil.Process(gateway.pid).wait(10)
+        psutil.Process(gateway.pid).wait(60)
         assert not gateway.alive()

@@ -433,8 +433,8 @@ import os, signal, subprocess, sys, time
 from erlab.progress import report
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 {before}
-report(0, 1, f"child {{child.pid}} of {{os.getpid()}}")
 try:
+    report(0, 1, f"child {{child.pid}} of {{os.getpid()}}")
     time.sleep(600)
 finally:
     open(os.path.join(results, "cleaned"), "w").close()

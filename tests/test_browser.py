@@ -17,6 +17,10 @@ pytestmark = [
 STUDY = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
 LONG = [n for n in STUDY if n.name[:2] in ("02", "06", "08", "09")]  # they train, draw or simulate all anew
 SHORT = [n for n in STUDY if n not in LONG]
+DRAWN = """() => {
+    const pictures = [...document.querySelectorAll(".jp-OutputArea-output img")];
+    return pictures.length > 0 && pictures.every(img => img.complete && img.naturalWidth > 0);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +123,7 @@ def test_an_executed_notebook_shows_its_pictures(lab, page, study, notebook):
     folder, address = lab
     shutil.copy(study / "notebooks" / notebook.name, folder)
     browser.open_notebook(page, address.format(notebook.name))
-    pictures = page.locator(".jp-OutputArea-output img").all()
-    assert pictures and all(img.evaluate("img => img.complete && img.naturalWidth > 0") for img in pictures)
+    page.wait_for_function(DRAWN)
     assert not browser.errors(page) and not page.complaints, page.complaints
 
 

@@ -110,7 +110,7 @@ class FakeTriton(InThread, grpc.GenericRpcHandler):
         await self._stop.wait()
         await server.stop(None)
 
-    def wait(self, condition: Callable[[], bool], timeout: float = 10) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = 60) -> None:
         """Block the calling thread until `condition()`, looked at whenever a request begins or ends."""
 
         async def until():

@@ -12,7 +12,7 @@ class InThread:
         up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(up)), daemon=True)
         self._thread.start()
-        assert up.wait(10)
+        assert up.wait(60)
         return self
 
     def __exit__(self, *_):

@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path)
     finally:
         running.kill()
     assert running.returncode == 130 and "same command goes on" in errors and "Traceback" not in errors
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, alive
     kept = records.read(folder / "records" / "baselines").requests
     assert kept.groupby(["system", "users"]).ngroups >= 1

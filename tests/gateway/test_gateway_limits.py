@@ -138,7 +138,7 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
             moved = decoded(list(waiting))
             assert [told(r)[2] for r in moved] == later.split() and told(moved[0])[1] == "expert_1"
             assert told(decoded(stream(channel, ask(later)))[0])[1] == "expert_1"  # without trying expert 0
-            assert fake.cancelled["expert_0"] >= 2
+            fake.wait(lambda: fake.cancelled["expert_0"] >= 2)
             hangs["all"], end = False, time.monotonic() + 10
             while told(decoded(stream(channel, ask(later)))[0])[1] != "expert_0":
                 assert time.monotonic() < end
@@ -268,12 +268,12 @@ def test_no_expert_left_is_said_at_once(router):
 
 
 def test_a_request_has_a_deadline_of_the_gateways(router):
-    limits = Limits(seconds=0.3)
+    limits = Limits(seconds=2.0)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
             first, late = decoded(stream(channel, ask("hang")))
             assert told(first)[2] == "hang"
-            assert late.error_message == "DEADLINE_EXCEEDED: e did not end within 0.3 s"
+            assert late.error_message == "DEADLINE_EXCEEDED: e did not end within 2 s"
             fake.wait(lambda: fake.in_flight.total() == 0)
 
 

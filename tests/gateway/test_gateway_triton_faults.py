@@ -57,7 +57,7 @@ def nothing_is_left(request, gateway, homes):
     assert process.num_threads() <= before[1] + 4 and process.memory_info().rss < before[2] + 20e6
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -32,9 +32,9 @@ def test_workers_share_the_ports_and_end_together(router_folder):
             totals = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("erlab_requests_total")]
             assert sum(totals) == served
             workers[0].kill()
-            psutil.Process(gateway.pid).wait(10)
+            psutil.Process(gateway.pid).wait(60)
             assert not gateway.alive()
-        psutil.wait_procs(workers, 10)
+        psutil.wait_procs(workers, 60)
         assert not any(worker.is_running() for worker in workers)
 
 

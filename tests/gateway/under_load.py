@@ -27,7 +27,7 @@ def during(address, requests, act):
 
 def once_busy(gateway, act):
     """Act when both experts have answered and have requests in flight, so that they are hit in the middle."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         values = metrics(gateway)
         done = [v for k, v in values.items() if k.startswith("erlab_requests_total") and 'status="ok"' in k]

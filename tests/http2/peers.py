@@ -66,7 +66,7 @@ async def serving(handler=service, grace=0.0, **options):
         await server.close(grace)
 
 
-async def until(condition, seconds=20.0):
+async def until(condition, seconds=60.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

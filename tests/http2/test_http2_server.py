@@ -144,7 +144,7 @@ def test_a_client_that_cancels_or_vanishes_or_is_late_cancels_its_calls():
                 assert await first.read() == b"one"
                 first.cancel()
                 await until(lambda: watched.cancelled == 1)
-                code, _ = await refused(channel.unary_unary(f"{PEER}Hang")(b"late", timeout=0.2))
+                code, _ = await refused(channel.unary_unary(f"{PEER}Hang")(b"late", timeout=1.0))
                 assert code is CODE.DEADLINE_EXCEEDED
                 await until(lambda: watched.cancelled == 2)
                 for call in [hang(b"x") for _ in range(5)]:
@@ -244,7 +244,7 @@ def in_a_thread(**options):
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert up.wait(10)
+    assert up.wait(60)
     yield box["address"]
     box["loop"].call_soon_threadsafe(box["stop"].set)
     thread.join(10)

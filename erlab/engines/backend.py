@@ -27,12 +27,12 @@ with suppress(ImportError):
     import triton_python_backend_utils as pb_utils  # exists in Triton's stub process only
 
 _PUBLISH_SECONDS = 0.25
-_METRICS = {
-    "erlab_requests_total": "Requests answered in full",
+_METRICS = {  # as they are published: whoever sees a request counted sees its tokens and times
     "erlab_output_tokens_total": "Tokens generated",
     "erlab_queue_seconds_total": "Time from arrival to the step that admits a request, summed over requests",
     "erlab_first_token_seconds_total": "Time from arrival to the first token, summed over requests",
     "erlab_end_to_end_seconds_total": "Time from arrival to the last token, summed over finished requests",
+    "erlab_requests_total": "Requests answered in full",
     "erlab_running_requests": "Requests in the batch",
     "erlab_waiting_requests": "Requests queued in the engine",
     "erlab_kv_tokens": "Tokens of the key-value cache that running requests reserve",
@@ -165,8 +165,8 @@ class TextModel(ABC):
         request.answer.append(token)
         total["erlab_output_tokens_total"] += 1
         if last:
-            total["erlab_requests_total"] += 1
             total["erlab_end_to_end_seconds_total"] += now - request.arrived
+            total["erlab_requests_total"] += 1
         if not (request.stream or last):
             return lambda: None
         tokens, flags = [token] if request.stream else request.answer, _final() if last else 0

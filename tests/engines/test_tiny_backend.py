@@ -44,6 +44,7 @@ def server(engine, tmp_path_factory):
     core = min(psutil.Process().cpu_affinity())
     repository.write_tiny(folder, "expert", engine, expert(), cores=(core,))
     repository.write_tiny(folder, "one", engine, expert(max_batch_size=1), cores=())
+    repository.write_tiny(folder, "counted", engine, expert(), cores=())
     with Server(folder) as running:
         yield running
 
@@ -87,6 +88,12 @@ def await_metrics(server, model, condition):
         assert time.monotonic() < deadline, found
         time.sleep(0.05)
     return found
+
+
+def counted(server, model, requests):
+    """The model's metrics once it has counted so many requests: of these, a later page tells all."""
+    await_metrics(server, model, lambda m: m.get("erlab_requests_total", 0) >= requests)
+    return metrics(server, model)
 
 
 def test_a_stream_is_one_response_a_token_and_ends_with_the_last(server, wanted):
@@ -178,25 +185,23 @@ def test_a_cancelled_request_gives_its_place_to_the_next(server):
     # The only place of "one" is taken for 3000 tokens; whoever cancels makes room.
     stream = client.generate(server.grpc, "one", "endless", MAX_OUTPUT, timeout=DEADLINE)
     next(stream)
-    before = metrics(server, "one").get("erlab_requests_total", 0)
     stream.close()
     assert len("".join(client.generate(server.grpc, "one", "next", 3, timeout=DEADLINE))) == 3
-    counted = await_metrics(server, "one", lambda m: m.get("erlab_requests_total", 0) > before)
-    assert counted["erlab_requests_total"] == before + 1  # the cancelled one was never finished
-    await_metrics(server, "one", lambda m: m["erlab_kv_tokens"] == m["erlab_running_requests"] == 0)
+    counted(server, "one", 2)  # the first was the server's, whether it answers
+    left = await_metrics(server, "one", lambda m: m["erlab_kv_tokens"] == m["erlab_running_requests"] == 0)
+    assert left["erlab_requests_total"] == 2  # the cancelled one was never finished
 
 
 def test_metrics_count_requests_tokens_and_times(server):
     names = ("requests", "output_tokens", "queue_seconds", "first_token_seconds", "end_to_end_seconds")
-    before = metrics(server, "expert")
+    before = counted(server, "counted", 1)  # the server's, whether it answers
     start = time.monotonic()
     for tokens in (5, 7, 11):
-        list(client.generate(server.grpc, "expert", "count", tokens, timeout=DEADLINE))
+        list(client.generate(server.grpc, "counted", "count", tokens, timeout=DEADLINE))
     took = time.monotonic() - start
-    want = before.get("erlab_requests_total", 0) + 3
-    after = await_metrics(server, "expert", lambda m: m.get("erlab_requests_total", 0) == want)
-    gained = {name: after[f"erlab_{name}_total"] - before.get(f"erlab_{name}_total", 0) for name in names}
-    assert gained["output_tokens"] == 5 + 7 + 11
+    after = counted(server, "counted", 4)
+    gained = {name: after[f"erlab_{name}_total"] - before[f"erlab_{name}_total"] for name in names}
+    assert gained["requests"] == 3 and gained["output_tokens"] == 5 + 7 + 11
     assert 0 < gained["queue_seconds"] < gained["first_token_seconds"] < gained["end_to_end_seconds"] < took
 
 

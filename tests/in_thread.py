@@ -12,7 +12,8 @@ class InThread:
         up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(up)), daemon=True)
         self._thread.start()
-        assert up.wait(60)
+        while not up.wait(0.1):
+            assert self._thread.is_alive(), "it could not start"
         return self
 
     def __exit__(self, *_):

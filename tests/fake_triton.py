@@ -198,7 +198,7 @@ class FakeTriton(InThread, grpc.GenericRpcHandler):
         return answer.infer_response.SerializeToString()
 
 
-def stream(channel: grpc.Channel, *requests: bytes, timeout: float = 10, metadata=None) -> list[bytes]:
+def stream(channel: grpc.Channel, *requests: bytes, timeout: float = 30, metadata=None) -> list[bytes]:
     """The bytes of all responses to requests sent on one stream."""
     return list(channel.stream_stream(STREAM)(iter(requests), timeout=timeout, metadata=metadata))
 

@@ -201,7 +201,7 @@ def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
     folders = Folders(dgx / "results")
     with live.serve("C", DGX, folders) as running:
         assert running.models == ("C-replica-0",)
-        assert list(client.generate(running.address, "C-replica-0", "hello", 3, timeout=10)) == ["0", "1", "2"]
+        assert list(client.generate(running.address, "C-replica-0", "hello", 3, timeout=60)) == ["0", "1", "2"]
     assert [folder.name for folder in folders.engines.iterdir()] == ["llama-3-70b-fp16-tp8-batch256"]
     options = ["serve", "--profile", "dgx-h100", "--results", str(folders.root), "--container", "print"]
     printed = CliRunner().invoke(cli.app, [*options, "--system", "C"])
@@ -240,7 +240,7 @@ def test_users_reach_the_eight_experts_through_the_gateway(dgx, roomy, apart):
     plan = [[Request(str(i), "d", text, len(text) + 1, 3)] for i, text in enumerate(prompts)]
     with live.serve("D", DGX, folders, apart=apart) as running:
         assert running.models == ("router",) and running.failure() is None
-        rows = users.run(running.address, running.models, plan, timeout=30)
+        rows = users.run(running.address, running.models, plan, timeout=60)
     assert [row["status"] for row in rows] == ["ok"] * 10
     found = {row["prompt_id"]: row["expert"].rpartition("/")[2] for row in rows}
     assert found == {str(i): f"D-expert-{cluster}" for i, cluster in enumerate(router.predict(prompts))}
@@ -257,7 +257,7 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
     to, folders = profiles.profile("gpu"), Folders(dgx / "results")
     plan = [[Request(str(i), "d", "What is a watt?", 16, 3)] for i in range(2)]
     with live.serve("A", to, folders) as running:
-        rows = users.run(running.address, running.models, plan, timeout=30)
+        rows = users.run(running.address, running.models, plan, timeout=60)
     onegpu._devices.cache_clear()
     assert [row["status"] for row in rows] == ["ok"] * 2 and running.models == ("A-replica-0",)
     built = (dgx / "notes").read_text().splitlines()

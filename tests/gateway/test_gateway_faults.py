@@ -73,7 +73,7 @@ def test_an_expert_stopped_past_its_deadline_and_continued(pair):
     assert any(row["cluster"] == 0 and row["expert"] == experts[1] for row in rows)
     processes[0].send_signal(signal.SIGCONT)
     with grpc.insecure_channel(gateway.address) as channel:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while True:
             said = decoded(stream(channel, ask(homes[0])))[0].infer_response.parameters
             if said["erlab_expert"].string_param == experts[0]:
@@ -142,7 +142,7 @@ def test_garbage_harms_nobody(plain):
     for cut in range(0, len(whole), 7):  # half a request, of every length
         assert b"onetwo" not in exchange(gateway.http, whole[:cut], hang_up=True)
     fine(gateway)
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     while process.num_fds() > before:
         assert time.monotonic() < end
 
@@ -216,7 +216,7 @@ def test_10000_connections_opened_and_left(plain):
             stack.enter_context(connect(gateway.http if i % 2 else gateway.address))
         fine(gateway)
         assert process.memory_info().rss < memory + 400e6
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while process.num_fds() > files + 5:
         assert time.monotonic() < end
         time.sleep(0.05)

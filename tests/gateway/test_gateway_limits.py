@@ -41,7 +41,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
     limits = Limits(in_flight=2, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
-            call = channel.stream_stream(STREAM)(iter([ask("wait full", str(i)) for i in range(4)]), timeout=10)
+            call = channel.stream_stream(STREAM)(iter([ask("wait full", str(i)) for i in range(4)]), timeout=60)
             refused = service_pb2.ModelStreamInferResponse.FromString(next(call))
             fake.wait(lambda: fake.in_flight["e"] == 2)
             fake.loop.call_soon_threadsafe(GATES["full"].set)
@@ -61,13 +61,13 @@ def test_a_waiting_rawthat_leaves_frees_its_place_in_the_queue(router):
     limits = Limits(in_flight=1, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
-            first = channel.unary_stream(STREAM)(ask("hang"), timeout=10)
+            first = channel.unary_stream(STREAM)(ask("hang"), timeout=60)
             next(first)
-            waiting = channel.unary_stream(STREAM)(ask("one"), timeout=10)
+            waiting = channel.unary_stream(STREAM)(ask("one"), timeout=60)
             while not told(decoded(stream(channel, ask("two")))[0])[0].startswith("RESOURCE_EXHAUSTED"):
                 pass
             waiting.cancel()
-            last = channel.unary_stream(STREAM)(ask("three"), timeout=10)
+            last = channel.unary_stream(STREAM)(ask("three"), timeout=60)
             first.cancel()
             assert [told(r)[2] for r in decoded(list(last))] == ["three"]
         assert b"one" not in b"".join(fake.received)
@@ -111,7 +111,7 @@ def test_an_expert_that_answers_garbage_is_replaced_and_comes_back(router, homes
         with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
             assert told(decoded(stream(channel, ask(homes[0])))[0])[:2] == ("", "expert_1")
             garbled.clear()
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while told(decoded(stream(channel, ask(homes[0])))[0])[1] != "expert_0":
                 assert time.monotonic() < end
 
@@ -130,16 +130,16 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
     limits = Limits(stall_seconds=0.5)
     with FakeTriton({"expert_0": moody, "expert_1": echo}) as fake:
         with Local(router, fake.address, EXPERTS, limits=limits) as gateway, opened(gateway) as channel:
-            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=10)
+            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=60)
             later = homes[0].partition(" ")[2]  # the same cluster, without the word that gets a first token
-            waiting = channel.unary_stream(STREAM)(ask(later), timeout=10)
+            waiting = channel.unary_stream(STREAM)(ask(later), timeout=60)
             *_, broken = decoded(list(begun))
             assert broken.error_message == "UNAVAILABLE: expert_0 stopped answering"
             moved = decoded(list(waiting))
             assert [told(r)[2] for r in moved] == later.split() and told(moved[0])[1] == "expert_1"
             assert told(decoded(stream(channel, ask(later)))[0])[1] == "expert_1"  # without trying expert 0
             fake.wait(lambda: fake.cancelled["expert_0"] >= 2)
-            hangs["all"], end = False, time.monotonic() + 10
+            hangs["all"], end = False, time.monotonic() + 60
             while told(decoded(stream(channel, ask(later)))[0])[1] != "expert_0":
                 assert time.monotonic() < end
 
@@ -256,7 +256,7 @@ def test_no_expert_left_is_said_at_once(router):
     with FakeTriton({"e": dead}) as fake, Local(router, fake.address, ("e",)) as gateway:
         with opened(gateway) as channel:
             assert told(decoded(stream(channel, ask("one")))[0])[0] == "Stub process is not healthy."
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while told(decoded(stream(channel, ask("one")))[0])[0] != "UNAVAILABLE: None of the 1 experts is up":
                 assert time.monotonic() < end
             with pytest.raises(grpc.RpcError) as caught:
@@ -329,7 +329,7 @@ def test_prompts_are_not_logged(router_folder):
             for word in ("one", "fail", "abort", "half", "nothing"):
                 stream(channel, ask(f"{word} hunter2"))
         for header in wrong:
-            with socket.create_connection(("127.0.0.1", int(gateway.http.rpartition(":")[2])), timeout=10) as raw:
+            with socket.create_connection(("127.0.0.1", int(gateway.http.rpartition(":")[2])), timeout=60) as raw:
                 raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n" + body)
                 answers = b"".join(iter(lambda: raw.recv(65536), b""))
             assert b" 400 " in answers, (header, answers)

@@ -224,7 +224,7 @@ def test_a_server_that_goes_away_is_reported_and_found_again(router_folder):
                 stream(channel, ask("one", "other"))
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             with FakeTriton(models, port=int(fake.address.rpartition(":")[2])):
-                end = time.monotonic() + 10
+                end = time.monotonic() + 60
                 while decoded(stream(channel, ask(KITCHEN[0])))[0].error_message:
                     assert time.monotonic() < end
             assert gateway.alive()
@@ -257,7 +257,7 @@ def test_no_task_outlives_its_request(fake, router):
                 await one("one")
                 before = len(asyncio.all_tasks())
                 await asyncio.gather(*(one(text) for text in ["one two", "hang", "fail", "half"] * 25))
-                end = time.monotonic() + 10
+                end = time.monotonic() + 60
                 while len(asyncio.all_tasks()) > before or fake.in_flight.total():
                     assert time.monotonic() < end, asyncio.all_tasks()
                     await asyncio.sleep(0.01)

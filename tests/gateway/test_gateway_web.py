@@ -33,7 +33,7 @@ def post(gateway, path, body, **headers):
     headers = {"Content-Type": "application/json"} | headers
     request = urllib.request.Request(gateway.addresses["http"] + path, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.headers, answer.read()
     except HTTPError as e:
         return e.code, e.headers, e.read()
@@ -42,7 +42,7 @@ def post(gateway, path, body, **headers):
 def get(gateway, path, **headers):
     request = urllib.request.Request(gateway.addresses["http"] + path, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except HTTPError as e:
         return e.code, e.read()
@@ -164,7 +164,7 @@ def test_a_streamed_answer_that_breaks_says_so(served):
 def test_an_http_1_0_client_learns_the_end_by_the_connections(served):
     body = json.dumps({"prompt": "one two", "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with socket.create_connection(served.addresses["http"].removeprefix("http://").split(":"), timeout=10) as opened:
+    with socket.create_connection(served.addresses["http"].removeprefix("http://").split(":"), timeout=60) as opened:
         opened.sendall(head + body)
         said = b"".join(iter(lambda: opened.recv(65536), b""))
     head, _, answer = said.partition(b"\r\n\r\n")
@@ -177,7 +177,7 @@ def test_full_is_429_with_retry_after(router):
         with Local(router, fake.address, ("e",), http_port=0, limits=Limits(in_flight=1, queue=0)) as gateway:
             with grpc.insecure_channel(gateway.address) as channel:  # the faces share the expert's places
                 method = channel.unary_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-                call = method(client.request("router", "wait web", 4).SerializeToString(), timeout=10)
+                call = method(client.request("router", "wait web", 4).SerializeToString(), timeout=60)
                 fake.wait(lambda: fake.in_flight.total() == 1)
                 status, headers, body = post(gateway, "/v1/completions", {"prompt": "one", "stream": True})
                 assert status == 429 and headers["Retry-After"] and headers["x-erlab-expert"] == "e"
@@ -189,7 +189,7 @@ def test_full_is_429_with_retry_after(router):
 
 def test_a_client_that_leaves_cancels_its_request(served, fake):
     before = fake.cancelled.total()
-    connection = http.client.HTTPConnection(served.addresses["http"].removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(served.addresses["http"].removeprefix("http://"), timeout=60)
     connection.request("POST", "/v1/completions", json.dumps({"prompt": "hang", "stream": True}))
     answer = connection.getresponse()
     assert b"hang" in answer.read1()

@@ -27,7 +27,7 @@ def test_workers_share_the_ports_and_end_together(router_folder):
                 assert [client.text(r.infer_response) for r in answers] == ["one", "two"]
                 served += 1
                 assert served < 2000
-            with urllib.request.urlopen(gateway.http + "/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(gateway.http + "/metrics", timeout=60) as answer:
                 lines = answer.read().decode().splitlines()
             totals = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("erlab_requests_total")]
             assert sum(totals) == served

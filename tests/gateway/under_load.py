@@ -39,7 +39,7 @@ def once_busy(gateway, act):
 
 
 def metrics(gateway):
-    with urllib.request.urlopen(f"{gateway.http}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{gateway.http}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 

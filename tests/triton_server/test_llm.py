@@ -95,7 +95,7 @@ def started(tmp_path) -> list:
 
 
 def answer(address, model):
-    return " ".join(client.generate(address, model, "one two", 2, timeout=10))
+    return " ".join(client.generate(address, model, "one two", 2, timeout=60))
 
 
 def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machine, models):

@@ -269,5 +269,5 @@ def test_the_real_server_runs_two_experts_ensembles(tmp_path, folders):
         repository.write(models, engine, ENGINE)
     with Server(models, names) as server:
         for name in names:
-            answer = list(client.generate(server.grpc, name, "abc", 7, timeout=10))
+            answer = list(client.generate(server.grpc, name, "abc", 7, timeout=60))
             assert [piece for piece in answer if piece] == list("cbacbac")

@@ -70,7 +70,7 @@ def test_an_experts_error_and_an_unknown_model_are_told_in_tritons_words(running
     server, gateway = running
     both = []
     for address in (server.grpc, gateway.address):
-        rows = users.run(address, ("nobody",), plan("one"), timeout=10)
+        rows = users.run(address, ("nobody",), plan("one"), timeout=60)
         both.append([(row["status"], row["error"]) for row in rows])
     assert both[0] == both[1] and both[0][0][0] == "error" and "nobody" in both[0][0][1]
 
@@ -78,7 +78,7 @@ def test_an_experts_error_and_an_unknown_model_are_told_in_tritons_words(running
 def test_a_hanging_expert_ends_by_deadline_and_a_killed_gateway_in_errors(running, router_folder):
     server, _ = running
     with Gateway(router_folder, server.grpc, EXPERTS) as gateway:
-        rows = users.run(gateway.address, ("router",), plan("hang", "one", users=2), timeout=1.5)
+        rows = users.run(gateway.address, ("router",), plan("hang", "one", users=2), timeout=3)
         assert [row["status"] for row in rows] == ["timeout", "ok"] * 2
         with grpc.insecure_channel(gateway.address) as channel:
             hanging = channel.unary_stream(STREAM)(client.request("router", "hang", 1).SerializeToString())

@@ -1,10 +1,6 @@
 import pytest
 from datasets import Dataset
 from domain_prompts import make_prompts
-from hypothesis import settings
-
-settings.register_profile("routing", deadline=None)  # a busy machine is no failure
-settings.load_profile("routing")
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,10 @@
 
 ``python -I -S keeper.py PARENT_PID FOLDER GRACE COMMAND...`` ends when the command does, on SIGTERM, or when the
 parent is gone, even by SIGKILL. Then it asks the command to stop, kills what is left of its process group after GRACE
-seconds, and removes FOLDER and the shared memory whose names begin with FOLDER's name. Linux only. A process of its
-own, because a parent that was killed cannot tidy up, and because the kernel's parent-death signal follows the thread
-that started a process, which in a notebook may end long before the notebook does.
+seconds, and removes FOLDER and the shared memory whose names begin with FOLDER's name; where the parent is gone, which
+would have removed it, the log FOLDER.log, too. Linux only. A process of its own, because a parent that was killed
+cannot tidy up, and because the kernel's parent-death signal follows the thread that started a process, which in a
+notebook may end long before the notebook does.
 """
 
 import contextlib
@@ -51,6 +52,8 @@ def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
         return status
     finally:
         sweep(folder)
+        if os.getppid() != parent:
+            folder.with_suffix(".log").unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

@@ -200,7 +200,9 @@ def test_what_is_missing_is_told_before_anything_starts(tmp_path, machine, model
     assert not (tmp_path / "notes").exists()
 
 
-def test_a_server_whose_parent_is_killed_ends(tmp_path, machine, models):
+def test_a_server_whose_parent_is_killed_ends_and_leaves_nothing(tmp_path, machine, models):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     code = f"""if True:
         import time
         from erlab.triton import llm
@@ -208,14 +210,16 @@ def test_a_server_whose_parent_is_killed_ends(tmp_path, machine, models):
             print(server.grpc, flush=True)
             time.sleep(600)
     """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     address = parent.stdout.readline().strip()
     assert answer(address, EXPERTS[0]) == "one two"
     served = psutil.Process(parent.pid).children(recursive=True)
+    assert len(list(scratch.iterdir())) == 2  # its folder and its log
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 30
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in served):
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in served) or any(scratch.iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     parent.stdout.close()

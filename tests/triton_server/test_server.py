@@ -244,7 +244,7 @@ def test_the_server_ends_when_its_parent_is_killed(echo, temporary):
         assert len(processes) == 4 and Path(folder).is_dir()
         parent.kill()
     assert psutil.wait_procs(processes, timeout=60)[1] == []
-    assert not Path(folder).exists() and not list(Path("/dev/shm").glob(f"{Path(folder).name}*"))
+    assert list(temporary.iterdir()) == [] and not list(Path("/dev/shm").glob(f"{Path(folder).name}*"))
 
 
 @contextmanager

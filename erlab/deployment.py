@@ -253,6 +253,28 @@ def server(
     return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
+def check_choice(key: str, system: System, folders: Folders, **choice: str | float) -> None:
+    """Refuse how the system's gateway is told to choose (see `serve`): what no gateway takes first, then a router that
+    is missing or cannot choose so. For before engines are built or started, which takes long."""
+    models = model_names(key, system)
+    if choice and not system.router:
+        raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
+    for name in choice.keys() & {"generalist", "strong"}:
+        require(choice[name] in models, name, "serve", f"be one of {', '.join(models)}", choice[name])
+    if not system.router:
+        return
+    if choice:
+        from erlab.gateway import server as gateway  # scikit-learn takes a second to import
+        from erlab.routing import PromptRouter
+
+        settings = gateway.Settings(None, models, **choice)
+        gateway.check_settings(settings)
+    if not (folders.router / "router.json").is_file():
+        raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
+    if choice:
+        gateway.check_policy(PromptRouter.load(folders.router), settings)
+
+
 @contextmanager
 def serve(
     key: str,
@@ -274,18 +296,8 @@ def serve(
     for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
     `generalist`, `strong` and `threshold` of `gateway.Gateway`; the experts are named as the system's own models.
     """
+    check_choice(key, system, folders, **choice)
     models = model_names(key, system)
-    if choice and not system.router:
-        raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
-    for name in choice.keys() & {"generalist", "strong"}:
-        require(choice[name] in models, name, "serve", f"be one of {', '.join(models)}", choice[name])
-    if system.router and not (folders.router / "router.json").is_file():
-        raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
-    if choice:  # what the gateway would refuse is said before engines start, which takes long
-        from erlab.gateway.server import Settings, check_policy  # scikit-learn takes a second to import
-        from erlab.routing import PromptRouter
-
-        check_policy(PromptRouter.load(folders.router), Settings(None, models, **choice))
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(attached.attach(triton, models, None if system.router else port))

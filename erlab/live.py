@@ -40,6 +40,7 @@ def serve(
     allowed = f"be one of {', '.join(nvidia.CONTAINERS)}"
     require(container in (None, *nvidia.CONTAINERS), "container", "serve", allowed, container)
     system = _system(name, to, folders, triton)
+    deployment.check_choice(name, system, folders, **choice)
     if not triton:
         deployment.build_engines(to, folders, seed=0, wanted=[system.expert])
     options = {"triton": triton, "container": container, "apart": apart}

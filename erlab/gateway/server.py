@@ -97,23 +97,29 @@ async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dic
                 task.cancel()
 
 
-def check_policy(router: PromptRouter, settings: Settings) -> None:
-    """ErlabError unless the policy exists and, if it sends some prompts to an expert of their own, has it and can tell
-    which prompts."""
+def check_settings(settings: Settings) -> None:
+    """ErlabError unless the policy exists and, if it sends some prompts to an expert of their own, has it."""
     require(settings.policy in POLICIES, "--policy", "the gateway", f"be one of {', '.join(POLICIES)}", settings.policy)
     threshold = settings.threshold
     fits = threshold is None or (settings.policy == "strong_weak" and 0 <= threshold <= 1)
     require(fits, "--threshold", "the gateway", "be from 0 to 1, and only where --policy is strong_weak", threshold)
-    special = {
-        "outlier": ("generalist", router.threshold_, "an outlier threshold (PromptRouter.calibrate)"),
-        "strong_weak": ("strong", router.difficulty_, "a difficulty score (PromptRouter.fit_difficulty)"),
-    }
-    for policy, (flag, learned, what) in special.items():
+    for policy, flag in (("outlier", "generalist"), ("strong_weak", "strong")):
         model, asked = getattr(settings, flag), settings.policy == policy
         allowed = f"name an expert where --policy is {policy}, and only there"
         require(bool(model) == asked, f"--{flag}", "the gateway", allowed, model)
-        if asked and learned is None:
-            raise ErlabError(f"The policy {policy!r} needs a router with {what}. Got one without.")
+
+
+def check_policy(router: PromptRouter, settings: Settings) -> None:
+    """ErlabError unless these are settings for a gateway (`check_settings`) and the router can tell which prompts the
+    policy sends to an expert of their own."""
+    check_settings(settings)
+    needed = {
+        "outlier": (router.threshold_, "an outlier threshold (PromptRouter.calibrate)"),
+        "strong_weak": (router.difficulty_, "a difficulty score (PromptRouter.fit_difficulty)"),
+    }
+    learned, what = needed.get(settings.policy, (True, ""))
+    if learned is None:
+        raise ErlabError(f"The policy {settings.policy!r} needs a router with {what}. Got one without.")
 
 
 async def listen(server: http2.Server, settings: Settings) -> str:

@@ -84,9 +84,8 @@ def compare(
     use all prompts. seeds: fits a recipe (2 for a few recipes, 5 for all). other: prompts of the same domains from
     other sources (see `datasets.load`).
     """
-    names, quick = _names(to, recipes), recipes is None
-    seeds = (QUICK_SEEDS if quick else SEEDS) if seeds is None else seeds
-    require(isinstance(seeds, int) and seeds >= 1, "seeds", "notebook 02", "be at least 1", seeds)
+    names, seeds = chosen(to, recipes, seeds)
+    quick = recipes is None
     known, unknown = compared(prompts, QUICK_PROMPTS if quick else None)
     domains = known.unique("domain")
     if len(domains) == 1:  # nothing to tell apart: only load and speed say something
@@ -104,6 +103,13 @@ def compare(
     report(len(names), len(names), "recipes")
     output.save(folders.routing / "comparison.csv", table.to_csv())
     return table
+
+
+def chosen(to: Profile, recipes: str | Sequence[str] | None, seeds: int | None) -> tuple[list[str], int]:
+    """The recipes' names and the fits of each that `compare` takes; ErlabError for what it refuses."""
+    fits = seeds is None or (isinstance(seeds, int) and seeds >= 1)
+    require(fits, "seeds", "notebook 02", "be a whole number from 1", seeds)
+    return _names(to, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -173,10 +179,10 @@ def _names(to: Profile, recipes: str | Sequence[str] | None) -> list[str]:
         return list(to.compared_recipes)
     if recipes == "all":
         return list(RECIPES)
-    names = [recipes] if isinstance(recipes, str) else list(recipes)
-    known = bool(names) and all(name in RECIPES for name in names)
+    names = [recipes] if isinstance(recipes, str) else recipes
+    known = isinstance(names, list | tuple) and bool(names) and all(name in tuple(RECIPES) for name in names)
     require(known, "recipes", "notebook 02", f"be None, all or a list out of {'; '.join(RECIPES)}", recipes)
-    return names
+    return list(names)
 
 
 def _of_domains(source: str | Path, domains: Iterable[str], to: Profile, seed: int) -> Dataset:

@@ -105,6 +105,13 @@ def plan_engines(
     return found
 
 
+def check_weights(weights: str | Path | None, triton: str | None = None) -> None:
+    """Refuse weights for a server that runs, and what is no folder's name."""
+    allowed = "be None, since a server that runs has its own" if triton else "be a folder's path"
+    fits = weights is None or (isinstance(weights, str | Path) and not triton)
+    require(fits, "weights", "build_engines", allowed, weights)
+
+
 def build_engines(
     to: Profile,
     folders: Folders,
@@ -119,8 +126,8 @@ def build_engines(
     `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
     What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, which is said.
     """
+    check_weights(weights, triton)
     if triton:
-        require(weights is None, "weights", "build_engines", "be None, since a server that runs has its own", weights)
         folders.engines.mkdir(parents=True, exist_ok=True)
         return pd.DataFrame([{"left out": f"{attached.title(triton)}: {triton}"}])
     found = plan_engines(to, folders, weights, wanted)

@@ -37,7 +37,7 @@ from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.profiles import preliminary
 from erlab.progress import report
-from erlab.spec import Profile, System
+from erlab.spec import MOST_USERS, Profile, System
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +53,8 @@ def measure_preliminary(
     if triton:
         return unmeasured("preliminary", folders, f"{triton} has a batch limit of its own")
     systems = {name: system for name, (_, system) in preliminary(to).items()}
-    return measure("preliminary", systems, to, folders, loads or to.preliminary_loads, seed, together=True)
+    loads = to.preliminary_loads if loads is None else loads
+    return measure("preliminary", systems, to, folders, loads, seed, together=True)
 
 
 def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
@@ -132,7 +133,7 @@ def measure(
     Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines,
     which idle while it's not their turn; starts are dear.
     """
-    loads = checked_loads(loads or to.loads)
+    loads = checked_loads(to.loads if loads is None else loads)
     prompts = load_prompts(folders)
     if not systems:
         report(0, 1, f"{experiment}: profile {to.name} has none of these systems")
@@ -294,11 +295,13 @@ def load_prompts(folders: Folders) -> "Dataset":
     return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)
 
 
-def checked_loads(loads: Iterable[int]) -> tuple[int, ...]:
-    loads = tuple(loads)
-    if not all(isinstance(n, int) and n >= 1 for n in loads):
-        raise ErlabError(f"The 'loads' parameter must be whole numbers of users from 1. Got {list(loads)}.")
-    return tuple(sorted(set(loads)))
+def checked_loads(loads: Iterable[int], name: str = "loads") -> tuple[int, ...]:
+    """The loads in rising order, each once; ErlabError, by the parameter's name, for anything else."""
+    numbers = tuple(loads) if isinstance(loads, Iterable) else ()
+    if not numbers or not all(type(n) is int and 1 <= n <= MOST_USERS for n in numbers):
+        allowed = f"be a list of whole numbers of users from 1 to {MOST_USERS}"
+        raise ErlabError(f"The {name!r} parameter must {allowed}. Got {loads!r}.")
+    return tuple(sorted(set(numbers)))
 
 
 def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed: int, triton: str | None) -> str:

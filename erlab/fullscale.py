@@ -40,8 +40,7 @@ def simulate(
     experiment or version of the paper.
     """
     require(experiment in EXPERIMENTS, "experiment", "simulate", f"be one of {', '.join(EXPERIMENTS)}", experiment)
-    for version in (papers := list(papers)):
-        require(version in paper.SYSTEMS, "papers", "simulate", f"hold some of {', '.join(paper.SYSTEMS)}", papers)
+    papers = checked_papers(papers)
     loads = list(loads or to.simulated_loads)
     seeds = list(range(seed, seed + (1 if experiment == "preliminary" else to.simulated_seeds)))
     folder = folders.records / "simulated" / experiment
@@ -53,6 +52,14 @@ def simulate(
     for version in papers:
         _simulate(folder / f"{version}.parquet", experiment, folders, version, loads, seeds)
     return records.read(folder)
+
+
+def checked_papers(papers: Iterable[str]) -> list[str]:
+    """The versions of the paper, each once; ErlabError for anything else, a single text too."""
+    versions = list(papers) if isinstance(papers, Iterable) and not isinstance(papers, str) else []
+    fits = versions and all(version in tuple(paper.SYSTEMS) for version in versions)
+    require(bool(fits), "papers", "simulate", f"be a list of some of {', '.join(paper.SYSTEMS)}", papers)
+    return list(dict.fromkeys(versions))
 
 
 def _simulate(

@@ -54,7 +54,7 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     Where no Triton can run, or no step times can be had, nothing is measured, and that is said.
     """
     emulation, system, apart = to.emulation, paper.SYSTEMS["v2"][SYSTEM], folders.overhead
-    loads = experiments.checked_loads(loads or emulation.loads)
+    loads = experiments.checked_loads(emulation.loads if loads is None else loads, "emulated_loads")
     prompts = experiments.load_prompts(folders)
     if reason := available() or unavailable():
         return experiments.unmeasured(EXPERIMENT, apart, f"Triton cannot run here: {reason}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from erlab import cache, manifest, output, paths, profiles, steps
+from erlab import cache, manifest, output, parameters, paths, profiles, steps
 from erlab.errors import ErlabError
 from erlab.progress import CHANNEL
 from erlab.steps import STEPS, Step
@@ -108,7 +108,12 @@ class Study:
             return {}
         from erlab import datasets
 
-        found = {name: datasets.inputs(source) for name, source in named.items()}
+        found = {}
+        for name, source in named.items():
+            try:
+                found[name] = datasets.inputs(source)
+            except ErlabError as e:
+                raise ErlabError(f"{parameters.OPTIONS[name]}: {e}") from None
         return found | {"other": {f"other/{file}": digest for file, digest in found.get("other", {}).items()}}
 
     def dependencies(self, step: Step) -> dict:
@@ -135,19 +140,23 @@ class State:
 
 
 def literal(text: str) -> object:
-    """A parameter's value as given on the command line: Python or JSON, else the text itself.
+    """A parameter's value as given on the command line: Python or JSON, else, and where JSON has no such value, the
+    text itself.
 
-    >>> literal("[1, 8]"), literal("true"), literal("None"), literal("laptop")
-    ([1, 8], True, None, 'laptop')
+    >>> literal("[1, 8]"), literal("true"), literal("None"), literal("laptop"), literal("{1, 8}")
+    ([1, 8], True, None, 'laptop', '{1, 8}')
     """
     for read in (ast.literal_eval, json.loads):
-        with contextlib.suppress(ValueError, SyntaxError):
-            return read(text)
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = read(text)
+            json.dumps(value, sort_keys=True)
+            return value
     return text
 
 
-def check(study: Study, selected: tuple[Step, ...]) -> None:
-    """Refuse parameters that none of the selected notebooks declares, by name."""
+def check(study: Study, selected: tuple[Step, ...], force: bool = False) -> None:
+    """Refuse parameters that none of the selected notebooks declares, and values that one of them would refuse, by
+    name."""
     known = sorted({name for step in selected for name in study.declared[step.name]} - study.common.keys())
     for name in study.extra:
         if name in study.common:
@@ -156,12 +165,23 @@ def check(study: Study, selected: tuple[Step, ...]) -> None:
             where = ", ".join(step.name for step in selected)
             allowed = ", ".join(known) or "none"
             raise ErlabError(f"No notebook of {where} has a parameter {name!r}. --set may name there: {allowed}.")
+    given = study.extra.keys() | ({"prompts"} if study.prompts is not None else set())
+    for step in selected:
+        values = study.values(step)
+        if given & values.keys() and (force or _reason(study, step)):
+            parameters.check(step.name, profiles.profile(study.profile), study.results_folder, values)
+
+
+def _reason(study: Study, step: Step) -> str | None:
+    """Why a step has to run again, None if it is cached."""
+    results = study.results_folder
+    return cache.stale(cache.load(results, step.name), study.dependencies(step), results)
 
 
 def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool = False) -> list[State]:
     """Where each step stands: what would run, why, and how long it is expected to take. Writes nothing."""
     selected = study.steps if selected is None else selected
-    check(study, selected)
+    check(study, selected, force)
     states: list[State] = []
     for step in selected:
         found = cache.load(study.results_folder, step.name)
@@ -189,7 +209,7 @@ def reproduce(
     otherwise, and KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on.
     """
     selected = study.steps if selected is None else selected
-    check(study, selected)
+    check(study, selected, force)
     results, started = study.results_folder, _now()
     with _locked(results), show or Display(len(selected)) as show:
         _writable(study.figures_folder, "--figures")

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from erlab import paper
 from erlab.errors import ErlabError
 from erlab.records import Records
+from erlab.spec import require
 
 _PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"  # a preliminary system's name
 
@@ -31,11 +33,17 @@ def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series
 
 def of_paper(records: Records, version: str) -> Records:
     """The records of one version of the paper, and those of none."""
+    check_version(version)
     requests = records.requests[records.requests["paper"].fillna(version) == version]
     found = records.runs
     if "paper" in found:
         found = found[found["paper"].fillna(version) == version]
     return Records(requests, found)
+
+
+def check_version(version: str) -> None:
+    """Refuse what is no version of the paper."""
+    require(version in tuple(paper.SYSTEMS), "paper", "notebook 06", f"be one of {', '.join(paper.SYSTEMS)}", version)
 
 
 def died(records: Records) -> list[str]:

@@ -10,17 +10,24 @@ Traceback (most recent call last):
 erlab.errors.ErlabError: The 'tensor_parallel' parameter of Expert must divide the 8 KV heads of Llama 3 8B. Got 3.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from erlab.errors import ErlabError
 
 GIB = 2**30
+MOST_USERS = 100_000  # of one load: a hundred times the paper's, and more than a machine has ports for
 
 
 def require(condition: bool, parameter: str, owner: str, allowed: str, got: object) -> None:
     """Refuse a bad parameter by name: what is allowed and what came."""
     if not condition:
         raise ErlabError(f"The {parameter!r} parameter of {owner} must {allowed}. Got {got!r}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, as a parameter of a notebook has to be where a command line may give anything."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

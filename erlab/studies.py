@@ -55,6 +55,7 @@ def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -
     but the clusterer (names of `routing.clusterers.CLUSTERERS`): lists of `routing.router.Row` by name."""
     from erlab.routing import PromptRouter  # scikit-learn takes a second to import
 
+    check_clusterers(clusterers)
     prompts = experiments.load_prompts(folders)
     texts = {
         split: prompts.filter(lambda s, wanted=split: s == wanted, input_columns="split")["text"][:]
@@ -75,6 +76,19 @@ def shares(rows: Sequence, least: int = paper.GPUS) -> list[float]:
     return (counts / counts.sum()).tolist()
 
 
+def check_system(system: str) -> None:
+    """Refuse what is no router system of the paper."""
+    require(system in tuple(ROUTERS), "system", "notebook 08", f"be one of {', '.join(ROUTERS)}", system)
+
+
+def check_clusterers(clusterers: Iterable[str]) -> None:
+    """Refuse what is no list of clusterers."""
+    from erlab.routing.clusterers import CLUSTERERS  # scikit-learn takes a second to import
+
+    fits = isinstance(clusterers, list | tuple) and all(name in tuple(CLUSTERERS) for name in clusterers)
+    require(fits, "clusterers", "notebook 08", f"be a list out of {', '.join(CLUSTERERS)}", clusterers)
+
+
 def policies(
     to: Profile,
     folders: Folders,
@@ -85,8 +99,8 @@ def policies(
 ) -> pd.DataFrame:
     """A row a clusterer, policy and load (default: the two largest explored ones) of `simulation.beyond.policies`, and
     the largest cluster's share of the prompts."""
-    require(system in ROUTERS, "system", "policies", f"be one of {', '.join(ROUTERS)}", system)
-    loads = list(loads or to.explored_loads[-2:])
+    check_system(system)
+    loads = experiments.checked_loads(to.explored_loads[-2:] if loads is None else loads)
     options = dict(decisions=decided, setup=fullscale.setup(folders), seed=seed)
     found = beyond.policies(ROUTERS[system], loads, POLICIES, **options)
     largest = found["clusterer"].map({name: max(shares(rows)) for name, rows in decided.items()})
@@ -110,7 +124,7 @@ def autoscaling(
 ) -> pd.DataFrame:
     """A row a controller and rate: how many requests of `autoscaling.shifting_load` stay within MLPerf's limits on
     `system`'s GPUs, shared by `experts` experts, and how many replicas changed hands."""
-    require(system in ROUTERS, "system", "autoscaling", f"be one of {', '.join(ROUTERS)}", system)
+    check_system(system)
     rows = []
     for rate in to.explored_rates:
         load, chosen = scaling.shifting_load(experts, seconds, rate, seed=seed)

@@ -38,6 +38,13 @@ def train_router(
     return router, summary
 
 
+def check(to: Profile, prompts: Dataset, clusters: int | None = None) -> None:
+    """Refuse prompts or clusters of which no router can be made, or none be judged."""
+    splits = prompts["split"][:]
+    PromptRouter(to.clusters if clusters is None else clusters).check(splits.count("train"))
+    evaluation.require_held_back(splits)
+
+
 def clusters_table(summary: dict) -> pd.DataFrame:
     """A row a cluster: how many training prompts, which domain most of them have, and what it is about."""
     table = pd.DataFrame(summary["clusters"]).set_index("cluster")

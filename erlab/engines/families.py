@@ -93,10 +93,14 @@ def _scale_to_cores(system: System, to: Profile, cores: int, max_batch_size: int
     return replace(system, expert=expert, count=cores if system.router else max(1, cores // width))
 
 
+def _plan_tiny(expert: Expert, folder: Path, weights: Path | None) -> tuple:
+    require(weights is None, "weights", "a tiny engine", "be None (its weights are seeded dummies)", str(weights))
+    return ()
+
+
 def _build_tiny(expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
     from erlab.engines import tiny
 
-    require(weights is None, "weights", "a tiny engine", "be None (its weights are seeded dummies)", weights)
     tiny.build(folder, expert.model, expert.precision, seed)
 
 
@@ -274,7 +278,7 @@ FAMILIES = {
         devices="cores",
         scale=_scale_to_cores,
         engine_name=lambda expert: slug(f"{expert.model.name}-{expert.precision.name}"),
-        plan=lambda expert, folder, weights: (),
+        plan=_plan_tiny,
         check=lambda due: None,
         build=_build_tiny,
         write=_write_tiny,

@@ -164,8 +164,7 @@ def compare(
     """
     split, domains, texts = (np.asarray(prompts[c][:], dtype=object) for c in ("split", "domain", "text"))
     train, held = split == "train", split == "held_back"
-    if not held.any():
-        raise ErlabError(f"None of the {len(texts)} prompts is held back to compare on: more are needed.")
+    require_held_back(split)
     seeds = list(seeds)
     rows = {}
     for name, parameters in recipes.items():
@@ -180,6 +179,12 @@ def compare(
             fits.append((router, time.perf_counter() - start))
         rows[name] = _row(fits, domains[train], texts[held], domains[held], other, unknown)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("recipe")
+
+
+def require_held_back(split: Sequence[str]) -> None:
+    """Refuse prompts of these splits where the router would see them all."""
+    if "held_back" not in split:
+        raise ErlabError(f"None of the {len(split)} prompts is held back to compare on: more are needed.")
 
 
 def _row(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:

@@ -111,7 +111,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         y: the prompts' domains, which only the supervised router looks at: cluster c is the c-th domain by name.
         """
         texts = _checked(texts)
-        self._check_parameters(len(set(texts)))
+        self.check(len(set(texts)))
         self.features_ = FEATURES[self.features](self.dimensions, self.seed, self.model)
         vectors = self.features_.fit_transform(texts)
         if self.clusterer == "supervised":
@@ -150,7 +150,8 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         """How badly each prompt fits the cluster it fits best, (n,); see `outliers`."""
         return self.outlier_score_(self.embed(texts))
 
-    def _check_parameters(self, distinct: int) -> None:
+    def check(self, distinct: int) -> None:
+        """Refuse parameters that `fit` would for so many distinct prompts."""
         for name in ("clusters", "dimensions", "restarts"):
             value = getattr(self, name)
             require(isinstance(value, int | np.integer) and value >= 1, name, "PromptRouter", "be at least 1", value)

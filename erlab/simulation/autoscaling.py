@@ -19,7 +19,7 @@ from erlab.simulation import events, system
 from erlab.simulation.engine import Engine, Requests
 from erlab.simulation.steptimes import NS
 from erlab.simulation.system import Setup, Traffic, step_times
-from erlab.spec import System, Workload, require
+from erlab.spec import System, Workload, is_number, require
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Controller:
         require(self.kind in kinds, "kind", "Controller", f"be one of {', '.join(kinds)}", self.kind)
         require(self.target >= 1, "target", "Controller", "be at least 1", self.target)
         require(self.interval > 0, "interval", "Controller", "be above 0 seconds", self.interval)
-        require(self.cold_start >= 0, "cold_start", "Controller", "be at least 0 seconds", self.cold_start)
+        fits = is_number(self.cold_start) and self.cold_start >= 0
+        require(fits, "cold_start", "Controller", "be at least 0 seconds", self.cold_start)
 
 
 def demand(history: list[float], horizon: float, forecast: bool, level: float = 0.2, trend: float = 0.05) -> float:

@@ -15,7 +15,7 @@ import pandas as pd
 from erlab import metrics, paper
 from erlab.simulation.hardware import gpu
 from erlab.simulation.system import Setup, simulate
-from erlab.spec import System, require
+from erlab.spec import System, is_number, require
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def economics(
     All of a system's GPUs are paid for and draw board power for the whole time, busy or idle: an upper bound on energy.
     The price is an assumption.
     """
-    require(dollars_per_gpu_hour > 0, "dollars_per_gpu_hour", "economics", "be above 0", dollars_per_gpu_hour)
+    check_price(dollars_per_gpu_hour)
     gpus = summary["system"].map({name: s.count * s.expert.tensor_parallel for name, s in systems.items()})
     rate = summary["output_throughput"].astype(float)
     return summary[["system", "users", "output_throughput"]].assign(
@@ -125,6 +125,11 @@ def economics(
         dollars_per_million_tokens=gpus * dollars_per_gpu_hour / 3600 / rate * 1e6,
         joules_per_token=gpus * gpu(setup.gpu).power / rate,
     )
+
+
+def check_price(dollars_per_gpu_hour: float) -> None:
+    fits = is_number(dollars_per_gpu_hour) and dollars_per_gpu_hour > 0
+    require(fits, "dollars_per_gpu_hour", "economics", "be above 0", dollars_per_gpu_hour)
 
 
 def served_within(

@@ -34,19 +34,48 @@ from erlab.options import (
 _MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
 _MENDABLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder was wanted, or the other way round
 
+_UsageError = typer.BadParameter.__base__  # click's, wherever this typer has it
+
 
 class _Group(typer.core.TyperGroup):
+    def make_context(self, info_name, args, parent=None, **extra):
+        with _in_one_line() if args else contextlib.nullcontext():  # without any, help comes as an exception
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx):
-        try:
+        with _in_one_line(ctx):
             return super().invoke(ctx)
-        except ErlabError as e:
-            _leave(str(e), 2)
-        except KeyboardInterrupt as e:
-            _leave(str(e) or "Stopped.", 130)
-        except OSError as e:
-            if e.errno not in _MENDABLE:
-                raise
-            _leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+
+    def resolve_command(self, ctx, args):
+        if not args[0].startswith("-") and args[0] not in self.commands:
+            known = ", ".join(self.commands)
+            raise ErlabError(f"The command must be one of {known}. Got {args[0]!r}. Help: erlab --help")
+        return super().resolve_command(ctx, args)
+
+
+@contextlib.contextmanager
+def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
+    """Ends the program after what its user can mend: with a line, and an exit status. `context`: the running group's."""
+    try:
+        yield
+    except ErlabError as e:
+        _leave(str(e), 2)
+    except _UsageError as e:
+        command = e.ctx.command_path.split()[1:] if e.ctx else [context.invoked_subcommand] if context else []
+        _leave(f"{_refused(e)}. Help: {' '.join(['erlab', *command, '--help'])}", 2)
+    except KeyboardInterrupt as e:
+        _leave(str(e) or "Stopped.", 130)
+    except OSError as e:
+        if e.errno not in _MENDABLE:
+            raise
+        _leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+
+
+def _refused(e: _UsageError) -> str:
+    """What typer has to say; it checks no values here, so that what it says of one parameter is that it is missing."""
+    if isinstance(e, typer.BadParameter) and e.param:
+        return f"{e.param.opts[0]} {e.param.metavar} must be given"
+    return e.format_message().rstrip(".")
 
 
 def _leave(message: str, status: int) -> NoReturn:
@@ -252,9 +281,15 @@ def serve(
     system: Annotated[str, typer.Option(help=f"A system of Table I: {_SYSTEMS}.", metavar="LETTER")],
     profile: Profile = "laptop",
     results: Results = None,
-    port: Annotated[int | None, typer.Option(help="Where users ask; a free one if not given.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Where users ask; a free one if not given.", parser=options.whole, callback=options.PORT),
+    ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="How the gateway chooses, a name in erlab.routing.policies.", metavar="NAME")
+        str | None,
+        typer.Option(
+            help="How the gateway chooses, a name in erlab.routing.policies.", metavar="NAME", callback=options.POLICY
+        ),
     ] = None,
     generalist: Annotated[
         str | None, typer.Option(help="With --policy outlier: the expert of what fits no cluster.", metavar="MODEL")
@@ -263,13 +298,22 @@ def serve(
         str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="With --policy strong_weak: from what difficulty on, 0 to 1; 0.5 if not given.")
+        float | None,
+        typer.Option(
+            help="With --policy strong_weak: from what difficulty on, 0 to 1; 0.5 if not given.",
+            parser=options.real,
+            callback=options.SHARE,
+        ),
     ] = None,
     triton: Triton = None,
     upstream: Upstream = None,
     container: Annotated[
         str | None,
-        typer.Option(help="On GPUs: run Triton by docker or podman, or print how.", metavar="docker|podman|print"),
+        typer.Option(
+            help="On GPUs: run Triton by docker or podman, or print how.",
+            metavar="docker|podman|print",
+            callback=options.CONTAINER,
+        ),
     ] = None,
     apart: Annotated[bool, typer.Option("--apart", help="On GPUs: a Triton server for each expert.")] = False,
 ):
@@ -320,7 +364,11 @@ def gpu(
     ] = None,
     users: Annotated[
         list[int] | None,
-        typer.Option(help="Concurrent users; repeat for more. 1 to 256 if not given.", callback=options.COUNT),
+        typer.Option(
+            help="Concurrent users; repeat for more. 1 to 256 if not given.",
+            parser=options.whole,
+            callback=options.COUNT,
+        ),
     ] = None,
     upstream: Upstream = None,
     seed: Seed = 0,
@@ -402,7 +450,10 @@ def users(
             help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT", callback=options.TRITON
         ),
     ],
-    count: Annotated[int, typer.Option("--users", help="How many ask at the same time.", callback=options.COUNT)] = 8,
+    count: Annotated[
+        int,
+        typer.Option("--users", help="How many ask at the same time.", parser=options.whole, callback=options.COUNT),
+    ] = 8,
     model: Annotated[
         list[str] | None, typer.Option(help="Whom they ask in turn; repeat for more. router if not given.")
     ] = None,
@@ -439,14 +490,19 @@ def simulate(
     version: Annotated[str, typer.Option("--paper", help="The paper's version: v2 or v1.")] = "v2",
     users: Annotated[
         list[int] | None,
-        typer.Option(help="Concurrent users; repeat for more. 1 to 1,000 if not given.", callback=options.COUNT),
+        typer.Option(
+            help="Concurrent users; repeat for more. 1 to 1,000 if not given.",
+            parser=options.whole,
+            callback=options.COUNT,
+        ),
     ] = None,
     seed: Seed = 0,
     kv_gib: Annotated[
         float | None,
         typer.Option(
             help="KV cache on each GPU; what the weights leave if not given.",
-            callback=options.must("be a number above 0", lambda gib: 0 < gib < math.inf),
+            parser=options.real,
+            callback=options.number("be a number above 0", lambda gib: 0 < gib < math.inf),
         ),
     ] = None,
     era: Annotated[
@@ -454,17 +510,25 @@ def simulate(
     ] = None,
     replicas: Annotated[
         int | None,
-        typer.Option(help="Engines of the system, instead of all eight GPUs' worth.", callback=options.COUNT),
+        typer.Option(
+            help="Engines of the system, instead of all eight GPUs' worth.",
+            parser=options.whole,
+            callback=options.COUNT,
+        ),
     ] = None,
     gateway_ms: Annotated[
         float,
         typer.Option(
             help="What a router system's gateway takes.",
-            callback=options.must("be from 0 to 60000", lambda ms: 0 <= ms <= 60_000),
+            parser=options.real,
+            callback=options.number("be a number from 0 to 60000", lambda ms: 0 <= ms <= 60_000),
         ),
     ] = 2.0,
     policy: Annotated[
-        str | None, typer.Option(help="How a router system chooses, such as spill; nearest if not given.")
+        str | None,
+        typer.Option(
+            help="How a router system chooses, such as spill; nearest if not given.", callback=options.POLICY
+        ),
     ] = None,
     steps: Annotated[str, typer.Option(help="Iteration times: measured (kernels), roofline (the limit).")] = "measured",
     cluster: Annotated[

@@ -1,10 +1,11 @@
 """What the options of `erlab` allow, and those that several of its commands share.
 
-What a callback here refuses is one line with the option's name; typer itself refuses what is no number.
+What an option refuses is one line with its name: numbers come through a parser here, which leaves what is none to the
+option's callback.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from erlab import profiles
 from erlab.errors import ErlabError
+from erlab.spec import MOST_USERS
 
 
 def must(allowed: str, fits: Callable[[object], bool]) -> Callable:
@@ -27,6 +29,47 @@ def must(allowed: str, fits: Callable[[object], bool]) -> Callable:
     return check
 
 
+def whole(text: str | int) -> int | str:
+    """A whole number; what is none as it is, for `number` to refuse."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return text
+
+
+def real(text: str | float) -> float | str:
+    """A number with decimals; what is none as it is, for `number` to refuse."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def number(allowed: str, fits: Callable[[float], bool]) -> Callable:
+    """`must` of an option whose parser is `whole` or `real`."""
+    return must(allowed, lambda given: not isinstance(given, str) and fits(given))
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable:
+    """`must` of an option that takes one of these names, which are asked for where it is given."""
+
+    def check(option: typer.CallbackParam, given: str | None):
+        known = tuple(names()) if given is not None else ()
+        return must(f"be one of {', '.join(known)}", known.__contains__)(option, given)
+
+    return check
+
+
+def _policies() -> Iterable[str]:
+    from erlab.routing.policies import POLICIES  # scikit-learn takes a second to import
+
+    return POLICIES
+
+
+def _containers() -> Iterable[str]:
+    from erlab import nvidia
+
+    return (*nvidia.CONTAINERS, "print")
+
+
 def _is_folder(path: Path) -> bool:
     return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
 
@@ -39,7 +82,11 @@ def _is_address(text: str) -> bool:
     return False
 
 
-COUNT = must("be at least 1", lambda number: number >= 1)
+TEXT = must("not be empty", bool)
+COUNT = number(f"be a whole number from 1 to {MOST_USERS}", lambda count: 1 <= count <= MOST_USERS)
+POLICY, CONTAINER = one_of(_policies), one_of(_containers)
+PORT = number("be a whole number from 1 to 65535", lambda port: 1 <= port <= 65535)
+SHARE = number("be a number from 0 to 1", lambda share: 0 <= share <= 1)
 FOLDER = must("be a folder, new or there already", _is_folder)
 FILE = must("be a file, new or there already", lambda path: not path.is_dir() and _is_folder(path.parent))
 TRITON = must("be HOST:PORT with a port from 1 to 65535", lambda text: "://" not in text and _is_address(text))
@@ -55,16 +102,19 @@ Prompts = Annotated[
         help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, "
         "a Hugging Face OWNER/NAME.",
         metavar="SOURCE",
+        callback=TEXT,
     ),
 ]
 TextColumn = Annotated[
-    str | None, typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME")
+    str | None,
+    typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME", callback=TEXT),
 ]
 Seed = Annotated[
     int,
     typer.Option(
         help="What all random draws start from.",
-        callback=must("be from 0 to 4294967295", lambda number: 0 <= number < 2**32),  # what numpy's generators take
+        parser=whole,
+        callback=number("be a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32),  # as numpy takes it
     ),
 ]
 Results = Annotated[

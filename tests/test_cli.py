@@ -66,6 +66,51 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message):
     assert done.stderr.startswith("erlab: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("users", "--address", "a:1", "--users", "x"), "--users must be a whole number from 1 to 100000. Got 'x'."),
+        (("users", "--address", "a:1", "--users", 10**30), f"--users must be a whole number from 1 to 100000. Got {10**30}."),
+        (("users",), "--address HOST:PORT must be given. Help: erlab users --help"),
+        (("serve",), "--system LETTER must be given. Help: erlab serve --help"),
+        (("simulate", "--bogus"), "No such option: --bogus"),
+        (("--bogus",), "No such option: --bogus. Help: erlab --help"),
+        (("simulate", "--system"), "Option '--system' requires an argument. Help: erlab simulate --help"),
+        (("doctor", "here"), "unexpected extra argument"),
+        (("reproduce", "--force=3"), "Option '--force' does not take a value. Help: erlab reproduce --help"),
+        (("bogus",), "simulate. Got 'bogus'. Help: erlab --help"),
+        (("reproduce", "--prompts", ""), "--prompts must not be empty. Got ''."),
+        (("serve", "--system", "E", "--container", "lxc"), "--container must be one of docker, podman, print. Got 'lxc'."),
+    ],
+)
+def test_what_no_command_takes_is_one_line_too(arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 2 and done.stdout == ""
+    assert done.stderr.startswith("erlab: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_nothing_to_do_is_answered_with_help():
+    assert "Usage: " in run().output and "Usage: " in run("--help").output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "nonsense"), "--policy must be one of nearest, outlier, "),
+        (("--policy", "outlier"), "--generalist' parameter of the gateway must name an expert where --policy is outlier"),
+        (("--policy", "strong_weak", "--strong", "E"), "'strong' parameter of serve must be one of E-expert-0"),
+        (("--threshold", 0.3), "--threshold' parameter of the gateway must be from 0 to 1, and only where "),
+        (("--threshold", 3), "--threshold must be a number from 0 to 1. Got 3.0."),
+        (("--port", 65536), "--port must be a whole number from 1 to 65535. Got 65536."),
+        ((), "No router in "),
+    ],
+)
+def test_serve_refuses_a_wrong_value_before_it_misses_a_router_or_builds_an_engine(tmp_path, options, message):
+    done = run("serve", "--system", "E", "--results", tmp_path / "r", *options)
+    assert done.exit_code == 2 and done.stderr.startswith("erlab: ") and message in done.stderr, done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 SERVE, USERS = ("serve", "--system", "A"), ("users", "--address", "localhost:1")
 SIMULATE, CLAIM = ("simulate", "--system", "D"), ("claims", "--id", "v2-8b-wide")
 
@@ -73,8 +118,8 @@ SIMULATE, CLAIM = ("simulate", "--system", "D"), ("claims", "--id", "v2-8b-wide"
 @pytest.mark.parametrize(
     ("command", "option", "values"),
     [
-        *((command, "--seed", (-1, 2**32)) for command in (("reproduce",), USERS, SIMULATE, ("gpu",))),
-        *((command, "--users", (0, -3)) for command in (USERS, SIMULATE, ("gpu",))),
+        *((command, "--seed", (-1, 2**32, "x")) for command in (("reproduce",), USERS, SIMULATE, ("gpu",))),
+        *((command, "--users", (0, -3, 10**9, "1.5", "")) for command in (USERS, SIMULATE, ("gpu",))),
         *((command, "--triton", ("", "a", "a:0", "a:65536", "http://a:1")) for command in (("reproduce",), SERVE)),
         (("users",), "--address", ("", "a", "a:x", "http://a:1")),
         *((c, "--upstream", ("", "a:1", "http://", "ftp://a:1")) for c in (("reproduce",), SERVE, ("gpu",))),
@@ -82,9 +127,12 @@ SIMULATE, CLAIM = ("simulate", "--system", "D"), ("claims", "--id", "v2-8b-wide"
         (("reproduce",), "--figures", (FILE,)),
         *((command, "--out", (FILE / "b",)) for command in (("figures",), CLAIM, ("gpu",), USERS, SIMULATE)),
         *((command, "--out", (FILE.parent,)) for command in (CLAIM, USERS, SIMULATE)),
-        (SIMULATE, "--kv-gib", (0.0, -1.0, float("nan"), float("inf"))),
-        (SIMULATE, "--gateway-ms", (-1.0, float("nan"), float("inf"))),
-        (SIMULATE, "--replicas", (0, -1)),
+        (SIMULATE, "--kv-gib", (0.0, -1.0, float("nan"), float("inf"), "4,5")),
+        (SIMULATE, "--gateway-ms", (-1.0, float("nan"), float("inf"), "two")),
+        (SIMULATE, "--replicas", (0, -1, "all")),
+        (SERVE, "--port", (0, -1, 65536, "x")),
+        (SERVE, "--threshold", (-0.1, 1.5, float("nan"), "x")),
+        *((command, "--policy", ("", "best")) for command in (SERVE, SIMULATE)),
     ],
 )
 def test_an_option_is_refused_by_its_own_name(command, option, values):

@@ -5,7 +5,6 @@ A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that f
 
 import contextlib
 import errno
-import math
 import signal
 import sys
 import time
@@ -502,7 +501,7 @@ def simulate(
         typer.Option(
             help="KV cache on each GPU; what the weights leave if not given.",
             parser=options.real,
-            callback=options.number("be a number above 0", lambda gib: 0 < gib < math.inf),
+            callback=options.number("be a number above 0 and at most 10000", lambda gib: 0 < gib <= 10_000),
         ),
     ] = None,
     era: Annotated[

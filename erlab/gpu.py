@@ -40,7 +40,7 @@ def systems(to: Profile, cases: Iterable[str] | None = None) -> dict[str, System
     """The cases' systems as they run here; where none are named, all that fit, beginning with the smallest."""
     found = {}
     for case in cases or [case for case, (row, _) in CASES.items() if row in to.systems]:
-        require(case in CASES, "case", "gpu", f"be one of {', '.join(CASES)}", case)
+        _require_known(case)
         try:
             found[case] = _system(case, to)
         except ErlabError as e:
@@ -48,6 +48,10 @@ def systems(to: Profile, cases: Iterable[str] | None = None) -> dict[str, System
                 raise
             report(0, 1, f"case {case} is left out: {e}")
     return found
+
+
+def _require_known(case: str) -> None:
+    require(case in CASES, "case", "gpu", f"be one of {', '.join(CASES)}", case)
 
 
 def _system(case: str, to: Profile) -> System:
@@ -77,6 +81,8 @@ def measure(
     alone = [case for case, (_, one) in CASES.items() if one]
     allowed = f"be the one that the server at {upstream} plays, {' or '.join(alone)}"
     require(not upstream or len(cases) == 1 and cases[0] in alone, "case", "gpu", allowed, ", ".join(cases))
+    for case in cases:
+        _require_known(case)
     if upstream:
         attached.model(upstream)  # refuses a server that doesn't answer before anything is made
     elif reason := profiles.family(to).available():

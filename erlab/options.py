@@ -5,6 +5,7 @@ option's callback.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +75,14 @@ def _is_folder(path: Path) -> bool:
     return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a file can be written there, which is known before what it is to hold has taken its time."""
+    folder = next((place for place in path.absolute().parents if place.exists()), None)
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):
+        return not path.is_dir() and _is_folder(path.parent)
+    return False
+
+
 def _is_address(text: str) -> bool:
     from erlab import attached
 
@@ -88,7 +97,7 @@ POLICY, CONTAINER = one_of(_policies), one_of(_containers)
 PORT = number("be a whole number from 1 to 65535", lambda port: 1 <= port <= 65535)
 SHARE = number("be a number from 0 to 1", lambda share: 0 <= share <= 1)
 FOLDER = must("be a folder, new or there already", _is_folder)
-FILE = must("be a file, new or there already", lambda path: not path.is_dir() and _is_folder(path.parent))
+FILE = must("be a file, new or there already, where one can be written", _is_file)
 TRITON = must("be HOST:PORT with a port from 1 to 65535", lambda text: "://" not in text and _is_address(text))
 UPSTREAM = must("be http://HOST:PORT", lambda text: "://" in text and _is_address(text))
 

@@ -91,25 +91,40 @@ def save_table(table: pa.Table, path: Path) -> None:
 def read(*paths: Path) -> Records:
     """Read and join files of records, and the .parquet files of folders (sorted by name).
 
-    Raises ErlabError, naming the file, where one is missing, is no parquet, or lacks a required column.
+    A file counts once, however often it is named. Raises ErlabError, naming the file, where one is missing, is no
+    parquet, or lacks a required column.
     """
-    files = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
+    found = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
+    files = {}
+    for file in found:
+        files.setdefault(file.resolve(), file)
     if not files:
         raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
     tables, runs = [], []
-    for file in files:
+    for file in files.values():
         try:
             table = pq.read_table(file, partitioning=None)
         except FileNotFoundError:
             raise ErlabError(f"{file}: no such file or folder.") from None
-        except (OSError, pa.ArrowInvalid) as e:
+        except (OSError, pa.ArrowException) as e:
             raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
         if missing := [c for c in _REQUIRED if c not in table.column_names]:
             raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")
-        runs += json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
+        runs += _described(table, file)
         tables.append(_conform(table, file))
     requests = pa.concat_tables(tables).to_pandas(types_mapper=_PANDAS_TYPES.get)
     return Records(requests, pd.DataFrame(runs))
+
+
+def _described(table: pa.Table, file: Path) -> list[dict]:
+    """The descriptions of a file's runs."""
+    try:
+        runs = json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
+    except ValueError as e:
+        raise ErlabError(f"{file}: not request records (the description of its runs is no JSON: {e}).") from None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ErlabError(f"{file}: not request records (the description of its runs is no list of objects).")
+    return runs
 
 
 def join(*parts: Records) -> Records:
@@ -143,7 +158,7 @@ def _conform(table: pa.Table, file: Path | str) -> pa.Table:
     columns = [absent[n] if n in absent else table[n] for n in SCHEMA.names]
     try:
         return pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
-    except (pa.ArrowInvalid, ValueError) as e:
+    except (pa.ArrowException, ValueError) as e:
         raise ErlabError(f"{file}: not request records ({str(e).splitlines()[0]}).") from None
 
 

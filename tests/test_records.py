@@ -85,3 +85,26 @@ def test_a_table_of_known_columns_becomes_records_that_can_be_saved(tmp_path):
     again = records.read(tmp_path / "a.parquet")
     assert again.requests.equals(made.requests)
     assert again.runs.loc[0, "setup"] == {"gpu": "H100"}
+
+
+@pytest.mark.parametrize("runs", [b"no json", b"[1]", b'{"run_id": "r1"}', b"\xff"])
+def test_a_description_of_runs_that_is_none_is_named(tmp_path, runs):
+    records.write(tmp_path / "x.parquet", [ROW])
+    table = pq.read_table(tmp_path / "x.parquet")
+    pq.write_table(table.replace_schema_metadata({b"erlab.runs": runs}), tmp_path / "x.parquet")
+    with pytest.raises(ErlabError, match="x.parquet: not request records .the description of its runs is no "):
+        records.read(tmp_path / "x.parquet")
+
+
+def test_a_column_of_another_kind_is_named(tmp_path):
+    columns = {"run_id": ["r"], "system": ["C"], "source": ["measured"], "users": [1], "status": ["ok"]}
+    pq.write_table(pa.table(columns | {"token_times": ["1, 2"]}), tmp_path / "x.parquet")
+    with pytest.raises(ErlabError, match="x.parquet: not request records"):
+        records.read(tmp_path / "x.parquet")
+
+
+def test_a_file_named_twice_counts_once(tmp_path):
+    for name in ("b", "a"):
+        records.write(tmp_path / f"{name}.parquet", [ROW | {"run_id": name}], {"run_id": name})
+    found = records.read(tmp_path / "b.parquet", tmp_path, tmp_path / ".." / tmp_path.name / "b.parquet")
+    assert list(found.requests.run_id) == ["b", "a"] == list(found.runs.run_id)

@@ -60,7 +60,7 @@ def test_version_1_has_its_own_systems(simulate):
         (("--system", "D", "--paper", "v1"), "must be one of TP8, 70B-INT8, 13B-FP16, 13B-FP8 of paper v1. Got 'D'."),
         (("--system", "D", "--paper", "v3"), "'paper' parameter of simulate must be one of v2, v1. Got 'v3'."),
         (("--system", "D", "--users", 4, "--users", 0), "--users must be a whole number from 1 to 100000. Got 0."),
-        (("--system", "D", "--kv-gib", "inf"), "--kv-gib must be a number above 0. Got inf."),
+        (("--system", "D", "--kv-gib", "inf"), "--kv-gib must be a number above 0 and at most 10000. Got inf."),
         (("--system", "D", "--kv-gib", 0.2), "must hold one request of 2048 tokens. Got 1310."),
         (("--system", "D", "--era", "0.9"), "must be None or one of 0.13. Got '0.9'."),
         (("--system", "D", "--replicas", 0), "--replicas must be a whole number from 1 to 100000. Got 0."),

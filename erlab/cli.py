@@ -210,6 +210,8 @@ def _overlaid(files: list[Path]):
 
     if len(files) < 2:
         raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
+    if len({file.resolve() for file in files}) < len(files):
+        raise ErlabError(f"--overlay needs each of --records once. Got {', '.join(map(str, files))}.")
     short = [file.stem for file in files]
     names = short if len(set(short)) == len(files) else [str(file.with_suffix("")) for file in files]
     return paper_figures.overlay({name: records.read(file) for name, file in zip(names, files)})
@@ -574,6 +576,8 @@ def _settings(given: list[str] | None) -> dict[str, object]:
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise ErlabError(f"--set must be NAME=VALUE. Got {setting!r}.")
+        if name in values:
+            raise ErlabError(f"--set must name each parameter once. Got {name} twice.")
         values[name] = literal(text)
     return values
 
@@ -581,7 +585,10 @@ def _settings(given: list[str] | None) -> dict[str, object]:
 def _read(files: list[Path] | None, profile: str):
     from erlab import paths, records
 
-    return records.read(*(files or [paths.results(profiles.profile(profile).name) / "records"]))
+    kept = paths.results(profiles.profile(profile).name) / "records"
+    if not files and not kept.exists():
+        raise ErlabError(f"No records in {kept}: erlab reproduce makes them, --records names others.")
+    return records.read(*(files or [kept]))
 
 
 @contextlib.contextmanager

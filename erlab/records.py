@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from erlab.errors import ErlabError
@@ -153,13 +154,17 @@ def save(path: Path, records: Records) -> None:
 
 
 def _conform(table: pa.Table, file: Path | str) -> pa.Table:
-    """The columns of SCHEMA in their order and types; absent ones as null."""
+    """The columns of SCHEMA in their order and types; absent ones as null. Refuses loads that are none."""
     absent = {f.name: pa.nulls(len(table), f.type) for f in SCHEMA if f.name not in table.column_names}
     columns = [absent[n] if n in absent else table[n] for n in SCHEMA.names]
     try:
-        return pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
+        conformed = pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
     except (pa.ArrowException, ValueError) as e:
         raise ErlabError(f"{file}: not request records ({str(e).splitlines()[0]}).") from None
+    least = pc.min(conformed["users"]).as_py()
+    if least is not None and least < 1:
+        raise ErlabError(f"{file}: not request records (users must be at least 1. Got {least}).")
+    return conformed
 
 
 _PANDAS_TYPES = {_INT: pd.Int64Dtype(), _FLOAT: pd.Float64Dtype(), _TEXT: pd.StringDtype()}

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from typer.testing import CliRunner
 
-from erlab import notebook, pipeline, records
+from erlab import notebook, paths, pipeline, records
 from erlab.cli import app
 from erlab.errors import ErlabError
 
@@ -50,6 +50,8 @@ def test_asking_for_help_loads_nothing_heavy():
         (("reproduce", "--from", ""), "--from must name one of 00_environment, "),
         (("reproduce", "--triton", "a:1", "--upstream", "http://a:1"), "--upstream must not stand beside --triton. "),
         (("reproduce", "--set", "loads"), "--set must be NAME=VALUE. Got 'loads'."),
+        (("reproduce", "--set", "loads=[1]", "--set", "loads=[2]"), "--set must name each parameter once. Got loads twice."),
+        (("figures", "--overlay", FILE, FILE), "--overlay needs each of --records once. Got "),
         (("reproduce", "--list", "--set", "lods=3"), "has a parameter 'lods'. --set may name there: clusterers, clusters, "),
         (("gpu", "--case", "9B"), "'case' parameter of gpu must be one of 8B, 8B-shared, 70B-FP8. Got '9B'."),
         (("serve", "--system", "F"), "must be one of A, B, C, D, E. Got 'F'."),
@@ -88,6 +90,13 @@ def test_what_no_command_takes_is_one_line_too(arguments, message):
     done = run(*arguments)
     assert done.exit_code == 2 and done.stdout == ""
     assert done.stderr.startswith("erlab: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_study_without_records_says_how_they_are_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    for command in ("claims", "figures"):
+        done = run(command)
+        assert done.exit_code == 2 and f"No records in {tmp_path}/laptop/records: erlab reproduce makes" in done.stderr
 
 
 def test_nothing_to_do_is_answered_with_help():

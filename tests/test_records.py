@@ -103,6 +103,13 @@ def test_a_column_of_another_kind_is_named(tmp_path):
         records.read(tmp_path / "x.parquet")
 
 
+@pytest.mark.parametrize("users", [0, -1])
+def test_a_load_of_no_users_is_no_record(tmp_path, users):
+    records.write(tmp_path / "x.parquet", [ROW, ROW | {"users": users}])
+    with pytest.raises(ErlabError, match=f"x.parquet: not request records .users must be at least 1. Got {users}"):
+        records.read(tmp_path / "x.parquet")
+
+
 def test_a_file_named_twice_counts_once(tmp_path):
     for name in ("b", "a"):
         records.write(tmp_path / f"{name}.parquet", [ROW | {"run_id": name}], {"run_id": name})

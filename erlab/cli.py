@@ -54,7 +54,8 @@ class _Group(typer.core.TyperGroup):
 
 @contextlib.contextmanager
 def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
-    """Ends the program after what its user can mend: with a line, and an exit status. `context`: the running group's."""
+    """Ends the program after what its user can mend: with a line, and an exit status. `context`: the group's, once it
+    runs."""
     try:
         yield
     except ErlabError as e:

@@ -18,8 +18,8 @@ WRONG = {
         "weights": [(3, "must be a folder's path. Got 3."), ("/no", "must be None (its weights are seeded dummies).")],
     },
     "02_train_router": {
-        "clusters": [(0, "must be at least 1. Got 0."), ("8", "be at least 1."), (10**6, "distinct prompts. Got 1000000.")],
-        "recipes": [("papr", "must be None, all or a list out of paper; "), (5, "Got 5."), ([], "Got []."), ([[]], "[[]]")],
+        "clusters": [(0, "must be at least 1. Got 0."), ("8", "Got '8'."), (10**6, "distinct prompts. Got 1000000.")],
+        "recipes": [("papr", "must be None, all or a list out of paper; "), (5, "Got 5."), ([], "[]"), ([[]], "[[]]")],
         "seeds": [(0, "must be a whole number from 1. Got 0."), (1.5, "Got 1.5."), ("2", "Got '2'.")],
         "other": [(7, "Got 7."), ("", "Got ''.")],
     },

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from erlab import confidence, metrics, output, selection
+from erlab import confidence, metrics, output, selection, tables
 from erlab.checks import CHECKS, Cells, Check, Unknown
 from erlab.errors import ErlabError
 from erlab.paper import CLAIMS, SYSTEMS, Claim
@@ -125,7 +125,7 @@ def save(found: pd.DataFrame, folder: str | Path, records: Records | None = None
     folder = Path(folder)
     counts = ", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items())
     shown = found.round({"margin": 2, "margin_low": 2, "margin_high": 2, "agree": 3})
-    text = f"# Claims\n\n{counts}.\n\n{output.markdown(shown)}"
+    text = f"# Claims\n\n{counts}.\n\n{tables.markdown(shown)}"
     contents = {"claims.md": text, "claims.csv": found.to_csv(index=False)}
     for claim in found["id"].unique() if records else ():
         contents[f"claims/{claim}.csv"] = cells(records, claim).to_csv(index=False)

@@ -271,15 +271,15 @@ def check_choice(key: str, system: System, folders: Folders, **choice: str | flo
     if not system.router:
         return
     if choice:
-        from erlab.gateway import server as gateway  # scikit-learn takes a second to import
-        from erlab.routing import PromptRouter
+        from erlab.gateway import server as gateway
+        from erlab.routing import CompiledRouter
 
         settings = gateway.Settings(None, models, **choice)
         gateway.check_settings(settings)
     if not (folders.router / "router.json").is_file():
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     if choice:
-        gateway.check_policy(PromptRouter.load(folders.router), settings)
+        gateway.check_policy(CompiledRouter.load(folders.router), settings)
 
 
 @contextmanager

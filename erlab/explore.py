@@ -144,7 +144,7 @@ def summary(setting: Setting) -> pd.DataFrame:
 
 @lru_cache(maxsize=32)
 def decisions(clusterer: str, prompts: str | None = None, seed: int = 0) -> tuple:
-    """What the paper's recipe with this clusterer decides on held-back prompts (rows of `routing.router.Row`)."""
+    """What the paper's recipe with this clusterer decides on held-back prompts (rows of `routing.compiled.Row`)."""
     from threadpoolctl import threadpool_limits
 
     from erlab import datasets

@@ -86,9 +86,9 @@ def decisions(folders: Folders) -> list:
     """What the study's router decides on each held-back prompt (rows of `routing.Routing`)."""
     prompts = experiments.load_prompts(folders)
     held_back = prompts.filter(lambda split: split == "held_back", input_columns="split")
-    from erlab.routing import PromptRouter  # scikit-learn takes a second to import
+    from erlab.routing import CompiledRouter
 
-    routing = PromptRouter.load(folders.router).route(held_back["text"])
+    routing = CompiledRouter.load(folders.router).route(held_back["text"])
     return [routing.row(i) for i in range(len(routing))]
 
 

@@ -36,7 +36,7 @@ from erlab.engines import emulated
 from erlab.figures import style
 from erlab.figures.overhead import plot
 from erlab.gateway import Gateway
-from erlab.routing import PromptRouter
+from erlab.routing import CompiledRouter
 from erlab.simulation.components import unavailable
 from erlab.spec import Profile
 from erlab.triton import Server
@@ -58,14 +58,14 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     prompts = experiments.load_prompts(folders)
     if reason := available() or unavailable():
         return experiments.unmeasured(EXPERIMENT, apart, f"Triton cannot run here: {reason}")
-    router = PromptRouter.load(folders.router)
+    router = CompiledRouter.load(folders.router)
     names = {f"{emulated.PREFIX}{SYSTEM}-{way}": way for way in WAYS}
     inputs = [fingerprint.of_file(f) for f in (folders.prompts, folders.router / "router.json")]
     common = [dataclasses.asdict(emulation) | {"loads": None}, seed, inputs, fingerprint.of_code(__name__)]
     keys = {(name, n): _key([name, n, *common]) for name in names for n in loads}
     models = deployment.model_names(f"{emulated.PREFIX}{SYSTEM}", system)
 
-    placed = tuple(models[cluster % len(models)] for cluster in range(router.clusters))
+    placed = tuple(models[cluster % len(models)] for cluster in range(len(router.centers_)))
 
     def asked(n: int) -> list[list[workload.Request]]:
         return workload.requests(prompts, emulation.workload, n, seed)
@@ -99,9 +99,9 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     return experiments.sweep(EXPERIMENT, keys, apart, opened, cell, asked)
 
 
-def _named(asked: list[list[workload.Request]], router: PromptRouter, placed: tuple[str, ...]) -> list[list]:
+def _named(asked: list[list[workload.Request]], router: CompiledRouter, placed: tuple[str, ...]) -> list[list]:
     """The same requests, each to the expert of its prompt's cluster."""
-    clusters = iter(router.predict([request.text for mine in asked for request in mine]))
+    clusters = iter(router.route([request.text for mine in asked for request in mine]).cluster)
     return [[dataclasses.replace(request, model=placed[next(clusters)]) for request in mine] for mine in asked]
 
 

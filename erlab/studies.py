@@ -52,7 +52,7 @@ def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
 
 def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -> dict[str, list]:
     """What the study's router decides on the held-back prompts, and what routers decide that differ from it in nothing
-    but the clusterer (names of `routing.clusterers.CLUSTERERS`): lists of `routing.router.Row` by name."""
+    but the clusterer (names of `routing.clusterers.CLUSTERERS`): lists of `routing.compiled.Row` by name."""
     from erlab.routing import PromptRouter  # scikit-learn takes a second to import
 
     check_clusterers(clusterers)

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab import metrics, output, selection
+from erlab import metrics, selection, tables
 from erlab.figures import style
 from erlab.records import Records
 
@@ -45,7 +45,7 @@ def data(records: Records) -> pd.DataFrame:
 
 def files(records: Records) -> dict[str, str]:
     """The same table as Markdown."""
-    return {"table1.md": output.markdown(shown(data(records)))}
+    return {"table1.md": tables.markdown(shown(data(records)))}
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:

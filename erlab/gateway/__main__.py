@@ -29,7 +29,7 @@ from erlab.gateway.limits import Limits
 from erlab.gateway.passthrough import passing
 from erlab.gateway.server import Settings, serving
 from erlab.gateway.workers import working
-from erlab.routing import PromptRouter
+from erlab.routing import CompiledRouter
 from erlab.spec import require
 
 EXPERTS = "models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible), one or more"
@@ -73,7 +73,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         return
     settings = _settings(arguments)
     if arguments.router:
-        gateway = serving(PromptRouter.load(arguments.router), settings)
+        gateway = serving(CompiledRouter.load(arguments.router), settings)
     else:
         gateway = passing(tuple(arguments.names.split(",")), settings)
     # BLAS would wake a thread a core for every small product, and each spins: several times the CPU, and no faster.

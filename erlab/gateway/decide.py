@@ -17,9 +17,9 @@ import grpc
 from erlab.errors import ErlabError
 from erlab.gateway.expert import Expert
 from erlab.gateway.limits import Refused
-from erlab.routing import PromptRouter
+from erlab.routing import CompiledRouter
+from erlab.routing.compiled import Row
 from erlab.routing.policies import POLICIES, Fleet
-from erlab.routing.router import Row
 
 _SLOW_NS, _TRIES = 1_000_000, 20
 _TOGETHER = 32  # prompts of a batch: more cost as much each, and the first of them would wait for the last
@@ -41,7 +41,7 @@ class Decision:
 class Classifier:
     """`await classify(text)` is the prompt's Row and the ns that took; call it on one event loop only."""
 
-    def __init__(self, router: PromptRouter):
+    def __init__(self, router: CompiledRouter):
         self._router = router
         self._waiting: list[tuple[str, asyncio.Future]] = []
         self._scheduled = False

@@ -21,7 +21,7 @@ from erlab.gateway.metrics import Metrics
 from erlab.gateway.service import RoutingService
 from erlab.gateway.upstreams import Upstreams
 from erlab.gateway.web import application
-from erlab.routing import PromptRouter
+from erlab.routing import CompiledRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
 
@@ -56,7 +56,7 @@ class Settings:
 
 
 @asynccontextmanager
-async def serving(router: PromptRouter, settings: Settings) -> AsyncIterator[dict[str, str]]:
+async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[dict[str, str]]:
     """The gateway's addresses (`address`, gRPC; `http`), while it serves; on leaving it drains, for DRAIN_SECONDS at
     most."""
     names, clusters = settings.experts, len(router.centers_)
@@ -109,7 +109,7 @@ def check_settings(settings: Settings) -> None:
         require(bool(model) == asked, f"--{flag}", "the gateway", allowed, model)
 
 
-def check_policy(router: PromptRouter, settings: Settings) -> None:
+def check_policy(router: CompiledRouter, settings: Settings) -> None:
     """ErlabError unless these are settings for a gateway (`check_settings`) and the router can tell which prompts the
     policy sends to an expert of their own."""
     check_settings(settings)

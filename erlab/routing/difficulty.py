@@ -7,7 +7,6 @@ costs a decision one product more.
 
 import numpy as np
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
 
 from erlab.spec import require
 
@@ -21,6 +20,8 @@ class Difficulty:
     @classmethod
     def fit(cls, vectors: np.ndarray, hard: np.ndarray) -> "Difficulty":
         """From vectors (n, d) and whether each prompt needed the strong expert, (n,) bool."""
+        from sklearn.linear_model import LogisticRegression  # takes a second to import, and a gateway does not need it
+
         model = LogisticRegression(C=10.0, max_iter=2000).fit(vectors, hard)
         return cls(model.coef_[0], model.intercept_)
 

@@ -5,17 +5,16 @@ An encoder gives the vectors of the transformer it was compiled from (`erlab.rou
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import CountVectorizer
 from tokenizers import Tokenizer
 
 from erlab.routing.minilm import QuantizedModel
-from erlab.routing.text import considered, encodable, words
+from erlab.routing.text import considered, encodable, tokens
 
 _REMEMBERED_WORDS, _REMEMBERED_LENGTH = 20_000, 64
 
@@ -53,8 +52,9 @@ class _Table:
 
 
 class WordTable(_Table):
-    """Features are `text.words`. TF-IDF, SVD and normalisation are linear up to the final length, so a word's row is
-    its inverse document frequency times its row of the SVD's components; TF-IDF's own normalisation cancels."""
+    """Features are `words.words`; other tokens are in no vocabulary, so a prompt's need no sorting out. TF-IDF, SVD
+    and normalisation are linear up to the final length, so a word's row is its inverse document frequency times its row
+    of the SVD's components; TF-IDF's own normalisation cancels."""
 
     kind = "words"
 
@@ -64,7 +64,7 @@ class WordTable(_Table):
         self._row = {word: row for row, word in enumerate(self.vocabulary)}
 
     def sum(self, text: str) -> np.ndarray:
-        return self._weigh(_known(self._row, words(text)))
+        return self._weigh(_known(self._row, tokens(text)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary}
@@ -84,7 +84,6 @@ class CharacterTable(_Table):
         super().__init__(table)
         self.vocabulary, self.sizes = list(vocabulary), tuple(sizes)
         self._row = {ngram: row for row, ngram in enumerate(self.vocabulary)}
-        self._ngrams = CountVectorizer(analyzer="char_wb", ngram_range=self.sizes, lowercase=False).build_analyzer()
         self._remembered = lru_cache(_REMEMBERED_WORDS)(self._word)
 
     def sum(self, text: str) -> np.ndarray:
@@ -95,7 +94,7 @@ class CharacterTable(_Table):
         return np.fromiter(counts.values(), np.float64, len(counts)) @ np.array(vectors)
 
     def _word(self, word: str) -> np.ndarray:
-        return self._weigh(_known(self._row, self._ngrams(word)))
+        return self._weigh(_known(self._row, _ngrams(word, *self.sizes)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary, "sizes": list(self.sizes)}
@@ -147,6 +146,19 @@ def token_counts(tokenizer: str, texts: Sequence[str]) -> csr_matrix:
     counts = csr_matrix((np.ones(len(columns)), columns, pointers), shape=(len(ids), reader.get_vocab_size()))
     counts.sum_duplicates()
     return counts
+
+
+def _ngrams(word: str, shortest: int, longest: int) -> Iterator[str]:
+    """A word's n-grams as scikit-learn's char_wb gives them: with a space at each end, a short word once as a whole.
+
+    >>> list(_ngrams("tax", 3, 5))
+    [' ta', 'tax', 'ax ', ' tax', 'tax ', ' tax ']
+    """
+    padded = f" {word} "
+    for n in range(shortest, longest + 1):
+        yield from (padded[start : start + n] for start in range(max(1, len(padded) - n + 1)))
+        if n >= len(padded):
+            return
 
 
 def _known(rows: Mapping[str, int], features: Iterable[str]) -> Counter[int]:

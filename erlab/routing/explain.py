@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from erlab.errors import ErlabError
-from erlab.routing.router import PromptRouter
-from erlab.routing.text import words
+from erlab.routing.compiled import CompiledRouter
+from erlab.routing.text import tokens
 
 
-def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
+def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
     """A decision a prompt, in plain JSON types: text, known (whether the router knows anything in it), cluster,
     distance, margin (None if there is no runner-up), outlier (None before calibration), and `clusters`: the best
     `nearest` ones, each with its cost, its terms, and which of them the prompt holds."""
@@ -25,7 +25,7 @@ def explain(router: PromptRouter, texts: Sequence[str], nearest: int = 3) -> lis
     routing = router.decide(vectors)
     decisions = []
     for i, text in enumerate(texts):
-        row, held = routing.row(i), set(words(text))
+        row, held = routing.row(i), set(tokens(text))
         clusters = [
             {
                 "cluster": c,

@@ -18,7 +18,8 @@ from sklearn.preprocessing import Normalizer, normalize
 from erlab.errors import ErlabError
 from erlab.routing import minilm
 from erlab.routing.encoders import CharacterTable, TokenTable, WordTable, token_counts
-from erlab.routing.text import considered, words
+from erlab.routing.text import considered
+from erlab.routing.words import words
 
 
 class _Lexical(TransformerMixin, BaseEstimator):

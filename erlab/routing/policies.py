@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from erlab.errors import ErlabError
-from erlab.routing.router import Row
+from erlab.routing.compiled import Row
 
 
 @dataclass(frozen=True)

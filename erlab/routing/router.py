@@ -10,72 +10,25 @@ scikit-learn fits it; decisions run on a compiled form that gives the same answe
 ((1,), True)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from erlab.errors import ErlabError
 from erlab.routing import storage
 from erlab.routing.clusterers import CLUSTERERS, fit_supervised
+from erlab.routing.compiled import CompiledRouter, checked
 from erlab.routing.difficulty import Difficulty
-from erlab.routing.encoders import ENCODERS
 from erlab.routing.features import FEATURES
-from erlab.routing.heads import HEADS
 from erlab.routing.outliers import OutlierScore
-from erlab.routing.text import top_terms
+from erlab.routing.words import top_terms
 from erlab.spec import require
 
 
-class Row(NamedTuple):
-    """One prompt's decision (see `Routing`); `order` lists all clusters, best first."""
-
-    cluster: int
-    distance: float
-    margin: float
-    runner_up: int
-    order: tuple[int, ...]
-    outlier: bool = False
-    difficulty: float | None = None
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Decisions for n prompts among k clusters, as arrays.
-
-    cluster: (n,) int, the one of least cost. distance: (n,) to its centre (Euclidean; vectors have length one, or zero
-    where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
-    runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
-    recipes. outlier: (n,) bool, beyond the calibrated threshold, or a prompt in which the router knows nothing; all False
-    before `PromptRouter.calibrate`.
-    difficulty: (n,) from 0 to 1, or None before `PromptRouter.fit_difficulty`.
-    """
-
-    cluster: np.ndarray
-    distance: np.ndarray
-    margin: np.ndarray
-    runner_up: np.ndarray
-    costs: np.ndarray
-    outlier: np.ndarray
-    difficulty: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.cluster)
-
-    def row(self, i: int) -> Row:
-        """Prompt i's decision in plain Python values, as policies take it."""
-        order = tuple(np.argsort(self.costs[i], kind="stable").tolist())
-        difficulty = None if self.difficulty is None else float(self.difficulty[i])
-        distance, margin = float(self.distance[i]), float(self.margin[i])
-        return Row(order[0], distance, margin, int(self.runner_up[i]), order, bool(self.outlier[i]), difficulty)
-
-
-class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
+class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator):
     """A scikit-learn clusterer of texts.
 
     Parameters: `clusters` (k); `features`, a name of `features.FEATURES`; `clusterer`, a name of
@@ -110,7 +63,7 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
 
         y: the prompts' domains, which only the supervised router looks at: cluster c is the c-th domain by name.
         """
-        texts = _checked(texts)
+        texts = checked(texts)
         self.check(len(set(texts)))
         self.features_ = FEATURES[self.features](self.dimensions, self.seed, self.model)
         vectors = self.features_.fit_transform(texts)
@@ -146,10 +99,6 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         self.difficulty_ = Difficulty.fit(self.embed(texts), np.asarray(hard, dtype=bool))
         return self
 
-    def outlier_scores(self, texts: Sequence[str]) -> np.ndarray:
-        """How badly each prompt fits the cluster it fits best, (n,); see `outliers`."""
-        return self.outlier_score_(self.embed(texts))
-
     def check(self, distinct: int) -> None:
         """Refuse parameters that `fit` would for so many distinct prompts."""
         for name in ("clusters", "dimensions", "restarts"):
@@ -169,46 +118,10 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         require(self.clusters == len(domains) > 1, "clusters", "the supervised PromptRouter", allowed, self.clusters)
         return labels
 
-    @property
-    def centers_(self) -> np.ndarray:
-        """The clusters' centres, (clusters, dimensions_)."""
-        return self.head_.centers
-
-    @property
-    def dimensions_(self) -> int:
-        """Dimensions of the space that the prompts really gave."""
-        return self.head_.centers.shape[1]
-
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' vectors, (n, dimensions_), of length one or zero."""
         check_is_fitted(self, "encoder_")
-        return self.encoder_.encode(_checked(texts))
-
-    def route(self, texts: Sequence[str]) -> Routing:
-        """Decide for each prompt, by its first `text.CONSIDERED` characters. Text without known features, such as empty
-        text, is decided as the zero vector."""
-        return self.decide(self.embed(texts))
-
-    def decide(self, vectors: np.ndarray) -> Routing:
-        """The decisions for prompts of which `embed` gave the vectors, (n, dimensions_)."""
-        distances = self.head_.distances(vectors)
-        costs = self.head_.costs(vectors, distances)
-        rows = np.arange(len(costs))
-        cluster = costs.argmin(axis=1)
-        distance = distances[rows, cluster]
-        outlier = np.zeros(len(rows), dtype=bool)
-        if self.threshold_ is not None:
-            unknown = ~vectors.any(axis=1)  # as close to all clusters as to none, which the score does not tell
-            outlier = unknown | (self.outlier_score_(vectors) > self.threshold_)
-        difficulty = None if self.difficulty_ is None else self.difficulty_(vectors)
-        if costs.shape[1] == 1:
-            margin, runner_up = np.full(len(rows), np.inf), np.full(len(rows), -1)
-            return Routing(cluster, distance, margin, runner_up, costs, outlier, difficulty)
-        others = costs.copy()
-        others[rows, cluster] = np.inf
-        runner_up = others.argmin(axis=1)
-        margin = others[rows, runner_up] - costs[rows, cluster]
-        return Routing(cluster, distance, margin, runner_up, costs, outlier, difficulty)
+        return super().embed(texts)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
         """The prompts' clusters, (n,) int."""
@@ -241,42 +154,6 @@ class PromptRouter(TransformerMixin, ClusterMixin, BaseEstimator):
         arrays = {f"{part}.{name}": a for part, owner in parts.items() for name, a in owner.arrays().items()}
         return storage.save(folder, content, arrays)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "PromptRouter":
-        """A router as saved, ready to decide; ErlabError naming the file if it is wrong, damaged or newer."""
-        content, arrays = storage.load(folder)
-        parts = {part: {} for part in ("encoder", "head", "outliers")}
-        for name, array in arrays.items():
-            part, _, name = name.partition(".")
-            parts.setdefault(part, {})[name] = array
-        try:
-            router = cls(**content["parameters"])
-            router.encoder_ = ENCODERS[content["encoder"]["kind"]].restore(content["encoder"], parts["encoder"])
-            router.head_ = HEADS[content["head"]["kind"]].restore(parts["head"])
-            router.outlier_score_ = OutlierScore.restore(parts["outliers"])
-            shape = router.clusters, router.encoder_.dimensions
-            if not router.centers_.shape == router.outlier_score_.centers.shape == shape:
-                raise ValueError("centres and features differ in shape")
-            difficulty = Difficulty.restore(parts["difficulty"]) if "difficulty" in parts else None
-            if difficulty is not None and difficulty.weights.shape != shape[1:]:
-                raise ValueError("difficulty and features differ in shape")
-            terms, threshold = content["terms"], content["threshold"]
-            if not (isinstance(terms, list) and len(terms) == router.clusters):
-                raise ValueError("the clusters' terms are missing")
-            if not (threshold is None or isinstance(threshold, float)):
-                raise ValueError("the outliers' threshold is no number")
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise ErlabError(f"{Path(folder) / storage.MANIFEST}: not a complete router ({e}).") from None
-        router.terms_, router.threshold_, router.difficulty_ = terms, threshold, difficulty
-        return router
-
-
-def _checked(texts: Sequence[str]) -> list[str]:
-    """The prompts as a list; ErlabError if they are no sequence of texts."""
-    if isinstance(texts, str):
-        raise ErlabError("The 'texts' parameter of PromptRouter must be a list of prompts. Got one text.")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ErlabError(f"The 'texts' parameter of PromptRouter must hold text. Got {text!r:.80} at {i}.")
-    return texts
+    def _restore(self, content: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+        self.set_params(**content["parameters"])
+        super()._restore(content, arrays)

@@ -27,8 +27,6 @@ from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import NS, StepTimes
 from erlab.spec import Expert, System, Workload, require
 
-if TYPE_CHECKING:  # it brings scikit-learn, which simulating by shares does not need
-    from erlab.routing.router import Row
 
 
 @dataclass(frozen=True)
@@ -272,7 +270,7 @@ class _Outstanding(Sequence):
 
 def _row(cluster: int, clusters: int) -> "Row":
     """A decision of which only the cluster is known; the others follow in a ring."""
-    from erlab.routing.router import Row
+    from erlab.routing.compiled import Row
 
     order = tuple((cluster + j) % clusters for j in range(clusters))
     return Row(cluster=cluster, distance=None, margin=None, runner_up=order[1 % clusters], order=order)

@@ -11,7 +11,7 @@ from fake_triton import COURT, KITCHEN
 from erlab.gateway.decide import Classifier, Decider
 from erlab.gateway.expert import Expert
 from erlab.gateway.limits import Limits, Refused
-from erlab.routing.router import Row
+from erlab.routing.compiled import Row
 
 
 class Watched:

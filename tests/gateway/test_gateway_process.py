@@ -22,14 +22,15 @@ from erlab.routing import PromptRouter
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
-# What a process says of itself on SIGUSR1: its libraries of linear algebra and their threads.
+# What a process says of itself on SIGUSR1: its libraries of linear algebra and their threads, and what it has imported.
 TELLING = """
-import json, os, signal
+import json, os, signal, sys
 
 def tell(*_):
     from threadpoolctl import threadpool_info
+    blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     with open(os.environ["TOLD"] + ".part", "w") as file:
-        json.dump([pool for pool in threadpool_info() if pool["user_api"] == "blas"], file)
+        json.dump({"blas": blas, "imported": list(sys.modules)}, file)
     os.replace(file.name, os.environ["TOLD"])
 
 signal.signal(signal.SIGUSR1, tell)
@@ -152,8 +153,9 @@ def test_the_generalist_and_the_strong_expert_answer_their_prompts(tmp_path):
             assert [response.model_name for response in said] == wanted
 
 
-def test_it_classifies_on_one_thread(fake, router_folder, tmp_path, monkeypatch):
-    """BLAS's own threads would spin for every small product: several times the CPU for nothing."""
+@pytest.fixture
+def told(fake, router_folder, tmp_path, monkeypatch):
+    """What a gateway says of itself that has routed a prompt."""
     (tmp_path / "sitecustomize.py").write_text(TELLING)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("TOLD", str(tmp_path / "told.json"))
@@ -165,8 +167,18 @@ def test_it_classifies_on_one_thread(fake, router_folder, tmp_path, monkeypatch)
         while not (tmp_path / "told.json").exists():
             assert time.monotonic() < end and gateway.alive()
             time.sleep(0.02)
-    pools = json.loads((tmp_path / "told.json").read_text())
-    assert pools and {pool["num_threads"] for pool in pools} == {1}, pools
+    return json.loads((tmp_path / "told.json").read_text())
+
+
+def test_it_classifies_on_one_thread(told):
+    """BLAS's own threads would spin for every small product: several times the CPU for nothing."""
+    assert told["blas"] and {pool["num_threads"] for pool in told["blas"]} == {1}, told["blas"]
+
+
+def test_it_imports_nothing_that_only_training_or_showing_needs(told):
+    """Each takes from a third of a second to several to import, and the gateway starts anew for each system."""
+    heavy = {"sklearn", "pandas", "pyarrow", "datasets", "matplotlib", "torch", "scipy.stats"}
+    assert {"numpy", "grpc"} <= set(told["imported"]) and not heavy & set(told["imported"])
 
 
 def test_ctrl_c_in_the_body_ends_it(fake, router_folder):

@@ -22,7 +22,7 @@ from erlab.routing.policies import (
     strong_weak,
     two_choices,
 )
-from erlab.routing.router import Row
+from erlab.routing.compiled import Row
 
 
 @st.composite

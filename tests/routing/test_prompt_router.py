@@ -18,7 +18,8 @@ from sklearn.utils import estimator_checks
 
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
-from erlab.routing.text import CONSIDERED, top_terms, words
+from erlab.routing.text import CONSIDERED
+from erlab.routing.words import top_terms, words
 from domain_prompts import DOMAINS, SHARED
 
 

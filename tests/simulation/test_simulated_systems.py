@@ -89,7 +89,7 @@ def test_imbalance_costs_throughput():
 
 
 def test_a_real_routers_decisions_are_drawn_with_their_distances():
-    from erlab.routing.router import Row
+    from erlab.routing.compiled import Row
 
     orders = [tuple(np.roll(range(16), -c)) for c in range(16)]
     rows = [Row(cluster=o[0], distance=o[0] / 10, margin=0.1, runner_up=o[1], order=o) for o in orders]

@@ -91,6 +91,13 @@ def _is_address(text: str) -> bool:
     return False
 
 
+def running(triton: str | None, upstream: str | None) -> str | None:
+    """The one address of --triton and --upstream."""
+    if upstream and triton:
+        raise ErlabError(f"--upstream must not stand beside --triton. Got {upstream!r} and {triton!r}.")
+    return upstream or triton
+
+
 TEXT = must("not be empty", bool)
 COUNT = number(f"be a whole number from 1 to {MOST_USERS}", lambda count: 1 <= count <= MOST_USERS)
 POLICY, CONTAINER = one_of(_policies), one_of(_containers)

@@ -1,0 +1,50 @@
+"""What commands print: tables, how many requests have ended, and the one line on which they end early."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import typer
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """End the program with this line and exit status."""
+    print(f"erlab: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def table(title: str, frame, lines: bool = False) -> None:
+    """A data frame as a table; unknown values are left empty."""
+    import pandas as pd
+
+    def text(value) -> str:
+        return "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows = [[text(value) for value in row] for row in frame.itertuples(index=False)]
+    text_table(title, tuple(map(str, frame.columns)), rows, lines)
+
+
+def text_table(title: str, columns: tuple[str, ...], rows: list, lines: bool = False) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_lines=lines)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=160).print(table)
+
+
+@contextlib.contextmanager
+def requests_bar() -> Iterator[Callable[[int], None]]:
+    """Yields what counts ended requests, in a terminal only."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.completed} requests"), TimeElapsedColumn()
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
+        task = bars.add_task("")
+        yield lambda ended: bars.update(task, completed=ended)

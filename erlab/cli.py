@@ -5,6 +5,7 @@ A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that f
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 import typer
@@ -49,9 +50,18 @@ def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
     except KeyboardInterrupt as e:
         leave(str(e) or "Stopped.", 130)
     except OSError as e:
+        if _nowhere():
+            leave("The current folder does not exist any more: change to another.", 2)
         if e.errno not in _MENDABLE:
             raise
         leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+
+
+def _nowhere() -> bool:
+    try:
+        return not os.getcwd()
+    except FileNotFoundError:
+        return True
 
 
 def _refused(e: _UsageError) -> str:

@@ -202,7 +202,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 def _read_parquet(file: Path, text: str | None) -> Iterator[Prompt]:
     try:
         table = pq.read_table(file, partitioning=None)
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, UnicodeError, pa.ArrowException) as e:  # pyarrow takes no name that is not UTF-8
         raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
     stem = _SHARD.sub("", file.stem)
     yield from _table_prompts(table, text, str(file), stem, stem.split("__")[0])

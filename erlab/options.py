@@ -78,7 +78,8 @@ def _is_folder(path: Path) -> bool:
 def _is_file(path: Path) -> bool:
     """Whether a file can be written there, which is known before what it is to hold has taken its time."""
     folder = next((place for place in path.absolute().parents if place.exists()), None)
-    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):
+    with contextlib.suppress(OSError, UnicodeError), tempfile.TemporaryFile(dir=folder):
+        str(path).encode()  # pyarrow takes no other names
         return not path.is_dir() and _is_folder(path.parent)
     return False
 

@@ -107,7 +107,7 @@ def read(*paths: Path) -> Records:
             table = pq.read_table(file, partitioning=None)
         except FileNotFoundError:
             raise ErlabError(f"{file}: no such file or folder.") from None
-        except (OSError, pa.ArrowException) as e:
+        except (OSError, UnicodeError, pa.ArrowException) as e:  # pyarrow takes no name that is not UTF-8
             raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
         if missing := [c for c in _REQUIRED if c not in table.column_names]:
             raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")

@@ -99,6 +99,22 @@ def test_a_study_without_records_says_how_they_are_made(monkeypatch, tmp_path):
         assert done.exit_code == 2 and f"No records in {tmp_path}/laptop/records: erlab reproduce makes" in done.stderr
 
 
+def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = run("users", "--address", "a:1")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1) and "current folder does not exist" in done.stderr
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(tmp_path):
+    name = tmp_path / "no\udcff.parquet"
+    name.write_bytes(b"")
+    for arguments in (("claims", name), ("simulate", "--system", "D", "--out", name), ("reproduce", "--prompts", name)):
+        done = run(*arguments)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.exception
+
+
 def test_nothing_to_do_is_answered_with_help():
     assert "Usage: " in run().output and "Usage: " in run("--help").output
 

@@ -214,9 +214,9 @@ def render(fig: Figure, format: str) -> bytes:
     buffer = io.BytesIO()
     measure = RendererBase.get_text_width_height_descent
     with context(), mock.patch.object(RendererPgf, measure.__name__, measure):
-        if fig.get_layout_engine():  # each layout would start from the last and move things a little
+        if layout := fig.get_layout_engine():  # each layout would start from the last and move things a little
             for _ in range(2):  # as often as savefig would
-                fig.draw_without_rendering()
+                layout.execute(fig)
             fig.set_layout_engine(None)
         fig.savefig(buffer, format=format, dpi=DPI, **_UNDATED[format])
     return buffer.getvalue()

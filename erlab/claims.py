@@ -132,6 +132,12 @@ def save(found: pd.DataFrame, folder: str | Path, records: Records | None = None
     return [output.save(folder / name, content) for name, content in contents.items()]
 
 
+def read(folder: str | Path) -> pd.DataFrame:
+    """The ledger that `save` wrote into a folder."""
+    file = Path(folder) / "claims.csv"
+    return pd.read_csv(file, keep_default_na=False, na_values=[""], float_precision="round_trip").convert_dtypes()
+
+
 def select(version: str | None = None, only: Iterable[str] | None = None) -> list[str]:
     """The claims of a version of the paper (None: of both), of `only` where that is given."""
     versions = list(dict.fromkeys(claim.paper for claim in CLAIMS))

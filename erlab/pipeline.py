@@ -325,9 +325,8 @@ def _report(study: Study, show: Display) -> None:
 
     cache.remove(results, REPORT.name)
     found = records.at_hand(results / "records")
-    file = report.build(
-        results, found, study.figures_folder, claims.ledger(found), json.loads((results / "manifest.json").read_text())
-    )
+    told = json.loads((results / "manifest.json").read_text())
+    file = report.build(results, found, study.figures_folder, claims.read(results), told)
     cache.save(results, REPORT.name, now | {"outputs": cache.hashes([file], results)})
     show.line(f"report: {file}")
 

@@ -37,8 +37,8 @@ class Routing:
     cluster: (n,) int, the one of least cost. distance: (n,) to its centre (Euclidean; vectors have length one, or zero
     where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
     runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
-    recipes. outlier: (n,) bool, beyond the calibrated threshold, or a prompt in which the router knows nothing; all False
-    before `PromptRouter.calibrate`.
+    recipes. outlier: (n,) bool, beyond the calibrated threshold, or a prompt in which the router knows nothing; all
+    False before `PromptRouter.calibrate`.
     difficulty: (n,) from 0 to 1, or None before `PromptRouter.fit_difficulty`.
     """
 

@@ -60,7 +60,7 @@ def one_of(names: Callable[[], Iterable[str]]) -> Callable:
 
 
 def _policies() -> Iterable[str]:
-    from erlab.routing.policies import POLICIES  # scikit-learn takes a second to import
+    from erlab.routing.policies import POLICIES  # numpy is slow to import, and help needs none of it
 
     return POLICIES
 

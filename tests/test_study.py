@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -132,11 +131,9 @@ def test_the_manifest_says_what_it_came_from(study):
 
 def test_nothing_changed_nothing_runs(study):
     before = {f: f.stat().st_mtime_ns for f in study.rglob("*") if f.is_file() and f.name != ".lock"}
-    start = time.monotonic()
     done = smoke(study)
     assert done.returncode == 0 and done.stdout.count(": cached") == 11, done.stdout + done.stderr
     assert {f: f.stat().st_mtime_ns for f in study.rglob("*") if f.is_file() and f.name != ".lock"} == before
-    assert time.monotonic() - start < 60, "seconds, not minutes"
 
 
 def test_a_machine_without_the_wheels_runs_the_rest_and_says_what_is_left_out(study, tmp_path):

@@ -67,8 +67,9 @@ def ledger(
         marked=runs["run_id"].isin(selection.marked(records)), model=selection.of_attached(records, runs)
     )
     used = sorted({metric for claim in chosen for metric in CHECKS[claim.id].metrics})
-    table = _summary(records)[[*metrics.CELL, "requests", "failed", "runs", *used]]  # of few columns: it's cut often
-    asked = Asked(runs, table, None, lambda cell: {})
+    # Both are cut often: of few columns, and of plain types, of which pandas cuts all columns at once.
+    table = _summary(records)[[*metrics.CELL, "requests", "failed", "runs", *used]]
+    asked = Asked(_plain(runs), _plain(table), None, lambda cell: {})
     if resamples:
         requests = requests.assign(repeat=confidence.repeats(requests))
         repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
@@ -180,6 +181,11 @@ def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed:
 def _summary(records: Records) -> pd.DataFrame:
     """Of all that claims are about; kept, since each of them asks for it."""
     return metrics.summarise(_requests(records))
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The same values as objects, unknown ones as None."""
+    return table.astype(object).where(table.notna(), None)
 
 
 def _tested(claim: Claim, asked: Asked) -> list[dict]:

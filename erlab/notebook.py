@@ -119,14 +119,14 @@ def interruptible() -> Iterator[None]:
 
     def end():
         for kernel in list(_kernels):
-            if process := kernel.process:
-                _kill([*process.children(recursive=True), process])
+            _kill(kernel.tree)
 
     def interrupt(signum, frame):
         _stopped.set()
         for kernel in list(_kernels):
-            if process := kernel.process:
-                process.send_signal(signal.SIGINT)
+            for process in kernel.tree[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGINT)
         timers.append(threading.Timer(GRACE, end))
         timers[-1].daemon = True
         timers[-1].start()
@@ -202,17 +202,19 @@ class _Kernel(AsyncKernelManager):
         return self.connected
 
     @property
-    def process(self) -> psutil.Process | None:
-        try:
-            return psutil.Process(self.provisioner.pid) if self.has_kernel else None
-        except psutil.NoSuchProcess:
-            return None
+    def tree(self) -> list[psutil.Process]:
+        """Its process and all that this started; none once it has ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.has_kernel:
+                process = psutil.Process(self.provisioner.pid)
+                return [process, *process.children(recursive=True)]
+        return []
 
     def end(self) -> None:
         """Shut the kernel down; kill what is left of its process tree."""
-        tree = self.process.children(recursive=True) if self.process else []
+        started = self.tree[1:]
         run_sync(self._end)()
-        _, left = psutil.wait_procs(tree, timeout=3)
+        _, left = psutil.wait_procs(started, timeout=3)
         _kill(left)
 
     async def _end(self) -> None:

@@ -153,7 +153,7 @@ def route(
       erlab route --file prompts.txt --profile smoke
     """
     from erlab.deployment import Folders
-    from erlab.routing import PromptRouter, explain
+    from erlab.routing import CompiledRouter, explain
 
     if bool(prompts) == bool(file):
         raise ErlabError("Either prompts or --file must be given.")
@@ -161,7 +161,7 @@ def route(
     folder = router or Folders.of(profiles.profile(profile).name, results).router
     if not (folder / "router.json").is_file():
         raise ErlabError(f"No router in {folder}: erlab reproduce --only 02 trains one, --router names another folder.")
-    decisions = explain.explain(PromptRouter.load(folder), texts)
+    decisions = explain.explain(CompiledRouter.load(folder), texts)
     domains = explain.top_domains(folder)
     if file:
         printed.table(f"Decisions of {folder}", explain.decisions_table(decisions, domains))

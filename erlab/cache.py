@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from erlab import fingerprint, output
+from erlab import fingerprint, textfiles
 from erlab.errors import ErlabError
 
 
@@ -68,7 +68,7 @@ def load(results: Path, step: str) -> dict | None:
 
 
 def save(results: Path, step: str, content: Mapping) -> None:
-    output.save(marker(results, step), json.dumps(content, indent=1))
+    textfiles.save(marker(results, step), json.dumps(content, indent=1))
 
 
 def remove(results: Path, step: str) -> None:

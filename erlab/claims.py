@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from erlab import confidence, metrics, output, selection, tables
+from erlab import confidence, metrics, selection, tables, textfiles
 from erlab.checks import CHECKS, Cells, Check, Unknown
 from erlab.errors import ErlabError
 from erlab.paper import CLAIMS, SYSTEMS, Claim
@@ -130,7 +130,7 @@ def save(found: pd.DataFrame, folder: str | Path, records: Records | None = None
     contents = {"claims.md": text, "claims.csv": found.to_csv(index=False)}
     for claim in found["id"].unique() if records else ():
         contents[f"claims/{claim}.csv"] = cells(records, claim).to_csv(index=False)
-    return [output.save(folder / name, content) for name, content in contents.items()]
+    return [textfiles.save(folder / name, content) for name, content in contents.items()]
 
 
 def read(folder: str | Path) -> pd.DataFrame:

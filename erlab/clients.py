@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import fingerprint, output, records, users
+from erlab import fingerprint, records, textfiles, users
 from erlab.users import OwnLatency
 from erlab.workload import Request
 
@@ -41,7 +41,7 @@ def check(files: Mapping[tuple[str, int], Path], plan: Callable[[int], list[list
                 own = users.self_test(plan(load), (first, gap), engines=engines, seconds=_SECONDS)
                 test = {"first": first, "gap": gap, "own": asdict(own), "code": code}
                 tests[str(load)] = test
-                output.save(kept, json.dumps(tests, indent=1))
+                textfiles.save(kept, json.dumps(tests, indent=1))
         for file, cell in cells.items():
             own = OwnLatency(**test["own"]) if paces else None
             why = users.invalid(rows[file], own) if own else None

@@ -14,7 +14,7 @@ import pandas as pd
 from datasets import Dataset
 from matplotlib.figure import Figure
 
-from erlab import datasets, output
+from erlab import datasets, textfiles
 from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.figures import style
@@ -101,7 +101,7 @@ def compare(
         progress=lambda name: report(next(done), len(names), f"recipe {name}"),
     )
     report(len(names), len(names), "recipes")
-    output.save(folders.routing / "comparison.csv", table.to_csv())
+    textfiles.save(folders.routing / "comparison.csv", table.to_csv())
     return table
 
 
@@ -170,7 +170,7 @@ def confusions(
 def keep(folders: Folders, name: str, picture: Figure) -> Figure:
     """Write a picture beside the comparison, as PDF and PNG, and return it."""
     for kind in ("pdf", "png"):
-        output.save(folders.routing / f"{name}.{kind}", style.render(picture, kind))
+        textfiles.save(folders.routing / f"{name}.{kind}", style.render(picture, kind))
     return picture
 
 

@@ -83,7 +83,7 @@ def choose_batch_limits(found: records.Records, to: Profile) -> dict[str, int]:
 
 
 def save_table1(limits: dict[str, int], folders: Folders) -> None:
-    output.save(folders.table1, json.dumps(limits, indent=1))
+    textfiles.save(folders.table1, json.dumps(limits, indent=1))
 
 
 def table1(to: Profile, folders: Folders, triton: str | None = None) -> dict[str, System]:

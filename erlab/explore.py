@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab import manifest, metrics, output, simulation
+from erlab import manifest, metrics, simulation, textfiles
 from erlab import paper as the_paper
 from erlab.errors import ErlabError
 from erlab.figures import style
@@ -291,4 +291,4 @@ def save(folder: str | Path, setting: Setting, other: Setting | None = None) -> 
         "curves.csv": curves[["setting", "users", *CURVES]].to_csv(index=False),
     }
     contents |= {f"curves.{kind}": style.render(picture(setting, other), kind) for kind in ("png", "pdf")}
-    return [output.save(Path(folder) / name, content) for name, content in contents.items()]
+    return [textfiles.save(Path(folder) / name, content) for name, content in contents.items()]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import attached, deployment, experiments, manifest, metrics, output, paper, profiles, records, training
+from erlab import attached, deployment, experiments, manifest, metrics, paper, profiles, records, textfiles, training
 from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.progress import report
@@ -148,6 +148,6 @@ def save(found: Measured, folder: Path) -> list[Path]:
     """Write the summary as CSV and where it comes from as JSON, named after the machine; the files."""
     name = re.sub(r"[^a-z0-9]+", "-", found.about["machine"].lower()).strip("-")
     return [
-        output.save(Path(folder) / f"{name}.csv", found.summary.to_csv(index=False, float_format="%.6g")),
-        output.save(Path(folder) / f"{name}.json", json.dumps(found.about, indent=1) + "\n"),
+        textfiles.save(Path(folder) / f"{name}.csv", found.summary.to_csv(index=False, float_format="%.6g")),
+        textfiles.save(Path(folder) / f"{name}.json", json.dumps(found.about, indent=1) + "\n"),
     ]

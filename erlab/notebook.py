@@ -25,7 +25,7 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from erlab import cache, output
+from erlab import cache, textfiles
 from erlab.errors import ErlabError
 
 GRACE = 20.0  # seconds that interrupted code has to clean up
@@ -102,7 +102,7 @@ def run(
     finally:
         kernel.end()
         _kernels.discard(kernel)
-    output.save(executed.with_suffix(".html"), _html(running))
+    textfiles.save(executed.with_suffix(".html"), _html(running))
     os.replace(running, executed)
     failed.unlink(missing_ok=True)
 

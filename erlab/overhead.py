@@ -30,7 +30,7 @@ import pandas as pd
 import psutil
 from matplotlib.figure import Figure
 
-from erlab import deployment, experiments, fingerprint, manifest, metrics, output, paper, records, users, workload
+from erlab import deployment, experiments, fingerprint, manifest, metrics, paper, records, textfiles, users, workload
 from erlab.deployment import Folders, Running
 from erlab.engines import emulated
 from erlab.figures import style
@@ -229,8 +229,8 @@ def show(folders: Folders, found: records.Records) -> Figure | str:
         return "Nothing was measured here."
     frame, folder = compare(found), folders.overhead.root
     picture = plot(frame, style.provenance(found, found.requests))
-    output.save(folder / "overhead.csv", frame.to_csv(index=False))
-    output.save(folder / "added.csv", added(found).reset_index().to_csv(index=False))
+    textfiles.save(folder / "overhead.csv", frame.to_csv(index=False))
+    textfiles.save(folder / "added.csv", added(found).reset_index().to_csv(index=False))
     for kind in ("pdf", "png"):
-        output.save(folder / f"overhead.{kind}", style.render(picture, kind))
+        textfiles.save(folder / f"overhead.{kind}", style.render(picture, kind))
     return picture

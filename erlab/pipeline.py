@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from erlab import cache, manifest, output, parameters, paths, profiles, steps
+from erlab import cache, manifest, parameters, paths, profiles, steps, textfiles
 from erlab.errors import ErlabError
 from erlab.progress import CHANNEL
 from erlab.steps import STEPS, Step
@@ -217,7 +217,7 @@ def reproduce(
         for together in _together(study, selected):
             ended += _run(study, together, force, show)
         if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
-            output.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
+            textfiles.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
         if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):
             _report(study, show)
     return ended

@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from erlab import figures, metrics, output, paper, profiles, report_links, selection
+from erlab import figures, metrics, paper, profiles, report_links, selection, textfiles
 from erlab.checks import CHECKS
 from erlab.claims import HOLDS, NOISE, NOT_RUNNABLE
 from erlab.errors import ErlabError
@@ -114,7 +114,7 @@ def build(
             loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"),
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        page = output.save(folder / name, environment.get_template(f"{name}.j2").render(content))
+        page = textfiles.save(folder / name, environment.get_template(f"{name}.j2").render(content))
     return page
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
-from erlab import claims, experiments, fullscale, metrics, output, paper, records, selection, simulation
+from erlab import claims, experiments, fullscale, metrics, paper, records, selection, simulation, textfiles
 from erlab.deployment import Folders
 from erlab.errors import ErlabError
 from erlab.figures import style
@@ -34,7 +34,7 @@ TARGETS = {"throughput": 0.10, "tpot_ms": 0.10, "ttft_s": 0.25, "1.0": 0.10, "0.
 
 def keep(folder: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Write a table as CSV into `folder` and return it."""
-    output.save(folder / f"{name}.csv", frame.to_csv(index=False))
+    textfiles.save(folder / f"{name}.csv", frame.to_csv(index=False))
     return frame
 
 
@@ -43,7 +43,7 @@ def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
     keep(folder, name, frame)
     picture = PLOTS[name](frame)
     for kind in ("pdf", "png"):
-        output.save(folder / f"{name}.{kind}", style.render(picture, kind))
+        textfiles.save(folder / f"{name}.{kind}", style.render(picture, kind))
     return picture
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset
 
-from erlab import datasets, output
+from erlab import datasets, textfiles
 from erlab.deployment import Folders
 from erlab.records import save_table
 from erlab.routing import PromptRouter, evaluation
@@ -34,7 +34,7 @@ def train_router(
         router.calibrate(held)
     router.save(folders.router)
     summary = evaluation.summary(router, prompts)
-    output.save(folders.router_summary, json.dumps(summary))
+    textfiles.save(folders.router_summary, json.dumps(summary))
     return router, summary
 
 

@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_the_older_report(study, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("erlab.output.os.replace", full)
+    monkeypatch.setattr("erlab.textfiles.os.replace", full)
     with pytest.raises(OSError):
         report.build(tmp_path, study, tmp_path, claims.ledger(study), {})
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"] and (tmp_path / "report.html").read_text() == "older"

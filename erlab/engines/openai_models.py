@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from erlab import output, paper
+from erlab import paper, textfiles
 from erlab.engines import tiny, tokenizer
 from erlab.engines.tensorrt_llm import require_weights
 from erlab.errors import ErlabError
@@ -131,7 +131,7 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
         tiny.build(_weights(folder, expert), expert.model, expert.precision, seed)
     else:
         _write_architecture(kind, expert, folder)
-    output.save(marker, json.dumps(about, indent=1))
+    textfiles.save(marker, json.dumps(about, indent=1))
     return folder
 
 
@@ -152,10 +152,10 @@ def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
     tokenizer.write(folder, expert.model.vocab)
     config = tiny.config(expert.model, BF16)
     config |= {"rope_theta": expert.model.rope_theta, "torch_dtype": config["dtype"]}  # transformers 4 calls them so
-    output.save(folder / "config.json", json.dumps(config, indent=1))
+    textfiles.save(folder / "config.json", json.dumps(config, indent=1))
     if kind == "trtllm-serve" and expert.precision.weight_bits == 8:
         about = _QUANTIZED["quantization"] | {"kv_cache_quant_algo": "FP8" if expert.precision.kv_bits == 8 else None}
-        output.save(folder / "hf_quant_config.json", json.dumps(_QUANTIZED | {"quantization": about}, indent=1))
+        textfiles.save(folder / "hf_quant_config.json", json.dumps(_QUANTIZED | {"quantization": about}, indent=1))
 
 
 def share(expert: Expert, gpu: Gpu) -> float:
@@ -184,7 +184,7 @@ def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -
         model = _named(place / name, model, expert, dummy=weights is None)
     argv = KINDS[kind](expert, model, name, taken, weights is None)
     found = {"kind": kind, "argv": argv, "metrics": METRICS[kind], "share": round(taken, 3)}
-    return output.save(place / "server.json", json.dumps(found, indent=1))
+    return textfiles.save(place / "server.json", json.dumps(found, indent=1))
 
 
 def _named(place: Path, model: Path, expert: Expert, dummy: bool) -> Path:
@@ -198,5 +198,5 @@ def _named(place: Path, model: Path, expert: Expert, dummy: bool) -> Path:
     if expert.kv_tokens is not None:
         cache["max_tokens"] = expert.kv_tokens
     options = {"kv_cache_config": cache} | ({"load_format": "dummy"} if dummy else {})
-    output.save(place / "options.yaml", json.dumps(options, indent=1))  # JSON is YAML
+    textfiles.save(place / "options.yaml", json.dumps(options, indent=1))  # JSON is YAML
     return place

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab import output
+from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.figures import curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
 from erlab.records import Records, join
@@ -81,7 +81,7 @@ def _save(name: str, records: Records, folder: Path, formats: Sequence[str]) -> 
     contents[f"{name}.csv"] = module.data(records).to_csv(index=False)
     if hasattr(module, "files"):
         contents |= module.files(records)
-    return [output.save(folder / file, content) for file, content in contents.items()]
+    return [textfiles.save(folder / file, content) for file, content in contents.items()]
 
 
 def _chosen(only: Iterable[str] | None) -> list[str]:

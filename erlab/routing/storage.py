@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from erlab import output
+from erlab import textfiles
 from erlab.errors import ErlabError
 
 SCHEMA, VERSION = "erlab.router", 1
@@ -31,8 +31,8 @@ def save(folder: str | Path, content: dict, arrays: dict[str, np.ndarray]) -> Pa
         digest = hashlib.sha256(data).hexdigest()
         file = f"arrays-{digest[:16]}.safetensors"
         manifest = {"schema": SCHEMA, "version": VERSION, "arrays": {"file": file, "sha256": digest}, **content}
-        output.save(folder / file, data)
-        output.save(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False))
+        textfiles.save(folder / file, data)
+        textfiles.save(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False))
         for stale in folder.glob("arrays-*.safetensors"):
             if stale.name != file:
                 stale.unlink()

@@ -1,0 +1,58 @@
+"""Reads and writes text files: UTF-8 whatever the locale, lines end at a line feed only, no reader meets half a file.
+
+>>> lines("one\\u2028still one\\r\\ntwo\\n")
+['one\\u2028still one', 'two']
+>>> printable("a\\x1b[31m red\\ttab")
+'a\ufffd[31m red\ufffdtab'
+"""
+
+import os
+from pathlib import Path
+
+from erlab.errors import ErlabError
+
+MAX_BYTES = 4 * 2**30  # more text than this is a mistake in the name of a file
+
+
+def read(path: str | Path, most: int = MAX_BYTES) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    most: bytes that the file may have. Raises ErlabError where it is no regular file, cannot be read, is larger, or is
+    not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device would block, or never end
+            raise ErlabError(f"{path}: must be a file. Got {'a folder' if path.is_dir() else 'something else'}.")
+        size = path.stat().st_size
+        if size > most:
+            raise ErlabError(f"{path}: must have at most {most:,} bytes. Got {size:,}.")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ErlabError(f"{path}: must be UTF-8 text. Got the byte 0x{e.object[e.start]:02x} at {e.start:,}.") from None
+    except (OSError, ValueError) as e:
+        raise ErlabError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}).") from None
+
+
+def lines(text: str) -> list[str]:
+    """Split text at line feeds, and at nothing else that Unicode calls a line's end: a JSON string may hold those."""
+    parts = [line.removesuffix("\r") for line in text.split("\n")]
+    return parts[:-1] if parts[-1] == "" else parts
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would act on (control and format characters, line ends) as replacement characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def save(path: Path, content: str | bytes) -> Path:
+    """Write a file aside, then rename it: `path` holds all of `content` or what it held before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path

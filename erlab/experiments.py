@@ -25,10 +25,10 @@ from erlab import (
     infrastructure,
     manifest,
     metrics,
-    output,
     paper,
     profiles,
     records,
+    textfiles,
     users,
     workload,
 )

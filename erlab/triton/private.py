@@ -9,12 +9,11 @@ for as long as it lives.
 (True, False, False)
 """
 
-import fcntl
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +22,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from erlab.errors import ErlabError
 from erlab.triton import keeper
+
+with suppress(ImportError):
+    import fcntl  # Linux only, as the servers are
 
 HARMLESS = "letters, digits, '_', '-', '.' and '/'"
 _ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")  # where the user's temporary folder has another name
@@ -90,7 +92,7 @@ def sweep(prefix: str) -> list[str]:
     return swept
 
 
-def copy_models(repository: Path, models: Sequence[str], to: Path, linked: bool = True) -> dict[Path, Path]:
+def copy_models(repository: Path, models: Iterable[str], to: Path, linked: bool = True) -> dict[Path, Path]:
     """Write the repository ``to/models`` with these models, their files linked or copied.
 
     Where a model's parameters name an engine's or tokenizer's folder by a path that is not harmless, its new
@@ -99,10 +101,12 @@ def copy_models(repository: Path, models: Sequence[str], to: Path, linked: bool 
     places: dict[Path, Path] = {}
     for model in models:
         source, made = repository / model, to / "models" / model
+        if not source.is_dir():
+            raise ErlabError(f"{source}: no such model folder.")
         made.mkdir(parents=True)
         for entry in source.iterdir():
-            if entry.name == "config.pbtxt":
-                (made / entry.name).write_bytes(_moved(entry.read_bytes(), to / "places", places))
+            if entry.name == "config.pbtxt" and (moved := _moved(entry.read_bytes(), to / "places", places)):
+                (made / entry.name).write_bytes(moved)
             elif linked:
                 (made / entry.name).symlink_to(entry)
             elif entry.is_dir():
@@ -112,16 +116,16 @@ def copy_models(repository: Path, models: Sequence[str], to: Path, linked: bool 
     return places
 
 
-def _moved(config: bytes, to: Path, places: dict[Path, Path]) -> bytes:
-    """A model's configuration with harmless paths; as it was where there is nothing to change or it cannot be read."""
+def _moved(config: bytes, to: Path, places: dict[Path, Path]) -> bytes | None:
+    """A model's configuration with harmless paths; None where there is nothing to change or it cannot be read."""
     try:
         message = text_format.Parse(config, ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError):
-        return config  # Triton says what is wrong with it
+        return None  # Triton says what is wrong with it
     named = {key: Path(message.parameters[key].string_value) for key in _PATHS if key in message.parameters}
     moved = {key: path for key, path in named.items() if not harmless(path)}
     if not moved:
-        return config
+        return None
     known = {real: link for link, real in places.items()}
     for key, real in moved.items():
         link = known.setdefault(real, to / str(len(known)))

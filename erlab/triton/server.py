@@ -93,7 +93,7 @@ class Server:
         self._asked_ports = (grpc_port, metrics_port)
         for name, port in zip(_PORTS, self._asked_ports):
             require(port is None or 1 <= port <= 65535, f"{name}_port", "Server", "be from 1 to 65535", port)
-        found = sorted(f.parent.name for f in self._repository.glob("*/config.pbtxt"))
+        found = self._found()
         self.models = tuple(found if models is None else models)
         if unknown := sorted(set(self.models) - set(found)):
             there = f"only {', '.join(found)}" if found else "it has none"
@@ -219,7 +219,8 @@ class Server:
                 output = open(self.log, "ab" if self._relaunches else "wb")
             except OSError as e:
                 raise ErlabError(f"{self.log}: cannot write the server's log there ({e.strerror}).") from None
-            for link, real in private.copy_models(self._repository, self.models, self._folder).items():
+            there = filter(private.harmless, self._found())  # all of them: ensembles load what they are made of
+            for link, real in private.copy_models(self._repository, there, self._folder).items():
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(real)
             environment = _environment(self._folder)
@@ -242,6 +243,10 @@ class Server:
             *(f"--{name}-address={_HOST}" for name in _PORTS),
             *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports)),
         ]
+
+    def _found(self) -> list[str]:
+        """The names of the repository's models."""
+        return sorted(f.parent.name for f in self._repository.glob("*/config.pbtxt"))
 
     def _stop(self) -> None:
         """Stop the watch and the server and remove what is left of it; harmless if nothing runs."""

@@ -19,7 +19,7 @@ import pytest
 
 from erlab import infrastructure, nvidia, paper
 from erlab.errors import ErlabError
-from erlab.triton import client, llm, repository
+from erlab.triton import client, llm, private, repository
 
 EXPERT, BASELINE = paper.SYSTEMS["v2"]["D"].expert, paper.SYSTEMS["v2"]["A"].expert
 TRITON = f"""#!{sys.executable}
@@ -107,7 +107,11 @@ def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machin
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in children)
     assert not server.alive() and not server.log.exists()
     [(argv, orchestrator)] = started(tmp_path)
-    assert orchestrator == "1" and f"--model-repository={models}" in argv
+    assert orchestrator == "1" and "--allow-http=false" in argv
+    [restricted] = [a for a in argv if a.startswith("--grpc-restricted-protocol=model-repository,shared-memory,")]
+    assert len(restricted.rpartition("=")[2]) > 40, "a random key"
+    [repository] = [Path(a.partition("=")[2]) for a in argv if a.startswith("--model-repository=")]
+    assert private.harmless(repository) and not repository.exists()
     assert [a for a in argv if a.startswith("--load-model")] == [f"--load-model={m}" for m in EXPERTS]
     pools = [f"--cuda-memory-pool-byte-size={i}:0" for i in range(8)]
     assert [a for a in argv if a.startswith("--cuda-memory")] == pools
@@ -147,10 +151,12 @@ def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path,
     with llm.LLMServer(models, ("A-replica-1",)) as server:
         assert answer(server.grpc, "A-replica-1") == "one two"
         port = int(server.grpc.rpartition(":")[2])
-        argv = server.command([port, 8000, 8002])
+        [argv] = server.commands(port - 1)
+        assert server.log.parent == tmp_path
     options = argv[: argv.index(nvidia.IMAGE)]
     assert options[:2] == ("docker", "run") and f"127.0.0.1:{port}:{port}" in options
-    assert {f"{models}:{models}:ro", f"{tmp_path}:{tmp_path}:ro", "TRTLLM_ORCHESTRATOR=1"} <= set(options)
+    mounts = {f"type=bind,src={folder},dst={folder},readonly" for folder in (models, tmp_path)}
+    assert mounts | {"TRTLLM_ORCHESTRATOR=1"} <= set(options)
     assert options[options.index("--gpus") + 1] == "all" and "--shm-size=16g" in options
     calls = started(tmp_path)
     assert [argv[0] for argv, _ in calls if argv[0].startswith("docker")] == ["docker info", "docker run", "docker rm"]

@@ -387,9 +387,13 @@ class Server:
         with grpc.insecure_channel(self.grpc, options=client.CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-            allowed = {"timeout": self._timeout, "metadata": [(f"triton-grpc-protocol-{_KEY}", self._key)]}
-            stub.RepositoryModelUnload(unload, **allowed)
-            stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest(model_name=model), **allowed)
+            load = service_pb2.RepositoryModelLoadRequest(model_name=model)
+            stub.RepositoryModelUnload(unload, timeout=self._timeout, metadata=self._allowed())
+            stub.RepositoryModelLoad(load, timeout=self._timeout, metadata=self._allowed())
+
+    def _allowed(self) -> tuple[tuple[str, str]]:
+        """The header with which the server takes `RESTRICTED` calls."""
+        return ((f"triton-grpc-protocol-{_KEY}", self._key),)
 
     def _complaint(self) -> str:
         """What the server's log says went wrong, in a line, and where the log is."""

@@ -306,10 +306,16 @@ class Server:
             return psutil.Process(self._keeper.pid).children()
         return []
 
+    def _children(self) -> list[psutil.Process]:
+        """The models' processes, those that have just ended included."""
+        with suppress(psutil.NoSuchProcess):
+            return [child for server in self._processes() for child in server.children()]
+        return []
+
     def _stubs(self) -> dict[psutil.Process, str]:
         """Every model's processes: ``FOLDER/python/triton_python_backend_stub FOLDER/models/MODEL/1/model.py ...``."""
         stubs = {}
-        for process in (child for server in self._processes() for child in server.children()):
+        for process in self._children():
             with suppress(psutil.Error):
                 program, *arguments = process.cmdline() or [""]
                 if program.startswith(f"{self._folder}/"):
@@ -318,7 +324,7 @@ class Server:
 
     def _dead_child(self) -> str | None:
         """How one of the models' processes has ended, None while all live."""
-        for child in (child for server in self._processes() for child in server.children()):
+        for child in self._children():
             with suppress(psutil.Error, OSError):
                 if child.status() == psutil.STATUS_ZOMBIE:
                     status = Path(f"/proc/{child.pid}/stat").read_text().rsplit(maxsplit=1)[1]

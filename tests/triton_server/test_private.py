@@ -49,7 +49,8 @@ def test_repository_engine_and_temporary_files_may_be_anywhere(echo, tmp_path, m
     (folder / "engine" / "words").write_text("c d")
     monkeypatch.setenv("LC_ALL", language)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.chdir(folder)  # where `touch marker` would write, and the first place where models look for modules
+    monkeypatch.chdir(folder)  # where `touch marker` would write
+    (folder / "json.py").write_text("raise RuntimeError('a module of the folder where erlab was started')")
     code = (echo / "echo" / "1" / "model.py").read_text()
     code += """
 import json, os

@@ -188,6 +188,19 @@ def test_a_killed_server_is_started_again_on_its_ports(echo):
     assert Path(server.log).is_file(), "the log of a server that died is kept"
 
 
+@pytest.mark.parametrize("which", ["server", "model"])
+def test_restarts_are_counted_as_soon_as_a_process_has_died(echo, which):
+    """A measurement that ends before the watch has looked is still told of the death."""
+    with Server(echo) as server:
+        traces = Traces(server)
+        assert server.restarts == 0
+        victim = traces.processes[1] if which == "server" else psutil.Process(traces.stubs["echo"])
+        victim.kill()
+        until(lambda: module._ended(victim))
+        assert server.restarts == 1
+        assert answer(server, "echo") == answer(server, "other") == ["a", "b"] and server.restarts == 1
+
+
 def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
     monkeypatch.setattr("erlab.triton.server._RELAUNCHES", 1)
     with Server(echo) as server:
@@ -196,7 +209,7 @@ def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
         traces = Traces(server)
         traces.processes[1].kill()
         until(lambda: not server.alive())
-        assert traces.here() == []
+        assert traces.here() == [] and server.restarts == 2, "the last death is counted, too"
 
 
 def test_a_killed_keeper_takes_the_server_with_it(echo):

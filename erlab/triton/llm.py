@@ -292,7 +292,7 @@ def parameters(repository: Path, ensemble: str) -> dict[str, str]:
     file = Path(repository) / f"{ensemble}-tensorrt_llm" / "config.pbtxt"
     if not file.is_file():
         raise ErlabError(f"{repository}: no TensorRT-LLM model {ensemble} there.")
-    found = text_format.Parse(file.read_text(), ModelConfig()).parameters
+    found = text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig()).parameters
     return {key: value.string_value for key, value in found.items()}
 
 

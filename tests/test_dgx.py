@@ -209,6 +209,7 @@ def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
     argv = shlex.split(printed.stdout)
     inside = argv[argv.index(nvidia.IMAGE) + 1 :]
     assert argv[:2] == ["docker", "run"] and inside[0] == "mpirun" and "--load-model=C-replica-0" in inside
+    assert "--allow-http=false" in inside and any(a.startswith("--grpc-restricted-protocol=") for a in inside)
     mounted = {argv[i + 1].split(",")[1].removeprefix("src=") for i, word in enumerate(argv) if word == "--mount"}
     assert mounted == {str(folders.models / "C"), str(folders.engines / "llama-3-70b-fp16-tp8-batch256")}
     refused = CliRunner().invoke(cli.app, [*options, "--system", "B"])

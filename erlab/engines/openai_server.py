@@ -9,8 +9,8 @@ gateway without a router (`erlab.gateway.passthrough`): `grpc` is its address, a
 that a baseline's users speak what all others speak, through the same translation; a routing gateway asks `upstreams`
 itself. `Attached` is the same for a server that the user runs. `keeper` sees to it that nothing is left behind.
 
-All serve on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces, which
-no option of it closes: on a machine with hostile neighbours a firewall has to.
+All serve on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces,
+which no option of it closes: on a machine with hostile neighbours a firewall has to.
 """
 
 import json

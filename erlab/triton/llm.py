@@ -8,8 +8,8 @@ in TensorRT-LLM's orchestrator mode: Triton starts the engines' processes on the
 the alternative, a server a GPU, each for one model of one GPU. `keeper` sees to it that nothing is left behind. A
 server that ends by itself stays dead: a sweep notices that and says so.
 
-As with the embedded server, HTTP is closed and `server.RESTRICTED` calls need a key, which here nobody holds: nothing is
-ever loaded again. The server gets its models by harmless paths (`private`), in the container as well.
+As with the embedded server, HTTP is closed and `server.RESTRICTED` calls need a key, which here nobody holds: nothing
+is ever loaded again. The server gets its models by harmless paths (`private`), in the container as well.
 """
 
 import re
@@ -179,7 +179,8 @@ class LLMServer(Kept):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._name = folder.name
             places = self._copy_models(folder)
-            environment = nvidia.environment() | (ORCHESTRATOR if self._orchestrate else {})
+            environment = nvidia.environment() | {"TMPDIR": str(folder.parent)}
+            environment |= ORCHESTRATOR if self._orchestrate else {}
             with open(self.log, "wb") as output:
                 command = self._command(ports, self._name, folder / "models", places)
                 self._keeper = launch(command, folder, lock, _KILL_SECONDS, environment, output)

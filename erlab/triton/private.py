@@ -1,9 +1,9 @@
 """Private folders of server processes: harmless names, one owner each, and copies of model repositories in them.
 
 Triton starts every Python model by a shell, with the paths of its repository and of its backends unquoted, and the
-model's interpreter decodes paths as ASCII. Therefore a server is only told paths made of `HARMLESS` characters: those of
-a private folder, whose links lead to the real places. The process that holds the folder's lock owns it; `keeper` does
-for as long as it lives.
+model's interpreter decodes paths as ASCII. Therefore a server is only told paths made of `HARMLESS` characters: those
+of a private folder, whose links lead to the real places. The process that holds the folder's lock owns it; `keeper`
+does for as long as it lives.
 
 >>> harmless("/tmp/erlab-triton-x1"), harmless("/home/me/My Projects"), harmless("/home/naïve")
 (True, False, False)

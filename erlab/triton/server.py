@@ -9,10 +9,10 @@ deadlines. `keeper` sees to it that nothing is left behind. `Server.attach` give
 someone else runs.
 
 What can be asked of it is limited: its HTTP endpoint is closed, and over gRPC, `RESTRICTED` calls (with which anyone
-could load a model, that is, run code) need a random key of this start, which only the watch holds. Triton takes that key
-from its command line alone, which other users of this machine can read unless /proc is mounted with hidepid: the key
-stops the network, the gateway's clients and web pages, not a hostile user of the same machine. `private` says where its
-paths come from.
+could load a model, that is, run code) need a random key of this start, which only the watch holds. Triton takes that
+key from its command line alone, which other users of this machine can read unless /proc is mounted with hidepid: the
+key stops the network, the gateway's clients and web pages, not a hostile user of the same machine. `private` says where
+its paths come from.
 """
 
 import importlib.metadata
@@ -108,6 +108,7 @@ class Server:
         self._timeout = timeout
         self._restarts = self._relaunches = 0
         self._keeper = self._folder = self._watcher = None
+        self._server: list[psutil.Process] = []
         self._watched: dict[psutil.Process, str] = {}
         self._stopping, self._launching = threading.Event(), threading.Lock()
 
@@ -137,7 +138,7 @@ class Server:
         self._repository = self._keeper = self._folder = self._watcher = None
         self.grpc, self.metrics, self.log = client.address(address), None, None
         self.models, self._timeout, self._temporary_log = tuple(models), timeout, False
-        self._restarts, self._relaunches, self._watched = 0, 0, {}
+        self._restarts = self._relaunches = 0
         self._stopping, self._launching = threading.Event(), threading.Lock()
         return self
 
@@ -150,7 +151,7 @@ class Server:
             for model in self.models:
                 self._probe(model, deadline)
             if self._repository:
-                self._watched = self._stubs()
+                self._server, self._watched = self._processes(), self._stubs()
                 self._watcher = threading.Thread(target=self._watch, daemon=True)
                 self._watcher.start()
         except BaseException as e:
@@ -301,7 +302,7 @@ class Server:
             raise ErlabError(f"The Triton model does not answer: {e}{told}") from None
 
     def _processes(self) -> list[psutil.Process]:
-        """The server's process (none if it is gone)."""
+        """The server's process; none if it is gone, and its models' for a moment when it has just ended."""
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self._keeper.pid).children()
         return []
@@ -335,7 +336,7 @@ class Server:
         """Whether a process has ended that the watch has yet to replace."""
         if not self._watcher or self._stopping.is_set():
             return False
-        return all(map(_ended, self._processes())) or any(map(_ended, self._watched))
+        return any(map(_ended, (*self._server, *self._watched)))
 
     def _watch(self) -> None:
         """Load again each model of which a process has ended, until the server stops."""
@@ -371,11 +372,12 @@ class Server:
         try:
             if self._listening(ports, time.monotonic() + self._timeout):
                 self._restarts += 1
-                self._watched = self._stubs()
+                self._server, self._watched = self._processes(), self._stubs()
         except ErlabError as e:
             logger.error("%s", e)
             for process in self._processes():
                 process.kill()  # so that it is started again
+            self._watched = {}
         return True
 
     def _wait_free(self, ports: Sequence[int]) -> None:

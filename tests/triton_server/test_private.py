@@ -1,7 +1,6 @@
 """Servers in folders with any name, and what is left where a server's owners were killed."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -185,7 +184,8 @@ def test_what_nobody_holds_is_swept_and_nothing_else(temporary, prefix):
         return process, Path(process.stdout.readline().strip())
 
     def traces(folder):
-        return [file for file in (folder, folder.with_suffix(".log"), Path("/dev/shm", f"{folder.name}-x")) if file.exists()]
+        files = (folder, folder.with_suffix(".log"), Path("/dev/shm", f"{folder.name}-x"))
+        return [file for file in files if file.exists()]
 
     (gone, left), (alive, kept) = start(), start()
     (temporary / f"{prefix}kept.log").write_text("of a server that did not start")
@@ -243,12 +243,12 @@ AT_IMPORT = "import os, sys\nprint('no such engine: blue', file=sys.stderr, flus
     [
         ("raise ValueError('at import')", None, "'dead'.*ValueError: at import"),
         (AT_IMPORT, None, "'dead_0_0' is not healthy; a model's process ended with status 3; .*no such engine: blue"),
-        ("", "echo 'cannot open shared object file' >&2; exit 127", "ended with status 127; .*cannot open shared object"),
+        ("", "echo 'cannot open shared object' >&2; exit 127", "ended with status 127; .*cannot open shared object"),
         ("", "kill -9 $$", "a model's process ended with status -9"),
     ],
     ids=["raises", "exits", "does not start", "killed"],
 )
-def test_a_process_that_ends_at_the_start_ends_the_wait_with_its_words(tmp_path, temporary, monkeypatch, code, stub, words):
+def test_a_process_that_ends_ends_the_wait_with_its_words(tmp_path, temporary, monkeypatch, code, stub, words):
     if stub:
         program = tmp_path / "triton_python_backend_stub"
         program.write_text(f"#!/bin/bash\n{stub}\n")

@@ -135,7 +135,7 @@ def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
         (model, f"{model}-tensorrt_llm") for model in EXPERTS[:2]
     }
     assert infrastructure.overview(tmp_path / "told").loc[("D", 1), "running"] == 4  # two on each server
-    assert [(o, [a for a in argv if "load-model=" in a]) for argv, o in sorted(started(tmp_path))] == [
+    assert sorted((o, [a for a in argv if "load-model=" in a]) for argv, o in started(tmp_path)) == [
         (None, ["--load-model=D-expert-0"]),
         (None, ["--load-model=D-expert-1"]),
     ]

@@ -18,6 +18,7 @@ from erlab import attached, cache, manifest, paths, profiles, steps
 from erlab.engines.families import family
 from erlab.errors import ErlabError
 from erlab.spec import GIB, Profile
+from erlab.triton import private
 
 _MEMORY_GIB = 3.0  # a Triton process of 0.4 GiB with torch for each expert of two cores, the notebook, some room
 _SHARED_MEMORY_MIB = 64  # what containers get by default; the Python backend begins with 1 MiB a model
@@ -52,6 +53,7 @@ def inspect(
         _shared_memory(),
         _folder("results folder", folder),
         _folder("figures folder", paths.FIGURES),
+        _temporary(),
         _ports(),
         *(Check(*found) for found in servers),
         _step_times(),
@@ -160,6 +162,14 @@ def _folder(name: str, folder: Path) -> Check:
     except OSError as e:
         return Check(name, f"{folder}: {e.strerror}", False, "nothing can be written there; name another folder")
     return Check(name, str(folder), True)
+
+
+def _temporary() -> Check:
+    """Where servers get paths that Triton's shell can take."""
+    try:
+        return Check("temporary folder", str(private.place()), True)
+    except ErlabError as e:
+        return Check("temporary folder", tempfile.gettempdir(), False, str(e).rstrip("."))
 
 
 def _existing(folder: Path) -> Path:

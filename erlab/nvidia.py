@@ -4,8 +4,8 @@ Folders have the same path inside the container as outside, and what it serves i
 
 >>> import shlex
 >>> print(shlex.join(contained("docker", ("trtllm-build", "--help"), "build", folders=("/engines",))))
-docker run --rm --name build --gpus all --shm-size=16g --ulimit memlock=-1 --ulimit stack=67108864 -v \
-/engines:/engines:ro nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
+docker run --rm --name build --gpus all --shm-size=16g --ulimit memlock=-1 --ulimit stack=67108864 --mount \
+type=bind,src=/engines,dst=/engines,readonly nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3 trtllm-build --help
 """
 
 import os
@@ -74,25 +74,34 @@ def contained(
     engine: str,
     argv: Sequence[str],
     name: str,
-    folders: Sequence[str | Path] = (),
+    folders: Sequence[str | Path] | Mapping[str | Path, str | Path] = (),
     ports: Sequence[int] = (),
     variables: Mapping[str, str] = {},
     as_user: bool = False,
 ) -> tuple[str, ...]:
     """The command that runs `argv` in NVIDIA's container with all GPUs.
 
-    `name`: the container's, so that it can be removed. `folders`: what it may read. `ports`: published on 127.0.0.1.
+    `name`: the container's, so that it can be removed. `folders`: what it may read, at the same paths inside; or a
+    mapping from the paths inside to those outside. `ports`: published on 127.0.0.1.
     `variables`: environment variables. `as_user`: it may write into the folders as well, files of the user's.
     """
+    places = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}
     user = ("--user", f"{os.getuid()}:{os.getgid()}", "-e", "HOME=/tmp", "-e", "USER=erlab") if as_user else ()
     return (
         *(engine, "run", "--rm", "--name", name, *CONTAINERS[engine]),
         *("--shm-size=16g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864", *user),
         *(text for port in ports for text in ("-p", f"127.0.0.1:{port}:{port}")),
-        *(text for folder in folders for text in ("-v", f"{folder}:{folder}" + ":ro" * (not as_user))),
+        *(text for inside, outside in places.items() for text in ("--mount", _mount(inside, outside, not as_user))),
         *(text for key, value in variables.items() for text in ("-e", f"{key}={value}")),
         *(IMAGE, *argv),
     )
+
+
+def _mount(inside: str | Path, outside: str | Path, readonly: bool) -> str:
+    """What follows --mount: fields of CSV, so that paths may have any character (``-v`` splits them at a colon)."""
+    fields = ["type=bind", f"src={outside}", f"dst={inside}", *["readonly"] * readonly]
+    quoted = ('"' + field.replace('"', '""') + '"' if set(field) & set(',"\n') else field for field in fields)
+    return ",".join(quoted)
 
 
 def remove(engine: str, name: str) -> None:

@@ -11,7 +11,7 @@ from erlab.deployment import Folders
 from erlab.spec import Profile, System
 from erlab.triton import llm
 
-_PORTS = (8001, 8000, 8002)  # Triton's usual ones: gRPC, HTTP, metrics
+_PORTS = (8001, 8002)  # Triton's usual ones: gRPC and metrics
 
 
 def text(to: Profile, folders: Folders, weights: str | Path | None = None) -> str:

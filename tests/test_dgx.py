@@ -130,7 +130,7 @@ def test_one_gpus_plan_is_its_own(tmp_path, monkeypatch):
     assert not any("memory-pool-byte-size=1:0" in line for line in lines) and not (tmp_path / "r").exists()
     [first] = [line for line in lines if line.startswith("mkdir -p ")]
     folder = shlex.split(first)[2]
-    assert f"-v {folder}:{folder} " in first and Path(folder).parent == tmp_path / "r" / "engines"
+    assert f"--mount type=bind,src={folder},dst={folder} " in first and Path(folder).parent == tmp_path / "r" / "engines"
 
 
 def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
@@ -209,7 +209,8 @@ def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
     argv = shlex.split(printed.stdout)
     inside = argv[argv.index(nvidia.IMAGE) + 1 :]
     assert argv[:2] == ["docker", "run"] and inside[0] == "mpirun" and "--load-model=C-replica-0" in inside
-    mounted = {argv[i + 1].partition(":")[0] for i, word in enumerate(argv) if word == "-v"}
+    assert "--allow-http=false" in inside and any(a.startswith("--grpc-restricted-protocol=") for a in inside)
+    mounted = {argv[i + 1].split(",")[1].removeprefix("src=") for i, word in enumerate(argv) if word == "--mount"}
     assert mounted == {str(folders.models / "C"), str(folders.engines / "llama-3-70b-fp16-tp8-batch256")}
     refused = CliRunner().invoke(cli.app, [*options, "--system", "B"])
     assert refused.exit_code == 2  # no engine yet

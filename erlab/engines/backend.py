@@ -219,14 +219,20 @@ class _Metrics:
             kind = pb_utils.MetricFamily.COUNTER if name in self.totals else pb_utils.MetricFamily.GAUGE
             self._families[name] = pb_utils.MetricFamily(name=name, description=meaning, kind=kind)
             self._metrics[name] = self._families[name].Metric(labels={"model": model})
+            if name not in self.totals:
+                self._metrics[name].set(0)  # the server keeps what a process that was killed has set
 
     def publish(self, engine: Batch) -> None:
         gauges = (engine.running, engine.waiting, engine.kv_tokens_in_use, engine.late_seconds)
         names = ("erlab_running_requests", "erlab_waiting_requests", "erlab_kv_tokens", "erlab_late_seconds")
         for name, value in {**self.totals, **dict(zip(names, gauges))}.items():
-            if value != self._published[name]:
+            if value == self._published[name]:
+                continue
+            if name in self.totals:
                 self._metrics[name].increment(value - self._published[name])
-                self._published[name] = value
+            else:
+                self._metrics[name].set(value)
+            self._published[name] = value
 
 
 def number(model: str, parameters: dict[str, str], key: str) -> int:

@@ -8,11 +8,13 @@ at how much of the GPU's memory is free, and each must answer a request of one t
 gateway without a router (`erlab.gateway.passthrough`): `grpc` is its address, a KServe v2 server with these models, so
 that a baseline's users speak what all others speak, through the same translation; a routing gateway asks `upstreams`
 itself. `Attached` is the same for a server that the user runs. `keeper` sees to it that nothing is left behind.
+
+All serve on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces,
+which no option of it closes: on a machine with hostile neighbours a firewall has to.
 """
 
 import json
 import os
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +27,7 @@ from erlab.engines.openai_models import METRICS, PORT
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.spec import require
+from erlab.triton import private
 from erlab.triton.kept import Kept, launch
 from erlab.triton.server import free_ports
 
@@ -52,11 +55,11 @@ class OpenAIServer(Kept):
     def start(self) -> None:
         (port,) = free_ports((None,))
         self.base = f"http://127.0.0.1:{port}/v1"
-        folder = Path(tempfile.mkdtemp(prefix="erlab-openai-"))
-        self.log = folder.with_suffix(".log")
         command = [str(port) if part == PORT else part for part in self._about["argv"]]
-        with open(self.log, "wb") as output:
-            self._keeper = launch(command, folder, _KILL_SECONDS, os.environ | _OFFLINE, output)
+        with private.folder("erlab-openai-") as (folder, lock):
+            self.log = folder.with_suffix(".log")
+            with open(self.log, "wb") as output:
+                self._keeper = launch(command, folder, lock, _KILL_SECONDS, os.environ | _OFFLINE, output)
 
     def wait(self) -> None:
         """Wait until it has answered a request."""

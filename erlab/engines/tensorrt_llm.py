@@ -20,6 +20,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.paper import RESERVE, kv_bytes_per_token, weight_bytes
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
@@ -218,8 +219,8 @@ def api_commands(expert: Expert, folder: str | Path, weights: str | Path | None 
 def require_weights(weights: Path, model: Model) -> None:
     """Raise ErlabError unless the folder holds a model of this architecture, whole, as Hugging Face stores it."""
     try:
-        config = json.loads((weights / "config.json").read_text())
-    except (OSError, ValueError) as e:
+        config = json.loads(textfiles.read(weights / "config.json"))
+    except (ErlabError, ValueError) as e:
         raise ErlabError(f"{weights}: no folder of Hugging Face weights with a config.json ({e}).") from None
     for name, attribute in ARCHITECTURE.items():
         expected = getattr(model, attribute)
@@ -227,7 +228,8 @@ def require_weights(weights: Path, model: Model) -> None:
             raise ErlabError(f"{weights}: {name} must be {expected} for {model.name}. Got {config.get(name)}.")
     index = weights / "model.safetensors.index.json"
     try:
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        whole = not index.is_file()
+        files = {"model.safetensors"} if whole else set(json.loads(textfiles.read(index))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as e:
         raise ErlabError(f"{index}: not the index of weights ({e!r}).") from None
     if missing := sorted(f for f in files | {"tokenizer.json"} if not (weights / f).is_file()):

@@ -32,7 +32,7 @@ def write(folder: Path, vocab: int) -> Path:
     require(vocab >= VOCAB, "vocab", "a byte tokenizer", f"be at least {VOCAB}", vocab)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(_tokenizer(vocab))
+    (folder / "tokenizer.json").write_text(_tokenizer(vocab), encoding="utf-8")
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     about |= {name: text for name, (text, _) in _SPECIAL.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -95,7 +95,7 @@ def build(
         _put_tokenizer(folder / "model", expert, None)
     for command in due:
         if command.script:
-            Path(command.argv[-1]).write_text(command.script)
+            Path(command.argv[-1]).write_text(command.script, encoding="utf-8")
         try:
             start = time.monotonic()
             _run(command, folder / "build.log", timeout, container, folders)

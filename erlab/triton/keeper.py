@@ -1,11 +1,11 @@
 """Runs one server command for a parent process, and leaves nothing of it behind, however either of them ends.
 
-``python -I -S keeper.py PARENT_PID FOLDER GRACE COMMAND...`` ends when the command does, on SIGTERM, or when the
-parent is gone, even by SIGKILL. Then it asks the command to stop, kills what is left of its process group after GRACE
-seconds, and removes FOLDER and the shared memory whose names begin with FOLDER's name; where the parent is gone, which
-would have removed it, the log FOLDER.log, too. Linux only. A process of its own, because a parent that was killed
-cannot tidy up, and because the kernel's parent-death signal follows the thread that started a process, which in a
-notebook may end long before the notebook does.
+``python -I -S keeper.py PARENT_PID FOLDER GRACE COMMAND...`` ends when the command does, on SIGTERM, or when the parent
+is gone, even by SIGKILL. Then it asks the command to stop, kills what is left of its process group after GRACE seconds,
+and all else that has FOLDER in its environment variable MARK, and removes FOLDER and the shared memory whose names
+begin with FOLDER's name; where the parent is gone, which would have removed it, the log FOLDER.log, too. Linux only. A
+process of its own, because a parent that was killed cannot tidy up, and because the kernel's parent-death signal
+follows the thread that started a process, which in a notebook may end long before the notebook does.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 
 _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _PARENT_CHECK_SECONDS = 0.5
+MARK = "ERLAB_KEEPER_FOLDER"  # in the environment of a server and of what it starts
 
 
 def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
@@ -57,21 +58,23 @@ def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """End what still runs from the folder; remove it, shared memory named after it, and Triton's scratch folders."""
-    running = {file.parent.name: _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
-    for pid, command in running.items():
-        if command.startswith(f"{folder}/"):  # the stubs, should somebody have killed both their server and us
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    """End what was started for the folder and still runs; remove shared memory named after it, Triton's scratch folders
+    and, last, the folder."""
+    mark = f"{MARK}={folder}"
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        if int(file.parent.name) != os.getpid() and mark in _read(file).split("\0"):
+            with contextlib.suppress(OSError):
+                os.kill(int(file.parent.name), signal.SIGKILL)
     for file in Path("/dev/shm").glob(f"{folder.name}*"):
         file.unlink(missing_ok=True)
     # A Triton that did not end by itself leaves an empty folder. Its name does not tell whose it is, and Triton aborts
     # at its end where its own is missing: the last one out tidies up.
-    if not any(Path(command.partition("\0")[0]).name == "tritonserver" for command in running.values()):
+    running = (_read(file).partition("\0")[0] for file in Path("/proc").glob("[0-9]*/cmdline"))
+    if not any(Path(program).name == "tritonserver" for program in running):
         for scratch in Path("/tmp").glob("python_env_??????"):
             with contextlib.suppress(OSError):  # not empty, or somebody else's
                 scratch.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(file: Path) -> str:

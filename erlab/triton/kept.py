@@ -12,16 +12,19 @@ from erlab.triton import keeper
 
 
 def launch(
-    command: Sequence[str], folder: Path, grace: float, environment: Mapping[str, str], output: BinaryIO
+    command: Sequence[str], folder: Path, lock: int, grace: float, environment: Mapping[str, str], output: BinaryIO
 ) -> subprocess.Popen:
     """Start the keeper of `command`; both write to `output`. What happens to `folder` and after `grace` seconds, the
-    keeper says."""
+    keeper says. `folder` and `lock` are those of `private.folder`. `command` runs in `folder`, since Python programs
+    look for modules where they run first."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), folder, str(grace), *command],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env={**environment, keeper.MARK: str(folder)},
+        cwd=folder,
+        pass_fds=(lock,),
         start_new_session=True,  # Ctrl-C in a terminal is for us to handle, not for the server
     )
 

@@ -7,12 +7,15 @@
 in TensorRT-LLM's orchestrator mode: Triton starts the engines' processes on the GPUs that the models name. `Apart` is
 the alternative, a server a GPU, each for one model of one GPU. `keeper` sees to it that nothing is left behind. A
 server that ends by itself stays dead: a sweep notices that and says so.
+
+As with the embedded server, HTTP is closed and `server.RESTRICTED` calls need a key, which here nobody holds: nothing
+is ever loaded again. The server gets its models by harmless paths (`private`), in the container as well.
 """
 
 import re
-import tempfile
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -24,14 +27,16 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from erlab import nvidia
 from erlab.errors import ErlabError
 from erlab.spec import require
-from erlab.triton import client
+from erlab.triton import client, private
 from erlab.triton.kept import Kept, launch
-from erlab.triton.server import free_ports
+from erlab.triton.repository import PARTS
+from erlab.triton.server import closed, free_ports
 
 ORCHESTRATOR = {"TRTLLM_ORCHESTRATOR": "1"}
 _INSTALLED = "/opt/tritonserver/bin"
 _HOST = "127.0.0.1"
-_PORTS = ("grpc", "http", "metrics")
+_PORTS = ("grpc", "metrics")
+_PREFIX = "erlab-llm-"  # of private folders, and so of containers' names
 _START_ATTEMPTS = 5  # a port chosen by the system may be taken before Triton binds it
 _KILL_SECONDS = 30  # how long a server may take to end
 
@@ -56,12 +61,13 @@ def arguments(
 ) -> tuple[str, ...]:
     """How NVIDIA's launch script starts Triton for TensorRT-LLM, with only these models and listening on `host`.
 
-    `ports`: gRPC, HTTP and metrics. `gpus`: all that the engines use. `prefix`: of the shared memory's names.
+    `ports`: gRPC and metrics. `gpus`: all that the engines use. `prefix`: of the shared memory's names.
     """
     return (
         *("mpirun", "--allow-run-as-root", "-n", "1", program),
         *(f"--model-repository={repository}", "--model-control-mode=explicit"),
         *(f"--load-model={model}" for model in models),
+        *closed(secrets.token_urlsafe()),
         *("--disable-auto-complete-config", f"--backend-config=python,shm-region-prefix-name={prefix}"),
         *("--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"),  # or it takes memory on every GPU
         *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in gpus),
@@ -76,17 +82,18 @@ def in_container(
     models: Sequence[str],
     ports: Sequence[int],
     gpus: Sequence[int],
-    folders: Sequence[str | Path],
+    folders: Sequence[str | Path] | Mapping[str | Path, str | Path],
     name: str = "erlab-triton",
     orchestrate: bool = True,
 ) -> tuple[str, ...]:
     """The command by which docker or podman runs that server, its ports published on our loopback.
 
-    `folders`: where the models' engines and tokenizers are.
+    `folders`: where the models' engines and tokenizers are; a mapping says at which paths inside each is found.
     """
     inside = arguments(repository, models, ports, gpus, host="0.0.0.0")
     variables = ORCHESTRATOR if orchestrate else {}
-    return nvidia.contained(engine, inside, name, (repository, *folders), ports, variables)
+    places = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}
+    return nvidia.contained(engine, inside, name, {repository: repository, **places}, ports, variables)
 
 
 class LLMServer(Kept):
@@ -116,9 +123,9 @@ class LLMServer(Kept):
         require(grpc_port is None or 1 <= grpc_port <= 65535, "grpc_port", "LLMServer", "be from 1 to 65535", grpc_port)
         self._parameters = [parameters(self._repository, model) for model in self.models]
         self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
-        self._asked_ports, self._container = (grpc_port, None, None), container
+        self._asked_ports, self._container = (grpc_port, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
-        self.grpc = self.http = self.metrics = self._folder = self._name = None
+        self.grpc = self.metrics = self._name = None
         self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
         self.restarts = self._starts = 0
 
@@ -127,17 +134,31 @@ class LLMServer(Kept):
         """What a gateway in front calls the models."""
         return self.models
 
-    def command(self, ports: Sequence[int], name: str = "erlab-triton") -> tuple[str, ...]:
-        """The command that starts the server, in its container if that is how it runs."""
-        asked = (self._repository, self.models, ports, self._gpus)
+    def commands(self, first_port: int = 8000, name: str = "erlab-triton") -> list[tuple[str, ...]]:
+        """The command that starts the server, in its container if that is how it runs, for other hands: on Triton's
+        usual ports from `first_port` on, gRPC and metrics. Raises ErlabError for a path that Triton cannot take."""
+        folders = self._folders()
+        for path in (self._repository, *folders):
+            if not private.harmless(path):
+                allowed = f"have only {private.HARMLESS} to be given to Triton by hand (erlab serve maps others)"
+                raise ErlabError(f"{path}: the path must {allowed}.")
+        return [self._command((first_port + 1, first_port + 2), name, self._repository, folders)]
+
+    def _folders(self) -> list[str]:
+        """Where the engines are, with their tokenizers beside them."""
+        return sorted({str(Path(p["gpt_model_path"]).parent) for p in self._parameters})
+
+    def _command(
+        self,
+        ports: Sequence[int],
+        name: str,
+        repository: Path,
+        folders: Sequence[str | Path] | Mapping[str | Path, str | Path],
+    ) -> tuple[str, ...]:
+        asked = (repository, self.models, ports, self._gpus)
         if not self._container:
             return arguments(*asked, program=native(), prefix=f"{name}-")
-        folders = sorted({str(Path(p["gpt_model_path"]).parent) for p in self._parameters})
         return in_container(self._container, *asked, folders, name, self._orchestrate)
-
-    def commands(self, first_port: int = 8000, name: str = "erlab-triton") -> list[tuple[str, ...]]:
-        """`command` on Triton's usual ports from `first_port` on: HTTP, gRPC and metrics."""
-        return [self.command((first_port + 1, first_port, first_port + 2), name)]
 
     def start(self) -> None:
         """Start it without waiting."""
@@ -149,15 +170,31 @@ class LLMServer(Kept):
             self._container = nvidia.container(self._container)
         self._starts += 1
         ports = free_ports(self._asked_ports)
-        self.grpc, self.http, self.metrics = (f"{_HOST}:{port}" for port in ports)
-        self._folder = Path(tempfile.mkdtemp(prefix="erlab-llm-"))
-        self.log = self.log or self._folder.with_suffix(".log")
-        self._name = self._folder.name
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = nvidia.environment() | (ORCHESTRATOR if self._orchestrate else {})
-        with open(self.log, "wb") as output:
-            command = self.command(ports, self._name)
-            self._keeper = launch(command, self._folder, _KILL_SECONDS, environment, output)
+        self.grpc, self.metrics = (f"{_HOST}:{port}" for port in ports)
+        for name in private.sweep(_PREFIX):
+            for engine in filter(nvidia.find, nvidia.CONTAINERS):
+                nvidia.remove(engine, name)
+        with private.folder(_PREFIX) as (folder, lock):
+            self.log = self.log or folder.with_suffix(".log")
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._name = folder.name
+            places = self._copy_models(folder)
+            environment = nvidia.environment() | {"TMPDIR": str(folder.parent)}
+            environment |= ORCHESTRATOR if self._orchestrate else {}
+            with open(self.log, "wb") as output:
+                command = self._command(ports, self._name, folder / "models", places)
+                self._keeper = launch(command, folder, lock, _KILL_SECONDS, environment, output)
+
+    def _copy_models(self, folder: Path) -> dict[str | Path, str | Path]:
+        """Write the server's own repository ``folder/models``; the engines' folders, by their paths for the server."""
+        parts = [f"{model}{part}" for model in self.models for part in PARTS]
+        places = private.copy_models(self._repository, parts, folder, linked=not self._container)
+        if self._container:
+            return {path: path for path in self._folders() if private.harmless(path)} | places
+        for link, real in places.items():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(real)
+        return places
 
     def wait(self) -> None:
         """Wait until every model has answered a probe."""
@@ -256,7 +293,7 @@ def parameters(repository: Path, ensemble: str) -> dict[str, str]:
     file = Path(repository) / f"{ensemble}-tensorrt_llm" / "config.pbtxt"
     if not file.is_file():
         raise ErlabError(f"{repository}: no TensorRT-LLM model {ensemble} there.")
-    found = text_format.Parse(file.read_text(), ModelConfig()).parameters
+    found = text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig()).parameters
     return {key: value.string_value for key, value in found.items()}
 
 

@@ -52,6 +52,7 @@ TEXT_INPUTS = (
 )
 TEXT_OUTPUTS = (ModelOutput(name="text_output", data_type=TYPE_STRING, dims=[-1]),)
 BACKEND_MODELS = Path("/app/all_models/inflight_batcher_llm")  # TensorRT-LLM's own Triton models in NVIDIA's container
+PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # what follows an ensemble's name in its models'
 _ON_CPU = ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)
 
 
@@ -123,7 +124,7 @@ def write_trtllm(
     distinct = len(gpus) == len(set(gpus)) == tp and all(gpu >= 0 for gpu in gpus)
     require(distinct, "gpus", "write_trtllm", f"be as many distinct GPU numbers as the expert takes, {tp}", gpus)
     require(0 < kv_fraction <= 1, "kv_fraction", "write_trtllm", "lie in (0, 1]", kv_fraction)
-    before, model, after = f"{name}-preprocessing", f"{name}-tensorrt_llm", f"{name}-postprocessing"
+    _, before, model, after = (f"{name}{part}" for part in PARTS)
     write(repository, _preprocessing(before, expert, tokenizer), _code(backend_models, "preprocessing"))
     write(repository, _engine_model(model, engine, expert, gpus, kv_fraction))
     write(repository, _postprocessing(after, expert, tokenizer), _code(backend_models, "postprocessing"))

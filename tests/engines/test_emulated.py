@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2_grpc
 
-from erlab import paper, spec
+from erlab import infrastructure, paper, spec
 from erlab.engines import emulated
 from erlab.engines.emulated_engine import Engine, StepTable
 from erlab.errors import ErlabError
@@ -228,6 +228,39 @@ def test_a_cancelled_request_gives_its_place_to_the_next(server):
     began = time.monotonic()
     assert len(list(client.generate(server.grpc, "emulated-one", "next", 2, timeout=60))) == 2
     assert time.monotonic() - began < 8  # the first would have taken 10 s
+
+
+@needs_triton
+def test_gauges_start_at_zero_where_a_killed_expert_is_loaded_again(tmp_path):
+    """Two requests run and one waits when it is killed; the counters go on, as Prometheus' counters do."""
+    two = spec.Expert(paper.LLAMA_3_8B, spec.FP16, max_batch_size=2)
+    emulated.write(tmp_path / "models", "emulated-slow", two, TABLE, 4096, time_scale=50.0)
+
+    def gauges():
+        rows = infrastructure.read(f"http://{server.metrics}/metrics")
+        found = {row["metric"]: row["value"] for row in rows if "emulated-slow" in row["labels"]}
+        names = ("erlab_running_requests", "erlab_waiting_requests", "erlab_kv_tokens")
+        return [found[name] for name in names], found["erlab_requests_total"]
+
+    def until(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
+
+    with Server(tmp_path / "models") as server, grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        message = client.request("emulated-slow", "hello", 1000)
+        calls = [stub.ModelStreamInfer(iter([message]), timeout=120) for _ in range(3)]
+        until(lambda: gauges()[0][:2] == [2, 1])
+        answered = gauges()[1]
+        assert gauges()[0][2] > 0 and answered == 1  # the probe
+        [process] = server._stubs()
+        process.kill()
+        until(lambda: server.restarts == 1)
+        until(lambda: gauges() == ([0, 0, 0], answered))
+        for call in calls:
+            call.cancel()
 
 
 @needs_triton

@@ -435,7 +435,8 @@ def test_where_the_programs_are_missing_the_container_runs_them(machine, monkeyp
         inside = argv.index(nvidia.IMAGE)
         assert tuple(argv[inside + 1 :]) == planned.argv
         options = argv[:inside]
-        assert f"{machine.folder}:{machine.folder}" in options and options[options.index("--gpus") + 1] == "all"
+        assert f"type=bind,src={machine.folder},dst={machine.folder}" in options
+        assert options[options.index("--gpus") + 1] == "all"
     machine.ran()
     (tools / "trtllm-build").write_text(FAIL)
     with pytest.raises(ErlabError, match="CUDA out of memory"):

@@ -16,10 +16,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from erlab import infrastructure, nvidia, paper
 from erlab.errors import ErlabError
-from erlab.triton import client, llm, repository
+from erlab.triton import client, llm, private, repository
 
 EXPERT, BASELINE = paper.SYSTEMS["v2"]["D"].expert, paper.SYSTEMS["v2"]["A"].expert
 TRITON = f"""#!{sys.executable}
@@ -107,7 +109,11 @@ def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machin
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in children)
     assert not server.alive() and not server.log.exists()
     [(argv, orchestrator)] = started(tmp_path)
-    assert orchestrator == "1" and f"--model-repository={models}" in argv
+    assert orchestrator == "1" and "--allow-http=false" in argv
+    [restricted] = [a for a in argv if a.startswith("--grpc-restricted-protocol=model-repository,shared-memory,")]
+    assert len(restricted.rpartition("=")[2]) > 40, "a random key"
+    [repository] = [Path(a.partition("=")[2]) for a in argv if a.startswith("--model-repository=")]
+    assert private.harmless(repository) and not repository.exists()
     assert [a for a in argv if a.startswith("--load-model")] == [f"--load-model={m}" for m in EXPERTS]
     pools = [f"--cuda-memory-pool-byte-size={i}:0" for i in range(8)]
     assert [a for a in argv if a.startswith("--cuda-memory")] == pools
@@ -129,7 +135,7 @@ def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
         (model, f"{model}-tensorrt_llm") for model in EXPERTS[:2]
     }
     assert infrastructure.overview(tmp_path / "told").loc[("D", 1), "running"] == 4  # two on each server
-    assert [(o, [a for a in argv if "load-model=" in a]) for argv, o in sorted(started(tmp_path))] == [
+    assert sorted((o, [a for a in argv if "load-model=" in a]) for argv, o in started(tmp_path)) == [
         (None, ["--load-model=D-expert-0"]),
         (None, ["--load-model=D-expert-1"]),
     ]
@@ -147,15 +153,57 @@ def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path,
     with llm.LLMServer(models, ("A-replica-1",)) as server:
         assert answer(server.grpc, "A-replica-1") == "one two"
         port = int(server.grpc.rpartition(":")[2])
-        argv = server.command([port, 8000, 8002])
+        [argv] = server.commands(port - 1)
+        assert server.log.parent == tmp_path
     options = argv[: argv.index(nvidia.IMAGE)]
     assert options[:2] == ("docker", "run") and f"127.0.0.1:{port}:{port}" in options
-    assert {f"{models}:{models}:ro", f"{tmp_path}:{tmp_path}:ro", "TRTLLM_ORCHESTRATOR=1"} <= set(options)
+    mounts = {f"type=bind,src={folder},dst={folder},readonly" for folder in (models, tmp_path)}
+    assert mounts | {"TRTLLM_ORCHESTRATOR=1"} <= set(options)
     assert options[options.index("--gpus") + 1] == "all" and "--shm-size=16g" in options
     calls = started(tmp_path)
     assert [argv[0] for argv, _ in calls if argv[0].startswith("docker")] == ["docker info", "docker run", "docker rm"]
     [(argv, orchestrator)] = [call for call in calls if not call[0][0].startswith("docker")]
     assert orchestrator == "1" and "--grpc-address=0.0.0.0" in argv and "--cuda-memory-pool-byte-size=4:0" in argv
+
+
+@pytest.mark.parametrize("container", [None, "docker"])
+def test_engines_and_repositories_may_be_in_folders_of_any_name(tmp_path, machine, monkeypatch, container):
+    """The server and its container are told harmless paths, behind which the real folders are."""
+    folder = tmp_path / "My Projects, 1:2" / "naïve (copy)"
+    for name in ("engine", "tokenizer"):
+        (folder / name).mkdir(parents=True)
+    folders = {"engine": folder / "engine", "tokenizer": folder / "tokenizer"}
+    repository.write_trtllm(folder / "models", "A-replica-1", expert=BASELINE, gpus=(4, 5, 6, 7), **folders)
+    machine("docker", DOCKER)
+    monkeypatch.setenv("TOOLS", str(tmp_path / "opt" / "bin"))
+    with llm.LLMServer(folder / "models", ("A-replica-1",), container=container) as server:
+        assert answer(server.grpc, "A-replica-1") == "one two"
+        command = psutil.Process(server._keeper.pid).cmdline()
+        [models] = [Path(part.partition("=")[2]) for part in command if part.startswith("--model-repository=")]
+        named = {}
+        for part, key in (("tensorrt_llm", "gpt_model_path"), ("preprocessing", "tokenizer_dir")):
+            file = models / f"A-replica-1-{part}" / "config.pbtxt"
+            named[key] = Path(text_format.Parse(file.read_text(), ModelConfig()).parameters[key].string_value)
+        real = {"gpt_model_path": folder / "engine", "tokenizer_dir": folder / "tokenizer"}
+        assert all(map(private.harmless, [models, *named.values()]))
+        if container:
+            mounts = [mount for option, mount in zip(command, command[1:]) if option == "--mount"]
+            assert f"type=bind,src={models},dst={models},readonly" in mounts and len(mounts) == 3
+            for key, path in named.items():
+                assert f'type=bind,"src={real[key]}",dst={path},readonly' in mounts
+            assert not any(file.is_symlink() for file in models.rglob("*")), "links lead nowhere in a container"
+        else:
+            assert {key: path.resolve() for key, path in named.items()} == real
+        with pytest.raises(ErlabError, match="naïve .*must have only letters"):
+            server.commands()
+
+
+def test_a_container_whose_owners_were_killed_is_removed_by_the_next_server(tmp_path, machine, models):
+    machine("docker", DOCKER)
+    (tmp_path / "erlab-llm-left").mkdir()
+    with llm.LLMServer(models, EXPERTS[:1]) as server:
+        assert server.alive() and not (tmp_path / "erlab-llm-left").exists()
+    assert [argv for argv, _ in started(tmp_path) if argv[0].startswith("docker")] == [["docker rm"]]
 
 
 def test_a_port_taken_after_it_was_chosen_is_given_up(machine, models, monkeypatch):

@@ -27,7 +27,7 @@ class Traces:
         keeper = psutil.Process(server._keeper.pid)
         self.processes = [keeper, *keeper.children(recursive=True)]
         self.stubs = {name: process.pid for process, name in server._stubs().items()}
-        self.ports = [int(address.rpartition(":")[2]) for address in (server.grpc, server.http, server.metrics)]
+        self.ports = [int(address.rpartition(":")[2]) for address in (server.grpc, server.metrics)]
         self.folder = server._folder
 
     def here(self):
@@ -87,7 +87,6 @@ def test_a_server_answers_on_all_its_addresses_and_leaves_nothing(echo, temporar
         traces = Traces(server)
         assert server.models == ("echo", "other") and server.restarts == 0 and server.alive()
         assert [answer(server, model) for model in server.models] == [["a", "b"]] * 2
-        assert urllib.request.urlopen(f"http://{server.http}/v2/health/ready").status == 200
         assert b"nv_inference" in urllib.request.urlopen(f"http://{server.metrics}/metrics").read()
         assert traces.here() == KINDS and len(traces.processes) == 4
     assert traces.here() == [] and list(temporary.iterdir()) == []
@@ -189,6 +188,19 @@ def test_a_killed_server_is_started_again_on_its_ports(echo):
     assert Path(server.log).is_file(), "the log of a server that died is kept"
 
 
+@pytest.mark.parametrize("which", ["server", "model"])
+def test_restarts_are_counted_as_soon_as_a_process_has_died(echo, which):
+    """A measurement that ends before the watch has looked is still told of the death."""
+    with Server(echo) as server:
+        traces = Traces(server)
+        assert server.restarts == 0
+        victim = traces.processes[1] if which == "server" else psutil.Process(traces.stubs["echo"])
+        victim.kill()
+        until(lambda: module._ended(victim))
+        assert server.restarts == 1
+        assert answer(server, "echo") == answer(server, "other") == ["a", "b"] and server.restarts == 1
+
+
 def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
     monkeypatch.setattr("erlab.triton.server._RELAUNCHES", 1)
     with Server(echo) as server:
@@ -197,7 +209,7 @@ def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
         traces = Traces(server)
         traces.processes[1].kill()
         until(lambda: not server.alive())
-        assert traces.here() == []
+        assert traces.here() == [] and server.restarts == 2, "the last death is counted, too"
 
 
 def test_a_killed_keeper_takes_the_server_with_it(echo):
@@ -255,7 +267,7 @@ def listener():
         yield taken.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", ["grpc_port", "http_port", "metrics_port"])
+@pytest.mark.parametrize("name", ["grpc_port", "metrics_port"])
 def test_a_port_in_use_is_named(echo, name):
     with listener() as port, pytest.raises(ErlabError, match=f"Port {port} .*in use"):
         Server(echo, **{name: port}).__enter__()
@@ -271,13 +283,13 @@ def test_a_port_that_is_taken_before_triton_binds_it_is_replaced(echo, monkeypat
         def unlucky(ports):
             chosen.append(choose(ports))
             if len(chosen) == 1:
-                chosen[0][2] = taken
+                chosen[0][1] = taken
             return chosen[-1]
 
         monkeypatch.setattr(module, "free_ports", unlucky)
-        with Server(echo, ["echo"], http_port=asked) as server:
+        with Server(echo, ["echo"], grpc_port=asked) as server:
             assert answer(server, "echo") == ["a", "b"]
-            assert len(chosen) == 2 and server.http == f"127.0.0.1:{asked}"
+            assert len(chosen) == 2 and server.grpc == f"127.0.0.1:{asked}"
             assert server.metrics != f"127.0.0.1:{taken}"
 
 

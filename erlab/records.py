@@ -167,9 +167,12 @@ def at_hand(folder: Path) -> Records:
     return read(folder)
 
 
-def from_table(table: pa.Table, *runs: Mapping) -> Records:
-    """Records from an Arrow table of any of the columns of SCHEMA and its runs' descriptions; fast for many rows."""
-    return Records(_conform(table, "table").to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame(runs))
+def from_table(table: pa.Table, *runs: Mapping, origin: Path | str = "table") -> Records:
+    """Records from an Arrow table of any of the columns of SCHEMA and its runs' descriptions; fast for many rows.
+
+    Raises ErlabError, which names the table's `origin`, where it holds what cannot be in a record.
+    """
+    return Records(_conform(table, origin).to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame(runs))
 
 
 def save(path: Path, records: Records) -> None:

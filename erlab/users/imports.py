@@ -84,9 +84,10 @@ def read(
         described.append(common | {"client": tool, "file": path.name})
     described = [run | {"left_out": _told(left_out)} for run in described]
     try:
-        return records.from_table(pa.Table.from_pylist(rows, schema=records.SCHEMA), *described)
-    except (ErlabError, pa.ArrowException, *_ODD) as e:
-        raise ErlabError(f"{path}: no {tool} result that can be request records ({reason(e)}).") from None
+        table = pa.Table.from_pylist(rows, schema=records.SCHEMA)
+    except (pa.ArrowException, *_ODD) as e:
+        raise ErlabError(f"{path}: the {tool} result cannot be request records ({reason(e)}).") from None
+    return records.from_table(table, *described, origin=path)
 
 
 def write_csv(path: Path, found: records.Records) -> None:
@@ -185,8 +186,8 @@ def _aiperf(entry: dict) -> dict:
         "user": about["session_num"],
         "turn": about.get("turn_index"),
         "prompt_id": about.get("conversation_id"),
-        "input_tokens": value("input_sequence_length") or value("error_isl"),
-        "output_tokens": value("output_token_count") if output is None else output,
+        "input_tokens": _whole(value("input_sequence_length") or value("error_isl")),
+        "output_tokens": _whole(value("output_token_count") if output is None else output),
         "late_ns": None if issued is None else max(0, start - issued),
         "t_submit": start,
         "t_first": first,
@@ -224,8 +225,8 @@ def _guidellm_row(request: dict, kind: str, status: str) -> dict:
     return {
         "turn": info.get("turn_index"),
         "prompt_id": request["request_id"],
-        "input_tokens": _number(request["prompt_tokens"]),
-        "output_tokens": _number(request["output_tokens"]),
+        "input_tokens": _whole(request["prompt_tokens"]),
+        "output_tokens": _whole(request["output_tokens"]),
         "late_ns": None if due is None else max(0, start - due),
         "t_submit": start,
         "t_first": _ns(times.get("first_token_iteration")),
@@ -258,8 +259,8 @@ def _vllm_row(request: dict) -> dict:
     elif times:
         end = times[-1]
     return {
-        "input_tokens": _number(request["input_lens"]),
-        "output_tokens": _number(request["output_lens"]),
+        "input_tokens": _whole(request["input_lens"]),
+        "output_tokens": _whole(request["output_lens"]),
         "late_ns": None if wait is None else max(0, wait),
         "t_submit": start,
         "t_first": first,
@@ -277,6 +278,14 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a number is needed, got {value!r:.40}")
     return value if math.isfinite(value) else None
+
+
+def _whole(value: object) -> int | None:
+    """A count, None where it is unknown."""
+    number = _number(value)
+    if number is not None and number != int(number):
+        raise TypeError(f"a whole number is needed, got {number}")
+    return number
 
 
 def _ns(seconds: float | None) -> int | None:

@@ -42,13 +42,14 @@ def load(
     """Load prompts, strip them, drop duplicate texts, and draw at most `per_domain` of each domain with `seed`.
 
     `source` is None for the project's own prompts (`per_domain` of each, 500 where None), a .jsonl, .parquet or .csv
-    file (UTF-8, a header, with commas, semicolons or tabs), a folder that holds such files at any depth, or ``owner/name[@revision]`` on Hugging
-    Face. In a folder .csv files count only where there are no others: beside them they tend to be a list of the files.
+    file (UTF-8, a header; commas, semicolons or tabs), a folder that holds such files at any depth, or
+    ``owner/name[@revision]`` on Hugging Face. In a folder .csv files count only where there are no others: beside them
+    they tend to be a list of the files.
     A revision of Hugging Face, such as a branch, stands for its commit at the time of the call, which `inputs` tells
     and the manifest keeps: name that commit as the revision to load the same again.
     `text` names the column that holds the prompts. Where it is None, that is "text", else the only column of
-    conversations, else the only column of strings beside "id" and "domain" if none is nested. Conversations are lists of
-    objects with `role` and `content`, or `from` and `value`, such as "messages": the user's first turn is the prompt.
+    conversations, else the only column of strings beside "id" and "domain" if none is nested. Conversations are lists
+    of objects with `role` and `content`, or `from` and `value`: the user's first turn is the prompt.
     A row without a domain takes its file's name up to "__", or the Hugging Face dataset's.
     Rows come in an order drawn with `seed`, which is that of the texts' hashes and not of the files.
 
@@ -140,7 +141,7 @@ def _read_jsonl(file: Path, text: str | None) -> Iterator[Prompt]:
     rows = list(_json_lines(file))
     if rows:
         line, first = rows[0]
-        column = text or _text_column(first.keys(), {name: _kind(value) for name, value in first.items()}, f"{file}:{line}")
+        column = text or _text_column({name: _kind(value) for name, value in first.items()}, f"{file}:{line}")
         yield from _prompts(((f"{file}:{n}", n, row) for n, row in rows), column, file.stem, file.stem.split("__")[0])
 
 
@@ -171,7 +172,7 @@ def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
         (line, columns), *rows = rows
         if len(set(columns)) < len(columns):
             raise ErlabError(f"{file}:{line}: must name each column once. Got {', '.join(columns)}.")
-        column = text or _text_column(columns, dict.fromkeys(columns, "text"), f"{file}:{line}")
+        column = text or _text_column(dict.fromkeys(columns, "text"), f"{file}:{line}")
         for number, row in rows:
             if len(row) != len(columns):
                 raise ErlabError(f"{file}:{number}: must have {len(columns)} fields, as the header. Got {len(row)}.")
@@ -181,16 +182,17 @@ def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
 
 def _csv_rows(file: Path) -> list[tuple[int, list[str]]]:
     """The number of the first line, from 1, and the fields of each row that is not blank."""
-    content, rows, first = textfiles.read(file), [], 1
+    content, delimiter, rows, first = textfiles.read(file), ",", [], 1
     limit = csv.field_size_limit(textfiles.MAX_BYTES)  # no field is too long for a column that nobody reads
     try:
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter=_delimiter(content), strict=True)
+        delimiter = _delimiter(content)
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
         for row in reader:
             if any(field.strip() for field in row):
                 rows.append((first, row))
             first = reader.line_num + 1
     except csv.Error as e:
-        raise ErlabError(f"{file}:{first}: must be separated values ({e}).") from None
+        raise ErlabError(f"{file}:{first}: must be values separated by {delimiter!r} ({e}).") from None
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -198,7 +200,7 @@ def _csv_rows(file: Path) -> list[tuple[int, list[str]]]:
 
 def _delimiter(content: str) -> str:
     """The separator that makes most fields of the header: a comma, a semicolon or a tab."""
-    header = next((line for line in content.split("\n") if line.strip()), "")
+    header = next((line for line in io.StringIO(content) if line.strip()), "")
     return max(",;\t", key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter))))
 
 
@@ -252,7 +254,7 @@ def _table_prompts(table: pa.Table, text: str | None, origin: str, stem: str, do
 
 def _wanted(schema: pa.Schema, text: str | None, origin: str) -> list[str]:
     """The columns of a table that are read; the last one holds the prompts."""
-    column = text or _text_column(schema.names, {field.name: _column_kind(field.type) for field in schema}, origin)
+    column = text or _text_column({field.name: _column_kind(field.type) for field in schema}, origin)
     if column not in schema.names:
         raise ErlabError(f"{origin}: has no column {column!r}, only {', '.join(schema.names)}.")
     return [name for name in ("id", "domain") if name in schema.names and name != column] + [column]
@@ -269,32 +271,32 @@ def _column_kind(kind: pa.DataType) -> str | None:
     return "conversation" if spoken else "nested"
 
 
-def _text_column(columns: Iterable[str], kinds: dict[str, str | None], where: str) -> str:
-    """The column of prompts, where there is only one it can be."""
-    if "text" in columns:
+def _text_column(kinds: dict[str, str | None], where: str) -> str:
+    """The column of prompts, where there is only one it can be, given the kind of each column."""
+    if "text" in kinds:
         return "text"
-    conversations = [name for name in columns if kinds[name] == "conversation"]
-    others = [name for name in columns if kinds[name] in ("text", "nested") and name not in ("id", "domain")]
+    conversations = [name for name, kind in kinds.items() if kind == "conversation"]
+    others = [name for name, kind in kinds.items() if kind and name not in ("id", "domain")]
     candidates = conversations or others
     if len(candidates) != 1 or kinds[candidates[0]] == "nested":
         raise ErlabError(
             f"{where}: has no column 'text'; name the prompts' one with the 'text' parameter, "
-            f"out of {', '.join(columns) or 'none'} (--text NAME)."
+            f"out of {', '.join(kinds) or 'none'} (--text NAME)."
         )
     return candidates[0]
 
 
 def _speech(names: Iterable[str]) -> tuple[str, str] | None:
-    """What a conversation's turns call who speaks and what is said, given a turn's fields."""
-    return next(((who, what) for who, what in (("role", "content"), ("from", "value")) if {who, what} <= set(names)), None)
+    """The fields of a conversation's turn that hold speaker and text, out of its fields; None where it has neither."""
+    return next((pair for pair in (("role", "content"), ("from", "value")) if set(pair) <= set(names)), None)
 
 
-def _said(value: object) -> object:
+def _prompt_text(value: object) -> object:
     """The first thing that a user says in a conversation; None where none does. Other values as they are."""
     if _kind(value) != "conversation":
         return value
-    who, what = _speech(value[0].keys())
-    turns = [turn.get(what) for turn in value if isinstance(turn, dict) and turn.get(who) in ("user", "human")]
+    speaker, content = _speech(value[0].keys())
+    turns = [turn.get(content) for turn in value if isinstance(turn, dict) and turn.get(speaker) in ("user", "human")]
     if turns and isinstance(turns[0], list):  # parts, of which some may be images
         parts = [part.get("text") for part in turns[0] if isinstance(part, dict) and part.get("type") == "text"]
         return "\n".join(part for part in parts if isinstance(part, str))
@@ -306,7 +308,7 @@ def _prompts(rows: Iterable[tuple[str, int, dict]], column: str, stem: str, doma
     for where, number, row in rows:
         if column not in row:
             raise ErlabError(f"{where}: has no field {column!r}, only {', '.join(row) or 'an empty object'}.")
-        text = _said(row[column])
+        text = _prompt_text(row[column])
         if not isinstance(text, str):
             allowed = "have a turn of the user's" if _kind(row[column]) == "conversation" else "be a string"
             raise ErlabError(f"{where}: the field {column!r} must {allowed}. Got {_short(row[column])}.")
@@ -331,7 +333,8 @@ def _label(row: dict, field: str, where: str) -> str:
         raise ErlabError(f"{where}: the field {field!r} must be a string. Got {_short(value)}.")
     label = _valid(str(value).strip(), where)
     if len(label) > MAX_LABEL:
-        raise ErlabError(f"{where}: the field {field!r} must have at most {MAX_LABEL:,} characters. Got {len(label):,}.")
+        allowed = f"have at most {MAX_LABEL:,} characters"
+        raise ErlabError(f"{where}: the field {field!r} must {allowed}. Got {len(label):,}.")
     return label
 
 

@@ -133,7 +133,7 @@ def measure(
     """Measure every (system, users) cell that isn't finished yet and return all cells' records.
 
     A cell is written when its last request has ended; a failed request keeps its row. An invalid cell is measured again
-    at once, and if that is of no use, or the system has died, the sweep ends with ErlabError: the cell's records and the
+    at once; where it stays invalid, or the system has died, the sweep ends with ErlabError. The cell's records and the
     reason are kept, and the next call measures it again.
     Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines,
     which idle while it's not their turn; starts are dear.
@@ -224,7 +224,7 @@ def _spoiled(rows: list[dict], restarts: int) -> str | None:
         return f"The server was restarted while it was measured (restarts: {restarts})."
     if not any(row["status"] == "ok" for row in rows):
         [(error, _)] = Counter(row["error"] for row in rows).most_common(1)
-        return f"None of {len(rows)} requests ended well ({error})."
+        return f"None of {len(rows)} requests ended well ({' '.join(str(error).split())})."
     return None
 
 

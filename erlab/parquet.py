@@ -30,6 +30,8 @@ def read(file: Path, choose: Callable[[pa.Schema], list[str]], most_text: int = 
     parquet, or exceeds the bounds of this module.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe or a device would block, or never end
+            raise ErlabError(f"{file}: must be a file. Got {'a folder' if file.is_dir() else 'something else'}.")
         with pq.ParquetFile(file) as parquet:
             _check_size(parquet.metadata, file)
             columns, texts = choose(parquet.schema_arrow), _texts_in(parquet.metadata.schema)
@@ -84,7 +86,8 @@ def _check_texts(table: pa.Table, file: Path, most: int) -> None:
                 raise ErlabError(f"{file}: the column {name!r} must be UTF-8 text.") from None
             sizes = pc.binary_length(texts.dictionary)
             if (size := pc.max(sizes).as_py() or 0) > most:
-                raise ErlabError(f"{file}: a text of the column {name!r} must have at most {most:,} bytes. Got {size:,}.")
+                allowed = f"have at most {most:,} bytes"
+                raise ErlabError(f"{file}: a text of the column {name!r} must {allowed}. Got {size:,}.")
             total += pc.sum(sizes.cast(pa.int64()).take(texts.indices)).as_py() or 0
     if total > MAX_BYTES:
         raise ErlabError(f"{file}: must have at most {MAX_BYTES:,} bytes of text. Got {total:,}.")

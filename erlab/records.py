@@ -209,7 +209,8 @@ def _impossible(table: pa.Table) -> str | None:
     for before, after in _IN_ORDER:
         row = pc.index(pc.less(table[after], table[before]), True).as_py()
         if row >= 0:
-            return f"{after} must not lie before {before}. Got {table[after][row]} and {table[before][row]} in row {row}"
+            came = f"{table[after][row]} and {table[before][row]} in row {row}"
+            return f"{after} must not lie before {before}. Got {came}"
     return None
 
 

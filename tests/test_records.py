@@ -1,5 +1,6 @@
 """Request records survive writing and reading; foreign and broken files are met with a clear line."""
 
+import os
 import pickle
 
 import numpy as np
@@ -240,6 +241,12 @@ def test_nothing_is_unpickled(tmp_path):
     fields = [field.with_metadata(trap) if field.name == "user" else field for field in table.schema]
     pq.write_table(table.cast(pa.schema(fields)), tmp_path / "x.parquet")
     assert records.read(tmp_path).requests.user.tolist() == [1]
+
+
+def test_a_pipe_is_refused_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "x.parquet")
+    with pytest.raises(ErlabError, match=r"x.parquet: must be a file. Got something else\.$"):
+        records.read(tmp_path)
 
 
 def test_columns_of_other_tools_are_left_alone(tmp_path):

@@ -63,7 +63,7 @@ def read(
         why = f"{type(e).__name__}: {reason(e)}"
         raise ErlabError(f"{path}: no result of AIPerf, GuideLLM or vLLM bench serve ({why}).") from None
     if not any(runs):
-        said = f" ({_told(left_out)} left out)" if left_out else ""
+        said = f" ({_listed(left_out)} left out)" if left_out else ""
         raise ErlabError(f"{path}: the {tool} result has no requests{said}.")
     rows, described = [], []
     for i, run in enumerate(runs):
@@ -77,12 +77,13 @@ def read(
             "machine": machine,
             "users": users or _most_in_flight(run),
         }
-        left_out += Counter(f"{name} of a request that ended well" for name in _TIMES for row in run if _lacks(row, name))
+        lacking = (name for row in run if row["status"] == "ok" for name in _TIMES if row[name] is None)
+        left_out += Counter(f"{name} of a request that ended well" for name in lacking)
         zero = min(row["t_submit"] for row in run)
         moved = sorted((_moved(row, zero) for row in run), key=lambda row: row["t_submit"])
         rows += [row | common for row in moved]
         described.append(common | {"client": tool, "file": path.name})
-    described = [run | {"left_out": _told(left_out)} for run in described]
+    described = [run | {"left_out": _listed(left_out)} for run in described]
     try:
         table = pa.Table.from_pylist(rows, schema=records.SCHEMA)
     except (pa.ArrowException, *_ODD) as e:
@@ -144,12 +145,13 @@ def _tool(document: object) -> str:
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _READ = {"AIPerf": {"metadata", "metrics"}, "GuideLLM": {"benchmarks"}, "vLLM bench serve": {"ttfts", "start_times"}}
+_RECORDS = "profile_export.jsonl is read, which AIPerf 0.2 and later write."
 _DETAILED = "vllm bench serve writes them with --save-result --save-detailed."
 _NAMED = {
     "responses": "AIPerf's raw records; its profile_export.jsonl, which lies beside them, is read.",
-    "input_config": "AIPerf's summary, without requests; they are in profile_export.jsonl, which AIPerf 0.2 and later write.",
-    "aiperf_version": "AIPerf's summary, without requests; they are in profile_export.jsonl, which lies beside it.",
-    "experiments": "a profile of GenAI-Perf or perf_analyzer; measure with AIPerf 0.2 or later and give profile_export.jsonl.",
+    "input_config": f"AIPerf's summary, without requests; {_RECORDS}",
+    "aiperf_version": f"AIPerf's summary, without requests; {_RECORDS}",
+    "experiments": f"a profile of GenAI-Perf or perf_analyzer; {_RECORDS}",
     "ttfts": f"a result of vLLM or SGLang without start_times, so that no request's time is known; {_DETAILED}",
     "mean_ttft_ms": f"a summary of vLLM or SGLang without requests; {_DETAILED}",
 }
@@ -301,7 +303,7 @@ def _sent(start: float | None) -> float:
 
 
 def _token_times(first: int | None, gaps: list | None, unit: float) -> list[int] | None:
-    """The times of a request's tokens from its first and the gaps between them, in `unit` ns; None where one is unknown."""
+    """The times of a request's tokens: the first, and the gaps (in `unit` ns) after it; None where one is unknown."""
     if first is None or gaps is None or any(_number(gap) is None for gap in gaps):
         return None
     times = [first]
@@ -311,16 +313,12 @@ def _token_times(first: int | None, gaps: list | None, unit: float) -> list[int]
 
 
 def _moved(row: dict, zero: int) -> dict:
-    """The row with its times since the run's first submission; what failed ended with its last token at the earliest."""
+    """The row with its times since the run's first submission; a failed request ends with its last token or later."""
     times, last = row.get("token_times"), row["t_last"]
     if last is not None and row["status"] != "ok":
         last = max([last, row["t_first"] or last, *(times or ())])
     since = {name: None if at is None else at - zero for name, at in (row | {"t_last": last}).items() if name in _TIMES}
     return row | since | {"token_times": None if times is None else [t - zero for t in times]}
-
-
-def _lacks(row: dict, name: str) -> bool:
-    return row["status"] == "ok" and row[name] is None
 
 
 _TIMES = ("t_submit", "t_first", "t_last")
@@ -336,6 +334,6 @@ def _most_in_flight(rows: list[dict]) -> int:
     return max(most, 1)
 
 
-def _told(left_out: Counter) -> str | None:
+def _listed(left_out: Counter) -> str | None:
     """What was left out, in words; None where nothing was."""
     return ", ".join(f"{count} x {what}" for what, count in sorted(left_out.items())) or None

@@ -46,8 +46,8 @@ def trace(path: Path, speed: float = 1.0) -> np.ndarray:
     """The times of a trace's requests in seconds after its first, `speed` times as fast as they came.
 
     Read are Azure's LLM inference traces (CSV with the column TIMESTAMP: ISO dates and times, UTC where they name no
-    zone) and Mooncake's and AIPerf's (one JSON object per line with `timestamp`, ms). Raises ErlabError, naming file and
-    line, where the file is neither or its times don't rise.
+    zone) and Mooncake's and AIPerf's (one JSON object per line with `timestamp`, ms). Raises ErlabError, naming file
+    and line, where the file is neither or its times don't rise.
     """
     require(speed > 0, "speed", "trace", "be above 0", speed)
     path = Path(path)
@@ -74,8 +74,8 @@ def _json_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
         time = request.get("timestamp") if isinstance(request, dict) else None
         if time is None and isinstance(request, dict) and request.keys() & {"delay", "session_id", "turns"}:
             raise ErlabError(
-                f"{path}:{number}: a trace of AIPerf's conversations, whose turns follow answers after a `delay` and have "
-                "no times of their own; a trace needs a `timestamp` (ms) on every line."
+                f"{path}:{number}: a trace of AIPerf's conversations, whose turns follow answers after a `delay` and "
+                "have no times of their own; a trace needs a `timestamp` (ms) on every line."
             )
         if not is_number(time):
             raise ErlabError(f"{path}:{number}: no trace, `timestamp` must be a number of ms. Got {time!r:.40}.")
@@ -94,7 +94,8 @@ def _csv_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
                 time = datetime.fromisoformat((row["TIMESTAMP"] or "").strip())
             except ValueError:
                 allowed = "TIMESTAMP must be a date and time, such as 2023-11-16 18:15:46.68"
-                raise ErlabError(f"{path}:{rows.line_num}: no trace, {allowed}. Got {row['TIMESTAMP']!r:.40}.") from None
+                came = f"{row['TIMESTAMP']!r:.40}"
+                raise ErlabError(f"{path}:{rows.line_num}: no trace, {allowed}. Got {came}.") from None
             yield rows.line_num, (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
     except csv.Error as e:
         raise ErlabError(f"{path}: no trace, it must be comma-separated values ({e}).") from None

@@ -85,10 +85,10 @@ def record(
 ) -> dict:
     """The measured part of a request's record, from the responses and the times (monotonic ns) they came.
 
-    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the gateway
-    tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). An answer without text is an
-    error, since every request asks for a token. A request that failed ends with its last response or error: that is its
-    `t_last`, the time until which its user waited.
+    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the
+    gateway tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). An answer without text is
+    an error, since every request asks for a token. A request that failed ends with its last response or error: that is
+    its `t_last`, the time until which its user waited.
     """
     try:
         responses = [service_pb2.ModelStreamInferResponse.FromString(answer) for answer in answers]

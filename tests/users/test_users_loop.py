@@ -104,7 +104,8 @@ def test_text_counts_as_the_client_reads_it(texts):
 def test_typed_contents_are_read_as_raw_ones_are(texts, tokens):
     answer = service_pb2.ModelInferResponse()
     answer.outputs.add(name="other", datatype="INT32", shape=[1]).contents.int_contents.append(3)
-    answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, len(texts)]).contents.bytes_contents.extend(texts)
+    answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, len(texts)])
+    answer.outputs[1].contents.bytes_contents.extend(texts)
     data = service_pb2.ModelStreamInferResponse(infer_response=answer).SerializeToString()
     row = record(1100, [1110], [data], "ok", None, 1150, start=1000)
     assert (row["output_tokens"], row["status"]) == (tokens, "ok" if tokens else "error")

@@ -171,7 +171,7 @@ def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
     if rows:
         (line, columns), *rows = rows
         if len(set(columns)) < len(columns):
-            raise ErlabError(f"{file}:{line}: must name each column once. Got {', '.join(columns)}.")
+            raise ErlabError(f"{file}:{line}: must name each column once. Got {_names(columns)}.")
         column = text or _text_column(dict.fromkeys(columns, "text"), f"{file}:{line}")
         for number, row in rows:
             if len(row) != len(columns):
@@ -256,7 +256,7 @@ def _wanted(schema: pa.Schema, text: str | None, origin: str) -> list[str]:
     """The columns of a table that are read; the last one holds the prompts."""
     column = text or _text_column({field.name: _column_kind(field.type) for field in schema}, origin)
     if column not in schema.names:
-        raise ErlabError(f"{origin}: has no column {column!r}, only {', '.join(schema.names)}.")
+        raise ErlabError(f"{origin}: has no column {column!r}, only {_names(schema.names)}.")
     return [name for name in ("id", "domain") if name in schema.names and name != column] + [column]
 
 
@@ -281,7 +281,7 @@ def _text_column(kinds: dict[str, str | None], where: str) -> str:
     if len(candidates) != 1 or kinds[candidates[0]] == "nested":
         raise ErlabError(
             f"{where}: has no column 'text'; name the prompts' one with the 'text' parameter, "
-            f"out of {', '.join(kinds) or 'none'} (--text NAME)."
+            f"out of {_names(kinds)} (--text NAME)."
         )
     return candidates[0]
 
@@ -307,7 +307,7 @@ def _prompts(rows: Iterable[tuple[str, int, dict]], column: str, stem: str, doma
     """Check rows, each with where it stands and its number; `stem` and `domain` serve rows without their own."""
     for where, number, row in rows:
         if column not in row:
-            raise ErlabError(f"{where}: has no field {column!r}, only {', '.join(row) or 'an empty object'}.")
+            raise ErlabError(f"{where}: has no field {column!r}, only {_names(row)}.")
         text = _prompt_text(row[column])
         if not isinstance(text, str):
             allowed = "have a turn of the user's" if _kind(row[column]) == "conversation" else "be a string"
@@ -345,6 +345,11 @@ def _valid(text: str, where: str) -> str:
     except UnicodeEncodeError as e:
         raise ErlabError(f"{where}: must be valid Unicode. Got the lone surrogate {e.object[e.start]!r}.") from None
     return text
+
+
+def _names(columns: Iterable[str]) -> str:
+    """The columns' names on one line, as many as are readable there."""
+    return textfiles.printable(", ".join(columns) or "none")[:300]
 
 
 def _short(value: object) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from erlab.errors import ErlabError
 
 MAX_ROWS = 10_000_000  # of one file
-MAX_VALUES = 500_000_000  # of all its columns together, those in lists included
+MAX_VALUES = 500_000_000  # in its columns of lists
 MAX_BYTES = 4 * 2**30  # of all texts that are read, and of all columns as the file holds them, uncompressed
 MAX_TEXT = 2**24  # bytes of one text
 
@@ -59,11 +59,13 @@ def first_line(error: Exception) -> str:
 
 def _check_size(about: pq.FileMetaData, file: Path) -> None:
     """Refuse, by what its footer says, a file that is too large to be read."""
-    chunks = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    # pyarrow ends the process at a damaged entry for a column, so only those of lists are looked at.
+    lists = [j for j in range(about.num_columns) if about.schema.column(j).max_repetition_level]
     for what, most, came in (
         ("rows", MAX_ROWS, about.num_rows),
-        ("values", MAX_VALUES, sum(chunk.num_values for chunk in chunks)),
-        ("bytes, uncompressed", MAX_BYTES, sum(chunk.total_uncompressed_size for chunk in chunks)),
+        ("values in lists", MAX_VALUES, sum(group.column(j).num_values for group in groups for j in lists)),
+        ("bytes, uncompressed", MAX_BYTES, sum(group.total_byte_size for group in groups)),
     ):
         if came > most:
             raise ErlabError(f"{file}: must have at most {most:,} {what}. Got {came:,}.")
@@ -83,11 +85,11 @@ def _check_texts(table: pa.Table, file: Path, most: int) -> None:
             try:
                 texts.validate(full=True)
             except pa.ArrowException:
-                raise ErlabError(f"{file}: the column {name!r} must be UTF-8 text.") from None
+                raise ErlabError(f"{file}: the column {name!r:.60} must be UTF-8 text.") from None
             sizes = pc.binary_length(texts.dictionary)
             if (size := pc.max(sizes).as_py() or 0) > most:
                 allowed = f"have at most {most:,} bytes"
-                raise ErlabError(f"{file}: a text of the column {name!r} must {allowed}. Got {size:,}.")
+                raise ErlabError(f"{file}: a text of the column {name!r:.60} must {allowed}. Got {size:,}.")
             total += pc.sum(sizes.cast(pa.int64()).take(texts.indices)).as_py() or 0
     if total > MAX_BYTES:
         raise ErlabError(f"{file}: must have at most {MAX_BYTES:,} bytes of text. Got {total:,}.")

@@ -204,6 +204,8 @@ def test_csv_written_by_pandas_comes_back(tmp_path_factory, texts):
         (b"text,text\na,b\n", "a.csv:1: must name each column once. Got text, text."),
         (b"question,answer\na,b\n", "a.csv:1: has no column 'text'; name the prompts' one with the 'text' parameter"),
         (b"text,id\na,1\n ,2\n", "a.csv:3: the field 'text' must not be empty."),
+        (b'"a\nb",c\nx,y\n', "parameter, out of a\ufffdb, c (--text NAME)."),
+        (b"a" * 200_000 + b",b\nx,y\n", f"parameter, out of {'a' * 300} (--text NAME)."),
         (b"text\n" + b"x" * 200_000, "a.csv:2: the field 'text' must have at most 100,000 characters. Got 200,000."),
         (b"text\n", "holds no prompts."),
         (b"", "holds no prompts."),

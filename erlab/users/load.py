@@ -87,7 +87,7 @@ def _csv_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if "TIMESTAMP" not in (rows.fieldnames or ()):
-            columns = f"{', '.join(rows.fieldnames or ()) or 'an empty file':.100}"
+            columns = textfiles.printable(", ".join(rows.fieldnames or ()) or "an empty file")[:100]
             raise ErlabError(f"{path}: no trace, a CSV file must have the column TIMESTAMP. Got {columns}.")
         for row in rows:
             try:

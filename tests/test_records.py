@@ -213,7 +213,9 @@ def test_many_rows_in_a_small_file_are_refused_before_they_are_loaded(tmp_path, 
         records.read(tmp_path)
 
 
-@pytest.mark.parametrize("bound, said", [("MAX_VALUES", "values in lists. Got 2."), ("MAX_BYTES", "bytes, uncompressed. Got ")])
+@pytest.mark.parametrize(
+    "bound, said", [("MAX_VALUES", "values in lists. Got 2."), ("MAX_BYTES", "bytes, uncompressed. Got ")]
+)
 def test_values_and_bytes_are_bounded_too(tmp_path, monkeypatch, bound, said):
     monkeypatch.setattr(parquet, bound, 1)
     assert f"must have at most 1 {said}" in refused(tmp_path, {"token_times": [[1, 2]]})

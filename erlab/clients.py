@@ -26,7 +26,7 @@ def check(files: Mapping[tuple[str, int], Path], plan: Callable[[int], list[list
     in the file `kept` and used for whatever is not faster, until the users' code changes.
     """
     code = fingerprint.of_code("erlab.users.selftest")
-    tests = json.loads(kept.read_text()) if kept.is_file() else {}
+    tests = json.loads(textfiles.read(kept)) if kept.is_file() else {}
     for load in sorted({load for _, load in files}):
         cells = {file: records.read(file) for (_, n), file in files.items() if n == load}
         if all("client" in cell.runs for cell in cells.values()):

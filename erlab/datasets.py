@@ -20,16 +20,16 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
-from erlab import paths
+from erlab import parquet, paths, textfiles
 from erlab import prompts as own
 from erlab.errors import ErlabError
 from erlab.prompts import Prompt
 from erlab.spec import require
 
 MAX_CHARACTERS = 100_000  # of one prompt
+MAX_LABEL = 1_000  # of an id or a domain
 HELD_BACK = 0.2  # share of the texts that the router never sees
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -42,12 +42,15 @@ def load(
     """Load prompts, strip them, drop duplicate texts, and draw at most `per_domain` of each domain with `seed`.
 
     `source` is None for the project's own prompts (`per_domain` of each, 500 where None), a .jsonl, .parquet or .csv
-    file (commas, a header, UTF-8), a folder that holds such files at any depth, or ``owner/name[@revision]`` on Hugging
-    Face. In a folder .csv files count only where there are no others: beside them they tend to be a list of the files.
+    file (UTF-8, a header; commas, semicolons or tabs), a folder that holds such files at any depth, or
+    ``owner/name[@revision]`` on Hugging Face. In a folder .csv files count only where there are no others: beside them
+    they tend to be a list of the files.
     A revision of Hugging Face, such as a branch, stands for its commit at the time of the call, which `inputs` tells
     and the manifest keeps: name that commit as the revision to load the same again.
-    `text` names the column that holds the prompts where it is neither "text" nor the only column of strings beside
-    "id" and "domain". A row without a domain takes its file's name up to "__", or the Hugging Face dataset's.
+    `text` names the column that holds the prompts. Where it is None, that is "text", else the only column of
+    conversations, else the only column of strings beside "id" and "domain" if none is nested. Conversations are lists
+    of objects with `role` and `content`, or `from` and `value`: the user's first turn is the prompt.
+    A row without a domain takes its file's name up to "__", or the Hugging Face dataset's.
     Rows come in an order drawn with `seed`, which is that of the texts' hashes and not of the files.
 
     Raises ErlabError, naming file and line, for anything that can't be read as prompts.
@@ -138,20 +141,17 @@ def _read_jsonl(file: Path, text: str | None) -> Iterator[Prompt]:
     rows = list(_json_lines(file))
     if rows:
         line, first = rows[0]
-        strings = [name for name, value in first.items() if isinstance(value, str)]
-        column = text or _text_column(list(first), strings, f"{file}:{line}")
+        column = text or _text_column({name: _kind(value) for name, value in first.items()}, f"{file}:{line}")
         yield from _prompts(((f"{file}:{n}", n, row) for n, row in rows), column, file.stem, file.stem.split("__")[0])
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
     """Yield the number, from 1, and the object of each line that is not blank."""
-    for number, line in enumerate(_content(file).split(b"\n"), 1):
+    for number, line in enumerate(textfiles.lines(textfiles.read(file)), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as e:
-            raise ErlabError(f"{file}:{number}: must be UTF-8. Got the byte 0x{line[e.start]:02x}.") from None
+            row = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise ErlabError(f"{file}:{number}: must be one JSON object ({getattr(e, 'msg', e)}).") from None
         if not isinstance(row, dict):
@@ -159,21 +159,20 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
-def _content(file: Path) -> bytes:
-    """A file's bytes without UTF-8's mark at their beginning."""
-    try:
-        return file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as e:
-        raise ErlabError(f"{file}: can't be read ({e.strerror}).") from None
+def _kind(value: object) -> str | None:
+    """What a value of JSON may be: a text, a conversation, nested otherwise; None for the rest."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and _speech(value[0].keys()):
+        return "conversation"
+    return "text" if isinstance(value, str) else "nested" if isinstance(value, list | dict) else None
 
 
 def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
-    rows = list(_csv_rows(file))
+    rows = _csv_rows(file)
     if rows:
         (line, columns), *rows = rows
         if len(set(columns)) < len(columns):
-            raise ErlabError(f"{file}:{line}: must name each column once. Got {', '.join(columns)}.")
-        column = text or _text_column(columns, columns, f"{file}:{line}")
+            raise ErlabError(f"{file}:{line}: must name each column once. Got {_names(columns)}.")
+        column = text or _text_column(dict.fromkeys(columns, "text"), f"{file}:{line}")
         for number, row in rows:
             if len(row) != len(columns):
                 raise ErlabError(f"{file}:{number}: must have {len(columns)} fields, as the header. Got {len(row)}.")
@@ -181,29 +180,32 @@ def _read_csv(file: Path, text: str | None) -> Iterator[Prompt]:
         yield from _prompts(named, column, file.stem, file.stem.split("__")[0])
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the first line, from 1, and the fields of each row that is not blank."""
-    content = _content(file)
+def _csv_rows(file: Path) -> list[tuple[int, list[str]]]:
+    """The number of the first line, from 1, and the fields of each row that is not blank."""
+    content, delimiter, rows, first = textfiles.read(file), ",", [], 1
+    limit = csv.field_size_limit(textfiles.MAX_BYTES)  # no field is too long for a column that nobody reads
     try:
-        reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
-    except UnicodeDecodeError as e:
-        line = content.count(b"\n", 0, e.start) + 1
-        raise ErlabError(f"{file}:{line}: must be UTF-8. Got the byte 0x{content[e.start]:02x}.") from None
-    first = 1
-    try:
+        delimiter = _delimiter(content)
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
         for row in reader:
             if any(field.strip() for field in row):
-                yield first, row
+                rows.append((first, row))
             first = reader.line_num + 1
     except csv.Error as e:
-        raise ErlabError(f"{file}:{first}: must be comma-separated values ({e}).") from None
+        raise ErlabError(f"{file}:{first}: must be values separated by {delimiter!r} ({e}).") from None
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _delimiter(content: str) -> str:
+    """The separator that makes most fields of the header: a comma, a semicolon or a tab."""
+    header = next((line for line in io.StringIO(content) if line.strip()), "")
+    return max(",;\t", key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter))))
 
 
 def _read_parquet(file: Path, text: str | None) -> Iterator[Prompt]:
-    try:
-        table = pq.read_table(file, partitioning=None)
-    except (OSError, UnicodeError, pa.ArrowException) as e:  # pyarrow takes no name that is not UTF-8
-        raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
+    table = parquet.read(file, lambda schema: _wanted(schema, text, str(file)))
     stem = _SHARD.sub("", file.stem)
     yield from _table_prompts(table, text, str(file), stem, stem.split("__")[0])
 
@@ -242,42 +244,74 @@ def _reason(error: Exception) -> str:
 
 def _table_prompts(table: pa.Table, text: str | None, origin: str, stem: str, domain: str) -> Iterator[Prompt]:
     """A table's rows as prompts, for `_prompts` to check."""
-    strings = [f.name for f in table.schema if _is_string(f.type)]
-    column = text or _text_column(table.column_names, strings, origin)
-    if column not in table.column_names:
-        raise ErlabError(f"{origin}: has no column {column!r}, only {', '.join(table.column_names)}.")
-    wanted = [c for c in dict.fromkeys(("id", "domain", column)) if c in table.column_names]
-    rows = enumerate(table.select(wanted).to_pylist(), 1)
-    yield from _prompts(((f"{origin}: row {n}", n, row) for n, row in rows), column, stem, domain)
+    *_, column = wanted = _wanted(table.schema, text, origin)
+    try:
+        rows = table.select(wanted).to_pylist()
+    except UnicodeDecodeError as e:
+        raise ErlabError(f"{origin}: must be UTF-8 text. Got the byte 0x{e.object[e.start]:02x}.") from None
+    yield from _prompts(((f"{origin}: row {n}", n, row) for n, row in enumerate(rows, 1)), column, stem, domain)
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # pandas' categories
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _wanted(schema: pa.Schema, text: str | None, origin: str) -> list[str]:
+    """The columns of a table that are read; the last one holds the prompts."""
+    column = text or _text_column({field.name: _column_kind(field.type) for field in schema}, origin)
+    if column not in schema.names:
+        raise ErlabError(f"{origin}: has no column {column!r}, only {_names(schema.names)}.")
+    return [name for name in ("id", "domain") if name in schema.names and name != column] + [column]
 
 
-def _text_column(columns: list[str], strings: list[str], where: str) -> str:
-    """The column of prompts, where there is only one it can be."""
-    candidates = [c for c in strings if c not in ("id", "domain")]
-    if "text" in columns:
+def _column_kind(kind: pa.DataType) -> str | None:
+    """As `_kind`, of a column's type."""
+    if parquet.is_text(kind):
         return "text"
-    if len(candidates) != 1:
+    if not pa.types.is_nested(kind):
+        return None
+    element = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    spoken = element is not None and pa.types.is_struct(element) and _speech([field.name for field in element])
+    return "conversation" if spoken else "nested"
+
+
+def _text_column(kinds: dict[str, str | None], where: str) -> str:
+    """The column of prompts, where there is only one it can be, given the kind of each column."""
+    if "text" in kinds:
+        return "text"
+    conversations = [name for name, kind in kinds.items() if kind == "conversation"]
+    others = [name for name, kind in kinds.items() if kind and name not in ("id", "domain")]
+    candidates = conversations or others
+    if len(candidates) != 1 or kinds[candidates[0]] == "nested":
         raise ErlabError(
             f"{where}: has no column 'text'; name the prompts' one with the 'text' parameter, "
-            f"out of {', '.join(columns) or 'none'}."
+            f"out of {_names(kinds)} (--text NAME)."
         )
     return candidates[0]
+
+
+def _speech(names: Iterable[str]) -> tuple[str, str] | None:
+    """The fields of a conversation's turn that hold speaker and text, out of its fields; None where it has neither."""
+    return next((pair for pair in (("role", "content"), ("from", "value")) if set(pair) <= set(names)), None)
+
+
+def _prompt_text(value: object) -> object:
+    """The first thing that a user says in a conversation; None where none does. Other values as they are."""
+    if _kind(value) != "conversation":
+        return value
+    speaker, content = _speech(value[0].keys())
+    turns = [turn.get(content) for turn in value if isinstance(turn, dict) and turn.get(speaker) in ("user", "human")]
+    if turns and isinstance(turns[0], list):  # parts, of which some may be images
+        parts = [part.get("text") for part in turns[0] if isinstance(part, dict) and part.get("type") == "text"]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return turns[0] if turns else None
 
 
 def _prompts(rows: Iterable[tuple[str, int, dict]], column: str, stem: str, domain: str) -> Iterator[Prompt]:
     """Check rows, each with where it stands and its number; `stem` and `domain` serve rows without their own."""
     for where, number, row in rows:
         if column not in row:
-            raise ErlabError(f"{where}: has no field {column!r}, only {', '.join(row) or 'an empty object'}.")
-        text = row[column]
+            raise ErlabError(f"{where}: has no field {column!r}, only {_names(row)}.")
+        text = _prompt_text(row[column])
         if not isinstance(text, str):
-            raise ErlabError(f"{where}: the field {column!r} must be a string. Got {_short(text)}.")
+            allowed = "have a turn of the user's" if _kind(row[column]) == "conversation" else "be a string"
+            raise ErlabError(f"{where}: the field {column!r} must {allowed}. Got {_short(row[column])}.")
         text = text.strip()
         if not text:
             raise ErlabError(f"{where}: the field {column!r} must not be empty.")
@@ -297,7 +331,11 @@ def _label(row: dict, field: str, where: str) -> str:
         return ""
     if not isinstance(value, str | int):
         raise ErlabError(f"{where}: the field {field!r} must be a string. Got {_short(value)}.")
-    return _valid(str(value).strip(), where)
+    label = _valid(str(value).strip(), where)
+    if len(label) > MAX_LABEL:
+        allowed = f"have at most {MAX_LABEL:,} characters"
+        raise ErlabError(f"{where}: the field {field!r} must {allowed}. Got {len(label):,}.")
+    return label
 
 
 def _valid(text: str, where: str) -> str:
@@ -307,6 +345,11 @@ def _valid(text: str, where: str) -> str:
     except UnicodeEncodeError as e:
         raise ErlabError(f"{where}: must be valid Unicode. Got the lone surrogate {e.object[e.start]!r}.") from None
     return text
+
+
+def _names(columns: Iterable[str]) -> str:
+    """The columns' names on one line, as many as are readable there."""
+    return textfiles.printable(", ".join(columns) or "none")[:300]
 
 
 def _short(value: object) -> str:

@@ -1,7 +1,8 @@
 """The paper's experiments: systems under rising loads of closed-loop users, one cell a (system, users) pair.
 
 A finished cell is a parquet file of request records with the key of everything it depends on; a cell whose key is
-unchanged is not measured again, so a sweep goes on where it stopped.
+unchanged is not measured again, so a sweep goes on where it stopped. A cell is invalid, and never finished, where the
+server restarted or died while it was measured, or where not one request ended well.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
@@ -41,6 +43,8 @@ from erlab.spec import MOST_USERS, Profile, System
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_ATTEMPTS = 2  # at a cell, of a server that lives
 
 
 def measure_preliminary(
@@ -128,8 +132,9 @@ def measure(
 ) -> records.Records:
     """Measure every (system, users) cell that isn't finished yet and return all cells' records.
 
-    A cell is written when its last request has ended; a failed request keeps its row. A system that dies ends the
-    sweep with ErlabError after its cell is kept as invalid, and that cell is measured again by the next call.
+    A cell is written when its last request has ended; a failed request keeps its row. An invalid cell is measured again
+    at once; where it stays invalid, or the system has died, the sweep ends with ErlabError. The cell's records and the
+    reason are kept, and the next call measures it again.
     Where no Triton can run, nothing is measured, and that is said. `together`: one server holds all systems' engines,
     which idle while it's not their turn; starts are dear.
     """
@@ -194,13 +199,18 @@ def sweep(
             with serve(name) as running:
                 for n in [n for k, n in due if k == name]:
                     report(len(cells) - len(due), len(cells), f"system {name}, {n} user{'s' * (n > 1)}")
-                    rows, run = cell(name, n, running)
-                    dead = running.failure()
-                    key = None if dead else keys[name, n]
-                    records.write(cells[name, n], rows, run | {"key": key, "invalid": dead})
-                    if dead:
+                    for _ in range(_ATTEMPTS):
+                        restarts = running.server.restarts
+                        rows, run = cell(name, n, running)
+                        restarts, dead = running.server.restarts - restarts, running.failure()
+                        invalid = dead or _spoiled(rows, restarts)
+                        run |= {"restarts": restarts, "key": None if invalid else keys[name, n], "invalid": invalid}
+                        records.write(cells[name, n], rows, run)
+                        if dead or not invalid:
+                            break
+                    if invalid:
                         kept = f"Finished loads are kept; run again to go on with {name} at {n} users."
-                        raise ErlabError(f"{dead} {kept}")
+                        raise ErlabError(f"{invalid} {kept}")
                     due.remove((name, n))
     report(len(cells), len(cells), f"{experiment}: the users test themselves")
     clients.check(cells, plan, folders.client)
@@ -208,16 +218,25 @@ def sweep(
     return records.read(*cells.values())
 
 
+def _spoiled(rows: list[dict], restarts: int) -> str | None:
+    """Why a cell's requests say nothing about the system, in a sentence; None where they do."""
+    if restarts:
+        return f"The server was restarted while it was measured (restarts: {restarts})."
+    if not any(row["status"] == "ok" for row in rows):
+        [(error, _)] = Counter(row["error"] for row in rows).most_common(1)
+        return f"None of {len(rows)} requests ended well ({' '.join(str(error).split())})."
+    return None
+
+
 def _cell(experiment, name, system, running, plan, to, folders, seed, triton) -> tuple[list[dict], dict]:
     """One closed loop: its request records and the run's description."""
-    started, clock, restarts = datetime.now(timezone.utc), time.monotonic(), running.server.restarts
+    started, clock = datetime.now(timezone.utc), time.monotonic()
     told = folders.infrastructure / experiment / f"{name}-{len(plan):04d}users.parquet"
     with infrastructure.sampled(getattr(running.server, "metrics", None), told):
         rows = users.run(running.address, running.models, plan, timeout=to.deadline)
     run = describe(experiment, name, system, to, len(plan), seed, folders) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
-        "restarts": running.server.restarts - restarts,
         "engine": getattr(running.server, "engine", None),
     }
     if triton:
@@ -335,5 +354,8 @@ def _finished(file: Path, key: str) -> bool:
     """Whether this cell was measured, with this key, by a system that lived to its end."""
     if not file.is_file():
         return False
-    runs = records.read(file).runs
+    try:
+        runs = records.read(file).runs
+    except ErlabError:  # it is measured again, and written over
+        return False
     return "key" in runs and bool((runs.key == key).all())

@@ -23,7 +23,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 
 import pandas as pd
@@ -131,12 +131,13 @@ def _key(parts: list) -> str:
 
 
 def _cpu_seconds(gateway: Gateway | None) -> float:
-    """CPU time of the gateway's processes so far; 0 without one."""
-    if not gateway:
-        return 0.0
-    process = psutil.Process(gateway.pid)
-    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+    """CPU time of the gateway's processes so far; 0 without one, or where it has died."""
+    times = []
+    if gateway:
+        with suppress(psutil.Error):
+            process = psutil.Process(gateway.pid)
+            times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum((t.user + t.system for t in times), 0.0)
 
 
 # ---- what was found

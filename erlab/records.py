@@ -23,8 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from erlab import parquet
 from erlab.errors import ErlabError
 
+MAX_TEXT = 100_000  # bytes of a name or an error's text
+MAX_NUMBER = 2**62  # so that the difference of any two fits into 64 bits
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 SCHEMA = pa.schema(
     [
@@ -92,8 +95,9 @@ def save_table(table: pa.Table, path: Path) -> None:
 def read(*paths: Path) -> Records:
     """Read and join files of records, and the .parquet files of folders (sorted by name).
 
-    A file counts once, however often it is named. Raises ErlabError, naming the file, where one is missing, is no
-    parquet, or lacks a required column.
+    A file counts once, however often it is named. Columns that are not in `SCHEMA` are not read. Raises ErlabError,
+    naming the file, where one is missing, is no parquet, is larger than the bounds of `erlab.parquet`, lacks a required
+    column, or holds what cannot be in a record: other types, negative numbers, times out of their order.
     """
     found = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
     files = {}
@@ -103,29 +107,51 @@ def read(*paths: Path) -> Records:
         raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
     tables, runs = [], []
     for file in files.values():
-        try:
-            table = pq.read_table(file, partitioning=None)
-        except FileNotFoundError:
-            raise ErlabError(f"{file}: no such file or folder.") from None
-        except (OSError, UnicodeError, pa.ArrowException) as e:  # pyarrow takes no name that is not UTF-8
-            raise ErlabError(f"{file}: no readable parquet file ({str(e).splitlines()[0]}).") from None
-        if missing := [c for c in _REQUIRED if c not in table.column_names]:
-            raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")
+        table = parquet.read(file, lambda schema: _chosen(schema, file), MAX_TEXT)
         runs += _described(table, file)
         tables.append(_conform(table, file))
     requests = pa.concat_tables(tables).to_pandas(types_mapper=_PANDAS_TYPES.get)
     return Records(requests, pd.DataFrame(runs))
 
 
+def _chosen(schema: pa.Schema, file: Path | str) -> list[str]:
+    """The columns of SCHEMA that a table has; refuses a table that lacks required ones, or has other types."""
+    if missing := [c for c in _REQUIRED if c not in schema.names]:
+        raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")
+    chosen = [name for name in SCHEMA.names if name in schema.names]
+    for name in chosen:
+        wanted, came = SCHEMA.field(name).type, schema.field(name).type
+        # A cast would take the milliseconds of a timestamp for nanoseconds, and a list's text for a text.
+        nested = pa.types.is_nested(came) and not pa.types.is_dictionary(came)
+        if pa.types.is_temporal(came) or nested != pa.types.is_nested(wanted):
+            raise ErlabError(f"{file}: not request records (the column {name} must be {_KINDS[wanted]}. Got {came}).")
+    return chosen
+
+
 def _described(table: pa.Table, file: Path) -> list[dict]:
     """The descriptions of a file's runs."""
     try:
         runs = json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ErlabError(f"{file}: not request records (the description of its runs is no JSON: {e}).") from None
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ErlabError(f"{file}: not request records (the description of its runs is no list of objects).")
+    for name, value in (said for run in runs for said in run.items()):
+        if not _fits(name, value):
+            allowed = "a number" if name in _RUN_NUMBERS else f"a text of at most {MAX_TEXT:,} characters"
+            raise ErlabError(f"{file}: not request records (a run's {name} must be {allowed}. Got {_short(value)}).")
     return runs
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a run's description may say this; runs are grouped and drawn by some of what it says."""
+    if name in _RUN_TEXTS:
+        return value is None or (isinstance(value, str) and len(value) <= MAX_TEXT)
+    return name not in _RUN_NUMBERS or isinstance(value, int | float | None)
+
+
+def _short(value: object) -> str:
+    return f"{len(value):,} characters" if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def join(*parts: Records) -> Records:
@@ -141,9 +167,12 @@ def at_hand(folder: Path) -> Records:
     return read(folder)
 
 
-def from_table(table: pa.Table, *runs: Mapping) -> Records:
-    """Records from an Arrow table of any of the columns of SCHEMA and its runs' descriptions; fast for many rows."""
-    return Records(_conform(table, "table").to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame(runs))
+def from_table(table: pa.Table, *runs: Mapping, origin: Path | str = "table") -> Records:
+    """Records from an Arrow table of any of the columns of SCHEMA and its runs' descriptions; fast for many rows.
+
+    Raises ErlabError, which names the table's `origin`, where it holds what cannot be in a record.
+    """
+    return Records(_conform(table, origin).to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame(runs))
 
 
 def save(path: Path, records: Records) -> None:
@@ -154,17 +183,40 @@ def save(path: Path, records: Records) -> None:
 
 
 def _conform(table: pa.Table, file: Path | str) -> pa.Table:
-    """The columns of SCHEMA in their order and types; absent ones as null. Refuses loads that are none."""
-    absent = {f.name: pa.nulls(len(table), f.type) for f in SCHEMA if f.name not in table.column_names}
-    columns = [absent[n] if n in absent else table[n] for n in SCHEMA.names]
+    """The columns of SCHEMA in their order and types; absent ones as null. Refuses what is in no record."""
+    there = _chosen(table.schema, file)
+    columns = [table[f.name] if f.name in there else pa.nulls(len(table), f.type) for f in SCHEMA]
     try:
         conformed = pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
     except (pa.ArrowException, ValueError) as e:
-        raise ErlabError(f"{file}: not request records ({str(e).splitlines()[0]}).") from None
-    least = pc.min(conformed["users"]).as_py()
-    if least is not None and least < 1:
-        raise ErlabError(f"{file}: not request records (users must be at least 1. Got {least}).")
+        raise ErlabError(f"{file}: not request records ({parquet.first_line(e)}).") from None
+    if why := _impossible(conformed):
+        raise ErlabError(f"{file}: not request records ({why}).")
     return conformed
 
 
+def _impossible(table: pa.Table) -> str | None:
+    """What of these records cannot be: numbers out of their range, and times before those that they follow."""
+    numbers = {f.name: table[f.name] for f in SCHEMA if f.type == _INT}
+    numbers["token_times"] = pc.list_flatten(table["token_times"])
+    for name, values in numbers.items():
+        least, most = pc.min_max(values).as_py().values()
+        lowest = 1 if name == "users" else 0
+        if least is not None and least < lowest:
+            return f"{name} must be at least {lowest}. Got {least}"
+        if most is not None and most > MAX_NUMBER:
+            return f"{name} must be at most 2^62. Got {most}"
+    for before, after in _IN_ORDER:
+        row = pc.index(pc.less(table[after], table[before]), True).as_py()
+        if row >= 0:
+            came = f"{table[after][row]} and {table[before][row]} in row {row}"
+            return f"{after} must not lie before {before}. Got {came}"
+    return None
+
+
+_IN_ORDER = [("t_submit", name) for name in ("t_routed", "t_first", "t_last")] + [("t_first", "t_last")]
+_KINDS = {_INT: "whole numbers", _FLOAT: "numbers", _TEXT: "text", pa.list_(_INT): "lists of whole numbers"}
 _PANDAS_TYPES = {_INT: pd.Int64Dtype(), _FLOAT: pd.Float64Dtype(), _TEXT: pd.StringDtype()}
+_RUN_TEXTS = {"run_id", "experiment", "paper", "system", "source", "machine", "commit", "title", "plays", "model"}
+_RUN_TEXTS |= {"precision", "half", "way", "engine", "started", "key", "invalid", "client_invalid"}
+_RUN_NUMBERS = {"users", "seed", "count", "tensor_parallel", "cores", "max_batch_size", "kv_tokens", "time_scale"}

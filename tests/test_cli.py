@@ -60,7 +60,7 @@ def test_asking_for_help_loads_nothing_heavy():
         (("route",), "Either prompts or --file must be given."),
         (("route", "pasta", "--file", "prompts.txt"), "Either prompts or --file must be given."),
         (("route", "pasta", "--router", "/no/such"), "No router in /no/such: erlab reproduce --only 02 trains one, "),
-        (("route", "--file", "/no/such.txt"), "/no/such.txt: no readable text file (No such file or directory)."),
+        (("route", "--file", "/no/such.txt"), "/no/such.txt: cannot be read (No such file or directory)."),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message):

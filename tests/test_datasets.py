@@ -12,6 +12,8 @@ import datasets as hf
 import huggingface_hub
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from erlab import datasets, paths, prompts
+from erlab import datasets, parquet, paths, prompts
 from erlab.errors import ErlabError
 
 SHARED = Path(paths.ROOT).parent / "shared" / "prompts"
@@ -197,12 +199,14 @@ def test_csv_written_by_pandas_comes_back(tmp_path_factory, texts):
     ("content", "message"),
     [
         (b"text,id\na,1\nb\n", "a.csv:3: must have 2 fields, as the header. Got 1."),
-        (b'text\n"a\nb"\n"open', "a.csv:4: must be comma-separated values (unexpected end of data)."),
-        (b"text\na\n\xff\n", "a.csv:3: must be UTF-8. Got the byte 0xff."),
+        (b'text\n"a\nb"\n"open', "a.csv:4: must be values separated by ',' (unexpected end of data)."),
+        (b"text\na\n\xff\n", "a.csv: must be UTF-8 text. Got the byte 0xff at 7."),
         (b"text,text\na,b\n", "a.csv:1: must name each column once. Got text, text."),
         (b"question,answer\na,b\n", "a.csv:1: has no column 'text'; name the prompts' one with the 'text' parameter"),
         (b"text,id\na,1\n ,2\n", "a.csv:3: the field 'text' must not be empty."),
-        (b"text\n" + b"x" * 200_000, "a.csv:2: must be comma-separated values (field larger than field limit"),
+        (b'"a\nb",c\nx,y\n', "parameter, out of a\ufffdb, c (--text NAME)."),
+        (b"a" * 200_000 + b",b\nx,y\n", f"parameter, out of {'a' * 300} (--text NAME)."),
+        (b"text\n" + b"x" * 200_000, "a.csv:2: the field 'text' must have at most 100,000 characters. Got 200,000."),
         (b"text\n", "holds no prompts."),
         (b"", "holds no prompts."),
     ],
@@ -226,6 +230,104 @@ def test_the_column_of_prompts_is_guessed_only_where_there_is_one(tmp_path):
         with pytest.raises(ErlabError, match="with the 'text' parameter, out of question, answer"):
             datasets.load(file)
         assert datasets.load(file, text="question")["text"][0] == "Why?"
+
+
+def said(role, content, who="role", what="content"):
+    return {who: role, what: content}
+
+
+TURNS = [said("system", "Be brief."), said("user", "Why?"), said("assistant", "So."), said("user", "Really?")]
+OTHER = [said("human", "Why?", "from", "value"), said("gpt", "So.", "from", "value")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "x", "messages": TURNS, "source": "forum"},
+        {"conversations": OTHER, "source": "forum", "model": "m"},
+        {"chat": TURNS[1:], "tags": ["a", "b"]},
+    ],
+)
+def test_a_conversation_is_its_first_user_turn(tmp_path, row):
+    file = jsonl(tmp_path / "chat.jsonl", row, row | {"id": "y"})
+    pd.DataFrame([row]).to_parquet(tmp_path / "chat.parquet")
+    for source in (file, tmp_path / "chat.parquet"):
+        assert datasets.load(source)["text"][:] == ["Why?"]
+
+
+def test_the_texts_among_a_turns_parts_are_the_prompt(tmp_path):
+    texts = [{"type": "text", "text": text} for text in ("What is", "this?")]
+    file = jsonl(tmp_path / "a.jsonl", {"messages": [said("user", [texts[0], {"type": "image_url"}, texts[1]])]})
+    assert datasets.load(file)["text"][:] == ["What is\nthis?"]
+
+
+@pytest.mark.parametrize("turns", [[said("system", "Be brief.")], [said("user", None)], [said("user", 3)]])
+def test_a_conversation_without_a_user_is_named(tmp_path, turns):
+    file = jsonl(tmp_path / "a.jsonl", {"messages": TURNS}, {"messages": turns})
+    with pytest.raises(ErlabError, match=r"a\.jsonl:2: the field 'messages' must have a turn of the user's\. Got \[\{"):
+        datasets.load(file)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "x", "facts": {"a": 1}, "source": "forum"},
+        {"id": "x", "facts": ["a"], "source": "forum"},
+        {"chosen": TURNS, "rejected": TURNS, "source": "forum"},
+        {"question": "Why?", "source": "forum"},
+        {"facts": ["a"]},
+    ],
+)
+def test_where_several_columns_may_hold_prompts_none_is_guessed(tmp_path, row):
+    file = jsonl(tmp_path / "a.jsonl", row)
+    pd.DataFrame([row]).to_parquet(tmp_path / "a.parquet")
+    for source in (file, tmp_path / "a.parquet"):
+        with pytest.raises(ErlabError) as error:
+            datasets.load(source)
+        said_so = f"name the prompts' one with the 'text' parameter, out of {', '.join(row)} (--text NAME)."
+        assert str(error.value).endswith(said_so)
+    if "chosen" in row:
+        assert datasets.load(file, text="rejected")["text"][0] == "Why?"
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_may_have_semicolons_or_tabs(tmp_path, delimiter):
+    rows_ = ["id|question|domain", '7|"Who; you\tor, me?"|law', "8|One, two|"]
+    (tmp_path / "a.csv").write_text("\n".join(rows_).replace("|", delimiter))
+    assert sorted(row[:3] for row in rows(datasets.load(tmp_path / "a.csv"))) == [
+        ("7", "law", "Who; you\tor, me?"), ("8", "a", "One, two"),
+    ]
+
+
+def test_a_long_field_of_another_column_refuses_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,page\nWhy?,{'x' * 300_000}\n")
+    before = csv.field_size_limit()
+    assert datasets.load(tmp_path / "a.csv")["text"][:] == ["Why?"] and csv.field_size_limit() == before
+    pd.DataFrame({"text": ["Why?"], "page": ["x" * 300_000]}).to_parquet(tmp_path / "a.parquet")
+    assert datasets.load(tmp_path / "a.parquet")["text"][:] == ["Why?"]
+
+
+def test_texts_in_parquet_that_are_no_utf8_are_one_line(tmp_path):
+    offsets = pa.py_buffer(np.array([0, 2], np.int32).tobytes())
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"\xff\xfe")])
+    turn = pa.StructArray.from_arrays([bad, bad], ["role", "content"])
+    turns = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), turn)
+    for name, column in (("text", bad), ("messages", turns)):
+        pq.write_table(pa.table({name: column}), tmp_path / "a.parquet")
+        with pytest.raises(ErlabError, match=rf"a\.parquet: the column '{name}' must be UTF-8 text\.$"):
+            datasets.load(tmp_path)
+
+
+def test_a_small_file_of_many_rows_or_texts_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    again = pa.DictionaryArray.from_arrays(pa.nulls(1000, pa.int32()).fill_null(0), pa.array(["x" * 90_000]))
+    pq.write_table(pa.table({"text": again}), tmp_path / "a.parquet", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 20_000
+    monkeypatch.setattr(parquet, "MAX_BYTES", 10_000_000)
+    with pytest.raises(ErlabError, match=r"a\.parquet: must have at most 10,000,000 bytes of text\. Got 90,000,000\."):
+        datasets.load(tmp_path)
+    monkeypatch.setattr(parquet, "MAX_ROWS", 999)
+    with pytest.raises(ErlabError, match=r"a\.parquet: must have at most 999 rows\. Got 1,000\."):
+        datasets.load(tmp_path)
 
 
 def test_inputs_are_the_files_digests(tmp_path):
@@ -302,7 +404,7 @@ BAD_LINES = {
     b'{"text": "cut': "a.jsonl:2: must be one JSON object (Unterminated string",
     b"[" * 100_000: "a.jsonl:2: must be one JSON object",
     b"[1, 2]": "a.jsonl:2: must be one JSON object. Got [1, 2].",
-    b'{"text": "\xff"}': "a.jsonl:2: must be UTF-8. Got the byte 0xff.",
+    b'{"text": "\xff"}': "a.jsonl: must be UTF-8 text. Got the byte 0xff at 27.",
     b'{"text": ""}': "a.jsonl:2: the field 'text' must not be empty.",
     b'{"text": " \\n\\t"}': "a.jsonl:2: the field 'text' must not be empty.",
     b'{"text": "%s"}' % (b"x" * 100_001): "a.jsonl:2: the field 'text' must have at most 100,000 characters. Got 100,0",
@@ -310,6 +412,7 @@ BAD_LINES = {
     b'{"text": 5}': "a.jsonl:2: the field 'text' must be a string. Got 5.",
     b'{"text": null}': "a.jsonl:2: the field 'text' must be a string. Got None.",
     b'{"text": "x", "domain": ["a"]}': "a.jsonl:2: the field 'domain' must be a string. Got ['a'].",
+    b'{"text": "x", "id": "%s"}' % (b"x" * 1001): "a.jsonl:2: the field 'id' must have at most 1,000 characters. Got",
     b'{"text": "\\ud800"}': "a.jsonl:2: must be valid Unicode. Got the lone surrogate '\\ud800'.",
 }
 

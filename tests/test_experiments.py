@@ -5,16 +5,20 @@ The real path is run by tests/test_study.py.
 
 import contextlib
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from erlab import claims, deployment, experiments, profiles, records, selection, training, users
-from erlab.deployment import Folders
+from erlab.deployment import Folders, Running
 from erlab.errors import ErlabError
 from erlab.figures import style
-from erlab.users import OwnLatency
+from erlab.triton import Server, repository
+from erlab.triton.server import available
+from erlab.users import OwnLatency, processes
 
 SMOKE = profiles.profile("smoke")
 MS = 1_000_000
@@ -32,22 +36,27 @@ def folders(tmp_path):
 def world(monkeypatch):
     """A world without servers: counts what is started, measured and tested; `dies_at` users, the server is dead.
 
-    Every answer takes `first` ms to its first token and 10 ms to each of the ten others.
+    Every answer takes `first` ms to its first token and 10 ms to each of the ten others. `troubles` happen to the next
+    measurements, in turn: "restart" of the server, or "refuse", so that no request ends well.
     """
-    state = SimpleNamespace(started=[], measured=[], tested=[], dies_at=None, first=20)
+    state = SimpleNamespace(started=[], measured=[], tested=[], dies_at=None, first=20, troubles=[])
+    server = SimpleNamespace(restarts=5)
 
     @contextlib.contextmanager
     def serve(key, system, to, folders, triton, holder):
         state.started.append(key)
         failure = lambda: "The Triton server died." if state.measured[-1][1] == state.dies_at else None  # noqa: E731
-        yield SimpleNamespace(address=key, models=("m",), server=SimpleNamespace(restarts=0), failure=failure)
+        yield SimpleNamespace(address=key, models=("m",), server=server, failure=failure)
 
     def run(address, models, requests, *, timeout):
         state.measured.append((address, len(requests)))
-        first = state.first * MS
+        first, trouble = state.first * MS, state.troubles.pop(0) if state.troubles else None
+        server.restarts += trouble == "restart"
+        failed = {"status": "error", "error": "UNAVAILABLE: connection refused"} if trouble == "refuse" else {}
         return [
             {"user": u, "turn": t, "status": "ok", "t_submit": 0, "output_tokens": 11}
             | {"t_first": first, "t_last": first + 100 * MS}
+            | failed
             for u, mine in enumerate(requests)
             for t in range(len(mine))
         ]
@@ -107,6 +116,89 @@ def test_a_dead_server_ends_the_sweep_and_its_cell_counts_as_unfinished(folders,
     world.measured.clear()
     experiments.measure("baselines", baselines(folders), SMOKE, folders)
     assert world.measured[0] == ("A", 4) and ("A", 1) not in world.measured
+
+
+RESTARTED = r"The server was restarted while it was measured \(restarts: 1\)\."
+REFUSED = r"None of \d+ requests ended well \(UNAVAILABLE: connection refused\)\."
+
+
+@pytest.mark.parametrize("trouble", ["restart", "refuse"])
+def test_an_invalid_cell_is_measured_again_at_once(folders, world, trouble):
+    world.troubles = [None, trouble]
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.measured[:3] == [("A", 1), ("A", 4), ("A", 4)] and len(world.measured) == 7
+    assert (found.requests.status == "ok").all() and not selection.died(found)
+    assert found.runs.restarts.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("trouble, reason", [("restart", RESTARTED), ("refuse", REFUSED)])
+def test_a_cell_that_stays_invalid_ends_the_sweep_and_the_next_one_measures_it_again(folders, world, trouble, reason):
+    world.troubles = [None, trouble, trouble]
+    with pytest.raises(ErlabError, match=f"^{reason} Finished loads are kept; run again to go on with A at 4 users.$"):
+        experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    kept = records.read(folders.records)
+    (invalid,) = selection.died(kept)
+    assert set(kept.requests.users) == {1, 4} and set(selection.systems(kept).users) == {1}
+    assert re.fullmatch(reason, kept.runs.set_index("run_id").invalid[invalid])
+    world.measured.clear()
+    found = experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.measured[0] == ("A", 4) and ("A", 1) not in world.measured
+    assert not selection.died(found) and (found.requests.status == "ok").all()
+
+
+def test_a_spoiled_preliminary_cell_never_leads_to_a_choice_without_runs(folders, world, monkeypatch):
+    world.troubles = ["refuse", "refuse"]
+    monkeypatch.setattr(deployment, "server", lambda *_: contextlib.nullcontext())
+    with pytest.raises(ErlabError, match=REFUSED):
+        experiments.measure_preliminary(SMOKE, folders)
+    found = experiments.measure_preliminary(SMOKE, folders)
+    assert set(experiments.choose_batch_limits(found, SMOKE)) == set("ABCDE")
+
+
+def test_a_cell_that_cannot_be_read_is_measured_again(folders, world):
+    experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    world.measured.clear()
+    (folders.records / "baselines" / "B-0001users.parquet").write_bytes(b"PAR1")
+    experiments.measure("baselines", baselines(folders), SMOKE, folders)
+    assert world.measured == [("B", 1)]
+
+
+MODEL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            text = pb_utils.Tensor("text_output", np.array([b"word"], dtype=object))
+            last = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            request.get_response_sender().send(pb_utils.InferenceResponse([text]), flags=last)
+"""
+
+
+@pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
+def test_a_cell_during_which_triton_was_killed_is_measured_again(folders, world, tmp_path, monkeypatch):
+    repository.write(tmp_path / "models", repository.text_model("m", {}), MODEL)
+    calls = []
+
+    def run(*asked, **options):
+        calls.append(asked[0])
+        if len(calls) == 1:
+            (triton,) = psutil.Process(server._keeper.pid).children()
+            triton.kill()  # the users wait until it has been launched again
+            triton.wait(60)
+        return processes.run(*asked, **options)
+
+    @contextlib.contextmanager
+    def serve(*_, **__):
+        yield Running(server.grpc, ("m",), server, None)
+
+    monkeypatch.setattr(users, "run", run)
+    monkeypatch.setattr(deployment, "serve", serve)
+    with Server(tmp_path / "models") as server:
+        found = experiments.measure("baselines", {"A": baselines(folders)["A"]}, SMOKE, folders, loads=[4])
+    assert len(calls) == 2 and (found.requests.status == "ok").all() and found.runs.restarts.tolist() == [0]
 
 
 def test_interrupted_sweep_goes_on_where_it_stopped(folders, world, monkeypatch):

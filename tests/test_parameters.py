@@ -93,7 +93,7 @@ def lines(*texts):
     [
         ("few.jsonl", lines("one", "two"), "must be at most the 2 distinct prompts. Got 8."),
         ("empty.jsonl", b"", "--prompts: {}: holds no prompts."),
-        ("bytes.jsonl", b'{"text": "\xff"}', "--prompts: {}:1: must be UTF-8. Got the byte 0xff."),
+        ("bytes.jsonl", b'{"text": "\xff"}', "--prompts: {}: must be UTF-8 text. Got the byte 0xff at 10."),
         ("none.csv", b"question,answer\na,b\n", "--prompts: {}:1: has no column 'text'; "),
         ("broken.parquet", b"PAR1 no parquet", "--prompts: {}: no readable parquet file ("),
         ("prompts.txt", b"one\n", "--prompts: {}: a file of prompts must end in .jsonl, .parquet or .csv."),

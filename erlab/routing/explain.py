@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.routing.compiled import CompiledRouter
 from erlab.routing.text import tokens
@@ -108,10 +109,7 @@ def top_domains(folder: str | Path) -> dict[int, str]:
 def read_texts(file: str | Path) -> list[str]:
     """The prompts of a file: a .jsonl file's `text` fields, or any other text file's lines that are not blank."""
     file = Path(file)
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ErlabError(f"{file}: no readable text file ({getattr(e, 'strerror', None) or 'not UTF-8'}).") from None
+    lines = textfiles.lines(textfiles.read(file))
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ErlabError(f"{file}: holds no prompts.")

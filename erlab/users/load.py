@@ -11,17 +11,20 @@ True
 """
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from erlab import textfiles
 from erlab.errors import ErlabError
-from erlab.spec import require
+from erlab.spec import is_number, require
+from erlab.users.loop import reason
 
 if TYPE_CHECKING:
     from erlab.workload import Request
@@ -42,25 +45,60 @@ def constant(rate: float, count: int) -> np.ndarray:
 def trace(path: Path, speed: float = 1.0) -> np.ndarray:
     """The times of a trace's requests in seconds after its first, `speed` times as fast as they came.
 
-    Read are Azure's LLM inference traces (CSV with the column TIMESTAMP, date and time) and Mooncake's and AIPerf's
-    (a JSON object a line with `timestamp`, ms). Raises ErlabError where the file is neither or its times don't rise.
+    Read are Azure's LLM inference traces (CSV with the column TIMESTAMP: ISO dates and times, UTC where they name no
+    zone) and Mooncake's and AIPerf's (one JSON object per line with `timestamp`, ms). Raises ErlabError, naming file
+    and line, where the file is neither or its times don't rise.
     """
     require(speed > 0, "speed", "trace", "be above 0", speed)
     path = Path(path)
+    text = textfiles.read(path)
+    times = list(_json_times(text, path) if text.lstrip().startswith("{") else _csv_times(text, path))
+    if not times:
+        raise ErlabError(f"{path}: the trace holds no times.")
+    for (_, before), (line, time) in zip(times, times[1:]):
+        if time < before:
+            raise ErlabError(f"{path}:{line}: the times of a trace must rise. Got one {before - time:g} s earlier.")
+    since = np.array([time for _, time in times]) - times[0][1]
+    return since / speed
+
+
+def _json_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
+    """Each request's line, from 1, and time in seconds."""
+    for number, line in enumerate(textfiles.lines(text), 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise ErlabError(f"{path}:{number}: no trace, a line must be one JSON object ({reason(e)}).") from None
+        time = request.get("timestamp") if isinstance(request, dict) else None
+        if time is None and isinstance(request, dict) and request.keys() & {"delay", "session_id", "turns"}:
+            raise ErlabError(
+                f"{path}:{number}: a trace of AIPerf's conversations, whose turns follow answers after a `delay` and "
+                "have no times of their own; a trace needs a `timestamp` (ms) on every line."
+            )
+        if not is_number(time):
+            raise ErlabError(f"{path}:{number}: no trace, `timestamp` must be a number of ms. Got {time!r:.40}.")
+        yield number, time / 1e3
+
+
+def _csv_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
+    """Each request's line, from 1, and time in seconds since 1970."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        text = path.read_text().strip()
-        if text.startswith("{"):
-            times = [float(json.loads(line)["timestamp"]) / 1e3 for line in text.splitlines()]
-        else:
-            # seven digits of a second come with some of them, one more than Python reads
-            rows = csv.DictReader(text.splitlines())
-            times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ErlabError(f"{path}: no trace of requests' times ({type(e).__name__}: {e}).") from None
-    times = np.asarray(times, float)
-    if not len(times) or (np.diff(times) < 0).any():
-        raise ErlabError(f"{path}: the times of a trace must rise. Got {len(times)} times.")
-    return (times - times[0]) / speed
+        if "TIMESTAMP" not in (rows.fieldnames or ()):
+            columns = textfiles.printable(", ".join(rows.fieldnames or ()) or "an empty file")[:100]
+            raise ErlabError(f"{path}: no trace, a CSV file must have the column TIMESTAMP. Got {columns}.")
+        for row in rows:
+            try:
+                time = datetime.fromisoformat((row["TIMESTAMP"] or "").strip())
+            except ValueError:
+                allowed = "TIMESTAMP must be a date and time, such as 2023-11-16 18:15:46.68"
+                came = f"{row['TIMESTAMP']!r:.40}"
+                raise ErlabError(f"{path}:{rows.line_num}: no trace, {allowed}. Got {came}.") from None
+            yield rows.line_num, (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+    except csv.Error as e:
+        raise ErlabError(f"{path}: no trace, it must be comma-separated values ({e}).") from None
 
 
 def apart(requests: list[list["Request"]], count: int | None = None) -> list[list["Request"]]:

@@ -16,6 +16,7 @@ from erlab.triton import client
 from erlab.users.wire import Answer, Channel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+REASON = 1000  # characters of an error that a record keeps
 _SIZE = struct.Struct("<I")
 _STATUS = {"OK": "ok", "DEADLINE_EXCEEDED": "timeout", "CANCELLED": "cancelled"}
 
@@ -46,7 +47,19 @@ class Finished:
         error = None if status == "ok" else f"{answer.code}: {answer.details}"
         row = self.ask.record | {"late_ns": max(0, self.submitted - self.due)}
         row |= record(self.submitted, answer.times, answer.messages, status, error, self.ended, start)
-        return row | added(self.submitted, answer.times, answer.messages) if stamped else row
+        if not stamped:
+            return row
+        try:
+            return row | added(self.submitted, answer.times, answer.messages)
+        except Exception as e:  # whatever a server sends instead of a stamp is this request's error
+            return row | added(self.submitted, [], []) | {"status": "error", "error": row["error"] or reason(e)}
+
+
+def reason(error: BaseException) -> str:
+    """The error's own words on one line, of the first in a group; its type where it has none."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return " ".join(str(error).split())[:REASON] or type(error).__name__
 
 
 async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:
@@ -58,7 +71,10 @@ async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.
             await asyncio.sleep(early / 1e9)
         submitted = time.monotonic_ns()
         # One message out, many back: on the wire the same as a stream of one request.
-        answer = await channel.ask(ask.message)
+        try:
+            answer = await channel.ask(ask.message)
+        except Exception as e:  # whatever it is, it ends this request only
+            answer = Answer(code="INTERNAL", details=reason(e))
         ended = time.monotonic_ns()
         finished.put_nowait(Finished(ask, due, submitted, answer, ended))
         due = ended
@@ -69,9 +85,10 @@ def record(
 ) -> dict:
     """The measured part of a request's record, from the responses and the times (monotonic ns) they came.
 
-    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the gateway
-    tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). A request that failed, or whose answer has no
-    text, ends with its last response or error: that is its `t_last`, the time until which its user waited.
+    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the
+    gateway tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). An answer without text is
+    an error, since every request asks for a token. A request that failed ends with its last response or error: that is
+    its `t_last`, the time until which its user waited.
     """
     try:
         responses = [service_pb2.ModelStreamInferResponse.FromString(answer) for answer in answers]
@@ -83,6 +100,8 @@ def record(
         status, error = "error", refusals[0]
     elif status == "ok" and not responses:
         status, error = "error", "The stream ended without an answer."
+    elif status == "ok" and not any(texts):
+        status, error = "error", "no text in the answer"
     tokens = [t for t, text in zip(times, texts) if text]
     last = tokens[-1] if tokens and status == "ok" else ended
     return {
@@ -93,7 +112,7 @@ def record(
         "t_last": last - start,
         "token_times": [t - start for t in tokens],
         "status": status,
-        "error": error,
+        "error": error and error[:REASON],
     }
 
 
@@ -103,19 +122,28 @@ def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
     Each response's text is its number, from 0, and the ns at which the request arrived and at which it was sent.
     `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first
     response, and `added_ttft_ns`: the rest of the time to first token. `disordered`: how many responses came in
-    another's place.
+    another's place. Responses without text, such as errors, have no stamp. Raises ValueError for any other text.
     """
-    responses = [service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers]
-    stamps = [tuple(map(int, client.text(response).split())) for response in responses]  # number, arrived, sent
-    if not stamps:
+    responses = (service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers)
+    stamped = [(came, _stamp(text)) for came, response in zip(times, responses) if (text := client.text(response))]
+    if not stamped:
         return {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered": 0}
-    _, arrived, sent = stamps[0]
+    stamps = [stamp for _, stamp in stamped]
+    first, (_, arrived, sent) = stamped[0]
     return {
-        "added_ns": [came - sent for came, (_, _, sent) in zip(times, stamps)],
+        "added_ns": [came - sent for came, (_, _, sent) in stamped],
         "expert_ns": sent - arrived,
-        "added_ttft_ns": (times[0] - submitted) - (sent - arrived),
+        "added_ttft_ns": (first - submitted) - (sent - arrived),
         "disordered": sum(number != place for place, (number, _, _) in enumerate(stamps)),
     }
+
+
+def _stamp(text: str) -> tuple[int, int, int]:
+    """A response's number, and when its request arrived and it was sent."""
+    number, arrived, sent = map(int, text.split())
+    if not 0 <= arrived <= sent < 2**62:
+        raise ValueError(f"an answer must be stamped with rising times. Got {text!r:.60}.")
+    return number, arrived, sent
 
 
 def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
@@ -123,9 +151,12 @@ def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
 
     Raises struct.error where the text's lengths are not those of its bytes.
     """
-    for tensor, content in zip(response.outputs, response.raw_output_contents):
+    raw = response.raw_output_contents
+    for i, tensor in enumerate(response.outputs):
         if tensor.name == "text_output":
-            at, sizes = 0, 0
+            if i >= len(raw):  # a server may send typed contents instead
+                return any(tensor.contents.bytes_contents)
+            content, at, sizes = raw[i], 0, 0
             while at < len(content):
                 size = _SIZE.unpack_from(content, at)[0]
                 at, sizes = at + 4 + size, sizes + size

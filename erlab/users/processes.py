@@ -18,10 +18,12 @@ from dataclasses import asdict
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING
 
+from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.spec import require
 from erlab.triton import client
 from erlab.users import load
+from erlab.users.loop import REASON
 
 if TYPE_CHECKING:
     from erlab.workload import Request
@@ -132,7 +134,7 @@ class _Worker:
         self._lines = lines
 
     def __enter__(self) -> "_Worker":
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")
         # A session of its own keeps Ctrl-C with the parent, which then stops it; it ends when its stdin closes.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "erlab.users.worker"],
@@ -163,7 +165,7 @@ class _Worker:
     def last_words(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
-        return (self._errors.read().strip().splitlines() or [f"exit status {status}"])[-1]
+        return (textfiles.lines(self._errors.read().strip()) or [f"exit status {status}"])[-1][:REASON]
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:

@@ -8,7 +8,7 @@ import sys
 import time
 
 from erlab.triton import client
-from erlab.users.loop import METHOD, Ask, Finished, user
+from erlab.users.loop import METHOD, Ask, Finished, reason, user
 from erlab.users.wire import Channel
 
 CONNECT_SECONDS = 10.0
@@ -58,4 +58,7 @@ async def _until_live(address: str, patience: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(json.loads(sys.stdin.readline())))
+    try:
+        asyncio.run(_run(json.loads(sys.stdin.readline())))
+    except Exception as e:
+        sys.exit(reason(e))  # its last words, which the rows of its users' requests will have

@@ -87,13 +87,21 @@ def test_files_of_prompts(tmp_path):
     assert read_texts(rows) == ["first\nprompt", ""]
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c"])
+def test_a_byte_order_mark_and_odd_line_ends_are_borne(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(f"\ufeffone{end}two\r\nthree".encode())
+    assert read_texts(tmp_path / "a.txt") == [f"one{end}two", "three"]
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "one\u2028two"}\r\n{"text": "three"}\r\n'.encode())
+    assert read_texts(tmp_path / "a.jsonl") == ["one\u2028two", "three"]
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
         ("a.jsonl", b'{"text": "x"}\nno json', r"a.jsonl:2: must be a JSON object with the field 'text'"),
         ("a.jsonl", b"[]", r"a.jsonl:1: must be a JSON object"),
         ("a.jsonl", b'{"text": 3}', r"a.jsonl:1: the field 'text' must be text. Got 3"),
-        ("a.txt", b"\xff\xfe", r"a.txt: no readable text file \(not UTF-8\)"),
+        ("a.txt", b"\xff\xfe", r"a.txt: must be UTF-8 text. Got the byte 0xff at 0"),
         ("a.txt", b" \n", r"a.txt: holds no prompts"),
     ],
 )
@@ -101,5 +109,5 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ErlabError, match=message):
         read_texts(tmp_path / name)
-    with pytest.raises(ErlabError, match="absent.txt: no readable text file"):
+    with pytest.raises(ErlabError, match="absent.txt: cannot be read"):
         read_texts(tmp_path / "absent.txt")

@@ -60,6 +60,7 @@ def test_aiperf(tmp_path):
     assert pd.isna(requests.t_first[2]) and requests.input_tokens[2] == 550
     assert set(requests.users) == {2} and set(requests.machine) == {"a box"}  # 0 to 14, 10 to 42, 20 to 20 ms
     assert found.runs.client.tolist() == ["AIPerf"]
+    assert found.runs.left_out.tolist() == ["1 x request of the warm-up"]
 
 
 def guidellm(request_id, start, first, last, tokens, end=None, **change):
@@ -196,3 +197,185 @@ def test_a_file_of_nobodys_is_one_line(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ErlabError, match="nowhere.json"):
         imports.read(tmp_path / "nowhere.json", system="A")
+
+
+# What is left out, and what is refused by name
+
+
+def read(tmp_path, *documents, separator="\n", **options):
+    (tmp_path / "f.json").write_text(separator.join(d if isinstance(d, str) else json.dumps(d) for d in documents))
+    return imports.read(tmp_path / "f.json", system="A", **options)
+
+
+def refused(tmp_path, *documents):
+    with pytest.raises(ErlabError) as caught:
+        read(tmp_path, *documents)
+    line = str(caught.value).removeprefix(f"{tmp_path / 'f.json'}: ")
+    assert "\n" not in line and len(line) < 400
+    return line
+
+
+def guidellm_report(*benchmarks):
+    return {"metadata": {"version": 2}, "benchmarks": [{"requests": requests} for requests in benchmarks]}
+
+
+EMPTY = VLLM | {name: [] for name in VLLM if isinstance(VLLM[name], list)}
+NONE = {"successful": [], "errored": [], "incomplete": []}
+ONE = NONE | {"successful": [guidellm("a", 1e9, 1e9 + 1, 1e9 + 2, 5)]}
+
+
+def test_the_first_key_decides_nothing(tmp_path):
+    lines = [aiperf(0, 40, 10, [4]), aiperf(1, 50, 20, [5])]
+    turned = [{key: line[key] for key in ("metrics", "metadata")} for line in lines]
+    assert read(tmp_path, *turned, separator="\n\n").requests.user.tolist() == [0, 1]
+    assert read(tmp_path, dict(reversed(VLLM.items()))).runs.client.tolist() == ["vLLM bench serve"]
+    assert read(tmp_path, dict(reversed(guidellm_report(ONE).items()))).runs.client.tolist() == ["GuideLLM"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path, end):
+    lines = [aiperf(0, 40, 10, [4]), aiperf(1, 50, 20, [5])]
+    lines[0]["metadata"]["conversation_id"] = f"one{end}two"
+    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=ord(end) < 32) for line in lines)
+    assert read(tmp_path, text).requests.prompt_id.tolist() == [f"one{end}two", "c1"]
+
+
+def test_several_results_one_after_another_are_runs(tmp_path):
+    found = read(tmp_path, VLLM, VLLM)
+    assert found.requests.groupby("run_id").size().to_dict() == {"f-0": 3, "f-1": 3}
+    assert len(read(tmp_path, json.dumps(VLLM, indent=1), VLLM, separator="").runs) == 2
+    assert read(tmp_path, guidellm_report(ONE), guidellm_report(ONE, ONE)).runs.run_id.tolist() == ["f-0", "f-1", "f-2"]
+    said = "results of GuideLLM and vLLM bench serve in one file; give each a file of its own."
+    assert refused(tmp_path, VLLM, guidellm_report(ONE)) == said
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
+    line = json.dumps(aiperf(0, 40, 10, [4]))
+    found = read(tmp_path, line, line[:60])
+    assert len(found.requests) == 1 and found.runs.left_out.item() == "1 x last line, cut short"
+    assert "line 2: " in refused(tmp_path, line, line[:60], line)
+
+
+def test_an_empty_benchmark_is_left_out_and_said(tmp_path):
+    found = read(tmp_path, guidellm_report(NONE, ONE, None))
+    assert found.runs.run_id.tolist() == ["f-1"] and found.runs.left_out.item() == "2 x benchmark without requests"
+    assert read(tmp_path, guidellm_report(ONE)).runs.left_out.item() is None
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        (guidellm_report(), "the GuideLLM result has no requests."),
+        (guidellm_report(NONE), "the GuideLLM result has no requests (1 x benchmark without requests left out)."),
+        (EMPTY, "the vLLM bench serve result has no requests."),
+        (aiperf(9, 0, 1, [1], phase="warmup"), "the AIPerf result has no requests (1 x request of the warm-up left"),
+    ],
+)
+def test_a_result_without_requests_is_one_line(tmp_path, document, said):
+    assert refused(tmp_path, document).startswith(said)
+
+
+def test_a_null_end_is_the_end_of_the_resolution_or_unknown(tmp_path):
+    cut, lost = guidellm("b", 1e9, 1e9 + 1, None, 5), guidellm("c", 1e9, 1e9 + 1, None, 5)
+    cut["request_end_time"] = lost["request_end_time"] = lost["info"]["timings"]["resolve_end"] = None
+    cut["info"]["timings"]["resolve_end"] = 1e9 + 3
+    found = read(tmp_path, guidellm_report(ONE | {"incomplete": [cut, lost]}))
+    assert found.requests.t_last.tolist() == [2 * 10**9, 3 * 10**9, pd.NA] and set(found.requests.users) == {3}
+    never = guidellm("d", 1e9, None, None, 0, end=1e9) | {"request_start_time": None}
+    found = read(tmp_path, guidellm_report(ONE | {"incomplete": [never]}))
+    assert found.runs.left_out.item() == "1 x request without the time at which it was sent"
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan"), float("inf")])
+def test_unknown_times_stay_unknown(tmp_path, unknown):
+    result = VLLM | {"ttfts": [unknown, 0.25, unknown], "latencies": [0.85, unknown, 0.0]}
+    found = read(tmp_path, result | {"start_times": [1.0, 1.5, 2.0], "itls": [[0.1], [unknown], []]})
+    assert found.requests.t_first.tolist() == [pd.NA, 750_000_000, pd.NA]
+    assert found.requests.t_last.tolist() == [850_000_000, pd.NA, 10**9]
+    assert found.requests.token_times.isna().all() and found.requests.status.tolist() == ["ok", "ok", "error"]
+    well = "of a request that ended well"
+    assert found.runs.left_out.item() == f"1 x t_first {well}, 1 x t_last {well}"
+    found = read(tmp_path, VLLM | {"start_times": [unknown, 1.5, 2.0]})
+    assert len(found.requests) == 2
+    assert "1 x request without the time at which it was sent" in found.runs.left_out.item()
+    line, odd = aiperf(0, 40, 10, [4]), aiperf(1, 50, 20, [4.0])
+    line["metrics"]["time_to_first_token"]["value"] = unknown
+    odd["metrics"]["inter_chunk_latency"]["value"] = [unknown]
+    found = read(tmp_path, line, odd)
+    assert found.requests.t_first.tolist() == [pd.NA, 30_000_000] and found.requests.token_times.isna().all()
+
+
+def old_guidellm():
+    """A request in the layout of GuideLLM 0.2 and 0.3."""
+    return {
+        "type_": "generative_text_response",
+        "request_id": "a",
+        "scheduler_info": {"targeted_start_time": 1e9, "request_start": 1e9},
+        "prompt_tokens": 5,
+        "output_tokens": 5,
+        "start_time": 1e9,
+        "end_time": 1e9 + 2,
+        "first_token_time": 1e9 + 1,
+        "last_token_time": 1e9 + 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "document, said",
+    [
+        ({"benchmarks": [{"benchmarks": [{"results": []}], "args": {}}]}, "a report of GuideLLM 0.1,"),
+        ({"benchmarks": [{"requests": NONE | {"successful": [old_guidellm()]}}]}, "a report of GuideLLM 0.2 or 0.3,"),
+        ({"metadata": {"session_num": 0}, "start_perf_ns": 1, "payload": {}, "responses": []}, "AIPerf's raw records;"),
+        ({"records": {}, "input_config": {}}, "AIPerf's summary, without requests;"),
+        ({"aiperf_version": "0.13.0", "request_latency": {}}, "AIPerf's summary, without requests;"),
+        ({"service_kind": "openai", "experiments": []}, "a profile of GenAI-Perf or perf_analyzer;"),
+        ({"ttfts": [1.0], "itls": [[]], "errors": [""]}, "a result of vLLM or SGLang without start_times,"),
+        ({"backend": "vllm", "mean_ttft_ms": 3.0}, "a summary of vLLM or SGLang without requests;"),
+        (VLLM | {"errors": [""]}, "a vLLM result whose lists ttfts, errors differ in length."),
+    ],
+)
+def test_what_is_not_read_is_named_as_what_it_is(tmp_path, document, said):
+    assert refused(tmp_path, document).startswith(said)
+
+
+@pytest.mark.parametrize("minor", ["0.2", "0.4"])
+def test_older_aiperf_is_read(tmp_path, minor):
+    line = aiperf(0, 40, 10, [4])
+    if minor == "0.2":  # without the times that later versions add
+        del line["metadata"]["credit_issued_ns"], line["metrics"]["output_token_count"]
+    requests = read(tmp_path, line).requests
+    assert requests.t_last.tolist() == [14_000_000] and requests.output_tokens.tolist() == [2]
+    assert requests.late_ns.isna().all() == (minor == "0.2")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"ttfts": ["soon", 0.1, 0.1]}, "a number is needed, got 'soon'"),
+        ({"ttfts": [True, 0.1, 0.1]}, "a number is needed, got True"),
+        ({"ttfts": [-1.0, 0.1, 0.1]}, "not request records (t_first must be at least 0. Got -1000000000)."),
+        ({"start_times": [1e300, 0, 0]}, "(OverflowError: cannot convert float infinity to integer)."),
+        ({"start_times": [1e18, 0, 0]}, "the vLLM bench serve result cannot be request records ("),
+        ({"output_lens": [1.5, 1, 1]}, "a whole number is needed, got 1.5"),
+        ({"itls": [[-9.0], [], []]}, "not request records (token_times must be at least 0. Got -8500000000)."),
+        ({"ttfts": 3}, "no result of AIPerf, GuideLLM or vLLM bench serve (TypeError: "),
+    ],
+)
+def test_impossible_values_are_one_line(tmp_path, change, said):
+    assert said in refused(tmp_path, VLLM | change)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"metadata": ' * 100_000, "\x00", "NaN", "5 6"])
+def test_odd_json_is_one_line(tmp_path, text):
+    assert refused(tmp_path, text).startswith("no result of AIPerf, GuideLLM or vLLM bench serve (")
+
+
+@pytest.mark.parametrize("users", [0, -1, True, 2.5])
+def test_a_load_of_no_users_is_refused(tmp_path, users):
+    with pytest.raises(ErlabError, match=f"'users' parameter of read must be at least 1, or None. Got {users}"):
+        read(tmp_path, VLLM, users=users)
+
+
+def test_what_fails_after_its_first_token_ends_no_earlier(tmp_path):
+    found = read(tmp_path, VLLM | {"errors": ["cut", "", "\n"], "latencies": [0.0, 0.25, 0.0]})
+    assert found.requests.t_last.tolist()[0] == 800_000_000 and found.requests.error.tolist() == ["cut", pd.NA, "error"]

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import psutil
 import pytest
-from fake_triton import FakeTriton, plan, words
+from fake_triton import FakeTriton, ModelError, plan, words
 from tritonclient.grpc import service_pb2
 
 from erlab import records, users
@@ -157,6 +158,98 @@ def test_a_killed_process_of_users_leaves_every_row(fake):
     assert len({row["user"] % 2 for row in lost}) == 1 and {row["turn"] for row in lost} >= {1, 2}
     others = [row["status"] for row in rows if row["user"] % 2 != lost[0]["user"] % 2]
     assert others == ["ok", "timeout", "ok"] * 2
+
+
+def test_refused_requests_of_a_server_that_stamps_kill_no_process_of_users():
+    """One dead expert of three among 300 users."""
+
+    async def stamps(request):
+        for i in range(3):
+            now = time.monotonic_ns()
+            yield f"{i} {now} {now}"
+
+    async def dead(request):
+        raise ModelError("Failed to process the request: Stub process 'm1' is not healthy.")
+        yield
+
+    requests = plan("one", "two", users=300)
+    with FakeTriton({"m0": stamps, "m1": dead, "m2": stamps}) as fake:
+        rows = users.run(fake.address, ("m0", "m1", "m2"), requests, timeout=60, stamped=True)
+    assert complete(rows, requests)
+    for row in rows:
+        served = row["user"] % 3 != 1
+        expected = ("ok", 3, 3) if served else ("error", 0, 0)
+        assert (row["status"], row["output_tokens"], len(row["added_ns"])) == expected
+        assert served or "is not healthy" in row["error"]
+
+
+SERVER = """
+import asyncio, sys
+from fake_triton import FakeTriton, obedient, words
+
+async def paced(request):
+    for word in words(request):
+        await asyncio.sleep(0.05)
+        yield word
+
+with FakeTriton({"obedient": obedient, "paced": paced}) as fake:
+    print(fake.address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def server():
+    """A server in a process of its own, and its address."""
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__) + "/.."}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes) as process:
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+@pytest.mark.parametrize("timeout, all_well", [(1.0, False), (60.0, True)])
+def test_a_server_that_stops_for_a_while_holds_nobody_longer_than_the_timeout(server, timeout, all_well):
+    process, address = server
+    requests = plan(*["one two three"] * 10, users=60)
+    going_on = threading.Timer(2.5, process.send_signal, (signal.SIGCONT,))
+
+    def stop(ended):
+        if ended == 20:
+            process.send_signal(signal.SIGSTOP)
+            going_on.start()
+
+    rows = users.run(address, ("paced",), requests, timeout=timeout, progress=stop)
+    going_on.join()
+    assert complete(rows, requests)
+    assert all(row["output_tokens"] == 3 for row in rows if row["status"] == "ok")
+    assert all(row["t_last"] - row["t_submit"] < (timeout + 20) * 1e9 for row in rows)
+    assert {row["status"] for row in rows} == ({"ok"} if all_well else {"ok", "timeout"})
+
+
+def test_a_server_that_vanishes_ends_every_request_at_once(server):
+    process, address = server
+    requests = plan("one two three", "hang", "four", users=60)
+    kill = lambda ended: process.kill() if ended == 60 else None  # noqa: E731
+    rows = users.run(address, ("obedient",), requests, timeout=60, progress=kill)
+    assert complete(rows, requests)
+    assert [row["status"] for row in rows] == ["ok", "error", "error"] * 60
+    assert all(row["output_tokens"] == 3 for row in rows if row["status"] == "ok")
+    assert all("UNAVAILABLE" in row["error"] for row in rows if row["status"] == "error")
+    assert max(row["t_last"] - row["t_submit"] for row in rows) < 55e9
+
+
+def test_a_server_that_refuses_ends_every_request_with_its_words(fake):
+    requests = plan("one", "two", users=20)
+    rows = users.run(fake.address, ("unknown",), requests, timeout=60)
+    assert complete(rows, requests) and {row["status"] for row in rows} == {"error"}
+    assert all("'unknown' is not found" in row["error"] for row in rows)
+
+
+def test_a_text_that_cannot_be_sent_is_told_in_the_exceptions_own_words(fake):
+    with pytest.raises(ErlabError) as caught:
+        users.run(fake.address, ("m",), plan("half a pair: \ud800"), timeout=60)
+    assert str(caught.value).startswith("The users could not start: 'utf-8' codec can't encode character")
 
 
 def test_ctrl_c_stops_the_users(fake):

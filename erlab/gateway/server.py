@@ -140,7 +140,7 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> ErlabError:
-    why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+    why = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
     return ErlabError(f"The gateway cannot listen on {host}:{port}: {why}.")
 
 

@@ -9,8 +9,10 @@ A request counts as received when grpcio hands its bytes to the event loop. It l
 grpcio's, and has waited for its turn of the loop: clients measure that wait, the gateway cannot.
 
 What grpcio leaves open: it offers Python no resource quota, so clients that begin requests and do not finish them hold
-up to `calls` times `message_bytes` until `seconds` have passed; whoever opens `calls` calls keeps others out as long;
-and a connection has no maximum age, as a long stream would end by it.
+up to `calls` times `message_bytes` until `seconds` have passed, and whoever opens `calls` calls keeps others out as
+long. Nor can a server take back what it has begun to send: a client that takes nothing loses its experts' answers after
+`seconds`, but keeps its place among `calls` until its connection ends. A connection has no maximum age, since a long
+stream would end by it.
 """
 
 import asyncio
@@ -76,6 +78,7 @@ def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(handshake * 1e3)),
         ("grpc.keepalive_time_ms", round(keepalive * 1e3)),  # also sets TCP_USER_TIMEOUT
         ("grpc.keepalive_timeout_ms", round(keepalive * 1e3)),
+        ("grpc.http2.ping_timeout_ms", round(keepalive * 1e3)),  # else it is a minute, whatever the one above says
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_idle_ms", round(idle * 1e3)),  # without a call
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_SECONDS * 1000),

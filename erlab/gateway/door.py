@@ -1,9 +1,9 @@
 """The gRPC door: grpcio's server on asyncio, which answers a list of methods and relays messages as bytes.
 
 Every call is read by one task, answered by one task a request and written by one task. What experts send is queued
-where it arrives; a client that takes less than it is sent holds its experts back once `WINDOW` bytes wait for it. A
-client that cancels, vanishes or is past its deadline has its call cancelled by grpcio, and with it all tasks of the call
-and what they asked of experts.
+where it arrives; a client that takes less than it is sent holds its experts back once `WINDOW` bytes wait for it. The
+call of a client that cancels, vanishes or is past its deadline is cancelled by grpcio, and with it all its tasks and
+what they asked of experts.
 
 A request counts as received when grpcio hands its bytes to the event loop. It left the socket before, in a thread of
 grpcio's, and has waited for its turn of the loop: clients measure that wait, the gateway cannot.
@@ -90,7 +90,7 @@ def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
 
 
 class Door:
-    """A gRPC server of `service`. `key`: what clients must bring as a bearer token, if anything; it is not handed on."""
+    """A gRPC server of `service`. `key`: what clients must bring as a bearer token, if anything; not handed on."""
 
     def __init__(self, service: Service, limits: Limits, key: str | None = None):
         self._service, self._limits = service, limits

@@ -62,11 +62,12 @@ class Service:
         }
 
     async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: Stream) -> None:
-        """Answer one request of a stream, received at that moment; whatever happens upstream, the client hears of it."""
+        """Answer one request of a stream, received at that moment; whatever happens, the client hears of it."""
         request = service_pb2.ModelInferRequest()
         try:
             request = messages.request(data)
-            await self._ask(request, lambda e, sink: e.upstream.kserve(request, data, headers, sink), stream, received_ns)
+            ask = lambda expert, sink: expert.upstream.kserve(request, data, headers, sink)  # noqa: E731
+            await self._ask(request, ask, stream, received_ns)
         except ErlabError as e:
             answer = service_pb2.ModelInferResponse(id=request.id)
             code = e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT

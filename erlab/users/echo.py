@@ -8,8 +8,8 @@ the request arrived and when the response was handed to grpcio.
 
 It is grpcio's server on asyncio, of grpcio's servers the one that adds least, and accepts requests one by one: those of
 a wave wait. What of that is not its users' is known from their deadline, which grpcio counts from when it read a
-request's head: that is when a request arrived. It prints its address and, when its stdin has ended, one line of JSON with
-the percentiles of that wait (`wait_p50`, `wait_p99`, ms); `erlab.users.selftest.Echo` starts and stops it.
+request's head: that is when a request arrived. It prints its address and, when its stdin has ended, one line of JSON
+with the percentiles of that wait (`wait_p50`, `wait_p99`, ms); `erlab.users.selftest.Echo` starts and stops it.
 """
 
 import asyncio

@@ -183,49 +183,49 @@ def test_unfinished_calls_end_when_their_time_is_over(router_folder):
 
 def test_200_streams_that_are_never_read(attacked):
     """Each would get 200 MB."""
-    asked = chunks(1, message(client.request("flood", "x", 4).SerializeToString()), END_STREAM)
+    asked = message(client.request("flood", "x", 4).SerializeToString())
     with bounded(attacked, 150), ExitStack() as stack:
         for window in (0, 2**31 - 1):  # the stream's, or else the connection's is what holds it back
             connection = stack.enter_context(connected(attacked, struct.pack(">HI", 4, window)))
             for number in odd(100):
-                send(connection, frame(HEADERS, END_HEADERS, number, head()) + asked[:5] + struct.pack(">I", number) + asked[9:])
+                send(connection, frame(HEADERS, END_HEADERS, number, head()) + chunks(number, asked, END_STREAM))
         fine(attacked)
         time.sleep(1)  # for what would pile up
         fine(attacked)
 
 
+def call(n, *more, encoder=None):
+    """The headers of a call; all calls of a connection have the same encoder, or each its own."""
+    return frame(HEADERS, END_HEADERS, 2 * n + 3, head(STREAM, *more, encoder=encoder))
+
+
+def reset(n):
+    return frame(RST_STREAM, 0, 2 * n + 3, struct.pack(">I", 8))
+
+
 FLOODS = {
-    "WINDOW_UPDATE +1": lambda n: frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)),
-    "WINDOW_UPDATE +1 of a stream": lambda n: frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1)),
-    "DATA of a byte": lambda n: frame(DATA, 0, 1, b"\0"),
-    "DATA of none": lambda n: frame(DATA, 0, 1),
-    "SETTINGS of 100 entries": lambda n: frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65535 + n % 2) * 100),
-    "PING": lambda n: frame(PING, 0, 0, struct.pack(">Q", n)),
-    "RST_STREAM after HEADERS": lambda n: frame(HEADERS, END_HEADERS, 2 * n + 3, head())
-    + frame(RST_STREAM, 0, 2 * n + 3, struct.pack(">I", 8)),
-    "an unknown method each": lambda n: frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 3, head(b"/no/such")),
-    "header table churn": None,
-    "CONTINUATION without an end": lambda n: frame(CONTINUATION if n else HEADERS, 0, 3, head() if not n else b"\0\1a\1b"),
+    "WINDOW_UPDATE +1": lambda n, _: frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)),
+    "WINDOW_UPDATE +1 of a stream": lambda n, _: frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1)),
+    "DATA of a byte": lambda n, _: frame(DATA, 0, 1, b"\0"),
+    "DATA of none": lambda n, _: frame(DATA, 0, 1),
+    "SETTINGS of 100 entries": lambda n, _: frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65535 + n % 2) * 100),
+    "PING": lambda n, _: frame(PING, 0, 0, struct.pack(">Q", n)),
+    "RST_STREAM after HEADERS": lambda n, _: call(n) + reset(n),
+    "an unknown method each": lambda n, _: frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 3, head(b"/no/such")),
+    "header table churn": lambda n, encoder: call(n, (b"x-%d" % n, b"v" * 1000), encoder=encoder) + reset(n),
+    "CONTINUATION without end": lambda n, _: frame(CONTINUATION if n else HEADERS, 0, 3, b"\0\1a\1b" if n else head()),
 }
 
 
 @pytest.mark.parametrize("kind", FLOODS)
 def test_floods(attacked, kind):
-    encoder = hpack.Encoder()
-
-    def churn(n):
-        return frame(HEADERS, END_HEADERS, 2 * n + 3, head(STREAM, (b"x-%d" % n, b"v" * 1000), encoder=encoder)) + frame(
-            RST_STREAM, 0, 2 * n + 3, struct.pack(">I", 8)
-        )
-
-    make = FLOODS[kind] or churn
     with bounded(attacked, 100), ExitStack() as stack:
         for _ in range(3):
-            connection = stack.enter_context(connected(attacked))
+            connection, encoder = stack.enter_context(connected(attacked)), hpack.Encoder()
             threading.Thread(target=ended, args=(connection,), daemon=True).start()
-            send(connection, frame(HEADERS, END_HEADERS, 1, head()))
+            send(connection, frame(HEADERS, END_HEADERS, 1, head(encoder=encoder)))
             for batch in range(20):
-                if not send(connection, b"".join(make(batch * 200 + n) for n in range(200))):
+                if not send(connection, b"".join(FLOODS[kind](batch * 200 + n, encoder) for n in range(200))):
                     break
             fine(attacked)
 
@@ -233,13 +233,13 @@ def test_floods(attacked, kind):
 @pytest.mark.parametrize("path", [b"/\xff\xfe", b"/\xc3(/x", b"", b"no slash"])
 def test_a_path_that_is_no_text_ends_its_own_call_only(attacked, path):
     with grpc.insecure_channel(attacked.address) as channel:
-        call = channel.stream_stream(STREAM.decode())(iter([client.request("e", "hang", 4).SerializeToString()]))
-        next(call)
+        hanging = channel.unary_stream(STREAM.decode())(client.request("e", "hang", 4).SerializeToString())
+        next(hanging)
         with connected(attacked) as connection:
             send(connection, frame(HEADERS, END_HEADERS, 1, head(path)) + chunks(1, message(b"x"), END_STREAM))
             fine(attacked)
             fine(attacked)
-        assert call.is_active() and call.cancel()
+        assert hanging.is_active() and hanging.cancel()
 
 
 @pytest.mark.parametrize("words", [b"", b"PRI", PREFACE, PREFACE + frame(SETTINGS, 0, 0)], ids=str)
@@ -260,8 +260,8 @@ def test_connections_that_never_ask_for_anything_are_closed(attacked, words):
 def test_a_connection_whose_other_end_is_gone_is_closed_and_its_calls_end(attacked):
     """It has a call that is answered without end, and pings are not answered: as after a cable is cut."""
     with connected(attacked) as connection:
-        call = message(client.request("e", "hang", 4).SerializeToString())
-        send(connection, frame(HEADERS, END_HEADERS, 1, head()) + chunks(1, call))
+        asked = message(client.request("e", "hang", 4).SerializeToString())
+        send(connection, frame(HEADERS, END_HEADERS, 1, head()) + chunks(1, asked))
         assert ended(connection)
 
 

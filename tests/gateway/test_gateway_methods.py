@@ -1,4 +1,4 @@
-"""The list of methods and models that the gRPC door answers, with and without a router, and that it refuses all else."""
+"""The methods and models that the gRPC door answers, with and without a router; all else is refused."""
 
 import grpc
 import pytest

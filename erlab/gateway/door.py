@@ -39,15 +39,22 @@ from erlab.triton.client import MAX_MESSAGE_BYTES
 
 SERVICE = "inference.GRPCInferenceService"
 STREAM = "ModelStreamInfer"
+METHODS = (  # all others of the protocol are refused
+    *("ServerLive", "ServerReady", "ServerMetadata"),
+    *("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"),
+    *("ModelInfer", STREAM),
+)
 WINDOW = 64 * 2**10  # bytes that wait here for one client, above which its experts are held back
 _STREAMS = 1024  # calls that one connection may have open
 _PING_SECONDS = 10  # pings of an idle client that come more often are strikes, …
 _STRIKES = 2  # … and more of them end its connection
+_LARGEST = 2**31 - 1  # of an option's value
 _DETAILS = 600  # characters of an error: clients take 8 KiB of headers, and a character may need 12 bytes
 _VALUE = re.compile("[ -~]*")  # what gRPC allows; another server's connection would end by anything else
 # Headers of a connection, and of how a call is made; all others are the client's own and go on to the expert.
 _OF_TRANSPORT = {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "host"}
 _OF_TRANSPORT |= {"te", "content-type", "content-length", "accept-encoding", "user-agent"}
+_ALLOWED = f"This gateway answers only {', '.join(METHODS)}."
 _CODE = grpc.StatusCode
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +62,8 @@ Method = Callable[[bytes, Headers], Awaitable[bytes]]
 
 
 class Service(Protocol):
-    """What the door opens to. `methods`: those that take one message and give one, by name; they raise ErlabError."""
+    """What the door opens to. `methods`: those of METHODS, by name, that take one message and give one; they raise
+    ErlabError."""
 
     methods: Mapping[str, Method]
 
@@ -65,8 +73,9 @@ class Service(Protocol):
 
 def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
     """grpcio's options for a server within these limits; `shared`: other processes listen on the same port."""
-    keepalive, handshake, idle = limits.keepalive_seconds, limits.header_seconds, limits.idle_seconds
-    return [
+    seconds = (limits.keepalive_seconds, limits.header_seconds, limits.idle_seconds)
+    keepalive_ms, handshake_ms, idle_ms = (max(1, round(each * 1e3)) for each in seconds)
+    options = [
         ("grpc.max_receive_message_length", limits.message_bytes),  # also of what it is once inflated
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", limits.header_bytes),
@@ -75,18 +84,19 @@ def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", limits.calls),  # calls that wait for a turn of the event loop
         ("grpc.server.max_pending_requests_hard_limit", limits.calls),
         ("grpc.max_allowed_incoming_connections", limits.connections),
-        ("grpc.server_handshake_timeout_ms", round(handshake * 1e3)),
-        ("grpc.keepalive_time_ms", round(keepalive * 1e3)),  # also sets TCP_USER_TIMEOUT
-        ("grpc.keepalive_timeout_ms", round(keepalive * 1e3)),
-        ("grpc.http2.ping_timeout_ms", round(keepalive * 1e3)),  # else it is a minute, whatever the one above says
+        ("grpc.server_handshake_timeout_ms", handshake_ms),
+        ("grpc.keepalive_time_ms", keepalive_ms),  # also sets TCP_USER_TIMEOUT
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),  # else it is a minute, whatever the one above says
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_idle_ms", round(idle * 1e3)),  # without a call
+        ("grpc.max_connection_idle_ms", idle_ms),  # without a call
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_SECONDS * 1000),
         ("grpc.http2.max_ping_strikes", _STRIKES),
         ("grpc.http2.bdp_probe", 0),  # else the window of a stream grows to megabytes
         ("grpc.http2.lookahead_bytes", WINDOW),
         ("grpc.so_reuseport", int(shared)),  # only then, so that a port in use is noticed
     ]
+    return [(name, min(value, _LARGEST)) for name, value in options]
 
 
 class Door:
@@ -95,13 +105,11 @@ class Door:
     def __init__(self, service: Service, limits: Limits, key: str | None = None):
         self._service, self._limits = service, limits
         self._bearer = f"Bearer {key}".encode() if key else None
-        self._allowed = f"This gateway answers only {', '.join(sorted({*service.methods, STREAM}))}."
         self._server: grpc.aio.Server | None = None
 
     async def open(self, host: str, port: int, shared: bool = False) -> int:
         """Listen on this port, 0 for any, and return it; raises OSError where it cannot be had."""
         _probe(host, port, shared)
-        _Core.allowed = self._allowed
         self._server = _server(_options(self._limits, shared), self._limits.calls)
         known = messages.service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
         handlers = {name: grpc.stream_stream_rpc_method_handler(partial(self._handle, name)) for name in known}
@@ -120,10 +128,10 @@ class Door:
             headers = self._admit(context)
             if name == STREAM:
                 await Stream(context).serve(self._service, headers, self._limits.seconds)
-            elif name in self._service.methods:
+            elif name in METHODS:
                 await self._once(self._service.methods[name], headers, context)
             else:
-                raise Refused(_CODE.UNIMPLEMENTED, f"The method {name} is refused. {self._allowed}")
+                raise Refused(_CODE.UNIMPLEMENTED, f"The method {name} is refused. {_ALLOWED}")
         except grpc.aio.BaseError:  # the client is gone, or has been told
             raise
         except Refused as e:
@@ -243,8 +251,6 @@ class _Core(cygrpc.AioServer):
     AioServer itself decodes the path of such a call as UTF-8, and one that is none ends the whole server (grpcio 1.85).
     """
 
-    allowed = ""
-
     async def _request_call(self):
         loop, refusing = asyncio.get_running_loop(), set()
         while True:
@@ -255,7 +261,7 @@ class _Core(cygrpc.AioServer):
 
     async def _refuse(self, context: grpc.aio.ServicerContext) -> None:
         try:
-            await context.abort(_CODE.UNIMPLEMENTED, f"This method is unknown. {self.allowed}")
+            await context.abort(_CODE.UNIMPLEMENTED, f"This method is unknown. {_ALLOWED}")
         except grpc.aio.BaseError:
             return  # it has been told, or is gone
 

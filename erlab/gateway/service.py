@@ -6,8 +6,8 @@ parameters: the decision (`erlab_expert`, `erlab_cluster`, `erlab_distance`, `er
 request was received and decided (`erlab_received_ns`, `erlab_routed_ns`: time.monotonic_ns()) and how long it was
 classified and queued (`erlab_classify_ns`, `erlab_queue_ns`).
 
-Only the methods of `Service.methods` and ModelStreamInfer are answered, and no other model of the servers behind: what
-loads models, maps shared memory or changes how a server logs and traces is not for whoever reaches the gateway's port.
+Only the door's METHODS are answered, and for no other model of the servers behind: what loads models, maps shared
+memory or changes how a server logs and traces is not for whoever reaches the gateway's port.
 """
 
 import asyncio

@@ -6,11 +6,12 @@ from fake_triton import FakeTriton, decoded, echo, stream
 from local import Local, Passing
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab.gateway.door import SERVICE
+from erlab.gateway.door import METHODS, SERVICE
 from erlab.triton import client
 
 ALLOWED = {"ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig"}
 ALLOWED |= {"ModelStatistics", "RepositoryIndex", "ModelInfer", "ModelStreamInfer"}
+assert set(METHODS) == ALLOWED
 PROTOCOL = {m.name for m in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods}
 OTHERS = ["/grpc.health.v1.Health/Check", "/no.such/Method", f"/{SERVICE}/NoSuchMethod", "/"]
 CODE = grpc.StatusCode

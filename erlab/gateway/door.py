@@ -127,7 +127,7 @@ class Door:
         try:
             headers = self._admit(context)
             if name == STREAM:
-                await Stream(context).serve(self._service, headers, self._limits.seconds)
+                await Stream(context, self._limits).serve(self._service, headers)
             elif name in METHODS:
                 await self._once(self._service.methods[name], headers, context)
             else:
@@ -178,51 +178,64 @@ class Door:
 class Stream:
     """One client's call of ModelStreamInfer, whose requests are answered side by side; a Reply and a Sink."""
 
-    def __init__(self, context: grpc.aio.ServicerContext):
-        self._context, self._open = context, 0  # requests that are being answered
+    def __init__(self, context: grpc.aio.ServicerContext, limits: Limits):
+        self._context, self._limits = context, limits
+        self._open, self._open_bytes = 0, 0  # requests that are being answered
         self._pieces: deque[bytes] = deque()
-        self._bytes, self._ends = 0, False  # that wait to be written; whether no more will come
-        self._written = asyncio.Event()
+        self._bytes, self._ends = 0, False  # that wait to be written; whether no more will be
+        self._less = asyncio.Event()  # less is waiting or being answered than before
         self._more: asyncio.Future | None = None  # the writer waits for it
 
-    async def serve(self, service: Service, headers: Headers, seconds: float) -> None:
-        """Have all requests answered; Refused where for so long none came, or the last answers were not taken."""
+    async def serve(self, service: Service, headers: Headers) -> None:
+        """Have all requests answered; Refused where none came, or the last answers were not taken, for too long."""
 
-        def answered(_: asyncio.Task) -> None:
-            self._open -= 1
+        def answered(size: int, _: asyncio.Task) -> None:
+            self._open, self._open_bytes = self._open - 1, self._open_bytes - size
+            self._less.set()
             if not self._open:
-                idle.reschedule(loop.time() + seconds)
+                idle.reschedule(loop.time() + self._limits.seconds)
 
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(seconds) as idle, asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(self._limits.seconds) as idle, asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write())
                 async with asyncio.TaskGroup() as answers:
-                    while (data := await self._context.read()) is not grpc.aio.EOF:
+                    while (data := await self._read()) is not grpc.aio.EOF:
                         received_ns = time.monotonic_ns()
-                        self._open += 1
+                        self._open, self._open_bytes = self._open + 1, self._open_bytes + len(data)
                         idle.reschedule(None)
                         task = answers.create_task(service.answer(data, received_ns, headers, self))
-                        task.add_done_callback(answered)
+                        task.add_done_callback(partial(answered, len(data)))
                 self._ends = True
                 self._wake()
         except TimeoutError:
-            late = f"No request came, or no answer was taken, for {seconds:g} s."
+            late = f"No request came, or no answer was taken, for {self._limits.seconds:g} s."
             raise Refused(_CODE.DEADLINE_EXCEEDED, late) from None
+
+    async def _read(self) -> bytes:
+        """The next request, when those that are being answered, and their answers, are not too large."""
+        while self.paused or self._open_bytes >= self._limits.message_bytes:
+            self._less.clear()
+            await self._less.wait()
+        return await self._context.read()
 
     async def _write(self) -> None:
         """Write what is queued until the end; one write at a time is all that grpcio takes."""
         loop = asyncio.get_running_loop()
-        while self._pieces or not self._ends:
-            if not self._pieces:
-                self._more = loop.create_future()
-                await self._more
-                continue
-            data = self._pieces.popleft()
-            await self._context.write(data)
-            self._bytes -= len(data)
-            if not self.paused:
-                self._written.set()
+        try:
+            while self._pieces or not self._ends:
+                if not self._pieces:
+                    self._more = loop.create_future()
+                    await self._more
+                    continue
+                data = self._pieces.popleft()
+                await self._context.write(data)
+                self._bytes -= len(data)
+                if not self.paused:
+                    self._less.set()
+        except grpc.aio.BaseError:  # the client is gone, and grpcio about to cancel the call
+            self._ends, self._bytes = True, 0
+            self._pieces.clear()
 
     def _wake(self) -> None:
         if self._more is not None and not self._more.done():
@@ -231,9 +244,10 @@ class Stream:
     def piece(self, data: bytes, routed: Routed | None = None) -> None:
         if routed:
             data += messages.streamed(messages.mark(routed))
-        self._pieces.append(data)
-        self._bytes += len(data)
-        self._wake()
+        if not self._ends:  # else nobody is there to take it
+            self._pieces.append(data)
+            self._bytes += len(data)
+            self._wake()
 
     @property
     def paused(self) -> bool:
@@ -241,8 +255,8 @@ class Stream:
 
     async def resumed(self) -> None:
         while self.paused:
-            self._written.clear()
-            await self._written.wait()
+            self._less.clear()
+            await self._less.wait()
 
 
 class _Core(cygrpc.AioServer):

@@ -203,6 +203,30 @@ def reset(n):
     return frame(RST_STREAM, 0, 2 * n + 3, struct.pack(">I", 8))
 
 
+@pytest.mark.parametrize(
+    "request_, count", [(b"x", 100_000), (client.request("e", "hang" + " " * 3_000_000, 4).SerializeToString(), 100)]
+)
+def test_one_stream_of_requests_whose_answers_are_not_read(attacked, request_, count):
+    """Small ones that are refused in a hundred bytes each, and large ones, none of which ends."""
+    sent = 0
+
+    def requests():
+        nonlocal sent
+        while sent < count:
+            sent += 1
+            yield request_
+
+    with bounded(attacked, 60), grpc.insecure_channel(attacked.address) as channel:
+        unread = channel.stream_stream(STREAM.decode())(requests())
+        last = -1
+        while sent > last:  # until no more is taken
+            last = sent
+            time.sleep(1)
+        assert 0 < sent < count
+        fine(attacked)
+        unread.cancel()
+
+
 FLOODS = {
     "WINDOW_UPDATE +1": lambda n, _: frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)),
     "WINDOW_UPDATE +1 of a stream": lambda n, _: frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1)),

@@ -21,7 +21,7 @@ from erlab.gateway.metrics import Metrics
 
 @dataclass(slots=True)
 class Routed:
-    """A decision and its times: monotonic ns at which the request was read and decided, ns spent in between on
+    """A decision and its times: monotonic ns at which the request was received and decided, ns spent in between on
     classifying and, after it, waiting for a place at the expert."""
 
     decision: Decision
@@ -46,9 +46,10 @@ Ask = Callable[[Expert, Sink], Awaitable[None]]
 
 
 class Dispatcher:
-    """Answers requests by experts, within limits; `metrics` counts what becomes of them."""
+    """Answers requests by experts, within limits; `metrics` counts what becomes of them. Without `classify` it can only
+    `attempt`."""
 
-    def __init__(self, classify: Classifier, decide: Decider, limits: Limits, metrics: Metrics):
+    def __init__(self, classify: Classifier | None, decide: Decider, limits: Limits, metrics: Metrics):
         self.classify, self.decide, self.metrics = classify, decide, metrics
         self._limits = limits
 
@@ -56,10 +57,10 @@ class Dispatcher:
     def experts(self) -> tuple[Expert, ...]:
         return self.decide.experts
 
-    async def run(self, text: str, ask: Ask, reply: Reply) -> None:
+    async def run(self, text: str, ask: Ask, reply: Reply, received_ns: int | None = None) -> None:
         """Have `ask(expert, sink)` answer to `reply`; Refused where the request fails, before or after its first
-        piece."""
-        received = time.monotonic_ns()
+        piece. `received_ns`: when the request came (monotonic); now if None."""
+        received = received_ns or time.monotonic_ns()
         end = asyncio.get_running_loop().time() + self._limits.seconds
         row, classify_ns = await self.classify(text)
         self.metrics.classify.observe(classify_ns / 1e9)

@@ -25,6 +25,11 @@ class Limits:
     so long is probed, and has so long to answer the probe; a stream to which it is silent even then has been lost and
     ends, so this should be more than a prompt may take to its first token. message_bytes, header_bytes: the largest
     request and its headers.
+
+    connections: open connections of a face; more are closed. calls: unfinished gRPC calls; more are refused. A
+    connection is closed that has not said what it wants within `header_seconds`, has been without a request for
+    `idle_seconds`, or whose other end leaves a ping unanswered: gRPC's are pinged after `keepalive_seconds` of silence
+    and get as long to answer. A gRPC call without a request for `seconds` ends.
     """
 
     in_flight: int = 1024
@@ -33,12 +38,17 @@ class Limits:
     stall_seconds: float = 10.0
     message_bytes: int = 4 * 2**20
     header_bytes: int = 16 * 2**10
+    connections: int = 16_384
+    calls: int = 4096
+    header_seconds: float = 10.0
+    idle_seconds: float = 300.0
+    keepalive_seconds: float = 30.0
 
     def __post_init__(self):
-        for name in ("in_flight", "message_bytes", "header_bytes"):
+        for name in ("in_flight", "message_bytes", "header_bytes", "connections", "calls"):
             require(getattr(self, name) >= 1, name, "Limits", "be at least 1", getattr(self, name))
         require(self.queue >= 0, "queue", "Limits", "be at least 0", self.queue)
-        for name in ("seconds", "stall_seconds"):
+        for name in ("seconds", "stall_seconds", "header_seconds", "idle_seconds", "keepalive_seconds"):
             require(getattr(self, name) > 0, name, "Limits", "be more than 0", getattr(self, name))
 
 

@@ -28,6 +28,19 @@ def parse(message: type[Message], data: bytes) -> Message:
         raise ErlabError(f"The request must be a {message.DESCRIPTOR.full_name} message. Got other bytes.") from None
 
 
+def request(data: bytes) -> service_pb2.ModelInferRequest:
+    """Decode an inference request; raises ErlabError where it is none, or has tensors in shared memory."""
+    request = parse(service_pb2.ModelInferRequest, data)
+    for tensor in (*request.inputs, *request.outputs):
+        for name in tensor.parameters:
+            if name.startswith("shared_memory"):
+                raise ErlabError(
+                    f"The tensor {tensor.name!r} must be part of the message. Got the parameter {name!r}; this gateway "
+                    "allows no shared memory."
+                )
+    return request
+
+
 def prompt(request: service_pb2.ModelInferRequest) -> str:
     """The text of the request's `text_input`; raises ErlabError where it isn't one UTF-8 string."""
     elements = _elements(request)

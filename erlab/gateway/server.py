@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from erlab import http2
 from erlab.errors import ErlabError
 from erlab.gateway.decide import Classifier, Decider
 from erlab.gateway.dispatch import Dispatcher
+from erlab.gateway.door import Door
 from erlab.gateway.expert import Expert
 from erlab.gateway.limits import DRAIN_SECONDS, Limits
 from erlab.gateway.metrics import Metrics
-from erlab.gateway.service import RoutingService
+from erlab.gateway.service import Service
 from erlab.gateway.upstreams import Upstreams
 from erlab.gateway.web import application
 from erlab.routing import CompiledRouter
@@ -74,7 +74,6 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
         decide = Decider(experts, places, settings.policy, *special, settings.threshold)
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
-        service = RoutingService(dispatch, *upstreams.first, settings.key)
         runner = web.AppRunner(
             application(dispatch, limits, settings.key),
             handler_cancellation=True,  # a client that leaves cancels what it asked for
@@ -84,15 +83,15 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
             shutdown_timeout=DRAIN_SECONDS,
         )
         tending = [asyncio.create_task(task) for task in (metrics.tend(), *(expert.tend() for expert in experts))]
-        server = http2.Server(service, limits.message_bytes, limits.header_bytes)
+        door = Door(Service(dispatch, limits, routes=True), limits, settings.key)
         try:
-            addresses = {"address": await listen(server, settings)}
+            addresses = {"address": await listen(door, settings)}
             if settings.http_port is not None:
                 await runner.setup()
                 addresses["http"] = await _listen_http(runner, settings)
             yield addresses
         finally:
-            await asyncio.gather(server.close(DRAIN_SECONDS), runner.cleanup())
+            await asyncio.gather(door.close(DRAIN_SECONDS), runner.cleanup())
             for task in tending:
                 task.cancel()
 
@@ -122,10 +121,10 @@ def check_policy(router: CompiledRouter, settings: Settings) -> None:
         raise ErlabError(f"The policy {settings.policy!r} needs a router with {what}. Got one without.")
 
 
-async def listen(server: http2.Server, settings: Settings) -> str:
-    """Have `server` listen where it should; returns its address."""
+async def listen(door: Door, settings: Settings) -> str:
+    """Have `door` listen where it should; returns its address."""
     try:
-        port = await server.listen(settings.host, settings.port, settings.shared)
+        port = await door.open(settings.host, settings.port, settings.shared)
     except OSError as e:
         raise cannot_listen(settings.host, settings.port, e) from None
     return f"{settings.host}:{port}"
@@ -141,7 +140,7 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> ErlabError:
-    why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+    why = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
     return ErlabError(f"The gateway cannot listen on {host}:{port}: {why}.")
 
 

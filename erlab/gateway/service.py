@@ -1,119 +1,73 @@
-"""The gateway's gRPC face: to a client, a Triton server that has one more model, `router`.
+"""What the gRPC door's methods do: to a client, a Triton server whose models are `router` and the gateway's experts.
 
-A request to `router` is decoded once, to read its prompt, and its bytes go on to the chosen expert. Responses are
-relayed as bytes; the first one carries parameters: the decision (`erlab_expert`, `erlab_cluster`, `erlab_distance`,
-`erlab_margin`, `erlab_policy`), when the request was read and decided (`erlab_received_ns`, `erlab_routed_ns`:
-time.monotonic_ns()) and how long it was classified and queued (`erlab_classify_ns`, `erlab_queue_ns`). All else passes
-through to the server `upstream`.
+A request is decoded once, to read its model and its prompt, and its bytes go on to the expert: the policy's choice for
+`router`, else the one it names. Responses are relayed as bytes; the first one to a request to `router` carries
+parameters: the decision (`erlab_expert`, `erlab_cluster`, `erlab_distance`, `erlab_margin`, `erlab_policy`), when the
+request was received and decided (`erlab_received_ns`, `erlab_routed_ns`: time.monotonic_ns()) and how long it was
+classified and queued (`erlab_classify_ns`, `erlab_queue_ns`).
+
+Only the door's METHODS are answered, and for no other model of the servers behind: what loads models, maps shared
+memory or changes how a server logs and traces is not for whoever reaches the gateway's port.
 """
 
 import asyncio
-import hmac
 
 import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from erlab import http2
 from erlab.errors import ErlabError
 from erlab.gateway import messages
-from erlab.gateway.dispatch import Dispatcher, Routed
+from erlab.gateway.dispatch import Ask, Dispatcher, Reply, Routed
+from erlab.gateway.door import Method, Stream
 from erlab.gateway.expert import Expert, Headers, Sink, Unpaused
-from erlab.gateway.limits import Refused
-from erlab.gateway.triton import INFER, SERVICE, STREAM
-from erlab.http2.server import Call
+from erlab.gateway.limits import Limits, Refused
+from erlab.gateway.triton import TritonModel
 
 ROUTER = "router"
-# Questions about the router itself are answered as for its first expert, under the router's name.
+_NAME = 100  # characters of an unknown name that an error repeats
+_CODE = grpc.StatusCode
+# Questions about a model, and what appended to their answer gives the model another name.
 _ABOUT = {
-    f"{SERVICE}/ModelReady": (service_pb2.ModelReadyRequest, b""),
-    f"{SERVICE}/ModelMetadata": (
-        service_pb2.ModelMetadataRequest,
-        service_pb2.ModelMetadataResponse(name=ROUTER).SerializeToString(),
-    ),
-    f"{SERVICE}/ModelConfig": (
+    "ModelMetadata": (service_pb2.ModelMetadataRequest, service_pb2.ModelMetadataResponse),
+    "ModelConfig": (
         service_pb2.ModelConfigRequest,
-        service_pb2.ModelConfigResponse(config=model_config_pb2.ModelConfig(name=ROUTER)).SerializeToString(),
+        lambda name: service_pb2.ModelConfigResponse(config=model_config_pb2.ModelConfig(name=name)),
     ),
 }
-_INDEX = f"{SERVICE}/RepositoryIndex"
-_LISTED = service_pb2.RepositoryIndexResponse(
-    models=[service_pb2.RepositoryIndexResponse.ModelIndex(name=ROUTER, version="1", state="READY")]
-).SerializeToString()
-_CODE = grpc.StatusCode
 
 
-class RoutingService:
-    """Answers calls of every method of the protocol: `dispatch` the router's requests, `upstream`'s server all others.
+class Service:
+    """Answers for the experts of `dispatch` by their names and, where it `routes`, for `router`, which they all are.
 
-    `upstream` is None where no expert is on a Triton server; then only the router is known. `first` is the model that
-    speaks for it in metadata. `key`: what clients must bring as a bearer token, if
-    anything; it is not handed on.
+    What is asked of the server, and of `router` as a model, the first expert on a Triton server is asked; without one
+    the gateway answers by itself what it can.
     """
 
-    def __init__(self, dispatch: Dispatcher, upstream: http2.Channel | None, first: str, key: str | None = None):
-        self._dispatch, self._upstream, self._first = dispatch, upstream, first
-        self._bearer = f"Bearer {key}".encode() if key else None
+    def __init__(self, dispatch: Dispatcher, limits: Limits, routes: bool):
+        self._dispatch, self._limits, self._routes = dispatch, limits, routes
+        self._named = {expert.name: expert for expert in dispatch.experts}
+        self._models = [*self._named, ROUTER] if routes else [*self._named]
+        on_triton = (e.upstream for e in dispatch.experts if isinstance(e.upstream, TritonModel))
+        self._triton: TritonModel | None = next(on_triton, None)
+        self.methods: dict[str, Method] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": lambda data, headers: self._about("ModelMetadata", data, headers),
+            "ModelConfig": lambda data, headers: self._about("ModelConfig", data, headers),
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+            "ModelInfer": self._infer,
+        }
 
-    async def __call__(self, call: Call) -> None:
-        method, headers = call.request.method, call.request.metadata
-        if self._bearer:
-            came = next((value for name, value in headers if name == "authorization"), "")
-            if not hmac.compare_digest(came.encode("latin-1"), self._bearer):
-                asked = "This gateway asks for its key: metadata 'authorization: Bearer KEY'."
-                raise http2.Failed(_CODE.UNAUTHENTICATED, asked)
-            headers = tuple((name, value) for name, value in headers if name != "authorization")
-        if method == STREAM:
-            return await self._stream(call, headers)
-        data = await call.only()
+    async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: Stream) -> None:
+        """Answer one request of a stream, received at that moment; whatever happens, the client hears of it."""
+        request = service_pb2.ModelInferRequest()
         try:
-            call.send(await self._answer(method, data, headers))
-        except Refused as e:
-            raise http2.Failed(e.code, str(e)) from None
-        except ErlabError as e:
-            raise http2.Failed(_CODE.INVALID_ARGUMENT, str(e)) from None
-
-    async def _stream(self, call: Call, headers: Headers) -> None:
-        """One client's stream: requests to the router side by side, all others in order on one upstream stream."""
-        passed, outlet = None, Outlet(call)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                while (data := await call.receive()) is not None:
-                    try:
-                        request = messages.parse(service_pb2.ModelInferRequest, data)
-                    except ErlabError as e:
-                        outlet.piece(messages.streamed(service_pb2.ModelInferResponse(), str(e)))
-                        continue
-                    if request.model_name == ROUTER:
-                        answering = self._route(request, data, outlet, headers)
-                        if call.exhausted:
-                            await answering  # nothing comes beside which it had to be a task
-                        else:
-                            tasks.create_task(answering)
-                        continue
-                    if self._upstream is None:
-                        answer = service_pb2.ModelInferResponse(id=request.id)
-                        outlet.piece(messages.streamed(answer, "This gateway has one model, 'router'."))
-                        continue
-                    if passed is None:
-                        passed = self._upstream.begin(STREAM, outlet, headers)
-                        tasks.create_task(passed.ended())
-                    passed.send(data)
-                    await passed.resumed()
-                if passed is not None:
-                    passed.half_close()
-        except* http2.Failed as failed:
-            cause = failed.exceptions[0]
-        else:
-            return
-        raise cause
-
-    async def _route(
-        self, request: service_pb2.ModelInferRequest, data: bytes, outlet: "Outlet", headers: Headers
-    ) -> None:
-        """Answer one request to the router; whatever happens upstream, the client hears of it."""
-        try:
-            text = messages.prompt(request)
-            await self._dispatch.run(text, lambda e, sink: e.upstream.kserve(request, data, headers, sink), outlet)
+            request = messages.request(data)
+            ask = lambda expert, sink: expert.upstream.kserve(request, data, headers, sink)  # noqa: E731
+            await self._ask(request, ask, stream, received_ns)
         except ErlabError as e:
             answer = service_pb2.ModelInferResponse(id=request.id)
             code = e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT
@@ -121,50 +75,85 @@ class RoutingService:
                 answer.MergeFrom(messages.mark(e.routed))
             # Triton's own words come as they are, and these errors have no field for their kind.
             plain = code in (_CODE.UNKNOWN, _CODE.INVALID_ARGUMENT)
-            outlet.piece(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
+            stream.piece(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
 
-    async def _answer(self, method: str, data: bytes, headers: Headers) -> bytes:
-        """The response of a method that has one."""
-        if method == INFER:
-            request = messages.parse(service_pb2.ModelInferRequest, data)
-            if request.model_name == ROUTER:
-                return await self._infer(request, data, headers)
-            if self._upstream is None:
-                raise Refused(_CODE.NOT_FOUND, "This gateway has one model, 'router'.")
-        if self._upstream is None:
-            return _alone(method, data)
-        if method in _ABOUT:
-            message, renamed = _ABOUT[method]
-            if messages.parse(message, data).name == ROUTER:
-                first = message(name=self._first).SerializeToString()
-                return await self._upstream.unary(method, data + first, headers) + renamed
-        answer = await self._upstream.unary(method, data, headers)
-        return answer + _LISTED if method == _INDEX else answer
-
-    async def _infer(self, request: service_pb2.ModelInferRequest, data: bytes, headers: Headers) -> bytes:
+    async def _infer(self, data: bytes, headers: Headers) -> bytes:
         async def ask(expert: Expert, sink: Sink) -> None:
             sink.piece(await expert.upstream.infer(request, data, headers))
 
-        kept = _Kept()
-        await self._dispatch.run(messages.prompt(request), ask, kept)
+        request, kept = messages.request(data), _Kept()
+        await self._ask(request, ask, kept)
         return kept.answer
 
+    async def _ask(
+        self, request: service_pb2.ModelInferRequest, ask: Ask, reply: Reply, received_ns: int | None = None
+    ) -> None:
+        if self._routes and request.model_name == ROUTER:
+            return await self._dispatch.run(messages.prompt(request), ask, reply, received_ns)
+        expert = self._expert(request.model_name)
+        await self._dispatch.attempt(expert, ask, reply, asyncio.get_running_loop().time() + self._limits.seconds)
 
-class Outlet:
-    """A client's stream: a Reply, a Sink, and a Receiver of what passes through."""
+    def _expert(self, name: str) -> Expert:
+        if name not in self._named:
+            known = ", ".join(self._models)
+            raise Refused(_CODE.NOT_FOUND, f"There is no model {name[:_NAME]!r} here, only {known}.")
+        return self._named[name]
 
-    def __init__(self, call: Call):
-        self._call, self.resumed = call, call.resumed
+    async def _live(self, data: bytes, headers: Headers) -> bytes:
+        if self._triton:
+            return await self._triton.about("ServerLive", data, headers)
+        return service_pb2.ServerLiveResponse(live=True).SerializeToString()
 
-    def piece(self, data: bytes, routed: Routed | None = None) -> None:
-        self._call.send(data + messages.streamed(messages.mark(routed)) if routed else data)
+    async def _ready(self, data: bytes, headers: Headers) -> bytes:
+        if self._triton:
+            return await self._triton.about("ServerReady", data, headers)
+        return service_pb2.ServerReadyResponse(ready=True).SerializeToString()
 
-    def message(self, data: bytes, now: int) -> None:
-        self._call.send(data)
+    async def _server_metadata(self, data: bytes, headers: Headers) -> bytes:
+        extensions = ["model_configuration", "statistics"]
+        return service_pb2.ServerMetadataResponse(name="erlab", extensions=extensions).SerializeToString()
 
-    @property
-    def paused(self) -> bool:
-        return self._call.paused
+    async def _model_ready(self, data: bytes, headers: Headers) -> bytes:
+        name = messages.parse(service_pb2.ModelReadyRequest, data).name
+        model = self._model(name) if name in self._models else None
+        if isinstance(model, TritonModel):
+            data += service_pb2.ModelReadyRequest(name=model.name).SerializeToString()
+            return await model.about("ModelReady", data, headers)
+        return service_pb2.ModelReadyResponse(ready=name in self._models).SerializeToString()
+
+    async def _about(self, method: str, data: bytes, headers: Headers) -> bytes:
+        question, renamed = _ABOUT[method]
+        name = messages.parse(question, data).name
+        model = self._model(name)
+        if not isinstance(model, TritonModel):
+            alone = f"The model {name!r} is not on a Triton server, which could answer {method}."
+            raise Refused(_CODE.UNIMPLEMENTED, alone)
+        answer = await model.about(method, data + question(name=model.name).SerializeToString(), headers)
+        return answer + renamed(name=name).SerializeToString()
+
+    def _model(self, name: str):
+        """Who is asked about the model of this name."""
+        return self._triton if self._routes and name == ROUTER else self._expert(name).upstream
+
+    async def _statistics(self, data: bytes, headers: Headers) -> bytes:
+        """Those of one expert; of all of them for `router` or no name."""
+        name = messages.parse(service_pb2.ModelStatisticsRequest, data).name
+        everyone = not name or (self._routes and name == ROUTER)
+        upstreams = [expert.upstream for expert in (self._named.values() if everyone else [self._expert(name)])]
+        asked = [model for model in upstreams if isinstance(model, TritonModel)]
+        questions = [data + service_pb2.ModelStatisticsRequest(name=model.name).SerializeToString() for model in asked]
+        told = [await model.about("ModelStatistics", mine, headers) for model, mine in zip(asked, questions)]
+        return b"".join(told)  # lists of one message are joined by joining the messages
+
+    async def _index(self, data: bytes, headers: Headers) -> bytes:
+        ready_only = messages.parse(service_pb2.RepositoryIndexRequest, data).ready
+        up = {expert.name: expert.up for expert in self._dispatch.experts}
+        up |= {ROUTER: any(up.values())} if self._routes else {}
+        index = service_pb2.RepositoryIndexResponse()
+        for name in self._models:
+            if up[name] or not ready_only:
+                index.models.add(name=name, version="1", state="READY" if up[name] else "UNAVAILABLE")
+        return index.SerializeToString()
 
 
 class _Kept(Unpaused):
@@ -173,22 +162,4 @@ class _Kept(Unpaused):
     answer = b""
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
-        self.answer = data + messages.mark(routed).SerializeToString()
-
-
-# What a gateway without Triton answers, the same whatever is asked.
-_ALONE = {
-    f"{SERVICE}/ServerLive": service_pb2.ServerLiveResponse(live=True).SerializeToString(),
-    f"{SERVICE}/ServerReady": service_pb2.ServerReadyResponse(ready=True).SerializeToString(),
-    f"{SERVICE}/ModelReady": service_pb2.ModelReadyResponse(ready=True).SerializeToString(),
-    _INDEX: _LISTED,
-}
-
-
-def _alone(method: str, data: bytes) -> bytes:
-    known = method in _ALONE
-    if known and method == f"{SERVICE}/ModelReady":
-        known = messages.parse(service_pb2.ModelReadyRequest, data).name == ROUTER
-    if not known:
-        raise Refused(_CODE.UNIMPLEMENTED, "No expert of this gateway is on a Triton server, which could answer.")
-    return _ALONE[method]
+        self.answer = data + messages.mark(routed).SerializeToString() if routed else data

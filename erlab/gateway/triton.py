@@ -25,6 +25,7 @@ class TritonModel:
 
     def __init__(self, channel: http2.Channel, model: str):
         self._channel, self._model, self._rename = channel, model, messages.rename(model)
+        self.name = model
         self._inputs: frozenset[str] = frozenset()
 
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
@@ -50,6 +51,10 @@ class TritonModel:
         data = client.request(self._model, "ping", 1).SerializeToString()
         with suppress(_Answered):
             await self.kserve(None, data, NO_HEADERS, _Probe())
+
+    async def about(self, method: str, data: bytes, headers: Headers) -> bytes:
+        """What the model's server answers to `data`, a message of `method`."""
+        return await self._unary(f"{SERVICE}/{method}", data, headers)
 
     async def _declared(self) -> frozenset[str]:
         """The names of the model's inputs; Triton refuses others."""

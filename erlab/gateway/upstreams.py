@@ -15,14 +15,12 @@ _BACKOFF_SECONDS = 1.0  # between attempts to connect to a server that is down
 
 
 class Upstreams:
-    """Opens experts' upstreams, one channel a server, all closed by `stack`. `first` is the channel and the model that
-    speak for the gateway where it is asked what only a Triton server knows; (None, "") where there is none."""
+    """Opens experts' upstreams, one channel a server, all closed by `stack`."""
 
     def __init__(self, stack: AsyncExitStack, default: str | None):
         self._stack, self._default = stack, client.address(default) if default else None
         self._channels: dict[str, http2.Channel] = {}
         self._servers: dict[str, http1.Client] = {}
-        self.first: tuple[http2.Channel | None, str] = (None, "")
 
     async def open(self, name: str) -> Upstream:
         """The upstream of an expert, whose `name` is as in Settings."""
@@ -44,6 +42,4 @@ class Upstreams:
         if server not in self._channels:
             channel = http2.Channel(server, _BACKOFF_SECONDS)
             self._channels[server] = await self._stack.enter_async_context(channel)
-        if self.first[0] is None:
-            self.first = self._channels[server], model
         return TritonModel(self._channels[server], model)

@@ -1,46 +1,46 @@
 """A server that answers at a steady pace and stamps each answer with the time, so that its users can be measured.
 
-    python -m erlab.users.echo 0.2 0.05    # seconds to the first token and between two; prints its address
+    python -m erlab.users.echo 0.2 0.05 60    # seconds to the first token, between two, and of the users' deadline
 
 Like an engine with in-flight batching it gives all streams of a model their tokens at the same moments, one every gap;
 models differ in when. A response's text is its number, from 0, and two times.monotonic_ns() of this machine: when
-the request arrived and when the response was handed to the socket. It relies on its users to take whatever is sent,
-and ends when its stdin does; `erlab.users.selftest.Echo` starts and stops it.
+the request arrived and when the response was handed to grpcio.
+
+It is grpcio's server on asyncio, of grpcio's servers the one that adds least, and accepts requests one by one: those of
+a wave wait. What of that is not its users' is known from their deadline, which grpcio counts from when it read a
+request's head: that is when a request arrived. It prints its address and, when its stdin has ended, one line of JSON
+with the percentiles of that wait (`wait_p50`, `wait_p99`, ms); `erlab.users.selftest.Echo` starts and stops it.
 """
 
 import asyncio
+import json
 import sys
 import time
-from dataclasses import dataclass
+from asyncio import Future
 
+import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from erlab.http2 import Server
-from erlab.http2.headers import Code
-from erlab.http2.server import Call
+try:
+    from uvloop import new_event_loop
+except ImportError:  # it isn't made for every platform
+    from asyncio import new_event_loop
 
 _DIGITS = 20  # of a number, so that all responses of a model have the same size
-
-
-@dataclass(eq=False)
-class _Stream:
-    call: Call
-    ended: asyncio.Future
-    left: int  # tokens
-    arrived: int
-    due: int  # ns, of the next token
-    given: int = 0  # tokens
+_CLOCK_NS = 2_000_000  # within which grpcio's deadlines are exact; a shorter wait counts as none
+_WAITING = 100_000  # calls that may wait to be accepted; grpcio's own limit refuses some of a wave of 1,000
+_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0)]
+_OPTIONS += [(f"grpc.server.max_pending_requests{limit}", _WAITING) for limit in ("", "_hard_limit")]
 
 
 class _Model:
     """Gives its streams their tokens, all at the moments `phase` + n * `gap` ns."""
 
     def __init__(self, name: str, phase: int, gap: int):
-        self._streams: dict[_Stream, None] = {}  # in the order in which they came
         self._phase, self._gap = phase, gap
-        self._timer: asyncio.TimerHandle | None = None
+        self._moments: dict[int, Future[None]] = {}  # that are to come
         blank = b"#" * (3 * _DIGITS + 2)
         answer = service_pb2.ModelInferResponse(model_name=name, model_version="1")
         answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
@@ -48,62 +48,75 @@ class _Model:
         whole = service_pb2.ModelStreamInferResponse(infer_response=answer).SerializeToString()
         self._head, self._tail = whole.split(blank)
 
-    async def answer(self, call: Call, tokens: int, arrived: int, due: int) -> None:
+    async def answer(self, context: grpc.aio.ServicerContext, tokens: int, arrived: int, due: int) -> None:
         """Give a call that arrived at this moment (monotonic ns) so many tokens, the first when it is due."""
-        due += (self._phase - due) % self._gap
-        stream = _Stream(call, asyncio.get_running_loop().create_future(), tokens, arrived, due)
-        self._streams[stream] = None
-        if self._timer is None:
-            self._wait()
-        try:
-            await stream.ended
-        finally:
-            self._streams.pop(stream, None)
+        moment = -((self._phase - due) // self._gap)
+        for number in range(tokens):
+            await self._until(moment + number)
+            text = b" ".join(b"%0*d" % (_DIGITS, n) for n in (number, arrived, time.monotonic_ns()))
+            await context.write(self._head + text + self._tail)
 
-    def _wait(self) -> None:
-        now = time.monotonic_ns()
-        self._timer = asyncio.get_running_loop().call_later(((self._phase - now) % self._gap) / 1e9, self._tick)
-
-    def _tick(self) -> None:
-        moment = time.monotonic_ns()
-        for stream in list(self._streams):
-            # Timers may be early by a clock's tick; a late one gives what has become due.
-            while stream.left and stream.due <= moment + 1_000_000:
-                text = b" ".join(b"%0*d" % (_DIGITS, n) for n in (stream.given, stream.arrived, time.monotonic_ns()))
-                stream.left -= 1
-                stream.given += 1
-                stream.due += self._gap
-                stream.call.send(self._head + text + self._tail)
-            if not stream.left and not stream.ended.done():
-                stream.call.finish(Code.OK, "")  # with the last token, not a turn of the event loop later
-                stream.ended.set_result(None)
-        self._timer = None
-        if self._streams:
-            self._wait()
+    async def _until(self, moment: int) -> None:
+        """Wait for the model's moment of this number, if it is still to come."""
+        if moment not in self._moments:
+            wait = self._phase + moment * self._gap - time.monotonic_ns()
+            if wait <= 0:
+                return
+            loop = asyncio.get_running_loop()
+            self._moments[moment] = loop.create_future()
+            loop.call_later(wait / 1e9, lambda: self._moments.pop(moment).set_result(None))
+        await asyncio.shield(self._moments[moment])  # others wait for it, too
 
 
-async def _answer(call: Call, models: dict[str, _Model], first: int, gap: int) -> None:
-    data = await call.only()
-    if not call.request.method.endswith("/ModelStreamInfer"):
-        call.send(service_pb2.ServerLiveResponse(live=True).SerializeToString())
-        return
-    request = service_pb2.ModelInferRequest.FromString(data)
-    names = [tensor.name for tensor in request.inputs]
-    tokens = int(np.frombuffer(request.raw_input_contents[names.index("max_tokens")], np.int32)[0])
-    name = request.model_name
-    if name not in models:
-        # The golden ratio's multiples spread over the gap, however many models there are.
-        models[name] = _Model(name, int(len(models) * 0.6180339887 % 1 * gap), gap)
-    await models[name].answer(call, tokens, call.arrived, call.arrived + first)
+class _Service(grpc.GenericRpcHandler):
+    """`first`, `gap`: ns to the first token and between two. `patience`: seconds of the users' deadline."""
+
+    def __init__(self, first: int, gap: int, patience: float):
+        self._first, self._gap, self._patience = first, gap, patience
+        self._models: dict[str, _Model] = {}
+        self.waits: list[int] = []  # ns
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        if details.method.endswith("/ModelStreamInfer"):
+            return grpc.unary_stream_rpc_method_handler(self._answer)
+        return grpc.unary_unary_rpc_method_handler(self._live)
+
+    async def _live(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return service_pb2.ServerLiveResponse(live=True).SerializeToString()
+
+    async def _answer(self, data: bytes, context: grpc.aio.ServicerContext) -> None:
+        wait = self._wait(context.time_remaining())
+        self.waits.append(wait)
+        arrived = time.monotonic_ns() - wait
+        request = service_pb2.ModelInferRequest.FromString(data)
+        names = [tensor.name for tensor in request.inputs]
+        tokens = int(np.frombuffer(request.raw_input_contents[names.index("max_tokens")], np.int32)[0])
+        name = request.model_name
+        if name not in self._models:
+            # The golden ratio's multiples spread over the gap, however many models there are.
+            phase = int(len(self._models) * 0.6180339887 % 1 * self._gap)
+            self._models[name] = _Model(name, phase, self._gap)
+        await self._models[name].answer(context, tokens, arrived, arrived + self._first)
+
+    def _wait(self, remaining: float | None) -> int:
+        """ns for which a call has waited here, of whose deadline this is left."""
+        wait = 0 if remaining is None else int((self._patience - remaining) * 1e9)
+        return wait if wait > _CLOCK_NS else 0
 
 
-async def _serve(first: float, gap: float) -> None:
-    loop, models = asyncio.get_running_loop(), {}
-    pace = int(first * 1e9), int(gap * 1e9)
-    server = Server(lambda call: _answer(call, models, *pace))
-    print(f"127.0.0.1:{await server.listen('127.0.0.1', 0)}", flush=True)
-    await loop.run_in_executor(None, sys.stdin.read)  # until the parent is gone
+async def _serve(first: float, gap: float, patience: float) -> None:
+    service = _Service(int(first * 1e9), int(gap * 1e9), patience)
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers([service])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent is gone
+    await server.stop(None)
+    p50, p99 = np.percentile(service.waits or [0], [50, 99]) / 1e6
+    print(json.dumps({"wait_p50": round(p50, 4), "wait_p99": round(p99, 4)}), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(float(sys.argv[1]), float(sys.argv[2])))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(*map(float, sys.argv[1:])))

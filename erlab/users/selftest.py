@@ -6,9 +6,11 @@
 
 Every response of the echo says when it was sent, so what the users add is known for each one: the way out of the
 server's gRPC, the loopback, and the users' own gRPC and event loop. The server shares the machine with them, so these
-numbers are an upper bound of the users' own.
+numbers are an upper bound of the users' own. How long requests waited for the echo itself, as those of a wave do, is
+stated apart and not part of them.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 SHARE = 0.1  # of what is measured that the users may add
 _MS = 1e6
 _REQUESTS = 20
+_END_SECONDS = 5.0  # that the echo gets to end in
 
 
 @dataclass(frozen=True)
 class OwnLatency:
     """What the users add, ms: to a time to first token (both ways), to each response (one way), and how late they sent
-    requests that were due; each at the median and the 99th percentile. `responses_per_second` were received."""
+    requests that were due; each at the median and the 99th percentile. `responses_per_second` were received.
+    `echo_p50`, `echo_p99`: how long requests waited for the echo, ms, which is in none of the others."""
 
     ttft_p50: float
     ttft_p99: float
@@ -41,15 +45,22 @@ class OwnLatency:
     late_p50: float
     late_p99: float
     responses_per_second: float
+    echo_p50: float = 0.0
+    echo_p99: float = 0.0
 
 
 class Echo:
-    """A process of `erlab.users.echo` as a context manager; `address` is its HOST:PORT on the loopback."""
+    """A process of `erlab.users.echo` as a context manager; `address` is its HOST:PORT on the loopback.
 
-    def __init__(self, first: float, gap: float):
+    first, gap: seconds to the first token and between two. patience: seconds of its users' deadline, by which it knows
+    how long a request waited for it; `waits` says so afterwards, ms (see `erlab.users.echo`).
+    """
+
+    def __init__(self, first: float, gap: float, patience: float = 0.0):
         require(first >= 0, "first", "Echo", "be at least 0 seconds", first)
         require(gap > 0, "gap", "Echo", "be above 0 seconds", gap)
-        self._pace = (repr(float(first)), repr(float(gap)))
+        self._pace = [repr(float(seconds)) for seconds in (first, gap, patience)]
+        self.waits = {"wait_p50": 0.0, "wait_p99": 0.0}
 
     def __enter__(self) -> "Echo":
         self._process = subprocess.Popen(
@@ -66,10 +77,17 @@ class Echo:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.wait()
         self._process.stdin.close()
-        self._process.stdout.close()
+        try:
+            self._process.wait(_END_SECONDS)
+            if last := self._process.stdout.read():
+                self.waits = json.loads(last)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._process.kill()  # nothing where it has ended
+            self._process.wait()
+            self._process.stdout.close()
 
 
 def self_test(
@@ -103,8 +121,9 @@ def self_test(
     mine = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in asked[: warmup + turns]] for asked in requests]
     models = tuple(f"echo-{i}" for i in range(engines))
     same = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
-    with Echo(first, gap) as echo:
-        got = run(echo.address, models, mine, timeout=60 + 4 * seconds, stamped=True, **same)
+    patience = 60 + 4 * seconds
+    with Echo(first, gap, patience) as echo:
+        got = run(echo.address, models, mine, timeout=patience, stamped=True, **same)
     failed = [row for row in got if row["status"] != "ok"]
     if failed:
         raise ErlabError(f"The users' self-test failed, {len(failed)} of {len(got)} requests: {failed[0]['error']}")
@@ -113,7 +132,7 @@ def self_test(
     ttft = np.array([row["added_ttft_ns"] for row in got]) / _MS
     late = np.array([row["late_ns"] for row in got]) / _MS
     at = [float(np.percentile(values, q)) for values in (ttft, responses, late) for q in (50, 99)]
-    return OwnLatency(*(round(value, 4) for value in at), round(len(responses) / span, 1))
+    return OwnLatency(*(round(value, 4) for value in at), round(len(responses) / span, 1), *echo.waits.values())
 
 
 def invalid(rows: Sequence[dict], own: OwnLatency, share: float = SHARE) -> str | None:

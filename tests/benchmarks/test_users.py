@@ -38,11 +38,11 @@ def requests(turns, tokens, count=USERS, seed=0):
     return [asks[i * turns : (i + 1) * turns] for i in range(count)]
 
 
-@pytest.mark.parametrize("gap", [0.5, 0.1, 0.05])
+@pytest.mark.parametrize("gap", [0.5, 0.1])
 def test_what_a_thousand_users_add(gap, record_property):
-    """Up to 2,000, 10,000 and 20,000 responses a second from eight engines, one process of users a core."""
+    """Up to 2,000 and 10,000 responses a second from eight engines, one process of users a core."""
     models = tuple(f"echo-{i}" for i in range(8))
-    with Echo(first=0.5, gap=gap) as echo:
+    with Echo(first=0.5, gap=gap, patience=120) as echo:
         asked = requests(2, tokens=max(8, int(4 / gap)))
         rows = users.run(echo.address, models, asked, timeout=120, processes=CORES, warmup=1, stamped=True)
     assert {row["status"] for row in rows} == {"ok"} and len(rows) == USERS
@@ -64,7 +64,7 @@ def ours_adds(count, _):
     """ms from a response's sending to its receipt."""
     models = tuple(f"echo-{i}" for i in range(count))  # each with moments of its own
     asked = [[workload.Request("p", "d", "x" * 300, 301, TOKENS)] * 2 for _ in range(count)]
-    with Echo(first=GAP, gap=GAP) as echo:
+    with Echo(first=GAP, gap=GAP, patience=120) as echo:
         rows = users.run(echo.address, models, asked, timeout=120, processes=CORES, stamped=True)
     assert [row["output_tokens"] for row in rows] == [TOKENS] * len(asked) * 2
     return np.concatenate([row["added_ns"] for row in rows]) / 1e6

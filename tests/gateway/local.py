@@ -4,6 +4,7 @@ import asyncio
 import threading
 from functools import cache
 
+from erlab.gateway.passthrough import passing
 from erlab.gateway.server import Settings, serving
 
 
@@ -19,10 +20,9 @@ class Local:
     """`with Local(router, upstream, experts, limits=...) as gateway: gateway.address`; parameters as `Settings`."""
 
     def __init__(self, router, upstream, experts, **settings):
-        self._router, self._settings = router, Settings(upstream, experts, **settings)
+        self._serving = serving(router, Settings(upstream, experts, **settings))
 
     def __enter__(self) -> "Local":
-        self._serving = serving(self._router, self._settings)
         self.addresses = self._run(self._serving.__aenter__())
         self.address = self.addresses["address"]
         return self
@@ -32,3 +32,10 @@ class Local:
 
     def _run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(20)
+
+
+class Passing(Local):
+    """The same without a router: `experts` under `names`."""
+
+    def __init__(self, names, upstream, experts, **settings):
+        self._serving = passing(names, Settings(upstream, experts, **settings))

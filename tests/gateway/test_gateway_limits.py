@@ -337,6 +337,12 @@ def test_prompts_are_not_logged(router_folder):
         assert "hunter2" not in gateway._errors.read()
 
 
+def test_limits_beyond_what_grpcio_counts_are_its_largest(router):
+    limits = Limits(seconds=1e9, idle_seconds=1e9, keepalive_seconds=1e9, message_bytes=2**40, header_seconds=1e-9)
+    with FakeTriton({"e": echo}) as fake, Local(router, fake.address, ("e",), limits=limits):
+        pass
+
+
 def test_limits_are_checked():
     with pytest.raises(Exception, match="'in_flight' parameter of Limits must be at least 1. Got 0"):
         Limits(in_flight=0)

@@ -66,13 +66,10 @@ def test_every_request_of_a_closed_loop_is_answered_by_its_expert(running):
     assert answers[0].infer_response.parameters["erlab_expert"].string_param == routed[0]["expert"]
 
 
-def test_an_experts_error_and_an_unknown_model_are_told_in_tritons_words(running):
-    server, gateway = running
-    both = []
-    for address in (server.grpc, gateway.address):
-        rows = users.run(address, ("nobody",), plan("one"), timeout=60)
-        both.append([(row["status"], row["error"]) for row in rows])
-    assert both[0] == both[1] and both[0][0][0] == "error" and "nobody" in both[0][0][1]
+def test_an_unknown_model_is_named(running):
+    for address in (running[0].grpc, running[1].address):
+        (row,) = users.run(address, ("nobody",), plan("one"), timeout=60)
+        assert row["status"] == "error" and "'nobody'" in row["error"]
 
 
 def test_a_hanging_expert_ends_by_deadline_and_a_killed_gateway_in_errors(running, router_folder):

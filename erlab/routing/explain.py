@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.routing.compiled import CompiledRouter
 from erlab.routing.text import tokens
+
+_SUMMARY_BYTES = 16 * 2**20
 
 
 def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
@@ -99,9 +102,9 @@ def shown(text: str, width: int = 100) -> str:
 def top_domains(folder: str | Path) -> dict[int, str]:
     """What most of each cluster's training prompts are, from the summary that notebook 02 keeps beside a router."""
     try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        return {row["cluster"]: row["top_domain"] for row in summary["clusters"] if row["top_domain"] is not None}
-    except (OSError, ValueError, KeyError, TypeError):
+        clusters = json.loads(textfiles.read(Path(folder) / "summary.json", _SUMMARY_BYTES))["clusters"]
+        return {int(row["cluster"]): str(row["top_domain"]) for row in clusters if row["top_domain"] is not None}
+    except (ErlabError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}  # a router without one decides the same
 
 

@@ -14,9 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -24,6 +26,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from papermill.utils import nb_kernel_name, nb_language
 
 from erlab import cache, textfiles
 from erlab.errors import ErlabError
@@ -42,10 +45,29 @@ class _Stopped(Exception):
     """Ctrl-C came and the cell that ran went on to its end."""
 
 
-def parameters(notebook: Path) -> tuple[str, ...]:
-    """The names that a notebook's cell tagged ``parameters`` assigns."""
-    cache.code_cells(notebook)  # refuses what is no notebook
-    return tuple(papermill.inspect_notebook(str(notebook)))
+def parameters(notebook: Path, given: Sequence[str] = ()) -> dict[str, bool]:
+    """The names that a notebook's cell tagged ``parameters`` assigns, and whether each may be None: where its default
+    or its annotation is.
+
+    given: options that set some. Raises ErlabError for what is no notebook and where there is no such cell for them.
+    """
+    found = cache.read_notebook(notebook)
+    cache.code_cells(notebook)  # refuses what has no cells
+    mend = "open it in JupyterLab, choose a Python 3 kernel and save it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cells without an id, which papermill bears
+            nbformat.validate(found)
+        nb_kernel_name(nbformat.from_dict(found)), nb_language(nbformat.from_dict(found))
+    except nbformat.ValidationError as e:
+        raise ErlabError(f"{notebook}: no notebook of format 4 ({str(e).splitlines()[0]:.200}): {mend}.") from None
+    except (ValueError, AttributeError, RecursionError):
+        raise ErlabError(f"{notebook}: its metadata name no kernel or language: {mend}.") from None
+    if given and not any("parameters" in cell["metadata"].get("tags", ()) for cell in found["cells"]):
+        tag = "tag the cell that assigns them 'parameters' (in JupyterLab's property inspector)"
+        raise ErlabError(f"{notebook}: no cell is tagged 'parameters', so {', '.join(given)} would be ignored: {tag}.")
+    declared = papermill.inspect_notebook(_unformatted(notebook)).values()
+    return {p["name"]: p["default"] == "None" or "Optional[" in p["inferred_type_name"] for p in declared}
 
 
 def run(
@@ -80,8 +102,8 @@ def run(
     _kernels.add(kernel)
     try:
         papermill.execute_notebook(
-            str(notebook.resolve()),
-            str(running),
+            _unformatted(notebook.resolve()),
+            _unformatted(running),
             dict(values),
             kernel_name="python3",
             language="python",
@@ -161,6 +183,11 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     if line.startswith(_MENDABLE):
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
+
+
+def _unformatted(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _keep(running: Path, failed: Path) -> None:

@@ -1,8 +1,8 @@
 """Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens; several at
 once from threads.
 
-Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then the kernel ends, and
-nothing that it started is left behind.
+Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then
+the kernel ends, and nothing that it started is left behind.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.utils import nb_kernel_name, nb_language
 
-from erlab import cache, textfiles
+from erlab import cache, ends, textfiles
 from erlab.errors import ErlabError
 
 GRACE = 20.0  # seconds that interrupted code has to clean up
 _kernels: set["_Kernel"] = set()  # that run now
-_stopped = threading.Event()  # Ctrl-C or SIGTERM came
+_stopped = threading.Event()  # Ctrl-C, SIGTERM or SIGHUP came
 _MENDABLE = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
 
 
@@ -131,8 +131,8 @@ def run(
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an interrupt of all kernels' code, after `GRACE` into their end, and on leaving into
-    KeyboardInterrupt.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into an interrupt of all kernels' code, after `GRACE` into their end, and on
+    leaving into KeyboardInterrupt.
 
     Only the kernels themselves are signalled: they stop what they started. Off the main thread, where Python takes no
     signals, nothing changes.
@@ -144,6 +144,7 @@ def interruptible() -> Iterator[None]:
             _kill(kernel.tree)
 
     def interrupt(signum, frame):
+        ends.note(signum)
         _stopped.set()
         for kernel in list(_kernels):
             for process in kernel.tree[:1]:
@@ -156,7 +157,7 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in ends.heeded()}
     try:
         yield
         if _stopped.is_set():  # while none of them ran
@@ -180,7 +181,7 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     line = " ".join(str(error.evalue).split())
     if error.ename == "ErlabError":
         return ErlabError(line)
-    if line.startswith(_MENDABLE):
+    if line.startswith(_MENDABLE) or ends.full(RuntimeError(*error.traceback)):  # also where another error wraps it
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
 

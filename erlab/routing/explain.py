@@ -94,8 +94,7 @@ def decisions_table(decisions: Sequence[dict], domains: Mapping[int, str]) -> pd
 
 def shown(text: str, width: int = 100) -> str:
     """A prompt on one line of at most `width` characters, with what can't be printed as replacement characters."""
-    line = " ".join(text[: 20 * width].split())
-    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    line = textfiles.printable(" ".join(text[: 20 * width].split()))
     return (line if len(line) <= width else f"{line[: width - 1]}…") or "(empty)"
 
 

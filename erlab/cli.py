@@ -30,10 +30,7 @@ class _Group(typer.core.TyperGroup):
 
     def invoke(self, ctx):
         with _in_one_line(ctx):
-            done = super().invoke(ctx)
-            if reason := ends.flush():
-                raise ErlabError(reason)
-            return done
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx, args):
         if not args[0].startswith("-") and args[0] not in self.commands:
@@ -61,7 +58,7 @@ def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
         if isinstance(e, OSError) and e.errno in _MENDABLE:
             leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
         if reason := ends.full(e):
-            leave(ends.flush() or reason, 2)
+            leave(reason, 2)
         raise
 
 

@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import stat
-import sys
 from collections.abc import Iterator
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,18 +49,6 @@ def silence(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def flush() -> str | None:
-    """Write out what was printed. Where that cannot be written it is given up, and the reason returned."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as e:
-        silence(1)
-        return f"the output cannot be written: {e.strerror}"
-    return None
 
 
 def full(error: BaseException) -> str | None:

@@ -181,7 +181,9 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     line = " ".join(str(error.evalue).split())
     if error.ename == "ErlabError":
         return ErlabError(line)
-    if line.startswith(_MENDABLE) or ends.full(RuntimeError(*error.traceback)):  # also where another error wraps it
+    if ends.full(RuntimeError(*error.traceback)) and "/" not in line:  # also where another error wraps it
+        return ErlabError(f"{notebook.name}: {line.rstrip('.')}: no space left in {failed.parent.parent}.")
+    if line.startswith(_MENDABLE) or ends.full(RuntimeError(*error.traceback)):
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
 

@@ -442,10 +442,14 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("before", "cleaned"),
-    [("", True), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False)],  # the latter has to be killed after GRACE
+    ("before", "cleaned", "number", "status"),
+    [
+        ("", True, signal.SIGINT, 130),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False, signal.SIGINT, 130),  # to be killed after GRACE
+        ("", True, signal.SIGHUP, 129),
+    ],
 )
-def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, cleaned):
+def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, cleaned, number, status):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
     write_notebook(tmp_path / "notebooks" / "01_b.ipynb", STOPPED.format(before=before))
     script = f"""
@@ -465,9 +469,9 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
         if line is None:
             pytest.fail(run.stderr.read())
         child, kernel = (int(word) for word in line.split() if word.isdigit())
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         rest, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == status
     assert errors == "erlab: Stopped in 01_b. What is finished stays: the same command goes on from there.\n"
     assert gone(child) and gone(kernel)
     results = tmp_path / "results"

@@ -110,7 +110,7 @@ def test_output_that_cannot_be_written_is_one_line(folder):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "erlab: the output cannot be written: No space left on device\n"
+    assert done.stderr == "erlab: the output: No space left on device\n"
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")

@@ -18,13 +18,17 @@ def leave(message: str, status: int) -> NoReturn:
     """End the program with this line and exit status."""
     with contextlib.suppress(OSError):  # nobody may be there any more to read it
         print(f"erlab: {printable(' '.join(message.split()))}", file=sys.stderr)
-        ends.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # which Python would try once more at its end
+        ends.silence(1)
     raise typer.Exit(status)
 
 
-def line(text: object, flush: bool = False) -> None:
+def line(text: object) -> None:
     """One or several lines."""
-    print("\n".join(map(printable, str(text).split("\n"))), flush=flush)
+    with _output():
+        print("\n".join(map(printable, str(text).split("\n"))))
 
 
 def table(title: str, frame, lines: bool = False) -> None:
@@ -49,7 +53,19 @@ def text_table(title: str, columns: tuple[str, ...], rows: list, lines: bool = F
     for row in rows:
         table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in row))
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
+    with _output():
+        console.print(table) if console.is_terminal else Console(width=160).print(table)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    """What is printed within is written at once; where it cannot be, the error says so."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as e:
+        e.filename = "the output"
+        raise
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def serve(
         if attached := options.running(triton, upstream):
             printed.line(f"Behind it: {attached}, which erlab did not start.")
         printed.line(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
-        printed.line("Ctrl-C stops it.", flush=True)
+        printed.line("Ctrl-C stops it.")
         try:
             while not (failure := running.failure()):
                 time.sleep(1)

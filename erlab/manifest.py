@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -92,7 +93,7 @@ def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], 
     """
     return {
         "schema": 1,
-        "command": " ".join(["erlab", *sys.argv[1:]]),
+        "command": shlex.join(["erlab", *sys.argv[1:]]),
         "started": started,
         "finished": finished,
         **git(),

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,9 +182,10 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     line = " ".join(str(error.evalue).split())
     if error.ename == "ErlabError":
         return ErlabError(line)
-    if ends.full(RuntimeError(*error.traceback)) and "/" not in line:  # also where another error wraps it
+    full = ends.full(RuntimeError(*error.traceback))  # also where another error wraps it
+    if full and not re.search(r"(^|[ '\"])/", line):  # it names no file
         return ErlabError(f"{notebook.name}: {line.rstrip('.')}: no space left in {failed.parent.parent}.")
-    if line.startswith(_MENDABLE) or ends.full(RuntimeError(*error.traceback)):
+    if full or line.startswith(_MENDABLE):
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
 

@@ -1,20 +1,23 @@
 """The `erlab` command: puts the commands together, and ends all of them alike.
 
-A user's mistake is one line and exit status 2, Ctrl-C is 130, a notebook that failed otherwise is 1.
+A user's mistake is one line and exit status 2, as is a full disk; Ctrl-C and SIGTERM are 130, a closed terminal is 129,
+a notebook that failed otherwise is 1. What a terminal cannot show is printed as a question mark.
 """
 
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 
 import typer
 
+from erlab import ends
 from erlab.commands import machines, results, serving, study
 from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _MENDABLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder was wanted, or the other way round
 
 _UsageError = typer.BadParameter.__base__  # click's, wherever this typer has it
@@ -48,13 +51,15 @@ def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
         command = e.ctx.command_path.split()[1:] if e.ctx else [context.invoked_subcommand] if context else []
         leave(f"{_refused(e)}. Help: {' '.join(['erlab', *command, '--help'])}", 2)
     except KeyboardInterrupt as e:
-        leave(str(e) or "Stopped.", 130)
-    except OSError as e:
-        if _nowhere():
+        leave(str(e) or "Stopped.", ends.status())
+    except Exception as e:
+        if isinstance(e, OSError) and _nowhere():
             leave("The current folder does not exist any more: change to another.", 2)
-        if e.errno not in _MENDABLE:
-            raise
-        leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+        if isinstance(e, OSError) and e.errno in _MENDABLE:
+            leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
+        if reason := ends.full(e):
+            leave(reason, 2)
+        raise
 
 
 def _nowhere() -> bool:
@@ -97,4 +102,13 @@ for _command in (
 
 
 def main() -> None:
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale, in which not every name of a file is a text
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="replace")
+    # What the processes that we start write comes to us, not to the terminal: UTF-8, whatever that takes.
+    os.environ.pop("PYTHONIOENCODING", None)
+    os.environ["PYTHONUTF8"] = "1"
+    ends.heed()
     app(prog_name="erlab")

@@ -79,7 +79,7 @@ def _of_file(path: Path, size: int, time: int) -> str:
 @functools.cache
 def _of_module(module: str, file: Path, size: int, time: int) -> tuple[str, frozenset[str]]:
     """A module's hash and the modules it mentions."""
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_bytes())
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     return of_text(ast.dump(tree)), frozenset(_mentions(tree, package))
 

@@ -46,9 +46,8 @@ def simulate(
     folder = folders.records / "simulated" / experiment
     if reason := unavailable():
         report(0, 1, f"{experiment}: simulated with the roofline, the limit, without measured step times: {reason}")
-    for file in folder.glob("*.parquet"):
-        if file.stem not in papers:
-            file.unlink()
+    for version in paper.SYSTEMS.keys() - set(papers):  # of an earlier run
+        (folder / f"{version}.parquet").unlink(missing_ok=True)
     for version in papers:
         _simulate(folder / f"{version}.parquet", experiment, folders, version, loads, seeds)
     return records.read(folder)

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -71,7 +72,8 @@ def hardware() -> dict:
 
 def cpu_model() -> str | None:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    told = info.read_text(errors="replace") if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
     model = found[1] if found else _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)", "", model)).strip() or None
 
@@ -91,7 +93,7 @@ def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], 
     """
     return {
         "schema": 1,
-        "command": " ".join(["erlab", *sys.argv[1:]]),
+        "command": shlex.join(["erlab", *sys.argv[1:]]),
         "started": started,
         "finished": finished,
         **git(),
@@ -111,7 +113,7 @@ def _output(*command: str) -> str | None:
     """What a command prints; None where it is missing or fails."""
     try:
         environment = os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, env=environment)
+        done = subprocess.run(command, capture_output=True, timeout=20, check=True, env=environment)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return os.fsdecode(done.stdout).strip()  # a path, in its name's own bytes

@@ -1,8 +1,8 @@
 """Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens; several at
 once from threads.
 
-Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then the kernel ends, and
-nothing that it started is left behind.
+Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then
+the kernel ends, and nothing that it started is left behind.
 """
 
 import asyncio
@@ -10,13 +10,16 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -24,13 +27,14 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from papermill.utils import nb_kernel_name, nb_language
 
-from erlab import cache, textfiles
+from erlab import cache, ends, textfiles
 from erlab.errors import ErlabError
 
 GRACE = 20.0  # seconds that interrupted code has to clean up
 _kernels: set["_Kernel"] = set()  # that run now
-_stopped = threading.Event()  # Ctrl-C or SIGTERM came
+_stopped = threading.Event()  # Ctrl-C, SIGTERM or SIGHUP came
 _MENDABLE = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
 
 
@@ -42,10 +46,29 @@ class _Stopped(Exception):
     """Ctrl-C came and the cell that ran went on to its end."""
 
 
-def parameters(notebook: Path) -> tuple[str, ...]:
-    """The names that a notebook's cell tagged ``parameters`` assigns."""
-    cache.code_cells(notebook)  # refuses what is no notebook
-    return tuple(papermill.inspect_notebook(str(notebook)))
+def parameters(notebook: Path, given: Sequence[str] = ()) -> dict[str, bool]:
+    """The names that a notebook's cell tagged ``parameters`` assigns, and whether each may be None: where its default
+    or its annotation is.
+
+    given: options that set some. Raises ErlabError for what is no notebook and where there is no such cell for them.
+    """
+    found = cache.read_notebook(notebook)
+    cache.code_cells(notebook)  # refuses what has no cells
+    mend = "open it in JupyterLab, choose a Python 3 kernel and save it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cells without an id, which papermill bears
+            nbformat.validate(found)
+        nb_kernel_name(nbformat.from_dict(found)), nb_language(nbformat.from_dict(found))
+    except nbformat.ValidationError as e:
+        raise ErlabError(f"{notebook}: no notebook of format 4 ({str(e).splitlines()[0]:.200}): {mend}.") from None
+    except (ValueError, AttributeError, RecursionError):
+        raise ErlabError(f"{notebook}: its metadata name no kernel or language: {mend}.") from None
+    if given and not any("parameters" in cell["metadata"].get("tags", ()) for cell in found["cells"]):
+        tag = "tag the cell that assigns them 'parameters' (in JupyterLab's property inspector)"
+        raise ErlabError(f"{notebook}: no cell is tagged 'parameters', so {', '.join(given)} would be ignored: {tag}.")
+    declared = papermill.inspect_notebook(_unformatted(notebook)).values()
+    return {p["name"]: p["default"] == "None" or "Optional[" in p["inferred_type_name"] for p in declared}
 
 
 def run(
@@ -80,8 +103,8 @@ def run(
     _kernels.add(kernel)
     try:
         papermill.execute_notebook(
-            str(notebook.resolve()),
-            str(running),
+            _unformatted(notebook.resolve()),
+            _unformatted(running),
             dict(values),
             kernel_name="python3",
             language="python",
@@ -109,8 +132,8 @@ def run(
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an interrupt of all kernels' code, after `GRACE` into their end, and on leaving into
-    KeyboardInterrupt.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into an interrupt of all kernels' code, after `GRACE` into their end, and on
+    leaving into KeyboardInterrupt.
 
     Only the kernels themselves are signalled: they stop what they started. Off the main thread, where Python takes no
     signals, nothing changes.
@@ -122,6 +145,7 @@ def interruptible() -> Iterator[None]:
             _kill(kernel.tree)
 
     def interrupt(signum, frame):
+        ends.note(signum)
         _stopped.set()
         for kernel in list(_kernels):
             for process in kernel.tree[:1]:
@@ -134,7 +158,7 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in ends.heeded()}
     try:
         yield
         if _stopped.is_set():  # while none of them ran
@@ -158,9 +182,17 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     line = " ".join(str(error.evalue).split())
     if error.ename == "ErlabError":
         return ErlabError(line)
-    if line.startswith(_MENDABLE):
+    full = ends.full(RuntimeError(*error.traceback))  # also where another error wraps it
+    if full and not re.search(r"(^|[ '\"])/", line):  # it names no file
+        return ErlabError(f"{notebook.name}: {line.rstrip('.')}: no space left in {failed.parent.parent}.")
+    if full or line.startswith(_MENDABLE):
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
+
+
+def _unformatted(path: Path) -> str:
+    """A path as papermill takes it, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _keep(running: Path, failed: Path) -> None:

@@ -72,6 +72,10 @@ def _containers() -> Iterable[str]:
 
 
 def _is_folder(path: Path) -> bool:
+    try:
+        str(path).encode()  # notebooks and pyarrow take no other names
+    except UnicodeError:
+        return False
     return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from erlab.errors import ErlabError
-from erlab.spec import Profile
+from erlab.spec import Profile, require
 
 OPTIONS = {"prompts": "--prompts", "other": "--set other"}  # what names prompts, by parameter
 
@@ -32,9 +32,11 @@ def _engines(to: Profile, results: Path, given: dict) -> None:
 def _router(to: Profile, results: Path, given: dict) -> None:
     from erlab import comparison, training
 
+    text = given.get("text")
+    require(isinstance(text, str | None) and text != "", "text", "the prompts", "be a column's name", text)
     comparison.chosen(to, given.get("recipes"), given.get("seeds"))
     if "prompts" in given or "clusters" in given:
-        options = {"seed": given["seed"], "per_domain": to.prompts_per_domain, "text": given.get("text")}
+        options = {"seed": given["seed"], "per_domain": to.prompts_per_domain, "text": text}
         if prompts := _prompts("prompts", given.get("prompts"), **options):
             training.check(to, prompts, given.get("clusters"))
     if "other" in given:

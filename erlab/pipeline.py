@@ -16,9 +16,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -84,11 +84,13 @@ class Study:
         return self.notebooks / step.notebook
 
     @functools.cached_property
-    def declared(self) -> dict[str, tuple[str, ...]]:
-        """The parameters that each step's notebook declares."""
+    def declared(self) -> dict[str, dict[str, bool]]:
+        """The parameters that each step's notebook declares, and whether each may be None."""
         from erlab import notebook
 
-        return {step.name: notebook.parameters(self.source(step)) for step in self.steps}
+        options = [f"--{f.name}" for f in fields(self)[: len(self.common)] if getattr(self, f.name) != f.default]
+        given = (*options, *(f"--set {name}" for name in self.extra))
+        return {step.name: notebook.parameters(self.source(step), given) for step in self.steps}
 
     def values(self, step: Step) -> dict:
         """The parameters that a step's notebook gets: those it declares."""
@@ -169,6 +171,9 @@ def check(study: Study, selected: tuple[Step, ...], force: bool = False) -> None
     for step in selected:
         values = study.values(step)
         if given & values.keys() and (force or _reason(study, step)):
+            for name, optional in study.declared[step.name].items():
+                if name in study.extra and values[name] is None and not optional:
+                    raise ErlabError(f"The {name!r} parameter of {step.notebook} must not be None. Got None.")
             parameters.check(step.name, profiles.profile(study.profile), study.results_folder, values)
 
 
@@ -282,17 +287,21 @@ def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> Stat
         show.end(step.name, f"left out, {why}")
         return State(step, "left out", why, 0)
     _require_inputs(study, step)
+    places = study.places(step.writes)
     if force:  # what it measured before is not to be taken up again
-        _remove([p for p in study.places(step.writes) if p.is_relative_to(results)])
-    cache.remove(results, step.name)
+        _remove(results, cache.made(results, step.name, places))
+        if left := cache.times([p for p in places if p.is_relative_to(results)], results):
+            show.line(f"{step.name}: left in place, behind links or not made by it: {cache.few(sorted(left))}")
+    cache.begin(results, step.name, places)
     show.begin(step.name, reason, minutes)
     started, clock = _now(), time.monotonic()
     _execute(study, step, show)
     _require_outputs(study, step)
     seconds = round(time.monotonic() - clock, 1)
-    outputs = cache.hashes(study.places(step.writes), results)
+    outputs = cache.hashes(places, results)
+    others = sorted(outputs.keys() - cache.made(results, step.name, places))
     when = {"seconds": seconds, "started": started, "finished": _now(), "commit": manifest.commit()}
-    cache.save(results, step.name, now | when | {"outputs": outputs})
+    cache.save(results, step.name, now | when | {"outputs": outputs, "others": others})
     show.end(step.name, f"done in {duration(seconds / 60)}")
     return State(step, "ran", reason, seconds / 60)
 
@@ -325,7 +334,7 @@ def _report(study: Study, show: Display) -> None:
 
     cache.remove(results, REPORT.name)
     found = records.at_hand(results / "records")
-    told = json.loads((results / "manifest.json").read_text())
+    told = json.loads(textfiles.read(results / "manifest.json"))
     file = report.build(results, found, study.figures_folder, claims.read(results), told)
     cache.save(results, REPORT.name, now | {"outputs": cache.hashes([file], results)})
     show.line(f"report: {file}")
@@ -399,11 +408,12 @@ def _minutes(study: Study, step: Step, found: Mapping | None) -> float | None:
     return None if served and study.triton else steps.minutes(step, profiles.profile(study.profile))
 
 
-def _remove(places: list[Path]) -> None:
-    for place in places:
-        for file in [place] if place.is_file() else place.rglob("*"):
-            if file.is_file():
-                file.unlink()
+def _remove(results: Path, names: Iterable[str]) -> None:
+    """Remove these files of the results folder: none that lies elsewhere, and none behind a link."""
+    root = results.resolve()
+    for file in (root / name for name in names):
+        if file.is_file() and file.is_relative_to(root) and file.resolve() == file:
+            file.unlink()
 
 
 @contextlib.contextmanager

@@ -88,6 +88,9 @@ def save_table(table: pa.Table, path: Path) -> None:
     try:
         pq.write_table(table, aside, compression="zstd")
         os.replace(aside, path)
+    except OSError as e:
+        e.filename = str(path)  # a disk that is full names no file
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

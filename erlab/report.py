@@ -8,14 +8,14 @@ report.build("data/results/laptop", found, "figures", claims.ledger(found), mani
 """
 
 import base64
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
-from erlab import figures, metrics, paper, profiles, report_links, selection, textfiles
+from erlab import figures, metrics, paper, profiles, report_links, selection, tables, textfiles
 from erlab.checks import CHECKS
 from erlab.claims import HOLDS, NOISE, NOT_RUNNABLE
 from erlab.errors import ErlabError
@@ -110,12 +110,24 @@ def build(
         manifest=manifest,
     )
     for name in _PAGES:
+        html = name.endswith(".html")
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"),
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=html,
+            finalize=_printable if html else _markdown,
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         page = textfiles.save(folder / name, environment.get_template(f"{name}.j2").render(content))
     return page
+
+
+def _printable(value: object) -> object:
+    """A value as the page shows it: a name may hold half characters, which no file can."""
+    return value.encode(errors="replace").decode() if type(value) is str else value
+
+
+def _markdown(value: object) -> object:
+    """A value as the Markdown page shows it, None as nothing; what is marked safe is markup."""
+    return value if isinstance(value, Markup) else "" if value is None else tables.escaped(str(value))
 
 
 def _provenances(records: Records) -> dict[str, str]:
@@ -151,7 +163,8 @@ def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dic
         row["shown"] = own if own in [f["name"] for f in figures] else row["figure"]
         row["shown_in"] = row["source"]
         row["noise"] = row["confidence"] == NOISE
-        row["cells"] = f"claims/{row['id']}.csv" if (folder / "claims" / f"{row['id']}.csv").is_file() else None
+        cells = folder / "claims" / f"{row['id']}.csv"
+        row["cells"] = report_links.address(cells, folder) if cells.is_file() else None
         row["survival"] = kept.get(row["id"]) if row["on"] == "simulated" else None
         row["assumptions"] = row["assumptions"].split(", ")
     return rows
@@ -171,7 +184,7 @@ def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
 def _commands(manifest: Mapping) -> list[str]:
     """How to get this study again, as far as it is known."""
     checkout = [f"git checkout {manifest['commit']}"] if manifest.get("commit") else []
-    again = [str(manifest["command"])] if "command" in manifest else []
+    again = [textfiles.printable(str(manifest["command"]))] if "command" in manifest else []
     return [*checkout, "python -m pip install -e .", *again]
 
 
@@ -223,7 +236,7 @@ def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]
                 "caption": module.CAPTION,
                 "reason": reason,
                 "image": None if reason else _data_uri(picture.read_bytes()),
-                "address": None if reason else Path(os.path.relpath(picture, folder)).as_posix(),
+                "address": None if reason else report_links.address(picture, folder),
                 "wide": not reason and _width(picture.read_bytes()) > style.COLUMN * style.DPI,
                 "files": [] if reason else report_links.relative(figures_folder.glob(f"{name}[._]*"), folder),
             }

@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from erlab.textfiles import printable
 
 
 def record_files(folder: Path) -> dict[str, str]:
@@ -16,7 +20,7 @@ def record_files(folder: Path) -> dict[str, str]:
             ids = pq.read_table(file, columns=["run_id"])["run_id"].unique().to_pylist()
         except (OSError, pa.ArrowInvalid):  # not records
             continue
-        found |= dict.fromkeys(ids, file.relative_to(folder).as_posix())
+        found |= dict.fromkeys(ids, address(file, folder))
     return found
 
 
@@ -43,4 +47,9 @@ def beside(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]
 
 def relative(paths: Iterable[Path], folder: Path) -> list[tuple[str, str]]:
     """(name, address from the folder) of each file."""
-    return [(p.name, Path(os.path.relpath(p, folder)).as_posix()) for p in sorted(paths)]
+    return [(printable(p.name), address(p, folder)) for p in sorted(paths)]
+
+
+def address(path: Path, folder: Path) -> Markup:
+    """A file's address from the folder, percent-encoded: neither HTML nor Markdown finds anything to act on in it."""
+    return Markup(quote(os.fsencode(os.path.relpath(path, folder))))

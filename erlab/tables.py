@@ -1,6 +1,25 @@
-"""Tables as Markdown."""
+"""Tables as Markdown, and text that Markdown shows as it is."""
+
+import re
 
 import pandas as pd
+
+from erlab.textfiles import printable
+
+# What begins markup in running text; an underscore or a dollar sign only at a word's edge, an ampersand in an entity.
+_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<!\w)[_$]|[_$](?!\w)")
+_ENTITY = re.compile(r"&(?=#?\w+;)|<")
+
+
+def escaped(text: str) -> str:
+    """Text on one line, without what Markdown, HTML or a terminal would act on.
+
+    >>> print(escaped("a|b *c* <b> [d](e) snake_case &amp; 5 < 6"))
+    a\\|b \\*c\\* &lt;b> \\[d\\](e) snake_case &amp;amp; 5 &lt; 6
+    """
+    line = printable(re.sub(r"\s*\n\s*", " ", text))
+    line = _ENTITY.sub(lambda found: "&lt;" if found[0] == "<" else "&amp;", line)
+    return _MARKUP.sub(r"\\\g<0>", line)
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -17,5 +36,4 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def _cell(value) -> str:
-    text = "" if pd.isna(value) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return "" if pd.isna(value) else escaped(str(value))

@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from erlab.textfiles import printable
+
 _POLL_SECONDS = 0.2
 
 
@@ -37,7 +39,7 @@ class Display:
         self._bars.stop()
 
     def line(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, step: str, reason: str, minutes: float | None) -> None:
         self._running[step] = self._bars.add_task(step, total=None)
@@ -56,7 +58,7 @@ class Display:
             self.line(f"  {whose}{done}/{total} {label}")
 
     def _move(self, step: str, done: int, total: int, label: str) -> None:
-        self._bars.update(self._running[step], completed=done, total=total, description=f"{step} · {label}")
+        self._bars.update(self._running[step], completed=done, total=total, description=printable(f"{step} · {label}"))
 
     def end(self, step: str, text: str) -> None:
         if step in self._running:

@@ -53,6 +53,9 @@ def save(path: Path, content: str | bytes) -> Path:
     try:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
+    except OSError as e:
+        e.filename = str(path)  # a disk that is full names no file
+        raise
     finally:
         aside.unlink(missing_ok=True)
     return path

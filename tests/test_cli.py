@@ -110,7 +110,8 @@ def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, tmp_path):
 def test_a_name_that_is_not_utf_8_is_one_line(tmp_path):
     name = tmp_path / "no\udcff.parquet"
     name.write_bytes(b"")
-    for arguments in (("claims", name), ("simulate", "--system", "D", "--out", name), ("reproduce", "--prompts", name)):
+    options = (("simulate", "--system", "D", "--out"), ("reproduce", "--prompts"), ("reproduce", "--results"))
+    for arguments in (("claims", name), *((*option, name) for option in options)):
         done = run(*arguments)
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.exception
 

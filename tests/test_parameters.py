@@ -22,6 +22,7 @@ WRONG = {
         "recipes": [("papr", "must be None, all or a list out of paper; "), (5, "Got 5."), ([], "[]"), ([[]], "[[]]")],
         "seeds": [(0, "must be a whole number from 1. Got 0."), (1.5, "Got 1.5."), ("2", "Got '2'.")],
         "other": [(7, "Got 7."), ("", "Got ''.")],
+        "text": [(7, "must be a column's name. Got 7."), ("", "Got ''."), ([], "Got [].")],
     },
     **dict.fromkeys(
         ("03_preliminary", "04_baselines", "05_router", "08_beyond"),
@@ -69,8 +70,29 @@ def test_what_a_notebook_takes_is_not_refused(step):
 
 def test_every_parameter_of_the_notebooks_is_known_here():
     for step in steps.STEPS:
-        own = set(STUDY.declared[step.name]) - STUDY.common.keys() - {"text"}  # which says how others are read
+        own = STUDY.declared[step.name].keys() - STUDY.common.keys()
         assert own == WRONG.get(step.name, {}).keys(), step.name
+
+
+@pytest.mark.parametrize(("step", "name"), [(step, name) for step, values in WRONG.items() for name in values])
+def test_none_is_taken_where_it_is_the_default_and_refused_elsewhere(tmp_path, step, name):
+    """Before anything runs, also where a step before it takes None."""
+    optional = STUDY.declared[step][name]
+    done = reproduce(tmp_path, "--only", step, "--set", f"{name}=None", "--dry-run", status=0 if optional else 2)
+    assert optional or done.stderr == f"erlab: The {name!r} parameter of {step}.ipynb must not be None. Got None.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_which_parameters_may_be_none():
+    found = {name for declared in STUDY.declared.values() for name, optional in declared.items() if not optional}
+    assert found == {"profile", "seed", "papers", "paper", "system", "clusterers", "dollars_per_gpu_hour", "cold_start"}
+
+
+@pytest.mark.parametrize("step", [step.name for step in steps.STEPS])
+def test_an_unknown_parameter_is_refused(tmp_path, step):
+    done = reproduce(tmp_path, "--only", step, "--set", "lods=1")
+    assert f"No notebook of {step} has a parameter 'lods'. --set may name there: " in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_are_no_parameter_of_a_server_that_runs():

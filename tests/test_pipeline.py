@@ -442,10 +442,14 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("before", "cleaned"),
-    [("", True), ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False)],  # the latter has to be killed after GRACE
+    ("before", "cleaned", "number", "status"),
+    [
+        ("", True, signal.SIGINT, 130),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", False, signal.SIGINT, 130),  # to be killed after GRACE
+        ("", True, signal.SIGHUP, 129),
+    ],
 )
-def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, cleaned):
+def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, cleaned, number, status):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
     write_notebook(tmp_path / "notebooks" / "01_b.ipynb", STOPPED.format(before=before))
     script = f"""
@@ -465,9 +469,9 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
         if line is None:
             pytest.fail(run.stderr.read())
         child, kernel = (int(word) for word in line.split() if word.isdigit())
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         rest, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == status
     assert errors == "erlab: Stopped in 01_b. What is finished stays: the same command goes on from there.\n"
     assert gone(child) and gone(kernel)
     results = tmp_path / "results"
@@ -524,3 +528,140 @@ def test_the_report_follows_the_last_step_and_is_cached(tmp_path, quiet):
     report.unlink()
     pipeline.reproduce(made, show=quiet())
     assert report.is_file()
+
+
+def stranger(folder, name):
+    """A file that no run of a step made."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious")
+    return file
+
+
+MAKE = """
+import pathlib
+for name in ("made", "kept/made"):
+    file = pathlib.Path(results) / "out" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(file.read_text() + "x" if file.is_file() else "x")
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_force_removes_what_a_step_made_and_nothing_else(tmp_path, quiet, stopped):
+    """Files of others stay, in the results folder and behind links, whether the step was finished or stopped."""
+    results, store = tmp_path / "results", tmp_path / "store"
+    note, stored = stranger(results / "out", "notes.txt"), stranger(store, "model.bin")
+    (results / "out/link").symlink_to(store)
+    cells = [MAKE, "1 / 0"] if stopped else [MAKE]
+    write_notebook(tmp_path / "notebooks/00_a.ipynb", *cells)
+    made = dataclasses.replace(study(tmp_path, ("00_a",)), steps=(Step("00_a", writes=("out",)),))
+    if stopped:
+        with pytest.raises(notebook.NotebookError):
+            pipeline.reproduce(made, show=quiet())
+        write_notebook(tmp_path / "notebooks/00_a.ipynb", MAKE)
+    else:
+        pipeline.reproduce(made, show=quiet())
+    for _ in range(2):
+        shown = io.StringIO()
+        pipeline.reproduce(dataclasses.replace(made), force=True, show=Display(1, Console(file=shown, width=500)))
+        assert (results / "out/made").read_text() == (results / "out/kept/made").read_text() == "x", "made anew"
+        assert note.read_text() == stored.read_text() == "precious"
+        assert "00_a: left in place, behind links or not made by it: out/notes.txt" in shown.getvalue()
+
+
+def test_force_removes_nothing_behind_a_link(tmp_path, quiet):
+    """Where the step's folder is a link itself, what lies there stays though the step wrote it."""
+    store = tmp_path / "store"
+    precious = stranger(store, "precious")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/out").symlink_to(store)
+    write_notebook(tmp_path / "notebooks/00_a.ipynb", MAKE)
+    made = dataclasses.replace(study(tmp_path, ("00_a",)), steps=(Step("00_a", writes=("out",)),))
+    for text in ("x", "xx"):
+        pipeline.reproduce(dataclasses.replace(made), force=True, show=quiet())
+        assert precious.read_text() == "precious" and (store / "made").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["../precious", "out/../../precious", "{absolute}", "out"])
+def test_a_marker_from_a_stranger_has_nothing_else_removed(tmp_path, quiet, name):
+    precious = stranger(tmp_path, "precious")
+    write_notebook(tmp_path / "notebooks/00_a.ipynb", MAKE)
+    made = dataclasses.replace(study(tmp_path, ("00_a",)), steps=(Step("00_a", writes=("out",)),))
+    pipeline.reproduce(made, show=quiet())
+    marker = cache.marker(made.results_folder, "00_a")
+    told = json.loads(marker.read_text())
+    told["outputs"][name.format(absolute=precious)] = "0"
+    marker.write_text(json.dumps(told))
+    pipeline.reproduce(dataclasses.replace(made), force=True, show=quiet())
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["{x}", "{0}", "{", "}{seed", "a#1 50% (b) 'c' \"d\" $(e) `f` ü 日本"])
+def test_any_name_will_do_for_the_results_folder(tmp_path, quiet, name):
+    write_notebook(tmp_path / name / "notebooks/00_a.ipynb", WRITE.format(name="00_a"))
+    made = study(tmp_path / name, ("00_a",))
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran"}
+    assert (tmp_path / name / "results/00_a").read_text() == "x"
+    assert (tmp_path / name / "results/notebooks/00_a.html").is_file()
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def spoiled(**changes):
+    found = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "P"}})
+    found.metadata["language_info"] = {"name": "python"}
+    found.cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    return json.dumps(json.loads(nbformat.writes(found)) | changes)
+
+
+FORMAT_3 = {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": []}]}
+CELL = {"cell_type": "code", "source": "1", "outputs": [], "execution_count": None, "id": "a"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no JSON", "not a Jupyter notebook (JSONDecodeError"),
+        ("[]", "not a Jupyter notebook (it names no format)"),
+        ("[" * 100_000, "not a Jupyter notebook (RecursionError"),
+        ("\xff", "must be UTF-8 text"),
+        (json.dumps(FORMAT_3), "its nbformat must be 4, which this converts it to: jupyter nbconvert --to notebook"),
+        (spoiled(nbformat=5), "its nbformat must be 4"),
+        (spoiled(nbformat="4"), "it names no format"),
+        (spoiled(metadata={}), "its metadata name no kernel or language: open it in JupyterLab, choose a Python 3"),
+        (spoiled(metadata=None), "no notebook of format 4 (None is not of type 'object'): open it in JupyterLab"),
+        (spoiled(metadata={"kernelspec": None}), "no notebook of format 4 (None is not of type 'object')"),
+        (spoiled(metadata={"kernelspec": {"name": "ir", "display_name": "R"}}), "name no kernel or language"),
+        (spoiled(cells=None), "not a Jupyter notebook (TypeError"),
+        (spoiled(cells=[{}]), "not a Jupyter notebook (KeyError"),
+        (spoiled(cells=[CELL]), "no notebook of format 4 ('metadata' is a required property)"),
+        (spoiled(cells=[CELL | {"metadata": {"tags": None}}]), "no notebook of format 4 (None is not of type 'array')"),
+        (spoiled(cells=[CELL | {"metadata": {}}]), "no cell is tagged 'parameters', so --profile, --results, --figures"),
+        (None, "must have at most"),
+    ],
+)
+def test_what_is_no_notebook_of_the_study_is_one_line(tmp_path, content, message):
+    file = tmp_path / "notebooks/00_a.ipynb"
+    file.parent.mkdir()
+    if content is None:
+        with open(file, "wb") as sparse:
+            sparse.truncate(2**40)
+    else:
+        file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ErlabError) as e:
+        pipeline.reproduce(study(tmp_path, ("00_a",)))
+    assert str(e.value).startswith(str(file)) and message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_notebook_without_parameters_runs_where_none_is_set(tmp_path, quiet, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "data")
+    monkeypatch.setattr(paths, "FIGURES", tmp_path / "figures")
+    file = tmp_path / "notebooks/00_a.ipynb"
+    file.parent.mkdir()
+    file.write_text(spoiled(cells=[CELL | {"metadata": {}}]))
+    made = Study(steps=(Step("00_a"),), notebooks=tmp_path / "notebooks")
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran"}
+    for options, named in (({"seed": 3}, "--seed"), ({"extra": {"loads": [1]}}, "--set loads")):
+        with pytest.raises(ErlabError, match=f"no cell is tagged 'parameters', so {named} would be ignored"):
+            pipeline.survey(dataclasses.replace(made, **options))

@@ -4,6 +4,7 @@ import base64
 import re
 import time
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -176,6 +177,62 @@ def test_texts_from_outside_are_shown_not_run(study, tmp_path):
         tmp_path, type(study)(study.requests, runs), tmp_path, claims.ledger(study), {"command": hostile}
     )
     assert "script" not in Page(path).tags and hostile in Page(path).text
+
+
+STRANGE = "res #1 50% (a b) 'c' \"d\" [e] <f> ? & ü → 日本"
+
+
+def test_links_lead_somewhere_whatever_the_folders_are_called(study, tmp_path):
+    """Percent-encoded once, in both pages, as a browser and a reader of Markdown take them."""
+    results, pictures = tmp_path / STRANGE, tmp_path / f"figures {STRANGE}"
+    figures.save_all(study, pictures, formats=["png"])
+    for name in ("notebooks/00_environment.html", f"records/{STRANGE}/{STRANGE}.parquet", "manifest.json"):
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).touch()
+    records.save(results / f"records/{STRANGE}/{STRANGE}.parquet", study)
+    ledger = claims.ledger(study, resamples=0)
+    claims.save(ledger, results, study)
+    path = report.build(results, study, pictures, ledger, MANIFEST)
+    links = [link for link in Page(path).links if not link.startswith(("#", "https://arxiv.org/"))]
+    marked = re.findall(r"\]\(([^()\s]+)\)", path.with_name("report.md").read_text(encoding="utf-8"))
+    marked = [link for link in marked if not link.startswith("https://arxiv.org/")]
+    assert len(links) > 40 and len(marked) > 30
+    for link in links + marked:
+        assert re.fullmatch(r"(?:[\w./~-]|%[0-9A-F]{2})+", link, re.ASCII), link
+        assert (results / unquote(link)).is_file(), link
+    assert any("%E6%97%A5" in link for link in links) and any("%231" in link for link in marked)
+
+
+def test_a_name_that_is_not_utf_8_does_not_break_the_report(study, tmp_path):
+    results = tmp_path / "no\udcff"
+    (results / "records").mkdir(parents=True)
+    (results / "claims").mkdir()
+    (results / "claims/\udcff.csv").touch()
+    path = report.build(results, study, tmp_path, claims.ledger(study, resamples=0), {"parameters": {"a": str(results)}})
+    (link,) = [link for link in Page(path).links if link.startswith("claims/")]
+    assert (results / unquote(link, errors="surrogateescape")).is_file()
+
+
+HOSTILE = "<img src=x onerror=alert(1)> [click](javascript:alert) `code` *bold* | new &lt; \n# heading \x1b[31m"
+
+
+def test_texts_from_outside_are_text_in_markdown_too(study, tmp_path):
+    """Names, titles, terms and the command of a stranger's records: no markup, no row or heading of their own."""
+    runs = study.runs.assign(title=HOSTILE, profile=HOSTILE)
+    requests = study.requests.assign(machine=HOSTILE, system=study.requests.system.replace("C", HOSTILE))
+    found = type(study)(requests, runs)
+    ledger = claims.ledger(study, resamples=0)
+    (tmp_path / "beyond").mkdir()
+    pd.DataFrame({"claim": ["x"], "statement": [HOSTILE]}).to_csv(tmp_path / "beyond/survival.csv", index=False)
+    path = report.build(tmp_path, found, tmp_path, ledger.assign(reason=HOSTILE, value=HOSTILE), {"command": HOSTILE})
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    assert text.count("\\[click\\](javascript:alert) \\`code\\` \\*bold\\* \\| new &amp;lt;") > 10
+    outside = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # the commands' own block
+    assert "<img" not in outside and "\x1b" not in text and "\n# heading" not in text
+    assert not re.search(r"(?<!\\)\[click", outside)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+    assert not Page(path).images and "onerror=alert(1)" in Page(path).text
 
 
 def test_missing_parts_are_said(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from conftest import nobodys_shared_memory
 
 from erlab import fingerprint, paper, profiles, records, studies, users
 from erlab.routing import PromptRouter
@@ -207,6 +208,19 @@ def test_a_system_is_served_by_the_policy_that_was_asked_for(study, tmp_path):
             process.kill()
     assert {row["status"] for row in rows} == {"ok"} and {row["policy"] for row in rows} == {"outlier"}
     assert [row["expert"] for row in rows] == wanted
+
+
+def test_a_served_system_ends_with_its_terminal(tmp_path):
+    before = nobodys_shared_memory()
+    command = [ERLAB, "serve", "--profile", "smoke", "--system", "A", "--results", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any("Ctrl-C stops it" in line for line in process.stdout), process.stderr.read()
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (129, "erlab: System A is stopped.\n")
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert started and not alive and not nobodys_shared_memory() - before
 
 
 def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path):

@@ -52,12 +52,13 @@ def gpu(
     shown = found.summary.drop(columns="served").astype(object)
     printed.table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", shown)
     for name, served in found.about["served"].items():
-        print(f"{name}: {served}")
-    print(f"predicted: {found.about['predicted by'] or 'nothing, an H100 or H200 (SXM) and aiconfigurator are needed'}")
+        printed.line(f"{name}: {served}")
+    by = found.about["predicted by"] or "nothing, an H100 or H200 (SXM) and aiconfigurator are needed"
+    printed.line(f"predicted: {by}")
     if doubt := found.about["doubt"]:
-        print(f"Doubtful: {doubt}.")
+        printed.line(f"Doubtful: {doubt}.")
     for file in one_gpu.save(found, out or paths.DATA / "measured"):
-        print(file)
+        printed.line(file)
 
 
 def simulate(
@@ -132,4 +133,4 @@ def simulate(
     columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s"]
     table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
     printed.table(f"{it.title}: {setup.machine}", table.astype(object))
-    print(out)
+    printed.line(out)

@@ -1,4 +1,7 @@
-"""What commands print: tables, how many requests have ended, and the one line on which they end early."""
+"""What commands print: lines, tables, how many requests have ended, and the one line on which they end early.
+
+Names, terms and paths may come from strangers: what a terminal would act on is printed as replacement characters.
+"""
 
 import contextlib
 import sys
@@ -7,11 +10,25 @@ from typing import NoReturn
 
 import typer
 
+from erlab import ends
+from erlab.textfiles import printable
+
 
 def leave(message: str, status: int) -> NoReturn:
     """End the program with this line and exit status."""
-    print(f"erlab: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be there any more to read it
+        print(f"erlab: {printable(' '.join(message.split()))}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # which Python would try once more at its end
+        ends.silence(1)
     raise typer.Exit(status)
+
+
+def line(text: object) -> None:
+    """One or several lines."""
+    with _output():
+        print("\n".join(map(printable, str(text).split("\n"))))
 
 
 def table(title: str, frame, lines: bool = False) -> None:
@@ -30,13 +47,25 @@ def text_table(title: str, columns: tuple[str, ...], rows: list, lines: bool = F
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_lines=lines)
+    table = Table(title=Text(printable(title)), title_justify="left", show_lines=lines)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(printable(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in row))
     console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
+    with _output():
+        console.print(table) if console.is_terminal else Console(width=160).print(table)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    """What is printed within is written at once; where it cannot be, the error says so."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as e:
+        e.filename = "the output"
+        raise
 
 
 @contextlib.contextmanager
@@ -44,7 +73,7 @@ def requests_bar() -> Iterator[Callable[[int], None]]:
     """Yields what counts ended requests, in a terminal only."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("{task.completed} requests"), TimeElapsedColumn()
+    columns = SpinnerColumn("line"), TextColumn("{task.completed} requests"), TimeElapsedColumn()
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bars:
         task = bars.add_task("")
         yield lambda ended: bars.update(task, completed=ended)

@@ -52,9 +52,9 @@ def figures(
             raise ErlabError(f"--format must name some of {', '.join(look.FORMATS)}. Got {name!r}.")
     with look.using(style, look.inches(width)):
         for file in paper_figures.save_all(found, paths.figures(out), formats=formats):
-            print(file)
+            printed.line(file)
     for name, reason in paper_figures.missing(found).items():
-        print(f"{name}: left out, {reason}")
+        printed.line(f"{name}: left out, {reason}")
 
 
 def _overlaid(files: list[Path]):
@@ -106,11 +106,11 @@ def claims(
     ledger = paper_claims.ledger(found, chosen)
     printed.table("The paper's claims", paper_claims.shown(ledger).astype(object), lines=True)
     for claim in chosen if rows else ():
-        print(f"{claim} rests on the assumptions: {ledger.loc[ledger['id'] == claim, 'assumptions'].iloc[0]}")
+        printed.line(f"{claim} rests on the assumptions: {ledger.loc[ledger['id'] == claim, 'assumptions'].iloc[0]}")
         printed.table(f"{claim} was computed from", paper_claims.cells(found, claim).astype(object))
     if out:
         request_records.save(out, paper_claims.rows(found, chosen[0]))
-        print(f"{out}: erlab claims --id {chosen[0]} --records {out} judges it again.")
+        printed.line(f"{out}: erlab claims --id {chosen[0]} --records {out} judges it again.")
 
 
 def _read(files: list[Path] | None, profile: str):

@@ -1,6 +1,5 @@
 """`erlab serve`, `erlab users` and `erlab route`: a system that stays up, users for any, and where prompts go."""
 
-import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -72,18 +71,18 @@ def serve(
     to, folders = profiles.profile(profile), Folders.of(profile, results)
     if container == "print":
         for command in live.commands(system, to, folders, apart):
-            print(command)
+            printed.line(command)
         return
     given = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
     choice = {name: value for name, value in given.items() if value is not None}
     with live.serve(system, to, folders, port, options.running(triton, upstream), container, apart, **choice) as running:
         asked = " ".join(f"--model {name}" for name in running.models)
-        print(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {', '.join(running.models)}.")
+        models = ", ".join(running.models)
+        printed.line(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {models}.")
         if attached := options.running(triton, upstream):
-            print(f"Behind it: {attached}, which erlab did not start.")
-        print(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
-        print("Ctrl-C stops it.", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a service stops it the same way
+            printed.line(f"Behind it: {attached}, which erlab did not start.")
+        printed.line(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
+        printed.line("Ctrl-C stops it.")
         try:
             while not (failure := running.failure()):
                 time.sleep(1)
@@ -130,7 +129,7 @@ def users(
     found = records.read(out)
     columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
     printed.table(f"{count} users of {address}", metrics.summarise(found.requests)[columns].astype(object))
-    print(out)
+    printed.line(out)
 
 
 def route(

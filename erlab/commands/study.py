@@ -82,7 +82,7 @@ def doctor(profile: Profile = "laptop", results: Results = None):
     printed.table("This machine", environment.table(environment.inspect(results, profile)).reset_index())
     printed.table(f"Profile {profile}", environment.plan(profile, results).reset_index())
     environment.require_ready(profile, results)
-    print(f"Profiles that fit: {', '.join(environment.fitting(results))}")
+    printed.line(f"Profiles that fit: {', '.join(environment.fitting(results))}")
 
 
 def _settings(given: list[str] | None) -> dict[str, object]:
@@ -110,7 +110,7 @@ def _show_states(states: list, results: Path, why: bool) -> None:
         due = [s.minutes for s in states if s.state in ("stale", "missing")]
         known, unknown = sum(n for n in due if n is not None), None in due
         theirs = ", and what the server takes" if unknown else ""
-        print(f"About {duration(known)} in all{theirs}; nothing was written." if due else "Nothing has to run.")
+        printed.line(f"About {duration(known)} in all{theirs}; nothing was written." if due else "Nothing has to run.")
 
 
 def _show_plan(study) -> None:
@@ -119,8 +119,8 @@ def _show_plan(study) -> None:
     from erlab.engines.families import family
 
     if study.triton:
-        print(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")
+        printed.line(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")
         return
     to, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
     if text := family(to).describe(to, folders, study.extra.get("weights")):
-        print(f"\n{text}")
+        printed.line(f"\n{text}")

@@ -87,4 +87,4 @@ def _share(shape: dict, low: int, high: int) -> float:
 
 def _formula(records: Records, requests: pd.DataFrame) -> str:
     shape = _assumed(records, requests)
-    return f"assumed: log-normal, median {shape['median']:.3g}, $\\sigma$ {shape['sigma']:.3g}"
+    return f"assumed: log-normal, median {shape['median']:.3g}, sigma {shape['sigma']:.3g}"

@@ -56,6 +56,7 @@ _RC = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # embedded TrueType
+    "text.parse_math": False,  # names come from records, and none of ours is mathematics
     "svg.fonttype": "path",  # needs no font
     "svg.hashsalt": "erlab",  # the same names of its parts every time
     "pgf.rcfonts": False,  # the document's fonts

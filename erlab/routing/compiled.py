@@ -116,7 +116,7 @@ class CompiledRouter:
         router = cls()
         try:
             router._restore(content, arrays)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
             raise ErlabError(f"{Path(folder) / storage.MANIFEST}: not a complete router ({e}).") from None
         return router
 
@@ -130,6 +130,8 @@ class CompiledRouter:
         self.head_ = HEADS[content["head"]["kind"]].restore(parts["head"])
         self.outlier_score_ = OutlierScore.restore(parts["outliers"])
         clusters = content["parameters"]["clusters"]
+        if type(clusters) is not int or clusters < 1:
+            raise ValueError(f"the number of clusters must be a whole number from 1. Got {clusters!r:.40}")
         shape = clusters, self.encoder_.dimensions
         if not self.centers_.shape == self.outlier_score_.centers.shape == shape:
             raise ValueError("centres and features differ in shape")
@@ -139,8 +141,10 @@ class CompiledRouter:
         self.terms_, self.threshold_ = content["terms"], content["threshold"]
         if not (isinstance(self.terms_, list) and len(self.terms_) == clusters):
             raise ValueError("the clusters' terms are missing")
-        if not (self.threshold_ is None or isinstance(self.threshold_, float)):
-            raise ValueError("the outliers' threshold is no number")
+        if not all(isinstance(terms, list) and all(isinstance(t, str) for t in terms) for terms in self.terms_):
+            raise ValueError("the clusters' terms are no lists of text")
+        if not (self.threshold_ is None or isinstance(self.threshold_, float) and np.isfinite(self.threshold_)):
+            raise ValueError("the outliers' threshold is no finite number")
 
 
 def checked(texts: Sequence[str]) -> list[str]:

@@ -132,7 +132,8 @@ class TokenTable(_Table):
             encoder = cls(settings["tokenizer"], arrays["table"])
         except Exception as e:  # the tokenizers package raises bare Exception
             raise ValueError(f"the tokenizer cannot be read: {e}") from None
-        if encoder.table.ndim != 2 or len(encoder.table) != encoder._tokenizer.get_vocab_size():
+        ids = encoder._tokenizer.get_vocab().values()
+        if encoder.table.ndim != 2 or not len(encoder.table) == len(ids) == max(ids, default=-1) + 1:
             raise ValueError("the table does not match the tokenizer")
         return encoder
 

@@ -17,6 +17,8 @@ from erlab.errors import ErlabError
 from erlab.routing.compiled import CompiledRouter
 from erlab.routing.text import tokens
 
+_SUMMARY_BYTES = 16 * 2**20
+
 
 def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
     """A decision a prompt, in plain JSON types: text, known (whether the router knows anything in it), cluster,
@@ -92,17 +94,16 @@ def decisions_table(decisions: Sequence[dict], domains: Mapping[int, str]) -> pd
 
 def shown(text: str, width: int = 100) -> str:
     """A prompt on one line of at most `width` characters, with what can't be printed as replacement characters."""
-    line = " ".join(text[: 20 * width].split())
-    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    line = textfiles.printable(" ".join(text[: 20 * width].split()))
     return (line if len(line) <= width else f"{line[: width - 1]}…") or "(empty)"
 
 
 def top_domains(folder: str | Path) -> dict[int, str]:
     """What most of each cluster's training prompts are, from the summary that notebook 02 keeps beside a router."""
     try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        return {row["cluster"]: row["top_domain"] for row in summary["clusters"] if row["top_domain"] is not None}
-    except (OSError, ValueError, KeyError, TypeError):
+        clusters = json.loads(textfiles.read(Path(folder) / "summary.json", _SUMMARY_BYTES))["clusters"]
+        return {int(row["cluster"]): str(row["top_domain"]) for row in clusters if row["top_domain"] is not None}
+    except (ErlabError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}  # a router without one decides the same
 
 

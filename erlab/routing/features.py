@@ -103,7 +103,7 @@ class StaticFeatures(TransformerMixin, BaseEstimator):
 
     def fit(self, texts: Sequence[str], y: object = None) -> "StaticFeatures":
         folder = minilm.find(self.model)
-        tokenizer = (folder / "tokenizer.json").read_text()
+        tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
         counts = token_counts(tokenizer, texts)
         if not counts.nnz:
             raise ErlabError(f"The {len(texts)} prompts hold no text: nothing to learn.")

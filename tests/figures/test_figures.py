@@ -254,3 +254,17 @@ def test_figures_are_kept_open_nowhere(study):
 
     fig7.plot(study)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("column", ["machine", "expert", "title", "commit"])
+def test_names_from_records_are_drawn_as_they_are(tmp_path, column):
+    """Nothing in a stranger's records is mathematics to be typeset, which a brace too many would break."""
+    hostile = "$x_{ \\frac$ \x1b[31m 100%"
+    found = synthetic.make(loads=(1, 4))
+    requests, runs = (
+        frame.assign(**{column: frame[column].where(frame[column].isna(), hostile)}) if column in frame else frame
+        for frame in (found.requests, found.runs)
+    )
+    figures.save_all(type(found)(requests, runs), tmp_path, formats=["png"])
+    assert (tmp_path / "fig1.png").is_file() and (tmp_path / "fig4.png").is_file()

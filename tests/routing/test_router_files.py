@@ -1,7 +1,10 @@
 """Round trips and hostile files."""
 
+import hashlib
 import json
+import os
 import pickle
+import socket
 import subprocess
 import sys
 
@@ -10,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from erlab.errors import ErlabError
-from erlab.routing import PromptRouter, storage
+from erlab.routing import CompiledRouter, PromptRouter, explain, storage
 
 
 @pytest.fixture
@@ -25,8 +28,6 @@ def edit(folder, **changes):
 
 def replace_arrays(folder, arrays):
     """What a careful attacker does: arrays of his own, with the right checksum."""
-    import hashlib
-
     data = save(arrays)
     (folder / "arrays-0.safetensors").write_bytes(data)
     edit(folder, arrays={"file": "arrays-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
@@ -142,8 +143,6 @@ def test_arrays_that_do_not_fit_are_refused(folder):
 
 
 def test_a_pickle_is_not_opened(folder, tmp_path):
-    import hashlib
-
     class Bomb:
         def __reduce__(self):
             return open, (str(tmp_path / "exploded"), "w")
@@ -165,3 +164,119 @@ def test_a_second_process_decides_the_same(texts, folder):
         [sys.executable, "-c", code, str(folder)], input=json.dumps(texts), capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == PromptRouter.load(folder).predict(texts).tolist()
+
+
+def named(folder, name):
+    edit(folder, arrays={"file": name, "sha256": "0" * 64})
+
+
+def instead(folder, kind):
+    """The router's arrays or description replaced by what no reader should wait for, or read to its end."""
+    file, kind = kind.split(":")
+    path = folder / "router.json" if file == "description" else next(folder.glob("arrays-*"))
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:  # a terabyte that takes no space
+        with open(path, "wb") as file:
+            file.truncate(2**40)
+
+
+HOSTILE = {
+    "a NUL in the arrays' name": (lambda f: named(f, "arrays-\0"), "cannot be read"),
+    "a surrogate in the arrays' name": (lambda f: named(f, "arrays-\ud800"), "cannot be read"),
+    "a long name": (lambda f: named(f, "arrays-" + "x" * 5000), "cannot be read"),
+    **{
+        f"{file}:{kind}": (lambda f, what=f"{file}:{kind}": instead(f, what), says)
+        for file in ("description", "arrays")
+        for kind, says in (
+            ("fifo", "no regular file"),
+            ("device", "no regular file"),
+            ("folder", "no regular file"),
+            ("huge", "must have at most"),
+        )
+    },
+    "a threshold NaN": (lambda f: edit(f, threshold=float("nan")), "threshold is no finite number"),
+    "an infinite threshold": (lambda f: edit(f, threshold=float("inf")), "threshold is no finite number"),
+    "no clusters": (lambda f: edit(f, parameters={"clusters": 0}, terms=[]), "number of clusters must be"),
+    "clusters of 1e200": (lambda f: edit(f, parameters={"clusters": 1e200}), "number of clusters must be"),
+    "terms that are numbers": (lambda f: edit(f, terms=[[1], [2], [3], [4]]), "terms are no lists of text"),
+    "terms that are a text each": (lambda f: edit(f, terms=["a", "b", "c", "d"]), "terms are no lists of text"),
+    "a hub's model": (
+        lambda f: edit(f, encoder={"kind": "sentences", "model": "someone/evil", "sha256": "0" * 64}),
+        "'someone/evil' is no folder and not in the model hub's local cache",
+    ),
+    "a model of no name": (lambda f: edit(f, encoder={"kind": "sentences", "model": 7, "sha256": None}), "no texts"),
+    "another model's checksum": (
+        lambda f: edit(f, encoder={"kind": "sentences", "model": None, "sha256": "0" * 64}),
+        "the model's SHA-256 must be 0000",
+    ),
+}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """No name is resolved and no connection made."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("the network was reached for"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was reached for"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_strangers_router_is_refused_in_one_line(folder, name, no_network):
+    spoil, says = HOSTILE[name]
+    spoil(folder)
+    for loads in (PromptRouter, CompiledRouter):
+        with pytest.raises(ErlabError) as e:
+            loads.load(folder)
+        assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_arrays_out_of_proportion_are_refused(folder):
+    _, arrays = storage.load(folder)
+    table, centers = arrays["encoder.table"], arrays["head.centers"]
+    for bad, says in (
+        ({"head.centers": centers * 1e200}, "not finite numbers of at most 1e"),
+        ({"head.centers": centers.astype(np.int8)}, "must be float32 or float64. Got int8"),
+        ({"encoder.table": np.zeros((0, 2**40))}, "not a complete router"),
+        ({"head.centers": np.zeros((4, 0)), "outliers.centers": np.zeros((4, 0))}, "not a complete router"),
+    ):
+        replace_arrays(folder, {**arrays, **bad})
+        with pytest.raises(ErlabError, match=says):
+            PromptRouter.load(folder)
+    header = b'{"a":{"dtype":"F64","shape":[1099511627776],"data_offsets":[0,8]}}'
+    for data in (len(header).to_bytes(8, "little") + header + bytes(8), (2**63).to_bytes(8, "little"), b"\xff" * 64):
+        (folder / "arrays-0.safetensors").write_bytes(data)
+        edit(folder, arrays={"file": "arrays-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
+        with pytest.raises(ErlabError, match="no safetensors file"):
+            PromptRouter.load(folder)
+
+
+def test_tokens_outside_the_table_are_refused(folder):
+    """A tokenizer of two tokens, one of which would take row a million of two."""
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1_000_000}, "unk_token": "a"}
+    edit(folder, encoder={"kind": "tokens", "tokenizer": json.dumps({"version": "1.0", "model": model})})
+    manifest, arrays = storage.load(folder)
+    replace_arrays(folder, {**arrays, "encoder.table": np.zeros((2, 10))})
+    with pytest.raises(ErlabError, match="the table does not match the tokenizer"):
+        PromptRouter.load(folder)
+
+
+def test_a_router_larger_than_can_be_read_is_not_written(folder, monkeypatch):
+    router, before = PromptRouter.load(folder), sorted(folder.iterdir())
+    monkeypatch.setattr(storage, "_MOST_BYTES", 100)
+    with pytest.raises(ErlabError, match="router.json: must have at most 100 bytes"):
+        router.save(folder)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("content", ['{"clusters": [[]]}', "[" * 10_000, '{"clusters": [{"cluster": 1e999}]}', None])
+def test_a_summary_that_cannot_be_read_names_no_domains(folder, content):
+    os.mkfifo(folder / "summary.json") if content is None else (folder / "summary.json").write_text(content)
+    assert explain.top_domains(folder) == {}

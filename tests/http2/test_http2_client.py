@@ -1,61 +1,18 @@
 """Our client against grpc's server; what users ask of it is in tests/users/test_users_wire.py."""
 
 import asyncio
-from contextlib import asynccontextmanager
 
-import grpc
 import pytest
-from peers import until
+from peers import METHOD, Gated, Kept, back, grpc_aio, until
 
 from erlab.http2 import Channel, Failed
-from erlab.http2.calls import Kept
-
-METHOD = "/test.Service/Talk"
-CODE = grpc.StatusCode
-
-
-@asynccontextmanager
-async def serving(talk, port=0):
-    """A grpc.aio server whose one method is `talk(requests, context)`, an async generator; yields its address."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.stream_stream_rpc_method_handler(talk)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", {"Talk": handler})])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-
-
-async def back(requests, context):
-    async for data in requests:
-        yield data
-
 
 def run(scenario, talk=back, **options):
     async def main():
-        async with serving(talk) as address, Channel(address, **options) as channel:
+        async with grpc_aio(talk) as (address, _), Channel(address, **options) as channel:
             return await asyncio.wait_for(scenario(channel), 30)
 
     return asyncio.run(main())
-
-
-class Turn:
-    """A receiver that takes nothing while its gate is closed."""
-
-    def __init__(self):
-        self.messages, self.gate = [], asyncio.Event()
-
-    def message(self, data, now):
-        self.messages.append(data)
-
-    @property
-    def paused(self):
-        return not self.gate.is_set()
-
-    async def resumed(self):
-        await self.gate.wait()
 
 
 def test_a_conversation_goes_both_ways_and_ends():
@@ -102,7 +59,7 @@ def test_a_receiver_that_pauses_holds_back_the_server():
                 sent += 1
 
     async def scenario(channel):
-        slow = Turn()
+        slow = Gated()
         call = channel.begin(METHOD, slow, data=b"")
         for _ in range(20):  # others go on
             quick = Kept()
@@ -161,7 +118,7 @@ def test_who_stops_waiting_cancels_the_call():
             yield b"one"
             await asyncio.Event().wait()
 
-        async with serving(hang) as address, Channel(address) as channel:
+        async with grpc_aio(hang) as (address, _), Channel(address) as channel:
             kept = Kept()
             waiting = asyncio.create_task(channel.begin(METHOD, kept, data=b"").ended())
             await until(lambda: kept.messages)
@@ -176,13 +133,13 @@ def test_who_stops_waiting_cancels_the_call():
 def test_after_a_failed_attempt_calls_fail_at_once_for_a_while():
     async def main():
         loop = asyncio.get_running_loop()
-        async with serving(back) as address:
+        async with grpc_aio(back) as (address, _):
             port = int(address.rpartition(":")[2])
         async with Channel(address, backoff=60) as channel:
             for _ in range(3):
                 with pytest.raises(Failed, match="UNAVAILABLE: cannot connect"):
                     await channel.unary(METHOD, b"")
-            async with serving(back, port):
+            async with grpc_aio(back, port):
                 with pytest.raises(Failed, match="UNAVAILABLE: cannot connect"):
                     await channel.unary(METHOD, b"")
                 clock = loop.time
@@ -211,7 +168,7 @@ def test_a_closed_channel_ends_its_calls():
             yield b"one"
             await asyncio.Event().wait()
 
-        async with serving(hang) as address:
+        async with grpc_aio(hang) as (address, _):
             channel = Channel(address)
             kept = Kept()
             call = channel.begin(METHOD, kept, data=b"")

@@ -83,7 +83,7 @@ def read(pairs: Pairs) -> Head:
         if name == ":status":
             if fields:
                 return Head("a :status that comes twice or after other fields")
-            if not (len(value) == 3 and value.isascii() and value.isdigit()):
+            if not re.fullmatch("[1-9][0-9]{2}", value) or value == "101":
                 return Head(f"the :status {value[:_SHOWN]!r}")
         elif not _NAME.fullmatch(name) or name in _CONNECTION_FIELDS:
             return Head(f"the field name {name[:_SHOWN]!r}")

@@ -92,7 +92,7 @@ class Heard:
     """The frames that a client sends on one connection: (type, flags, stream, payload)."""
 
     def __init__(self, reader):
-        self._reader, self.frames, self._preface = reader, [], False
+        self._reader, self.frames, self._preface, self.over = reader, [], False, asyncio.Event()
 
     async def next(self):
         """The next frame; None at the end of the connection."""

@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, window: int, changed: Callable[[], None]):
         self.window, self._changed = window, changed
         self.streams: dict[int, Stream] = {}
-        self.sendable = self.first_window = FIRST_WINDOW  # bytes that the server takes: in all; of each stream, at first
+        self.sendable = self.first_window = FIRST_WINDOW  # bytes that the server takes: of all; of each stream
         self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server takes
         self.starved: dict[Stream, None] = {}  # streams that wait for the connection's window, in order
         self.choked = False  # the system takes no more
@@ -415,9 +415,10 @@ class Connection(asyncio.Protocol):
     # Frames other than DATA of a stream that is there
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        if self._due is not None and (kind != self._due or number != self._block_of or (kind == SETTINGS and flags & ACK)):
-            wanted = "the first frame is not SETTINGS" if self._due == SETTINGS else "another frame in a header block"
-            raise Broken(PROTOCOL_ERROR, wanted)
+        if self._due == SETTINGS and (kind != SETTINGS or flags & ACK):
+            raise Broken(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if self._due == CONTINUATION and (kind != CONTINUATION or number != self._block_of):
+            raise Broken(PROTOCOL_ERROR, "another frame within a header block")
         if len(payload) != _SIZES.get(kind, len(payload)):
             raise Broken(FRAME_SIZE_ERROR, f"a frame of type {kind} with {len(payload)} bytes")
         if (kind in _OF_STREAMS and number == 0) or (kind in _OF_CONNECTIONS and number) or kind == PUSH_PROMISE:

@@ -146,7 +146,8 @@ class Decoder:
         return head
 
 
-RESIZE = b"\x20"  # shrinks our side of HPACK's table to nothing: no block of ours refers to it, whatever size is allowed
+# Shrinks our side of HPACK's table to nothing: whatever size the server allows, no block of ours uses it.
+RESIZE = b"\x20"
 
 
 def block(headers: Pairs) -> bytes:

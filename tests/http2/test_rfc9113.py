@@ -190,7 +190,7 @@ RFC9113 = {
         ("sets frames of 2^24 bytes", settings({5: 2**24}), PROTOCOL),
         ("sets frames of 2^24 - 1 bytes", settings({5: 2**24 - 1}) + ANSWER, OK),
         ("allows no header table", settings({1: 0}) + ANSWER, OK),
-        ("sets a forbidden value before an allowed one", frame(SETTINGS, 0, 0, b"\0\5\0\0\0\1\0\5\0\0\x40\0"), PROTOCOL),
+        ("sets a forbidden value, then another", frame(SETTINGS, 0, 0, b"\0\5\0\0\0\1\0\5\0\0\x40\0"), PROTOCOL),
         ("acknowledges more than was sent", frame(SETTINGS, ACK, 0) * 9 + ANSWER, OK),
     ],
     "6.6 PUSH_PROMISE": [

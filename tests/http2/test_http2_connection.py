@@ -207,7 +207,7 @@ def test_a_message_in_frames_of_a_byte_takes_its_own_size():
         kept = Kept()
         channel.begin(METHOD, kept, data=b"")
         conn.data_received(begin(1))
-        data = frames.message(bytes(200_000))
+        data = frames.message(bytes(50_000))
         tiny = [frame(frames.DATA, 0, 1, data[at : at + 1]) for at in range(len(data) - 1)]
         tracemalloc.start()
         for piece in tiny:
@@ -215,7 +215,7 @@ def test_a_message_in_frames_of_a_byte_takes_its_own_size():
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         conn.data_received(frame(frames.DATA, 0, 1, data[-1:]))
-        assert kept.messages == [bytes(200_000)] and peak < 1_000_000
+        assert kept.messages == [bytes(50_000)] and peak < 500_000
 
     asyncio.run(main())
 

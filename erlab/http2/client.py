@@ -11,7 +11,7 @@ from erlab.http2.headers import Code, Failed, Head, Metadata, block, timeout_fie
 
 MESSAGE_BYTES = 64 * 2**20
 WINDOW = 64 * 2**10
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # until the server's settings are there
 ATTEMPTS = 20  # of a call that servers refuse, or go away from, before they begin it
 AGAIN_SECONDS = 0.01  # after which the channel begins calls again when one was refused
 REPLAY_BYTES = 2**20  # of a call's messages that are kept, until its answer begins, to be sent again
@@ -314,17 +314,23 @@ class Channel:
                 self._connecting = loop.create_task(self._attempt())
 
     async def _attempt(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, connection = asyncio.get_running_loop(), None
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, connection = await loop.create_connection(self._protocol, self._host, self._port)
+                lost = await connection.settled  # calls wait: the settings say how many streams the server takes
+            if not connection.usable:
+                raise ConnectionError(lost or "the server goes away at once")
             self._connection = connection
             self._connections = {connection, *(c for c in self._connections if not c.closed)}
         except (OSError, ValueError, OverflowError) as e:  # a host or port that is none raises the latter
-            self._why, self._not_before = f"cannot connect: {e or 'timed out'}", loop.time() + self._backoff
+            self._why = f"cannot connect: {str(e) or f'no HTTP/2 settings within {CONNECT_SECONDS:g} s'}"
+            self._not_before = loop.time() + self._backoff
             self._give_up(self._why, Code.UNAVAILABLE)
         finally:
             self._connecting = None
+            if connection is not None and connection is not self._connection:
+                connection.close()
         self._go_on()
 
     def _protocol(self) -> Connection:

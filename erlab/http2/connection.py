@@ -281,7 +281,8 @@ class Connection(asyncio.Protocol):
         self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server takes
         self.starved: dict[Stream, None] = {}  # streams that wait for the connection's window, in order
         self.choked = False  # the system takes no more
-        self._transport: asyncio.Transport | None = None
+        self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # when the server's settings are
+        self._transport: asyncio.Transport | None = None  # known: empty, or why they never will be
         self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server takes
         self._first_unwritten = 1  # number of the first stream of which nothing was given to the system
         self._receivable = LARGEST
@@ -368,6 +369,8 @@ class Connection(asyncio.Protocol):
 
     def _end_streams(self, why: str) -> None:
         self._draining = True
+        if not self.settled.done():
+            self.settled.set_result(why)
         for number, stream in list(self.streams.items()):
             stream.on_lost(why, processed=number < self._first_unwritten)
         self._changed()
@@ -498,6 +501,8 @@ class Connection(asyncio.Protocol):
                     raise Broken(PROTOCOL_ERROR, f"the setting MAX_FRAME_SIZE is {value}")
                 self.frame_size = min(value, _SENT_FRAME_BYTES)
         self._answer(frames.frame(SETTINGS, ACK, 0))
+        if not self.settled.done():
+            self.settled.set_result("")
         self._changed()
 
     def _change_windows(self) -> None:

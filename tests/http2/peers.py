@@ -1,7 +1,8 @@
 """Servers, receivers and bytes that the tests of the HTTP/2 client share."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 
@@ -62,6 +63,20 @@ async def grpc_aio(talk=back, port=0, options=()):
         yield f"127.0.0.1:{port}", server
     finally:
         await server.stop(None)
+
+
+@contextmanager
+def grpc_threaded(talk, options=()):
+    """grpc's server of threads, as `grpc_aio`; `talk` is a generator."""
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0), *options])
+    handler = grpc.stream_stream_rpc_method_handler(talk)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", {"Talk": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", server
+    finally:
+        server.stop(None).wait(60)
 
 
 @asynccontextmanager

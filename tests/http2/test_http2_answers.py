@@ -6,7 +6,7 @@ import grpc
 import pytest
 from peers import METHOD, Heard, Kept, listening
 
-from erlab.http2 import Channel, Failed, frames
+from erlab.http2 import Channel, Failed, client, frames
 from erlab.http2.frames import DATA, END_STREAM, frame, header_frames, message, message_frame, settings
 from erlab.http2.headers import block
 
@@ -159,6 +159,34 @@ def test_a_server_that_does_not_begin_as_one_of_http2_ends_the_call(sends, words
         async def talk(reader, writer):
             writer.write(sends)
             assert (await Heard(reader).until(lambda kind, *_: kind == frames.GOAWAY)) is not None
+
+        async with listening(talk) as address, Channel(address) as channel:
+            with pytest.raises(Failed) as failed:
+                await channel.unary(METHOD, b"", timeout=60)
+            assert failed.value.code is CODE.UNAVAILABLE and words in failed.value.details
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "sends, closes, words",
+    [
+        (b"", True, "the server closed the connection"),
+        (b"", False, "no HTTP/2 settings within 0.2 s"),
+        (settings({})[:5], False, "no HTTP/2 settings within 0.2 s"),
+        (settings({}) + frames.goaway(0, 0, "tired"), False, "goes away at once"),
+    ],
+)
+def test_a_server_that_never_takes_a_call_ends_it(sends, closes, words, monkeypatch):
+    monkeypatch.setattr(client, "CONNECT_SECONDS", 60.0 if closes or "settings" not in words else 0.2)
+
+    async def main():
+        async def talk(reader, writer):
+            await reader.readexactly(len(frames.PREFACE))
+            writer.write(sends)
+            if closes:
+                writer.close()
+            await reader.read()
 
         async with listening(talk) as address, Channel(address) as channel:
             with pytest.raises(Failed) as failed:

@@ -25,8 +25,8 @@ UNAVAILABLE. An answer is checked before it counts as OK: HTTP status 200, conte
 messages, gRPC status 0 in the trailers.
 
 Not here: TLS, proxies, name resolution and load balancing, compressed messages, keepalive pings, a server. Frames
-are RFC 9113's (`frames`, `connection`), header compression is the library hpack's (`headers`), calls are gRPC's
-(`client`). Servers may be faulty: tests/http2/test_rfc9113.py lists what they may do and what becomes of it.
+are RFC 9113's (`frames`, `connection`, `stream`), header compression is the library hpack's (`headers`), calls are
+gRPC's (`client`). Servers may be faulty: tests/http2/test_rfc9113.py lists what they may do and what becomes of it.
 """
 
 from erlab.http2.client import Channel

@@ -5,9 +5,10 @@ from functools import lru_cache
 from typing import Protocol
 
 from erlab.http2 import frames
-from erlab.http2.connection import UNSENT_BYTES, Connection, Stream
+from erlab.http2.connection import Connection
 from erlab.http2.frames import CANCEL, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY, NO_ERROR, REFUSED_STREAM
 from erlab.http2.headers import Code, Failed, Head, Metadata, block, timeout_field
+from erlab.http2.stream import UNSENT_BYTES, Stream
 
 MESSAGE_BYTES = 64 * 2**20
 WINDOW = 64 * 2**10

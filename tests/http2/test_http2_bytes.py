@@ -69,9 +69,10 @@ def test_an_answer_is_the_same_however_it_is_cut(cuts):
     assert ends[0] is None and messages == [[b"hello"] * 3, [], []] and not closed
 
 
+PIECES = [b"\x82", b"\xbe", b"\x40\x01a\x01b", b"\0\x01a\x81\xff", b"\x20", b"\xff"]
 BLOCKS = st.one_of(
     st.binary(max_size=60),
-    st.lists(st.sampled_from([b"\x82", b"\xbe", b"\x40\x01a\x01b", b"\0\x01a\x81\xff", b"\x20", b"\xff"])).map(b"".join),
+    st.lists(st.sampled_from(PIECES)).map(b"".join),
 )
 
 

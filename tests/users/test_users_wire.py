@@ -183,8 +183,8 @@ def raw(*sent, close=True):
             heard = connection.recv(65536)
             for data in sent[:1]:
                 connection.sendall(data)
-            while sent[1:] and METHOD.encode() not in heard:
-                heard += connection.recv(65536)
+            while sent[1:] and METHOD.encode() not in heard and (more := connection.recv(65536)):
+                heard += more
             for data in sent[1:]:
                 connection.sendall(data)
             while not close and connection.recv(65536):

@@ -126,7 +126,8 @@ class Call(Stream):
         if self._resuming is not None:
             self._resuming.cancel()
         self._request = None
-        self._channel.forget(self)
+        if self.connection is None:
+            self._channel.forget(self)
         self.leave()
 
     @property
@@ -142,23 +143,24 @@ class Call(Stream):
 
     def on_head(self, head: Head, ends: int) -> None:
         self._request = None  # the server has begun
-        interim = head.http_status.startswith("1")
+        opens = head.http_status != ""
         if head.malformed:
             self.malformed(head.malformed)
-        elif interim and not ends and not self.answered:
-            pass
-        elif interim or (head.http_status and self.answered):
-            self.malformed(f"the :status {head.http_status} in the last headers")
-        elif not head.http_status and not self.answered:
-            self.malformed("no :status")
-        elif self.answered and not ends:
+        elif opens is self.answered:
+            self.malformed("a :status after the first headers" if opens else "no :status")
+        elif not opens and not ends:
             self.malformed("headers between messages")
+        elif not opens:
+            self._on_trailers(head)
+        elif head.refusal is None and not ends:
+            self.answered, self._left = True, head.length
+        elif head.http_status.startswith("1"):  # an interim response; another follows
+            if ends:
+                self.malformed(f"the :status {head.http_status} in the last headers")
         elif head.refusal and not (ends and head.code not in (None, Code.OK)):
             self.fail(*head.refusal)
-        elif ends:
-            self._on_trailers(head)
         else:
-            self.answered, self._left = True, head.length
+            self._on_trailers(head)
 
     def _on_trailers(self, head: Head) -> None:
         if head.code is None:

@@ -101,12 +101,15 @@ class Call(Stream):
         if self._deadline is not None:
             head += timeout_field(self._deadline - asyncio.get_running_loop().time())
         connection.begin(self, head)
-        last = len(self._request) - 1
-        for index, data in enumerate(self._request):
-            self._send(data, ends=self._half_closed and index == last)
-        if self._half_closed and last < 0:
+        *others, last = self._request or [None]
+        for data in others:
+            self._send(data)
+        if last is not None:
+            self._send(last, self._half_closed)
+        elif self._half_closed:
             self._end()
-        self.wake()
+        if self._waiter is not None:
+            self.wake()
 
     def fail(self, code: Code, details: str, error: int = CANCEL) -> None:
         if not self.over:

@@ -107,8 +107,9 @@ class Connection(asyncio.Protocol):
 
     def forget(self, stream: Stream) -> None:
         """Let go of a stream that is over."""
-        self.starved.pop(stream, None)
         self.streams.pop(stream.number, None)
+        if self.starved:
+            self.starved.pop(stream, None)
         if self._draining and not self.streams:
             self.close()
         self._changed()

@@ -49,9 +49,9 @@ class Stream(ABC):
         self._waiter: asyncio.Future[None] | None = None  # for the server to take more
         self._partial, self._needed = bytearray(), 0  # of messages not yet complete; bytes with which the next one is
         self._left: int | None = None  # bytes of content-length still to come
-        self._unbegin()
+        self._clear()
 
-    def _unbegin(self) -> None:
+    def _clear(self) -> None:
         self.connection: Carrier | None = None
         self.number = 0
         self.sent_all = False  # END_STREAM is sent
@@ -67,13 +67,15 @@ class Stream(ABC):
     def rewind(self) -> None:
         """Leave the connection; the stream can begin anew on this one or another."""
         self.leave()
-        self._unbegin()
+        self._clear()
 
     def leave(self) -> None:
         """Forget what is not sent yet, and let the connection forget the stream."""
-        self._unsent.clear()
-        self._unsent_bytes, self._last = 0, b""
-        self.wake()
+        if self._unsent or self._last:
+            self._unsent.clear()
+            self._unsent_bytes, self._last = 0, b""
+        if self._waiter is not None:
+            self.wake()
         if self.connection is not None:
             self.connection.forget(self)
 

@@ -1,61 +1,23 @@
 """Our client against grpc's server; what users ask of it is in tests/users/test_users_wire.py."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import threading
 
 import grpc
 import pytest
-from peers import until
+from peers import METHOD, Gated, Kept, back, grpc_aio, grpc_threaded, until
 
 from erlab.http2 import Channel, Failed
-from erlab.http2.calls import Kept
 
-METHOD = "/test.Service/Talk"
 CODE = grpc.StatusCode
-
-
-@asynccontextmanager
-async def serving(talk, port=0):
-    """A grpc.aio server whose one method is `talk(requests, context)`, an async generator; yields its address."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.stream_stream_rpc_method_handler(talk)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", {"Talk": handler})])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-
-
-async def back(requests, context):
-    async for data in requests:
-        yield data
 
 
 def run(scenario, talk=back, **options):
     async def main():
-        async with serving(talk) as address, Channel(address, **options) as channel:
+        async with grpc_aio(talk) as (address, _), Channel(address, **options) as channel:
             return await asyncio.wait_for(scenario(channel), 30)
 
     return asyncio.run(main())
-
-
-class Turn:
-    """A receiver that takes nothing while its gate is closed."""
-
-    def __init__(self):
-        self.messages, self.gate = [], asyncio.Event()
-
-    def message(self, data, now):
-        self.messages.append(data)
-
-    @property
-    def paused(self):
-        return not self.gate.is_set()
-
-    async def resumed(self):
-        await self.gate.wait()
 
 
 def test_a_conversation_goes_both_ways_and_ends():
@@ -102,7 +64,7 @@ def test_a_receiver_that_pauses_holds_back_the_server():
                 sent += 1
 
     async def scenario(channel):
-        slow = Turn()
+        slow = Gated()
         call = channel.begin(METHOD, slow, data=b"")
         for _ in range(20):  # others go on
             quick = Kept()
@@ -139,19 +101,6 @@ def test_metadata_goes_as_it_is_given():
     assert ("x-trace", "12") in seen and ("x-data-bin", bytes(range(7))) in seen
 
 
-def test_a_unary_call_has_one_response():
-    async def twice(requests, context):
-        async for data in requests:
-            yield data
-            yield data
-
-    async def scenario(channel):
-        with pytest.raises(Failed, match="INTERNAL: 2 responses"):
-            await channel.unary(METHOD, b"")
-
-    run(scenario, twice)
-
-
 def test_who_stops_waiting_cancels_the_call():
     async def main():
         gone = asyncio.Event()
@@ -161,7 +110,7 @@ def test_who_stops_waiting_cancels_the_call():
             yield b"one"
             await asyncio.Event().wait()
 
-        async with serving(hang) as address, Channel(address) as channel:
+        async with grpc_aio(hang) as (address, _), Channel(address) as channel:
             kept = Kept()
             waiting = asyncio.create_task(channel.begin(METHOD, kept, data=b"").ended())
             await until(lambda: kept.messages)
@@ -176,13 +125,13 @@ def test_who_stops_waiting_cancels_the_call():
 def test_after_a_failed_attempt_calls_fail_at_once_for_a_while():
     async def main():
         loop = asyncio.get_running_loop()
-        async with serving(back) as address:
+        async with grpc_aio(back) as (address, _):
             port = int(address.rpartition(":")[2])
         async with Channel(address, backoff=60) as channel:
             for _ in range(3):
                 with pytest.raises(Failed, match="UNAVAILABLE: cannot connect"):
                     await channel.unary(METHOD, b"")
-            async with serving(back, port):
+            async with grpc_aio(back, port):
                 with pytest.raises(Failed, match="UNAVAILABLE: cannot connect"):
                     await channel.unary(METHOD, b"")
                 clock = loop.time
@@ -211,7 +160,7 @@ def test_a_closed_channel_ends_its_calls():
             yield b"one"
             await asyncio.Event().wait()
 
-        async with serving(hang) as address:
+        async with grpc_aio(hang) as (address, _):
             channel = Channel(address)
             kept = Kept()
             call = channel.begin(METHOD, kept, data=b"")
@@ -219,5 +168,169 @@ def test_a_closed_channel_ends_its_calls():
             await channel.__aexit__()
             with pytest.raises(Failed, match="CANCELLED"):
                 await call.ended()
+
+    asyncio.run(main())
+
+
+def test_where_a_call_waits_to_send_until_there_is_a_connection_it_is_woken_by_its_begin_and_its_end():
+    async def main():
+        async with grpc_aio() as (address, _), Channel(address) as channel:
+            kept = Kept()
+            call, lost = channel.begin(METHOD, kept), channel.begin(METHOD, Kept())
+            for each in (call, lost):
+                each.send(bytes(100_000))
+                assert each.paused and each.connection is None
+            waiting, hopeless = asyncio.create_task(call.resumed()), asyncio.create_task(lost.resumed())
+            await asyncio.sleep(0)
+            assert not waiting.done() and not hopeless.done()
+            lost.cancel()
+            await asyncio.wait_for(hopeless, 60)
+            assert call.connection is None
+            await asyncio.wait_for(waiting, 60)
+            assert call.connection is not None
+            call.half_close()
+            await call.ended()
+            assert kept.messages == [bytes(100_000)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("details", ["", " spaces ", "\n\ttab", "größer \N{SNOWMAN} 100 %", "x" * 5000])
+def test_details_of_a_status_come_as_they_are(details):
+    async def refuse(requests, context):
+        yield b"one"
+        await context.abort(CODE.FAILED_PRECONDITION, details)
+
+    async def scenario(channel):
+        with pytest.raises(Failed) as failed:
+            await channel.unary(METHOD, b"")
+        return failed.value.code, failed.value.details
+
+    assert run(scenario, refuse) == (CODE.FAILED_PRECONDITION, details)
+
+
+def test_the_server_is_told_of_the_time_limit():
+    left = []
+
+    async def look(requests, context):
+        left.append(context.time_remaining())
+        async for data in requests:
+            yield data
+
+    async def scenario(channel):
+        for timeout in (30, 100_000_000, None):
+            await channel.unary(METHOD, b"", timeout=timeout)
+
+    run(scenario, look)
+    assert 0 < left[0] <= 30 and 10**7 < left[1] <= 10**8 and left[2] is None
+
+
+def test_a_restarted_server_gets_the_calls_that_wait_and_the_calls_it_had_are_lost():
+    async def main():
+        async def hang(requests, context):
+            async for data in requests:
+                yield data
+                await asyncio.Event().wait()
+
+        async with grpc_aio(hang) as (address, server):
+            port = int(address.rpartition(":")[2])
+            async with Channel(address) as channel:
+                kept = Kept()
+                lost = channel.begin(METHOD, kept, data=b"one", timeout=60)
+                await until(lambda: kept.messages)
+                await server.stop(None)
+                with pytest.raises(Failed) as failed:
+                    await lost.ended()
+                assert failed.value.code in (CODE.UNAVAILABLE, CODE.CANCELLED)
+                async with grpc_aio(back, port):
+                    got = await asyncio.gather(*(channel.unary(METHOD, b"%d" % i, timeout=60) for i in range(50)))
+                    assert got == [b"%d" % i for i in range(50)]
+                assert kept.messages == [b"one"]
+
+    asyncio.run(main())
+
+
+def test_a_server_that_drains_ends_its_calls_well_and_the_next_server_gets_the_others():
+    """grpc's `stop` says GOAWAY, refuses what comes too late, and lets calls go on for its grace."""
+
+    async def main():
+        go = asyncio.Event()
+
+        async def slow(requests, context):
+            async for data in requests:
+                yield data
+                await go.wait()
+                yield data
+
+        async with grpc_aio(slow) as (address, server):
+            port = int(address.rpartition(":")[2])
+            async with Channel(address) as channel:
+                kept = [Kept() for _ in range(20)]
+                calls = [channel.begin(METHOD, k, data=b"%d" % i, timeout=60) for i, k in enumerate(kept)]
+                await until(lambda: all(k.messages for k in kept))
+                stopping = asyncio.create_task(server.stop(60))
+                first = calls[0].connection
+                await until(lambda: not first.usable)
+                async with grpc_aio(back, port):
+                    assert await channel.unary(METHOD, b"new", timeout=60) == b"new"
+                    go.set()
+                    for call in calls:
+                        await call.ended()
+                    await stopping
+                assert [k.messages for k in kept] == [[b"%d" % i] * 2 for i in range(20)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("sender", ["many", "few"])
+def test_threads_answer_as_tasks_do(sender):
+    """Conversations, a slow receiver, a deadline, a cancelled call, a status, before grpc's server of threads."""
+    gone = threading.Semaphore(0)
+
+    def talk(requests, context):
+        for data in requests:
+            if data == b"hang":
+                context.add_callback(gone.release)
+                yield b"one"
+                gone.acquire()
+                gone.release()
+            elif data == b"fail":
+                context.abort(CODE.OUT_OF_RANGE, "too far")
+            for _ in range(200 if data == b"flood" else 1):
+                yield data * 100
+
+    async def main():
+        count = 40 if sender == "many" else 1
+        with grpc_threaded(talk) as (address, _):
+            async with Channel(address) as channel:
+                got = await asyncio.gather(*(channel.unary(METHOD, b"%d" % i, timeout=60) for i in range(count)))
+                assert got == [b"%d" % i * 100 for i in range(count)]
+                slow = Gated()
+                flood = channel.begin(METHOD, slow, data=b"flood", timeout=60)
+                with pytest.raises(Failed, match="OUT_OF_RANGE: too far"):
+                    await channel.unary(METHOD, b"fail", timeout=60)
+                assert len(slow.messages) * 505 <= channel.window
+                slow.gate.set()
+                await flood.ended()
+                assert slow.messages == [b"flood" * 100] * 200
+                kept = Kept()
+                hang = channel.begin(METHOD, kept, data=b"hang", timeout=60 if sender == "many" else 0.5)
+                await until(lambda: kept.messages or hang.over)
+                if sender == "many":
+                    hang.cancel()
+                with pytest.raises(Failed, match="CANCELLED" if sender == "many" else "DEADLINE_EXCEEDED"):
+                    await hang.ended()
+                assert await asyncio.to_thread(gone.acquire, timeout=60)
+                gone.release()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_refuses_too_many_streams_gets_them_all_in_the_end():
+    async def main():
+        async with grpc_aio(back, options=[("grpc.max_concurrent_streams", 2)]) as (address, _):
+            async with Channel(address) as channel:  # whose first calls begin before it knows
+                got = await asyncio.gather(*(channel.unary(METHOD, b"%d" % i, timeout=60) for i in range(100)))
+                assert got == [b"%d" % i for i in range(100)]
 
     asyncio.run(main())

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from erlab.http2 import frames
 from erlab.http2.frames import frame
+from erlab.http2.headers import block
 from erlab.users.wire import Answer, Channel
 
 METHOD = "/test.Service/Ask"
@@ -175,42 +176,50 @@ def test_a_server_that_comes_back_is_found_again():
 
 @contextmanager
 def raw(*sent, close=True):
-    """A server that says these bytes to the first who asks."""
+    """A server that says the first of these bytes to each connection, and the others to the request on it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
+        def talk(connection):
+            heard = connection.recv(65536)
+            for data in sent[:1]:
+                connection.sendall(data)
+            while sent[1:] and METHOD.encode() not in heard and (more := connection.recv(65536)):
+                heard += more
+            for data in sent[1:]:
+                connection.sendall(data)
+            while not close and connection.recv(65536):
+                pass
+
         def serve():
-            with listener.accept()[0] as connection:
-                heard = b""
-                while METHOD.encode() not in heard:
-                    heard += connection.recv(65536)
-                for data in sent:
-                    connection.sendall(data)
-                if not close:
-                    while connection.recv(65536):
-                        pass
+            with suppress(OSError):  # the listener is closed
+                while True:
+                    with listener.accept()[0] as connection, suppress(ConnectionError):
+                        talk(connection)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield "127.0.0.1:{}".format(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
 
 
 SETTINGS = frame(frames.SETTINGS, 0, 0)
+HEAD = frames.header_frames(1, 0, block([(":status", "200"), ("content-type", "application/grpc")]))
 
 
 @pytest.mark.parametrize(
     "sent, close, code, words",
     [
         ((), True, "UNAVAILABLE", ""),
-        ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), False, "UNAVAILABLE", "does not speak HTTP/2: a frame of 4740180"),
+        ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), False, "UNAVAILABLE", "does not speak HTTP/2: it answered in HTTP/1"),
         ((SETTINGS,), False, "DEADLINE_EXCEEDED", ""),
-        ((SETTINGS, frame(frames.RST_STREAM, 0, 1, bytes((0, 0, 0, 2)))), False, "INTERNAL", "code 2"),
+        ((SETTINGS, frame(frames.RST_STREAM, 0, 1, bytes((0, 0, 0, 2)))), False, "INTERNAL", "INTERNAL_ERROR"),
         ((SETTINGS, frame(frames.GOAWAY, 0, 0, bytes(8) + b"tired")), False, "UNAVAILABLE", "tired"),
         ((SETTINGS, frame(frames.HEADERS, 5, 1, b"\xff\xff\xff\xff")), False, "UNAVAILABLE", "HTTP/2"),
         ((SETTINGS, frame(frames.HEADERS, 4, 1, b"\0\x07:status\x03503")), False, "UNAVAILABLE", "503"),
-        ((SETTINGS, frame(frames.DATA, 1, 1, frames.message(b"x"))), False, "INTERNAL", "without a status"),
-        ((SETTINGS, frame(frames.DATA, 0, 1, b"\1\0\0\0\1x")), False, "UNIMPLEMENTED", "compressed"),
-        ((SETTINGS, frame(frames.DATA, 0, 1, b"\0\x7f\0\0\0")), False, "RESOURCE_EXHAUSTED", "larger"),
+        ((SETTINGS, HEAD + frame(frames.DATA, 1, 1, frames.message(b"x"))), False, "INTERNAL", "without trailers"),
+        ((SETTINGS, HEAD + frame(frames.DATA, 0, 1, b"\1\0\0\0\1x")), False, "INTERNAL", "compressed"),
+        ((SETTINGS, HEAD + frame(frames.DATA, 0, 1, b"\0\x7f\0\0\0")), False, "RESOURCE_EXHAUSTED", "larger"),
     ],
 )
 def test_whatever_a_server_says_the_call_ends(sent, close, code, words):

@@ -24,7 +24,8 @@ class Limits:
     seconds: the longest a request may take. stall_seconds: an expert that leaves a request without a sign of life for
     so long is probed, and has so long to answer the probe; a stream to which it is silent even then has been lost and
     ends, so this should be more than a prompt may take to its first token. message_bytes, header_bytes: the largest
-    request and its headers.
+    request and its headers. header_seconds, idle_seconds: how long an HTTP connection may take to its first request's
+    whole head, and be without a request after an answer. connections: of the HTTP face; more are turned away.
     """
 
     in_flight: int = 1024
@@ -33,12 +34,15 @@ class Limits:
     stall_seconds: float = 10.0
     message_bytes: int = 4 * 2**20
     header_bytes: int = 16 * 2**10
+    header_seconds: float = 10.0
+    idle_seconds: float = 75.0
+    connections: int = 8192
 
     def __post_init__(self):
-        for name in ("in_flight", "message_bytes", "header_bytes"):
+        for name in ("in_flight", "message_bytes", "header_bytes", "connections"):
             require(getattr(self, name) >= 1, name, "Limits", "be at least 1", getattr(self, name))
         require(self.queue >= 0, "queue", "Limits", "be at least 0", self.queue)
-        for name in ("seconds", "stall_seconds"):
+        for name in ("seconds", "stall_seconds", "header_seconds", "idle_seconds"):
             require(getattr(self, name) > 0, name, "Limits", "be more than 0", getattr(self, name))
 
 

@@ -60,7 +60,7 @@ def test_a_plain_completion(served, router):
         answer, words = json.loads(body), prompt.split()
         assert status == 200 and answer["object"] == "text_completion"
         assert answer["choices"] == [{"index": 0, "logprobs": None, "finish_reason": "stop", "text": "".join(words)}]
-        assert answer["usage"] == {"prompt_tokens": None, "completion_tokens": len(words), "total_tokens": None}
+        assert "usage" not in answer
         routing = router.route([prompt])
         assert headers["x-erlab-expert"] == EXPERTS[routing.cluster[0]]
         assert float(headers["x-erlab-margin"]) == pytest.approx(routing.margin[0])

@@ -136,7 +136,7 @@ def _failure(status: int, content: object, silent: str) -> StatusError:
     kept = {key: about.get(key) for key in ("type", "code", "param")}
     kept["type"] = kept["type"] or about.get("error_type")
     shown = status if not server else 502 if status < 500 else 503
-    return StatusError(code, message, server or status in _AGAIN, shown, **kept)
+    return StatusError(code, message, server or status in _AGAIN, shown, kept)
 
 
 def _error(content: dict) -> object:

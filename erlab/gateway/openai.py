@@ -68,15 +68,12 @@ _BEYOND_MESSAGES = ("tool_calls", "function_call", "audio")
 
 
 class StatusError(Refused):
-    """A refusal with an HTTP status and an OpenAI error's `type`, `code` and `param` of its own, where these are given.
+    """A refusal with an HTTP status of its own, as an expert's; `about`: what it has of OpenAI's `type`, `code` and
+    `param`."""
 
-    A gateway hands an expert's error on as one.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, type=None, **about):
+    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, about: dict = {}):
         super().__init__(code, message, again)
-        self.status = status
-        self.about = {"type": type} | about
+        self.status, self.about = status, about
 
 
 def prompt(kind: str, body: dict) -> str:

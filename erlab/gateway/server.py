@@ -36,10 +36,10 @@ class Settings:
     upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
     grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
     system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
-    processes may listen on the same ports. hosts: names by which clients may call the HTTP face, beside loopback's; if
-    none is given, all where it listens on another address than loopback's. generalist: the expert, one of `experts` or another, for the policy
-    "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from `threshold` on (None: the
-    policy's own).
+    processes may listen on the same ports. hosts: names that the HTTP face answers to beside
+    loopback's (none given: any name, unless it listens on loopback). generalist: the expert, one of `experts` or
+    another, for the policy "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from
+    `threshold` on (None: the policy's own).
     """
 
     upstream: str | None

@@ -113,8 +113,7 @@ def test_answers_of_a_real_server(run):
             assert (status, json.loads(body)) == (200, about)
             for kind in ("streamed", "closing"):
                 sink, lines = Kept(), b"".join(b"a%d\n" % i for i in range(20))
-                status, end = await client.post(kind, b"a", sink)
-                assert status == 200 and sink.body == lines and lines.endswith(end) and end.endswith(b"19\n")
+                assert await client.post(kind, b"a", sink) == (200, b"") and sink.body == lines
                 assert await client.post(kind, b"a") == (200, lines)
             sink = Kept()
             assert await client.post("refused", b"later", sink) == (429, b"later") and not sink.pieces

@@ -108,11 +108,11 @@ class _Relayed(_Stream):
 
 
 class _Translated(_Stream):
-    """Has `take` get the texts."""
+    """Has `take` get the texts, an empty one where a whole answer has none."""
 
     def __init__(self, sink: Sink, completion: Completion, take):
         super().__init__(sink, completion)
-        self._take = take
+        self._take, self._taken = take, False
         self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # events may part a surrogate pair
 
     def piece(self, data: bytes) -> None:
@@ -124,9 +124,12 @@ class _Translated(_Stream):
 
     def end(self) -> None:
         self._give("", final=True)
+        if not self._taken:
+            self._take("")
 
     def _give(self, text: str, final: bool = False) -> None:
         if text := self._decoder.decode(text.encode("utf-16-le", "surrogatepass"), final):
+            self._taken = True
             self._take(text)
 
 

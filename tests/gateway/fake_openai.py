@@ -50,7 +50,7 @@ class FakeOpenAI(InThread):
         body = json.loads(await request.read())
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        if self.scripts:
+        if self.scripts and body.get("prompt") != "ping":  # a probe
             return await self._play(request, *self.scripts.pop(0))
         words = (body.get("prompt") or body["messages"][-1]["content"]).split()
         if self.status != 200:

@@ -15,7 +15,8 @@ from fake_triton import COURT, GATES, KITCHEN, FakeTriton, decoded, echo, obedie
 from local import Local
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway.limits import Limits
+from erlab.gateway import openai
+from erlab.gateway.limits import Limits, Refused
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
@@ -243,6 +244,36 @@ def test_openai_servers_as_experts_are_relayed_as_they_are(router):
             assert [e["choices"][0]["delta"]["content"] for e in events(raw)[:-1]] == homes[1].split()
 
 
+@pytest.mark.parametrize(
+    "tensor, datatype, contents, raw, asked",
+    [
+        ("max_tokens", "INT32", {"int_contents": [7]}, None, {"max_tokens": 7}),
+        ("temperature", "FP32", {"fp32_contents": [0.5]}, None, {"temperature": 0.5}),
+        ("random_seed", "UINT64", {"uint64_contents": [2**64 - 1]}, None, {"seed": 2**64 - 1}),
+        ("stop_words", "BYTES", {"bytes_contents": ["é".encode()]}, None, {"stop": ["é"]}),
+        ("stop_words", "BYTES", {}, b"\2\0\0\0\xc3\xa9", {"stop": ["é"]}),
+        ("temperature", "FP32", {"fp32_contents": [float("nan")]}, None, "nan is not finite"),
+        ("temperature", "FP32", {}, b"\0\0\x80\x7f", "inf is not finite"),
+        ("temperature", "FP32", {}, b"\0", "'temperature' tensor"),
+        ("max_tokens", "INT32", {}, b"", "'max_tokens' tensor"),
+        ("stop_words", "BYTES", {}, b"\9\0\0\0x", "'stop_words' tensor"),
+        ("stop_words", "BYTES", {"bytes_contents": [b"\xff"]}, None, "'stop_words' tensor"),
+    ],
+)
+def test_a_kserve_requests_tensors_in_openais_terms(tensor, datatype, contents, raw, asked):
+    request = service_pb2.ModelInferRequest()
+    added = request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
+    for name, values in contents.items():
+        getattr(added.contents, name).extend(values)
+    if raw is not None:
+        request.raw_input_contents.append(raw)
+    if isinstance(asked, dict):
+        assert openai.from_kserve("x", request) == {"prompt": "x", "stream": True} | asked
+    else:
+        with pytest.raises(Refused, match=asked):
+            openai.from_kserve("x", request)
+
+
 @pytest.mark.parametrize("word", ["half", "cut"])
 def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router, word):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
@@ -318,6 +349,36 @@ def test_experts_on_several_triton_servers(router):
             assert len(first.received) == len(second.received) == 1
 
 
+def test_a_tool_conversation_by_the_openai_package(router):
+    openai = pytest.importorskip("openai", reason="the openai package is not installed")
+    tool = {"type": "function", "function": {"name": "salt", "parameters": {}}}
+    messages = [{"role": "user", "content": "salt the pasta"}]
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "salt", "arguments": ""}}
+    deltas = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"g"', ": 3}")]
+    chunk = {"id": "up", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    ends = [*((delta, None) for delta in deltas), ({}, "tool_calls")]
+    chunks = [chunk | {"choices": [{"index": 0, "delta": d, "finish_reason": finish}]} for d, finish in ends]
+    with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
+        stock = openai.OpenAI(base_url=gateway.addresses["http"] + "/v1", api_key="any", max_retries=0)
+        fake.scripts.append((200, "text/event-stream", [f"data: {json.dumps(c)}\n\n".encode() for c in chunks], False))
+        with stock.chat.completions.stream(model="router", messages=messages, tools=[tool]) as merged:
+            message = merged.get_final_completion().choices[0].message
+        assert message.role == "assistant" and message.tool_calls[0].function.arguments == '{"g": 3}'
+        messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": "c", "content": "done"}]
+        body = {"id": "up", "object": "chat.completion", "created": 1, "model": "m"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": "salted"}, "finish_reason": "stop"}
+        fake.scripts.append((200, "application/json", [json.dumps(body | {"choices": [choice]}).encode()], False))
+        answer = stock.chat.completions.create(model="router", messages=messages, tools=[tool])
+        assert answer.choices[0].message.content == "salted" and fake.bodies[-1]["messages"][2]["role"] == "tool"
+        about = {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}
+        fake.scripts.append((400, "application/json", [json.dumps({"error": about}).encode()], False))
+        with pytest.raises(openai.BadRequestError, match="too long") as caught:
+            stock.chat.completions.create(model="router", messages=messages)
+        assert caught.value.code == "context_length_exceeded"
+        assert stock.models.retrieve(f"{fake.base}#m").id == f"{fake.base}#m"
+
+
 def test_the_openai_package_works_unchanged(served):
     openai = pytest.importorskip("openai", reason="the openai package is not installed")
     stock = openai.OpenAI(base_url=served.addresses["http"] + "/v1", api_key="any", max_retries=0)
@@ -334,6 +395,9 @@ def test_the_openai_package_works_unchanged(served):
         assert (choice.message.role, choice.message.content) == ("assistant", "thecourt")
         assert texts == ["the", "court"] and choice.finish_reason == "stop"
     assert stock.models.retrieve("expert_1").id == "expert_1"
+    tool = {"type": "function", "function": {"name": "salt", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError, match="'tools' must be"):
+        stock.chat.completions.create(model="router", messages=messages, tools=[tool])
     with pytest.raises(openai.NotFoundError):
         stock.completions.create(model="nobody", prompt="x")
     with pytest.raises(openai.APIError, match="connection reset"):

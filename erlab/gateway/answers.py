@@ -28,6 +28,7 @@ _CODES = {
 _AGAIN = (408, 429)  # of the client's errors those that another expert may not have
 _OWN_FAULTS = ("invalid_request_error", "BadRequestError", "context_length_exceeded")
 _TITLE = re.compile(r"<title[^>]*>\s*([^<\n]+)", re.IGNORECASE)
+_UNFINISHED = (b'"finish_reason": null', b'"finish_reason":null')  # as servers write it
 _FIELD = re.compile(rb"\s*(data|event|id|retry)?:")  # of an event
 _CHARACTERS = 2_000  # of a server's words that are handed on
 
@@ -55,6 +56,7 @@ class Completion:
         self.done, self.usage = False, {}
         self._expert, self._choices = expert, choices
         self._answered, self._finished = False, set()
+        self._unfinished = _UNFINISHED[0]
 
     def read(self, data: bytes) -> str:
         """The text in one event's data; Refused where that is an error or no JSON."""
@@ -78,18 +80,16 @@ class Completion:
         if failed:
             raise _failure(_status(failed), failed, "An expert sent an error without words")
         self._answered |= bool(text)
+        self._unfinished = next((form for form in _UNFINISHED if form in data), self._unfinished)
         return text
+
+    def goes_on(self, data: bytes) -> bool:
+        """Whether an event's data surely changes nothing that is known, as most of an answer's do: at a glance."""
+        return self._answered and self._unfinished in data
 
     def skim(self, data: bytes) -> None:
         """As `read`, where the text isn't wanted: decodes only an event that may change what is known."""
-        if (
-            not self._answered
-            or b'"error"' in data
-            or b'"choices"' not in data  # as [DONE]
-            or b"finish_reason" in data
-            and b'"finish_reason": null' not in data
-            and b'"finish_reason":null' not in data
-        ):
+        if not self.goes_on(data):
             self.read(data)
 
     def check(self, rest: bytes = b"") -> None:

@@ -22,7 +22,7 @@ class Events:
     """Splits a stream into its events."""
 
     def __init__(self):
-        self._rest = bytearray()  # what is not yet whole
+        self.rest = bytearray()  # what has come of an event that is not whole
         self._begun = self._after_cr = False
 
     def take(self, data: bytes) -> list[bytes]:
@@ -31,10 +31,10 @@ class Events:
         Raises Refused where an event has more than EVENT_BYTES.
         """
         if not self._begun:
-            data = bytes(self._rest) + data
-            self._rest.clear()
+            data = bytes(self.rest) + data
+            self.rest.clear()
             if len(data) < len(_BOM) and _BOM.startswith(data):
-                self._rest += data
+                self.rest += data
                 return []
             data, self._begun = data.removeprefix(_BOM), True
         if self._after_cr and data.startswith(b"\n"):
@@ -42,25 +42,20 @@ class Events:
         self._after_cr = data.endswith(b"\r")
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if not self._rest and data.endswith(b"\n\n"):  # as most reads
+        if not self.rest and data.endswith(b"\n\n"):  # as most reads
             whole = data
         else:
-            searched = max(0, len(self._rest) - 1)
-            self._rest += data
-            end = self._rest.rfind(b"\n\n", searched) + 2
+            searched = max(0, len(self.rest) - 1)
+            self.rest += data
+            end = self.rest.rfind(b"\n\n", searched) + 2
             if end < 2:
-                if len(self._rest) > EVENT_BYTES:
+                if len(self.rest) > EVENT_BYTES:
                     large = f"An expert sent an event of more than {EVENT_BYTES} bytes"
                     raise Refused(grpc.StatusCode.INTERNAL, large, again=True)
                 return []
-            whole = bytes(self._rest[:end])
-            del self._rest[:end]
+            whole = bytes(self.rest[:end])
+            del self.rest[:end]
         return [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
-
-    @property
-    def rest(self) -> bytes:
-        """What has come of an event that is not whole."""
-        return bytes(self._rest)
 
 
 def data(event: bytes) -> bytes:

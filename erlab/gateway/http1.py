@@ -159,26 +159,22 @@ class Connection(asyncio.Protocol):
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             if not self._enough:
-                self._push(data)
+                try:
+                    self._sink.piece(data)
+                except Enough:
+                    self._enough = True
+                except Exception as e:  # whatever it is, it is the caller's
+                    return self._fail(e)
+                if self._sink.paused and not (self._ended or self._enough):
+                    self._transport.pause_reading()
+                    self._wake()
         if self._ended and self._sink is None and self._enough:
             self._expiry.cancel()
             self._leave()
-        elif self._ended or self._enough or self._failure:
+        elif self._ended or self._enough:
             self._wake()
         elif self._overhead > HEAD_BYTES:
             self._fail(Broken(f"more than {HEAD_BYTES} bytes came that are none of the answer"))
-
-    def _push(self, data: bytes) -> None:
-        try:
-            self._sink.piece(data)
-        except Enough:
-            self._enough = True
-        except Exception as e:  # whatever it is, it is the caller's
-            self._fail(e)
-        else:
-            if self._sink.paused and not self._ended:
-                self._transport.pause_reading()
-                self._wake()
 
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:

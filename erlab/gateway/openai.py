@@ -71,9 +71,9 @@ class StatusError(Refused):
     """A refusal with an HTTP status of its own, as an expert's; `about`: what it has of OpenAI's `type`, `code` and
     `param`."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, about: dict = {}):
+    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, about: dict | None = None):
         super().__init__(code, message, again)
-        self.status, self.about = status, about
+        self.status, self.about = status, about or {}
 
 
 def prompt(kind: str, body: dict) -> str:

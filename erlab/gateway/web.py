@@ -153,7 +153,7 @@ class _Face:
 
     async def route(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        text = openai.prompt("chat/completions" if "messages" in body else "completions", body)
+        text = openai.prompt("completions" if body.get("messages") is None else "chat/completions", body)
         row, classify_ns = await self._dispatch.classify(text)
         _, decision = self._dispatch.decide(row)
         told = vars(decision) | {"classify_ns": classify_ns}

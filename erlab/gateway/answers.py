@@ -49,14 +49,15 @@ class Completion:
     """What an event stream has told of its answer so far.
 
     expert: its name. choices: how many of them the answer has. `done`: whether the stream has said that this is all.
-    `usage`: what it told of its usage.
+    `usage`: what it told of its usage. `going_on`: what an event's data has where it surely changes nothing that is
+    known, as most of an answer's: they need no decoding. None until that is known.
     """
 
     def __init__(self, expert: str, choices: int):
         self.done, self.usage = False, {}
         self._expert, self._choices = expert, choices
         self._answered, self._finished = False, set()
-        self._unfinished = _UNFINISHED[0]
+        self.going_on: bytes | None = None
 
     def read(self, data: bytes) -> str:
         """The text in one event's data; Refused where that is an error or no JSON."""
@@ -80,17 +81,9 @@ class Completion:
         if failed:
             raise _failure(_status(failed), failed, "An expert sent an error without words")
         self._answered |= bool(text)
-        self._unfinished = next((form for form in _UNFINISHED if form in data), self._unfinished)
+        if self._answered and self.going_on is None:
+            self.going_on = next((form for form in _UNFINISHED if form in data), None)
         return text
-
-    def goes_on(self, data: bytes) -> bool:
-        """Whether an event's data surely changes nothing that is known, as most of an answer's do: at a glance."""
-        return self._answered and self._unfinished in data
-
-    def skim(self, data: bytes) -> None:
-        """As `read`, where the text isn't wanted: decodes only an event that may change what is known."""
-        if not self.goes_on(data):
-            self.read(data)
 
     def check(self, rest: bytes = b"") -> None:
         """Raise Refused unless the stream, which is over, is a whole answer. rest: what came after its last event."""

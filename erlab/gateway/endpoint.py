@@ -91,14 +91,13 @@ class _Relayed(_Stream):
     def __init__(self, sink: Sink, completion: Completion):
         super().__init__(sink, completion)
         self._begun = False
+        self._going_on: bytes | None = None  # what the next read has if it is one event of an answer that goes on
 
     def piece(self, data: bytes) -> None:
-        # Most reads are one event of an answer that goes on: it costs less to see that than to take it apart.
-        going_on = self.completion.going_on
-        if going_on and going_on in data and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
-            if not self.events.rest:
-                return self._sink.piece(data)
-        whole = []
+        # Most reads are such an event: it costs less to see that than to take it apart.
+        if self._going_on and self._going_on in data and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
+            return self._sink.piece(data)
+        whole, going_on = [], self.completion.going_on
         try:
             for event in self.events.take(data):
                 said = events.data(event)
@@ -110,6 +109,7 @@ class _Relayed(_Stream):
                 if self._begun:
                     whole.append(event)
         finally:
+            self._going_on = None if self.events.rest else self.completion.going_on
             self._sink.piece(b"".join(whole))  # or a sign of life
 
 

@@ -1,7 +1,7 @@
 """Event streams (text/event-stream), in bytes cut anywhere, read as WHATWG's HTML standard says.
 
-Lines end in LF, CR or CRLF; a byte order mark may begin the stream; comments and fields other than `data` carry nothing;
-what no blank line has ended is no event.
+Lines end in LF, CR or CRLF; a byte order mark may begin the stream; comments and fields other than `data` carry
+nothing; what no blank line has ended is no event.
 
 >>> stream = Events()
 >>> stream.take(b"data: one\\r\\rdata: tw"), stream.take(b"o\\n\\n: still here\\n\\n")

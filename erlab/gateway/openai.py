@@ -1,9 +1,9 @@
 """OpenAI's completions in terms of KServe's messages, and the other way round.
 
-The tensors are TensorRT-LLM's (`erlab.triton.client`): a response carries one token's text. What a model doesn't declare
-as an input (say `temperature`) it isn't sent; what no such model can do (say `tools`) is refused by name. Null means
-absent in all of OpenAI's parameters. Answers of a Triton model have no `usage`: nobody here can count the tokens of its
-prompt, and clients add what they find there.
+The tensors are TensorRT-LLM's (`erlab.triton.client`): a response carries one token's text. What a model doesn't
+declare as an input (say `temperature`) it isn't sent; what no such model can do (say `tools`) is refused by name. Null
+means absent in all of OpenAI's parameters. Answers of a Triton model have no `usage`: nobody here can count the tokens
+of its prompt, and clients add what they find there.
 
 >>> prompt("chat/completions", {"messages": [{"role": "user", "content": "What is a watt?"}]})
 'What is a watt?'

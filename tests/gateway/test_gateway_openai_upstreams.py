@@ -160,39 +160,34 @@ def test_an_answer_that_is_none_is_asked_for_once_more_elsewhere(router, fake, s
             assert status in (502, 503) and said in json.loads(raw)["error"]["message"]
 
 
+BAD, OURS = "invalid_request_error", "invalid_argument"
+TOO_LONG = {"message": "too long", "type": BAD, "code": "context_length_exceeded"}
+VLLM = {"object": "error", "message": "no", "type": "BadRequestError", "code": 400}
+LOCATED = {"loc": ["body", "n"], "msg": "too many", "input": "secret"}
+
+
 @pytest.mark.parametrize(
     "status, body, message, kind, code",
     [
-        (
-            400,
-            b'{"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}}',
-            "too long",
-            "invalid_request_error",
-            "context_length_exceeded",
-        ),
-        (400, b'{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}', "no", "BadRequestError", 400),
-        (422, b'{"detail": "Not that"}', "Not that", "invalid_request_error", "invalid_argument"),
-        (
-            422,
-            b'{"detail": [{"loc": ["body", "n"], "msg": "too many", "input": "secret"}]}',
-            "body.n: too many",
-            "invalid_request_error",
-            "invalid_argument",
-        ),
-        (422, b'{"error": "Not that", "error_type": "validation"}', "Not that", "validation", "invalid_argument"),
-        (413, b"Payload too large", "Payload too large", "invalid_request_error", "invalid_argument"),
-        (404, b'{"message": "no such model"}', "no such model", "invalid_request_error", "not_found"),
-        (400, b"<html><head><title>400 Bad Request</title>", "400 Bad Request", "invalid_request_error", "invalid_argument"),
-        (400, b"", "m answered with HTTP status 400", "invalid_request_error", "invalid_argument"),
-        (400, b'{"error": {"code": "x"}}', "m answered with HTTP status 400", "invalid_request_error", "x"),
-        (400, b'{"detail": "\\ud800"}', "?", "invalid_request_error", "invalid_argument"),
-        (429, b'{"error": {"message": "slow down"}}', "slow down", "rate_limit_error", "resource_exhausted"),
-        (401, b'{"error": {"message": "no key", "code": "invalid_api_key"}}', "no key", "invalid_request_error", "invalid_api_key"),
+        (400, {"error": TOO_LONG}, "too long", BAD, "context_length_exceeded"),
+        (400, VLLM, "no", "BadRequestError", 400),
+        (422, {"detail": "Not that"}, "Not that", BAD, OURS),
+        (422, {"detail": [LOCATED]}, "body.n: too many", BAD, OURS),
+        (422, {"error": "Not that", "error_type": "validation"}, "Not that", "validation", OURS),
+        (404, {"message": "no such model"}, "no such model", BAD, "not_found"),
+        (400, {"error": {"code": "x"}}, "m answered with HTTP status 400", BAD, "x"),
+        (400, {"detail": "\ud800"}, "?", BAD, OURS),
+        (429, {"error": {"message": "slow down"}}, "slow down", "rate_limit_error", "resource_exhausted"),
+        (401, {"error": {"message": "no key", "code": "invalid_api_key"}}, "no key", BAD, "invalid_api_key"),
+        (413, "Payload too large", "Payload too large", BAD, OURS),
+        (400, "<html><head><title>400 Bad Request</title>", "400 Bad Request", BAD, OURS),
+        (400, "", "m answered with HTTP status 400", BAD, OURS),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_servers_error_is_handed_on(gateway, fake, streams, status, body, message, kind, code):
-    fake.scripts += [(status, JSON, [body], False)] * 2
+    content = body if isinstance(body, str) else json.dumps(body)
+    fake.scripts += [(status, JSON, [content.encode()], False)] * 2
     got, raw = post(gateway, {"prompt": "one", "stream": streams})
     error = json.loads(raw)["error"]
     assert (got, error["message"], error["type"], error["code"]) == (status, message, kind, code)
@@ -200,12 +195,12 @@ def test_a_servers_error_is_handed_on(gateway, fake, streams, status, body, mess
 
 
 def test_an_error_in_a_streams_first_event_has_its_status(gateway, fake):
-    said = {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}
-    fake.scripts += [(200, STREAM, [f"data: {json.dumps({'error': said})}\n\n".encode()], False)]
+    failed = f"data: {json.dumps({'error': TOO_LONG})}\n\n".encode()
+    fake.scripts += [(200, STREAM, [failed], False)]
     status, raw = post(gateway, {"prompt": "one", "stream": True})
-    assert status == 400 and json.loads(raw)["error"] == said | {"param": None}
-    fake.scripts += [(200, STREAM, [event("one"), f"data: {json.dumps({'error': said})}\n\n".encode()], False)]
-    assert merged(post(gateway, {"prompt": "one", "stream": True})[1])[1] == [said | {"param": None}]
+    assert status == 400 and json.loads(raw)["error"] == TOO_LONG | {"param": None}
+    fake.scripts += [(200, STREAM, [event("one"), failed], False)]
+    assert merged(post(gateway, {"prompt": "one", "stream": True})[1])[1] == [TOO_LONG | {"param": None}]
 
 
 def test_all_choices_of_an_answer_must_have_finished(gateway, fake):

@@ -138,7 +138,7 @@ def test_an_expert_can_be_asked_by_name(served):
         ("/v1/completions", {"model": "router"}, 400, "'prompt' must be a text, a list of texts or"),
         ("/v1/completions", {"prompt": ["a", "b"]}, 400, "'prompt' must be one text for this expert. Got list"),
         ("/v1/completions", b'{"prompt": "\\ud800"}', 400, "surrogate"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "'max_tokens' must be a whole number from 1 to 2147"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "'max_tokens' must be a whole number from 1 to 2"),
         ("/v1/completions", {"prompt": "x", "max_tokens": "9"}, 400, "'max_tokens'"),
         ("/v1/completions", {"prompt": "x", "n": 2}, 400, "'n' must be 1"),
         ("/v1/completions", {"prompt": "x", "stream_options": 3}, 400, "'stream_options'"),
@@ -361,7 +361,8 @@ def test_a_tool_conversation_by_the_openai_package(router):
     chunks = [chunk | {"choices": [{"index": 0, "delta": d, "finish_reason": finish}]} for d, finish in ends]
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         stock = openai.OpenAI(base_url=gateway.addresses["http"] + "/v1", api_key="any", max_retries=0)
-        fake.scripts.append((200, "text/event-stream", [f"data: {json.dumps(c)}\n\n".encode() for c in chunks], False))
+        pieces = [f"data: {json.dumps(c)}\n\n".encode() for c in chunks]
+        fake.scripts.append((200, "text/event-stream", pieces, False))
         with stock.chat.completions.stream(model="router", messages=messages, tools=[tool]) as merged:
             message = merged.get_final_completion().choices[0].message
         assert message.role == "assistant" and message.tool_calls[0].function.arguments == '{"g": 3}'

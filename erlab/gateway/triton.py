@@ -16,7 +16,8 @@ from erlab.triton import client
 
 SERVICE = "/inference.GRPCInferenceService"
 STREAM, INFER = f"{SERVICE}/ModelStreamInfer", f"{SERVICE}/ModelInfer"
-_RESPONSE = 2 << 3 | 2  # in a ModelStreamInferResponse, the tag of its infer_response; the other is error_message
+_RESPONSE = b"\x12"  # in a ModelStreamInferResponse, the tag of its infer_response; the other is error_message
+_SIZE_BYTES = 5  # of a length in protobuf, at most
 _CODE = grpc.StatusCode
 _OWN_FAULT = (_CODE.INVALID_ARGUMENT, _CODE.UNIMPLEMENTED, _CODE.UNAUTHENTICATED, _CODE.PERMISSION_DENIED)
 
@@ -111,15 +112,13 @@ class _Answer:
 
 def _only_response(data: bytes) -> bool:
     """Whether a ModelStreamInferResponse is one infer_response and nothing else; cheaper than decoding it."""
-    if data[:1] != bytes([_RESPONSE]):
+    if not data.startswith(_RESPONSE):
         return False
-    size, at = 0, 1
-    while at < len(data):
-        byte = data[at]
-        size |= (byte & 0x7F) << 7 * (at - 1)
-        at += 1
+    size = 0
+    for place, byte in enumerate(data[1 : 1 + _SIZE_BYTES]):
+        size |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return at + size == len(data)
+            return 2 + place + size == len(data)
     return False
 
 

@@ -10,6 +10,7 @@ from local import Local
 from test_gateway_web import events, post
 from tritonclient.grpc import service_pb2
 
+from erlab.gateway import triton
 from erlab.triton import client
 
 Message = service_pb2.ModelStreamInferResponse
@@ -115,6 +116,13 @@ def test_an_error_after_a_token_ends_the_answer_with_it(sending):
     assert by_grpc(sending) == ("one", "out of memory")
     sending.messages = [raw(b"one"), raw(b"two")[:9] + b"\xff\xff"]
     assert "no answer" in by_grpc(sending)[1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 5_000, 16_383, 16_384, 3_000_000])
+def test_a_message_of_any_size_is_seen_to_be_a_response_alone(size):
+    assert triton._only_response(raw(b"x" * size))
+    for other in (raw(b"x" * size)[:-1], raw(b"x" * size) + LATE_ERROR, b"\x12" + b"\x80" * size, b"\n" + b"x" * size):
+        assert not triton._only_response(other)
 
 
 @pytest.mark.parametrize("failure", [ModelError("out of memory"), None])

@@ -4,11 +4,12 @@
 
 POST /v1/completions (streamed or not, one prompt of text), GET /v1/models, /health and /metrics. It serves a GPU on
 which nothing faster is installed, and stands in for the fast ones where none of them can run. An answer has exactly
-`max_tokens` tokens, and a streamed event holds one of them.
+`max_tokens` tokens, and a streamed event holds one of them; a character of several tokens comes with its last.
 """
 
 import argparse
 import asyncio
+import codecs
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ class _Request:
     prompt: list[int]
     max_tokens: int
     tokens: asyncio.Queue = field(default_factory=asyncio.Queue)  # of texts; then None, or what went wrong
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
 
 class _Stepper:
@@ -56,7 +58,8 @@ class _Stepper:
         try:
             while True:
                 self._take(wait=not (engine.running or engine.waiting))
-                given = [(request, tiny.decode([token]), last) for request, token, last in engine.step()]
+                # A token is a byte, see tiny.decode.
+                given = [(r, r.decoder.decode(bytes([token]), last), last) for r, token, last in engine.step()]
                 self._loop.call_soon_threadsafe(self._hand_over, given)
         except Exception:  # of a GPU that is out of memory, say: a server without its engine must not go on listening
             traceback.print_exc()
@@ -147,12 +150,15 @@ class _Server:
             raise ErlabError("The 'prompt' must be one text.")
         if body.get("model") != self._name:
             raise ErlabError(f"The 'model' must be {self._name}. Got {body.get('model')!r}.")
-        max_tokens = body.get("max_tokens", 16)
-        if not isinstance(max_tokens, int) or max_tokens < 1:
+        max_tokens = 16 if body.get("max_tokens") is None else body["max_tokens"]
+        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise ErlabError(f"'max_tokens' must be a whole number from 1. Got {max_tokens!r}.")
+        stream = body.get("stream")
+        if not (stream is None or isinstance(stream, bool)):
+            raise ErlabError(f"'stream' must be true, false or null. Got {stream!r}.")
         options = body.get("stream_options") or {}
         usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        return _Request(tiny.encode(body["prompt"]), max_tokens), bool(body.get("stream")), usage
+        return _Request(tiny.encode(body["prompt"]), max_tokens), bool(stream), usage
 
     async def models(self, http: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self._name, "object": "model"}]})

@@ -49,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", default=0, type=int, help="0: chosen by the system")
     parser.add_argument("--http-port", type=int, help="where the OpenAI-compatible face listens, if anywhere")
+    parser.add_argument("--hosts", default="", metavar="A,B,...", help="host names its HTTP face answers to")
     parser.add_argument("--workers", default=1, type=int, help="processes that share the ports")
     parser.add_argument("--shared", action="store_true", help="share the ports, as workers do")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end with the process that holds stdin")
@@ -104,6 +105,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         arguments.generalist,
         arguments.strong,
         arguments.threshold,
+        tuple(filter(None, arguments.hosts.split(","))),
     )
 
 

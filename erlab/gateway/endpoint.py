@@ -1,20 +1,20 @@
-"""An expert behind an OpenAI-compatible HTTP server (vLLM, trtllm-serve, NIM): its answers relayed as they are."""
+"""An expert behind an OpenAI-compatible HTTP server (vLLM, trtllm-serve, NIM): its answers relayed as they are.
 
+A client's body goes to it as it came, but for the `model`. Of a stream, whole events are relayed until it has said
+[DONE], and a [DONE] follows when the answer has proved whole.
+"""
+
+import codecs
 import json
 
 import grpc
 
-from erlab.gateway import http1, messages, openai
+from erlab.gateway import events, http1, messages, openai
+from erlab.gateway.answers import Completion, completion, refused
 from erlab.gateway.expert import Headers, Onward, Sink, Unpaused
 from erlab.gateway.limits import Refused
 
 _CODE = grpc.StatusCode
-_CODES = {
-    401: _CODE.PERMISSION_DENIED,
-    403: _CODE.PERMISSION_DENIED,
-    404: _CODE.NOT_FOUND,
-    429: _CODE.RESOURCE_EXHAUSTED,
-}
 
 
 class OpenAIModel:
@@ -24,74 +24,123 @@ class OpenAIModel:
         self._server, self._model = server, model
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
-        if not body.get("stream"):
-            sink.piece(await self._post(kind, body))
-            return
-        if b"[DONE]" not in await self._post(kind, body, sink):
-            raise Refused(_CODE.UNAVAILABLE, f"{self._model} ended its answer too early", again=True)
+        if body.get("stream"):
+            await self._stream(kind, body, _Relayed(sink, Completion(self._model, openai.choices(kind, body))))
+            sink.piece(openai.DONE)
+        else:
+            sink.piece(completion(self._model, await self._post(kind, body)))
 
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
-        answer = _Translated(self._model, request.id, sink)
-        await self.openai("completions", _asked(request), answer)
-        if isinstance(tokens := answer.texts.usage.get("completion_tokens"), int):
+        def respond(text: str) -> None:
+            sink.piece(messages.streamed(openai.text_response(self._model, request.id, text)))
+
+        usage = await self._texts(request, sink, respond)
+        if isinstance(tokens := usage.get("completion_tokens"), int):
             sink.piece(messages.streamed(openai.count_response(self._model, request.id, tokens)))
 
     async def infer(self, request, data: bytes, headers: Headers) -> bytes:
-        whole = _Whole()
-        await self.openai("completions", _asked(request), whole)
-        return openai.text_response(self._model, request.id, "".join(whole.got)).SerializeToString()
+        texts: list[str] = []
+        await self._texts(request, _Quiet(), texts.append)
+        return openai.text_response(self._model, request.id, "".join(texts)).SerializeToString()
 
     async def probe(self) -> None:
         try:
-            await self._post("completions", {"prompt": "ping", "max_tokens": 1})
+            completion(self._model, await self._post("completions", {"prompt": "ping", "max_tokens": 1}))
         except Refused as e:
             if e.again and e.code is not _CODE.RESOURCE_EXHAUSTED:
                 raise  # all other refusals are answers of a server that works
 
+    async def _texts(self, request, sink: Sink, take) -> dict:
+        """Have `take` get the texts of what answers a KServe request; returns the usage."""
+        asked = openai.from_kserve(messages.prompt(request), request) | {"stream_options": {"include_usage": True}}
+        answer = _Translated(sink, Completion(self._model, 1), take)
+        await self._stream("completions", asked, answer)
+        answer.end()
+        return answer.completion.usage
+
+    async def _stream(self, kind: str, body: dict, answer: "_Stream") -> None:
+        await self._post(kind, body, answer)
+        answer.completion.check(bytes(answer.events.rest))
+
     async def _post(self, kind: str, body: dict, sink: Sink | None = None) -> bytes:
-        """The answer, or its end where it goes to `sink`."""
-        content = json.dumps(body | {"model": self._model}).encode()
+        """The answer where it does not go to `sink`."""
+        try:
+            content = json.dumps(body | {"model": self._model}).encode()
+        except RecursionError:
+            raise Refused(_CODE.INVALID_ARGUMENT, "The request's body is nested too deeply.") from None
         try:
             status, answer = await self._server.post(kind, content, sink)
         except http1.Broken as e:
             raise Refused(_CODE.UNAVAILABLE, f"{self._model}: {e}", again=True) from None
         if status != 200:
-            raise self._refused(status, answer)
+            raise refused(self._model, status, answer)
         return answer
 
-    def _refused(self, status: int, answer: bytes) -> Refused:
-        code = _CODES.get(status, _CODE.INVALID_ARGUMENT if status < 500 else _CODE.UNAVAILABLE)
-        try:
-            said = json.loads(answer)
-            message = said["error"]["message"] if "error" in said else said["message"]
-        except (ValueError, KeyError, TypeError):
-            message = f"{self._model} answered with HTTP status {status}"
-        return Refused(code, str(message), again=status in (408, 429) or status >= 500)
 
+class _Stream(Onward):
+    """An event stream on its way to a sink."""
 
-def _asked(request) -> dict:
-    """The body that asks for what a KServe request asks for."""
-    return openai.from_kserve(messages.prompt(request), request) | {"stream_options": {"include_usage": True}}
-
-
-class _Translated(Onward):
-    """An event stream on its way into KServe's responses."""
-
-    def __init__(self, model: str, request_id: str, sink: Sink):
+    def __init__(self, sink: Sink, completion: Completion):
         super().__init__(sink)
-        self._model, self._id, self.texts = model, request_id, openai.Texts()
+        self.completion, self.events = completion, events.Events()
+
+
+class _Relayed(_Stream):
+    """Hands whole events on. The first with data is the first to go, so that a failure before it can be retried."""
+
+    def __init__(self, sink: Sink, completion: Completion):
+        super().__init__(sink, completion)
+        self._begun = False
+        self._going_on: bytes | None = None  # what the next read has if it is one event of an answer that goes on
 
     def piece(self, data: bytes) -> None:
-        for text in self.texts.read(data):
-            self._sink.piece(messages.streamed(openai.text_response(self._model, self._id, text)))
+        # Most reads are such an event: it costs less to see that than to take it apart.
+        if self._going_on and self._going_on in data and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
+            return self._sink.piece(data)
+        whole, going_on = [], self.completion.going_on
+        try:
+            for event in self.events.take(data):
+                said = events.data(event)
+                if not (going_on and going_on in said):
+                    self.completion.read(said)
+                if self.completion.done:
+                    raise http1.Enough
+                self._begun = self._begun or bool(said)
+                if self._begun:
+                    whole.append(event)
+        finally:
+            self._going_on = None if self.events.rest else self.completion.going_on
+            self._sink.piece(b"".join(whole))  # or a sign of life
 
 
-class _Whole(Unpaused):
-    """Keeps the texts of an event stream."""
+class _Translated(_Stream):
+    """Has `take` get the texts, an empty one where a whole answer has none."""
 
-    def __init__(self):
-        self.got: list[str] = []
-        self._texts = openai.Texts()
+    def __init__(self, sink: Sink, completion: Completion, take):
+        super().__init__(sink, completion)
+        self._take, self._taken = take, False
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # events may part a surrogate pair
 
     def piece(self, data: bytes) -> None:
-        self.got += self._texts.read(data)
+        self._sink.piece(b"")
+        for event in self.events.take(data):
+            self._give(self.completion.read(events.data(event)))
+            if self.completion.done:
+                raise http1.Enough
+
+    def end(self) -> None:
+        self._give("", final=True)
+        if not self._taken:
+            self._take("")
+
+    def _give(self, text: str, final: bool = False) -> None:
+        if text := self._decoder.decode(text.encode("utf-16-le", "surrogatepass"), final):
+            self._taken = True
+            self._take(text)
+
+
+class _Quiet(Unpaused):
+    """A Sink of signs of life that nobody waits for."""
+
+    def piece(self, data: bytes) -> None:
+        return

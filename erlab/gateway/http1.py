@@ -15,12 +15,16 @@ from erlab.triton.client import MAX_MESSAGE_BYTES
 
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 15.0  # servers close idle connections too, and a request on its way would meet that
+REST_SECONDS = 1.0  # that a server has to end an answer of which enough has come; then its connection is closed
 HEAD_BYTES = 64 * 2**10
-TAIL_BYTES = 32
 
 
 class Broken(Exception):
     """There is no connection, it ended before the answer did, or what came is not the HTTP that was asked for."""
+
+
+class Enough(Exception):
+    """Raised by a sink that has its answer, whether or not the server has ended it."""
 
 
 class Client:
@@ -39,7 +43,7 @@ class Client:
 
     async def post(self, path: str, content: bytes, sink: Sink | None = None) -> tuple[int, bytes]:
         """Status and body of the answer; Broken where there is none. With a `sink`, a body of status 200 goes there as
-        it comes, and only its last bytes are returned."""
+        it comes until it has Enough, and nothing of it is returned."""
         request = b"%b%b%b%d\r\n\r\n%b" % (self._line, path.encode("ascii"), self._head, len(content), content)
         if self._idle:
             connection, _ = self._idle.popitem()
@@ -77,9 +81,8 @@ class Connection(asyncio.Protocol):
         """Send `request`; its answer, as `Client.post`. Where that is Broken, `heard` tells whether any of it came."""
         self._parser, self._sink = httptools.HttpResponseParser(self), sink
         self._pieces: list[bytes] = []
-        self._tail = b""
         self._status = self._size = self._overhead = 0
-        self._pushes = self._delimited = self._ended = self._lasts = self.heard = False
+        self._pushes = self._delimited = self._ended = self._enough = self._lasts = self.heard = False
         self._failure: Exception | None = None
         self._turn = self._loop.create_future()
         if self._expiry:
@@ -93,22 +96,31 @@ class Connection(asyncio.Protocol):
                 await self._turn
                 if self._failure:
                     raise self._failure
-                if self._ended:
+                if self._ended or self._enough:
                     break
                 self._turn = self._loop.create_future()
                 await sink.resumed()
                 if not self._transport.is_closing():
                     self._transport.resume_reading()
         finally:
-            self._busy, self._sink, self._parser = False, None, None
-            # A server may answer before it has read all of the request; the rest would precede the next one.
-            lasts = self._lasts and not self._transport.is_closing()
-            if self._ended and lasts and not self._transport.get_write_buffer_size():
-                self._expiry = self._loop.call_later(IDLE_SECONDS, self.close)
-                self._idle[self] = None
+            self._sink = None
+            if self._enough and not self._ended and not self._transport.is_closing():
+                self._expiry = self._loop.call_later(REST_SECONDS, self.close)
+                self._transport.resume_reading()
             else:
-                self.close()
-        return self._status, self._tail if self._pushes else b"".join(self._pieces)
+                self._leave()
+        return self._status, b"".join(self._pieces)
+
+    def _leave(self) -> None:
+        """Be idle, after an exchange after which another can follow; else close."""
+        self._busy, self._parser = False, None
+        # A server may answer before it has read all of the request; the rest would precede the next one.
+        lasts = self._lasts and not self._transport.is_closing()
+        if self._ended and lasts and not self._transport.get_write_buffer_size():
+            self._expiry = self._loop.call_later(IDLE_SECONDS, self.close)
+            self._idle[self] = None
+        else:
+            self.close()
 
     def close(self) -> None:
         self._transport.abort()
@@ -146,15 +158,20 @@ class Connection(asyncio.Protocol):
         elif pieces := self._pieces:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
-            self._tail = data if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
-            try:
-                self._sink.piece(data)
-            except Exception as e:  # whatever it is, it is the caller's
-                return self._fail(e)
-            if self._sink.paused and not self._ended:
-                self._transport.pause_reading()
-                self._wake()
-        if self._ended:
+            if not self._enough:
+                try:
+                    self._sink.piece(data)
+                except Enough:
+                    self._enough = True
+                except Exception as e:  # whatever it is, it is the caller's
+                    return self._fail(e)
+                if self._sink.paused and not (self._ended or self._enough):
+                    self._transport.pause_reading()
+                    self._wake()
+        if self._ended and self._sink is None and self._enough:
+            self._expiry.cancel()
+            self._leave()
+        elif self._ended or self._enough:
             self._wake()
         elif self._overhead > HEAD_BYTES:
             self._fail(Broken(f"more than {HEAD_BYTES} bytes came that are none of the answer"))

@@ -1,17 +1,20 @@
 """OpenAI's completions in terms of KServe's messages, and the other way round.
 
-The tensors are TensorRT-LLM's (`erlab.triton.client`): a response carries one token's text, so that counting responses
-counts tokens. What a model doesn't declare as an input (say `temperature`) it isn't sent. A count of prompt tokens is
-known to nobody here, and null.
+The tensors are TensorRT-LLM's (`erlab.triton.client`): a response carries one token's text. What a model doesn't
+declare as an input (say `temperature`) it isn't sent; what no such model can do (say `tools`) is refused by name. Null
+means absent in all of OpenAI's parameters. Answers of a Triton model have no `usage`: nobody here can count the tokens
+of its prompt, and clients add what they find there.
 
 >>> prompt("chat/completions", {"messages": [{"role": "user", "content": "What is a watt?"}]})
 'What is a watt?'
 """
 
+import codecs
 import json
+import math
+import struct
 import time
 import uuid
-from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -23,52 +26,104 @@ from erlab.triton import client
 
 DEFAULT_TOKENS = {"completions": 16, "chat/completions": 256}  # OpenAI's own, and ours where it knows the model's limit
 DONE = b"data: [DONE]\n\n"
-# Of OpenAI's parameters: the tensor's name, its KServe datatype, its numpy type.
-_TENSORS = {
-    "temperature": ("temperature", "FP32", np.float32),
-    "top_p": ("top_p", "FP32", np.float32),
-    "top_k": ("top_k", "INT32", np.int32),
-    "frequency_penalty": ("frequency_penalty", "FP32", np.float32),
-    "presence_penalty": ("presence_penalty", "FP32", np.float32),
-    "seed": ("random_seed", "UINT64", np.uint64),
-}
 _BAD = grpc.StatusCode.INVALID_ARGUMENT
+_REAL, _LARGEST = "a finite number", float(np.finfo(np.float32).max)
+# Of OpenAI's parameters: the tensor's name, its KServe datatype, its numpy type, what it may be.
+_TENSORS = {
+    "temperature": ("temperature", "FP32", np.float32, _REAL),
+    "top_p": ("top_p", "FP32", np.float32, _REAL),
+    "top_k": ("top_k", "INT32", np.int32, f"a whole number from {-(2**31)} to {2**31 - 1}"),
+    "frequency_penalty": ("frequency_penalty", "FP32", np.float32, _REAL),
+    "presence_penalty": ("presence_penalty", "FP32", np.float32, _REAL),
+    "seed": ("random_seed", "UINT64", np.uint64, f"a whole number from 0 to {2**64 - 1}"),
+}
+_TYPED = {"INT32": "int_contents", "FP32": "fp32_contents", "UINT64": "uint64_contents", "BYTES": "bytes_contents"}
+# What changes an answer as no Triton model here can, and the value that asks for nothing, if there is one beside null.
+_BEYOND = {
+    "n": 1,
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+    "logprobs": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "function_call": "none",
+    "modalities": ["text"],
+    "audio": None,
+    "web_search_options": None,
+    "prompt_embeds": None,
+    "prompt_logprobs": None,
+    "structured_outputs": None,
+    "guided_json": None,
+    "guided_regex": None,
+    "guided_choice": None,
+    "guided_grammar": None,
+    "use_beam_search": False,
+}
+_BEYOND_MESSAGES = ("tool_calls", "function_call", "audio")
+
+
+class StatusError(Refused):
+    """A refusal with an HTTP status of its own, as an expert's; `about`: what it has of OpenAI's `type`, `code` and
+    `param`."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, about: dict | None = None):
+        super().__init__(code, message, again)
+        self.status, self.about = status, about or {}
 
 
 def prompt(kind: str, body: dict) -> str:
-    """The text that is classified: the prompt, or what the user said in a chat. Refused where there is none."""
+    """The text that is classified: the prompt or prompts, or what the user said in a chat, else whatever text is there.
+
+    Empty where there is none: prompts may be token ids, messages images. Refused where there can be none.
+    """
     if kind == "completions":
-        text = body.get("prompt")
-        if isinstance(text, list) and len(text) == 1:
-            text = text[0]
-        if not isinstance(text, str):
-            raise Refused(_BAD, f"The 'prompt' must be one text. Got {_short(body.get('prompt'))}.")
-        return _encodable(text)
-    return _encodable("\n".join(text for role, text in _messages(body) if role == "user"))
+        prompts = body.get("prompt")
+        if isinstance(prompts, str):
+            return prompts
+        if not isinstance(prompts, list) or not prompts:
+            allowed = "a text, a list of texts or a list of token ids"
+            raise Refused(_BAD, f"The 'prompt' must be {allowed}. Got {_short(prompts)}.")
+        return "\n".join(text for text in prompts if isinstance(text, str))
+    messages = [message for message in _messages(body) if isinstance(message, dict)]
+    of_user = [message for message in messages if message.get("role") == "user"]
+    return _texts(of_user) or _texts(messages)
+
+
+def choices(kind: str, body: dict) -> int:
+    """How many choices the answer has."""
+    each, prompts = body.get("n"), body.get("prompt")
+    each = each if isinstance(each, int) and each > 1 else 1
+    several = kind == "completions" and isinstance(prompts, list) and not any(isinstance(p, int) for p in prompts)
+    return each * len(prompts) if several else each
 
 
 def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.ModelInferRequest:
     """The request to a model with the `declared` inputs; Refused where `body` asks for what it cannot."""
-    if body.get("n") not in (None, 1):
-        raise Refused(_BAD, f"'n' must be 1 for this expert. Got {_short(body['n'])}.")
-    text = prompt(kind, body)
-    if kind != "completions":
-        said = _messages(body)
-        text = text if len(said) == 1 else "\n".join([f"{r}: {t}" for r, t in said] + ["assistant:"])
-    request = client.request("", _encodable(text), _max_tokens(kind, body))
-    for name, (tensor, datatype, numpy_type) in _TENSORS.items():
-        if body.get(name) is not None and tensor in declared:
-            try:
-                content = numpy_type(body[name]).tobytes()
-            except (TypeError, ValueError, OverflowError):
-                raise Refused(_BAD, f"{name!r} must be a number. Got {_short(body[name])}.") from None
+    for name, nothing in _BEYOND.items():
+        value = body.get(name)
+        if value is not None and (type(value), value) != (type(nothing), nothing):
+            allowed = "absent" if nothing is None else json.dumps(nothing)
+            raise Refused(_BAD, f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
+    request = client.request("", _one_text(kind, body), _max_tokens(kind, body))
+    for name, (tensor, datatype, numpy_type, allowed) in _TENSORS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if not (_is_real(value) if datatype == "FP32" else _is_whole(value, numpy_type)):
+            raise Refused(_BAD, f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
+        if tensor in declared:
             request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
-            request.raw_input_contents.append(content)
-    stop = body.get("stop")
-    if stop and "stop_words" in declared:
-        words = [stop] if isinstance(stop, str) else stop
-        if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-            raise Refused(_BAD, f"'stop' must be text or a list of texts. Got {_short(stop)}.")
+            request.raw_input_contents.append(numpy_type(value).tobytes())
+    stop = body.get("stop") or []
+    words = [stop] if isinstance(stop, str) else stop
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise Refused(_BAD, f"'stop' must be text or a list of texts. Got {_short(stop)}.")
+    if words and "stop_words" in declared:
         request.inputs.add(name="stop_words", datatype="BYTES", shape=[1, len(words)])
         array = np.array([word.encode() for word in words], dtype=object)
         request.raw_input_contents.append(serialize_byte_tensor(array).item())
@@ -77,17 +132,26 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
 
 def from_kserve(text: str, request: service_pb2.ModelInferRequest) -> dict:
     """The body of a streamed completion for a KServe request whose prompt is `text`."""
-    tensors = dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents))
     body = {"prompt": text, "stream": True}
-    names = {"max_tokens": ("max_tokens", np.int32)} | {t: (n, k) for n, (t, _, k) in _TENSORS.items()}
-    try:
-        for tensor, (name, numpy_type) in names.items():
-            if tensor in tensors:
-                body[name] = np.frombuffer(tensors[tensor], numpy_type)[0].item()
-        if "stop_words" in tensors:
-            body["stop"] = [word.decode() for word in deserialize_bytes_tensor(tensors["stop_words"])]
-    except (ValueError, IndexError) as e:
-        raise Refused(_BAD, f"A tensor of the request doesn't hold what it should: {e}.") from None
+    names = {"max_tokens": ("max_tokens", np.int32)} | {t: (n, k) for n, (t, _, k, _) in _TENSORS.items()}
+    for place, tensor in enumerate(request.inputs):
+        if tensor.name not in names and tensor.name != "stop_words":
+            continue
+        try:
+            if place < len(request.raw_input_contents):
+                content = request.raw_input_contents[place]
+                kind = names[tensor.name][1] if tensor.name in names else None
+                values = np.frombuffer(content, kind).tolist() if kind else deserialize_bytes_tensor(content).tolist()
+            else:
+                values = list(getattr(tensor.contents, _TYPED[tensor.datatype]))
+            if tensor.name == "stop_words":
+                body["stop"] = [word.decode() for word in values]
+            elif math.isfinite(values[0]):
+                body[names[tensor.name][0]] = values[0]
+            else:
+                raise ValueError(f"{values[0]} is not finite")
+        except (ValueError, LookupError, TypeError, AttributeError, struct.error) as e:
+            raise Refused(_BAD, f"The {tensor.name!r} tensor doesn't hold what it should: {e}.") from None
     return body
 
 
@@ -100,13 +164,18 @@ class Answer:
         options = body.get("stream_options") or {}
         if not isinstance(options, dict):
             raise Refused(_BAD, f"'stream_options' must be an object. Got {_short(options)}.")
-        self._usage = bool(options.get("include_usage"))
         self._texts: list[str] = []
+        self._tokens = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be in several tokens
         kind = ("chat.completion" + ".chunk" * self._stream) if self._chat else "text_completion"
         prefix = "chatcmpl-" if self._chat else "cmpl-"
         self._head = {"id": prefix + uuid.uuid4().hex, "object": kind}
         self._head |= {"created": int(time.time()), "model": body.get("model")}
-        # An event is built around its text once, not a text at a time.
+        self._role = {"role": "assistant"}  # in the first event only: clients join what deltas say
+        self._frame()
+
+    def _frame(self) -> None:
+        """Build an event around its text once, not a text at a time."""
         marker = "\0"
         whole = json.dumps(self._head | {"choices": [self._choice(marker, None)]})
         self._before, self._after = (f"data: {whole}\n\n").split(json.dumps(marker))
@@ -115,42 +184,55 @@ class Answer:
         choice = {"index": 0, "logprobs": None, "finish_reason": finish}
         if not self._chat:
             return choice | {"text": text or ""}
-        if self._stream:
-            return choice | {"delta": {} if text is None else {"role": "assistant", "content": text}}
-        return choice | {"message": {"role": "assistant", "content": text}}
+        if not self._stream:
+            return choice | {"message": {"role": "assistant", "content": text}}
+        return choice | {"delta": self._role if text is None else self._role | {"content": text}}
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, content: bytes) -> bytes:
+        """Take the bytes of one token's text."""
+        if not content:
+            return b""
+        self._tokens += 1
+        return self._said(self._decoder.decode(content))
+
+    def _said(self, text: str) -> bytes:
         if not text:
             return b""
-        self._texts.append(text)
-        return f"{self._before}{json.dumps(text)}{self._after}".encode() if self._stream else b""
+        if not self._stream:
+            self._texts.append(text)
+            return b""
+        event = f"{self._before}{json.dumps(text)}{self._after}".encode()
+        if self._role:
+            self._role = {}
+            self._frame()
+        return event
 
     def end(self) -> bytes:
-        tokens = len(self._texts)
-        finish = "length" if tokens >= self._limit else "stop"
-        usage = {"prompt_tokens": None, "completion_tokens": tokens, "total_tokens": None}
+        finish = "length" if self._tokens >= self._limit else "stop"
+        rest = self._said(self._decoder.decode(b"", final=True))
         if not self._stream:
-            choices = [self._choice("".join(self._texts), finish)]
-            return json.dumps(self._head | {"choices": choices, "usage": usage}).encode()
-        last = _event(self._head | {"choices": [self._choice(None, finish)]})
-        if self._usage:
-            last += _event(self._head | {"choices": [], "usage": usage})
-        return last + DONE
+            return json.dumps(self._head | {"choices": [self._choice("".join(self._texts), finish)]}).encode()
+        return rest + _event(self._head | {"choices": [self._choice(None, finish)]}) + DONE
 
 
-def error(code: grpc.StatusCode, message: str) -> dict:
+def error(refused: Refused) -> dict:
     """An error in OpenAI's shape."""
-    kind = _KINDS.get(code, "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code.name.lower()}}
+    about = {"type": None, "param": None, "code": None}
+    if isinstance(refused, StatusError):
+        about |= refused.about
+    about["type"] = about["type"] or _KINDS.get(refused.code, "server_error")
+    about["code"] = about["code"] or refused.code.name.lower()
+    return {"error": {"message": str(refused)} | about}
 
 
-def error_event(code: grpc.StatusCode, message: str) -> bytes:
-    return _event(error(code, message))
+def error_event(refused: Refused) -> bytes:
+    return _event(error(refused))
 
 
 _KINDS = {
     _BAD: "invalid_request_error",
     grpc.StatusCode.NOT_FOUND: "invalid_request_error",
+    grpc.StatusCode.PERMISSION_DENIED: "invalid_request_error",
     grpc.StatusCode.UNAUTHENTICATED: "authentication_error",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "rate_limit_error",
 }
@@ -158,35 +240,6 @@ _KINDS = {
 
 def _event(content: dict) -> bytes:
     return f"data: {json.dumps(content)}\n\n".encode()
-
-
-class Texts:
-    """Reads the texts of a completion's event stream; `usage` is what it has told of its usage."""
-
-    def __init__(self):
-        self.usage: dict = {}
-        self._rest = b""
-
-    def read(self, piece: bytes) -> Iterator[str]:
-        """The texts that have become whole with the stream's next piece; Refused where it holds an error or no JSON."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip()
-            if not line.startswith(b"data:") or data == b"[DONE]":
-                continue
-            try:
-                event = json.loads(data)
-                text = "".join(choice.get("text") or "" for choice in event.get("choices", ()))
-                failed = event.get("error")
-                self.usage.update(event.get("usage") or {})
-            except (ValueError, AttributeError, TypeError):
-                broken = "An expert sent an event that is no completion"
-                raise Refused(grpc.StatusCode.INTERNAL, broken, again=True) from None
-            if failed:
-                message = failed.get("message") if isinstance(failed, dict) else failed
-                raise Refused(grpc.StatusCode.UNKNOWN, str(message), again=True)
-            if text:
-                yield text
 
 
 def text_response(model: str, request_id: str, text: str) -> service_pb2.ModelInferResponse:
@@ -205,41 +258,72 @@ def count_response(model: str, request_id: str, tokens: int) -> service_pb2.Mode
     return response
 
 
-def _messages(body: dict) -> list[tuple[str, str]]:
-    """A chat's (role, text) pairs."""
+def _messages(body: dict) -> list:
+    """A chat's messages, whatever is in them."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise Refused(_BAD, f"'messages' must be a list of messages. Got {_short(messages)}.")
-    pairs = []
+    return messages
+
+
+def _texts(messages: list[dict]) -> str:
+    """The texts in messages, each on a line."""
+    texts = []
     for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
-        if not (isinstance(role, str) and isinstance(content, str)):
-            raise Refused(_BAD, "Each of the 'messages' must have a 'role' and a 'content' of text.")
-        pairs.append((role, content))
-    return pairs
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        parts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        texts.append("".join(part for part in parts if isinstance(part, str)))
+    return "\n".join(filter(None, texts))
+
+
+def _one_text(kind: str, body: dict) -> str:
+    """All that a model without a chat template gets; Refused where it is more than text."""
+    if kind == "completions":
+        prompts = body.get("prompt")
+        prompts = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
+        if not isinstance(prompts, str):
+            raise Refused(_BAD, f"The 'prompt' must be one text for this expert. Got {_short(body.get('prompt'))}.")
+        return prompts
+    pairs = []
+    for message in _messages(body):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise Refused(_BAD, "Each of the 'messages' must be an object with a 'role'.")
+        for name in _BEYOND_MESSAGES:
+            if message.get(name):
+                raise Refused(_BAD, f"'messages' must have no {name!r} for this expert. Got {_short(message[name])}.")
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
+            known = isinstance(part, dict) and part.get("type", "text") == "text"
+            if not known or not isinstance(part.get("text"), str):
+                got = part.get("type") if isinstance(part, dict) and not known else _short(content)
+                raise Refused(_BAD, f"'messages' must have a 'content' of text for this expert. Got {str(got)[:40]}.")
+        pairs.append((message["role"], "".join(part["text"] for part in parts)))
+    if len(pairs) == 1:
+        return pairs[0][1]
+    return "\n".join([f"{role}: {text}" for role, text in pairs] + ["assistant:"])
 
 
 def _max_tokens(kind: str, body: dict) -> int:
-    asked = body.get("max_completion_tokens", body.get("max_tokens"))
+    name = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    asked = body.get(name)
     if asked is None:
         return DEFAULT_TOKENS[kind]
     if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked < 2**31:
-        raise Refused(_BAD, f"'max_tokens' must be a whole number from 1. Got {_short(asked)}.")
+        raise Refused(_BAD, f"{name!r} must be a whole number from 1 to {2**31 - 1}. Got {_short(asked)}.")
     return asked
 
 
-def _encodable(text: str) -> str:
-    """The text if it is one: JSON can hold half of a surrogate pair, which is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Refused(_BAD, "The prompt must be text. Got half of a surrogate pair.") from None
-    return text
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _is_whole(value: object, numpy_type: type) -> bool:
+    bounds = np.iinfo(numpy_type)
+    return isinstance(value, int) and not isinstance(value, bool) and int(bounds.min) <= value <= int(bounds.max)
 
 
 def _short(value: object) -> str:
     """What came, without what it says: a prompt has no place in an error message."""
-    return type(value).__name__ if isinstance(value, list | dict | str) else repr(value)
+    return type(value).__name__ if isinstance(value, list | dict | str) else repr(value)[:40]

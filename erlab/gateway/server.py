@@ -20,7 +20,7 @@ from erlab.gateway.limits import DRAIN_SECONDS, Limits
 from erlab.gateway.metrics import Metrics
 from erlab.gateway.service import Service
 from erlab.gateway.upstreams import Upstreams
-from erlab.gateway.web import application
+from erlab.gateway.web import Site, application, hosts_answered
 from erlab.routing import CompiledRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
@@ -36,9 +36,10 @@ class Settings:
     upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
     grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
     system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
-    processes may listen on the same ports. generalist: the expert, one of `experts` or another, for the policy
-    "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from `threshold` on (None: the
-    policy's own).
+    processes may listen on the same ports. hosts: names that the HTTP face answers to beside
+    loopback's (none given: any name, unless it listens on loopback). generalist: the expert, one of `experts` or
+    another, for the policy "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from
+    `threshold` on (None: the policy's own).
     """
 
     upstream: str | None
@@ -53,6 +54,7 @@ class Settings:
     generalist: str | None = None
     strong: str | None = None
     threshold: float | None = None
+    hosts: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -75,10 +77,11 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
         metrics = Metrics(experts)
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
         runner = web.AppRunner(
-            application(dispatch, limits, settings.key),
+            application(dispatch, limits, settings.key, hosts_answered(settings.host, settings.hosts)),
             handler_cancellation=True,  # a client that leaves cancels what it asked for
             access_log=None,
             logger=_logger,
+            keepalive_timeout=limits.idle_seconds,
             max_field_size=limits.header_bytes,
             shutdown_timeout=DRAIN_SECONDS,
         )
@@ -133,7 +136,7 @@ async def listen(door: Door, settings: Settings) -> str:
 async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
     host, port = settings.host, settings.http_port
     try:
-        await web.TCPSite(runner, host, port, backlog=1024, reuse_port=settings.shared).start()
+        await Site(runner, settings.limits, host, port, settings.shared).start()
     except OSError as e:
         raise cannot_listen(host, port, e) from None
     return f"http://{host}:{runner.addresses[0][1]}"

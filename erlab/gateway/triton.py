@@ -9,13 +9,15 @@ from tritonclient.grpc import service_pb2
 
 from erlab import http2
 from erlab.gateway import messages, openai
+from erlab.gateway.answers import whole
 from erlab.gateway.expert import NO_HEADERS, Headers, Onward, Sink, Unpaused
 from erlab.gateway.limits import Refused
 from erlab.triton import client
 
 SERVICE = "/inference.GRPCInferenceService"
 STREAM, INFER = f"{SERVICE}/ModelStreamInfer", f"{SERVICE}/ModelInfer"
-_ERROR = b"\n"  # how a ModelStreamInferResponse with an error_message begins: field 1, a string
+_RESPONSE = b"\x12"  # in a ModelStreamInferResponse, the tag of its infer_response; the other is error_message
+_SIZE_BYTES = 5  # of a length in protobuf, at most
 _CODE = grpc.StatusCode
 _OWN_FAULT = (_CODE.INVALID_ARGUMENT, _CODE.UNIMPLEMENTED, _CODE.UNAUTHENTICATED, _CODE.PERMISSION_DENIED)
 
@@ -37,9 +39,15 @@ class TritonModel:
             await answer.call.ended()
         except http2.Failed as e:
             raise answer.stopped or self._refused(e) from None
+        whole(self._model, answer.answered)
 
     async def infer(self, request, data: bytes, headers: Headers) -> bytes:
-        return await self._unary(INFER, data + self._rename, headers)
+        answer = await self._unary(INFER, data + self._rename, headers)
+        try:
+            whole(self._model, client.answers(service_pb2.ModelInferResponse.FromString(answer)))
+        except DecodeError:
+            raise _no_answer() from None
+        return answer
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
         request = openai.to_kserve(kind, body, await self._declared())
@@ -75,19 +83,22 @@ class TritonModel:
 
 
 class _Answer:
-    """Takes a call's responses to a sink, until one is an error or the sink wants no more: that is why it `stopped`."""
+    """Takes a call's responses to a sink, until one is an error or the sink wants no more: that is why it `stopped`.
+    `answered`: whether one carried a text."""
 
     def __init__(self, sink: Sink):
-        self._sink, self.stopped = sink, None
+        self._sink, self.stopped, self.answered = sink, None, False
 
     def message(self, data: bytes, now: int) -> None:
         try:
-            if data.startswith(_ERROR):
-                message = service_pb2.ModelStreamInferResponse.FromString(data).error_message
-                raise Refused(_CODE.UNKNOWN, message, again=True)
+            if not self.answered or not _only_response(data):
+                message = service_pb2.ModelStreamInferResponse.FromString(data)
+                if message.error_message:
+                    raise Refused(_CODE.UNKNOWN, message.error_message, again=True)
+                self.answered = self.answered or client.answers(message.infer_response)
             self._sink.piece(data)
         except (DecodeError, struct.error):
-            self._stop(Refused(_CODE.INTERNAL, "An expert sent a message that is no answer", again=True))
+            self._stop(_no_answer())
         except Exception as e:
             self._stop(e)
 
@@ -104,6 +115,22 @@ class _Answer:
         await self._sink.resumed()
 
 
+def _only_response(data: bytes) -> bool:
+    """Whether a ModelStreamInferResponse is one infer_response and nothing else; cheaper than decoding it."""
+    if not data.startswith(_RESPONSE):
+        return False
+    size = 0
+    for place, byte in enumerate(data[1 : 1 + _SIZE_BYTES]):
+        size |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return 2 + place + size == len(data)
+    return False
+
+
+def _no_answer() -> Refused:
+    return Refused(_CODE.INTERNAL, "An expert sent a message that is no answer", again=True)
+
+
 class _Translated(Onward):
     """KServe's responses on their way into OpenAI's form."""
 
@@ -113,7 +140,7 @@ class _Translated(Onward):
 
     def piece(self, data: bytes) -> None:
         response = service_pb2.ModelStreamInferResponse.FromString(data).infer_response
-        self._sink.piece(self._answer.piece(client.text(response)))
+        self._sink.piece(self._answer.piece(client.content(response)))
 
 
 class _Answered(Exception):

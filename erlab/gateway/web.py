@@ -2,20 +2,25 @@
 
     POST /v1/completions, /v1/chat/completions   an expert's name as `model` asks that one, without a decision
     POST /route                                  the decision alone, for a `prompt` or `messages`
-    GET  /v1/models, /health, /metrics
+    GET  /v1/models, /v1/models/NAME, /health, /metrics
 
 An answer's headers tell its decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and where time
 went before the expert was asked (`x-erlab-classify-ns`, `-queue-ns`).
+
+A page in a browser must not reach it by a name of its own that leads here, nor by a form: a POST's content must be
+application/json, and on loopback only loopback's names, and those that were given, are answered.
 """
 
 import asyncio
 import hmac
 import json
 import math
+import re
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 
 import grpc
 from aiohttp import HttpVersion11, web
@@ -23,6 +28,7 @@ from aiohttp import HttpVersion11, web
 from erlab.gateway import openai
 from erlab.gateway.dispatch import Dispatcher, Routed
 from erlab.gateway.limits import Limits, Refused
+from erlab.gateway.openai import StatusError
 
 ROUTER = "router"
 _BODY_SECONDS = 30.0  # the longest a client may take to send a request
@@ -39,21 +45,80 @@ _STATUS = {
 }
 
 
-def application(dispatch: Dispatcher, limits: Limits, key: str | None = None) -> web.Application:
-    """The face as an aiohttp application; `key`: what clients must bring as a bearer token (not for /health)."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+_SILENT = web.AppKey("silent", dict)  # connections without a request yet, and the timers that end them
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: %b\r\n\r\n"
+
+
+def application(
+    dispatch: Dispatcher, limits: Limits, key: str | None = None, hosts: frozenset[str] | None = None
+) -> web.Application:
+    """The face as an aiohttp application.
+
+    key: what clients must bring as a bearer token (not for /health). hosts: the host names, without ports, that are
+    answered beside loopback's; None: all.
+    """
     face = _Face(dispatch, limits)
-    app = web.Application(client_max_size=limits.message_bytes, middlewares=[_guard(key)])
+    app = web.Application(client_max_size=limits.message_bytes, middlewares=[_guard(key, hosts)])
+    app[_SILENT] = {}
     app.add_routes(
         [
             web.post("/v1/completions", partial(face.complete, "completions")),
             web.post("/v1/chat/completions", partial(face.complete, "chat/completions")),
             web.post("/route", face.route),
             web.get("/v1/models", face.models),
+            web.get("/v1/models/{name:.+}", face.model),
             web.get("/health", face.health),
             web.get("/metrics", face.metrics),
         ]
     )
     return app
+
+
+def hosts_answered(host: str, given: tuple[str, ...]) -> frozenset[str] | None:
+    """What `application` takes as `hosts` where it listens on `host` and the host names `given` are to be answered."""
+    return frozenset(name.lower() for name in given) if given or _is_loopback(host) else None
+
+
+class Site(web.BaseSite):
+    """Where an application of this module listens, within `limits`: connections beyond their number are turned away,
+    and those that send no head of a request in time are closed."""
+
+    def __init__(self, runner: web.AppRunner, limits: Limits, host: str, port: int, shared: bool):
+        super().__init__(runner, backlog=1024)
+        self._limits, self._at, self._shared = limits, (host, port), shared
+        self._silent = runner.app[_SILENT]
+
+    @property
+    def name(self) -> str:
+        return "http://{}:{}".format(*self._at)
+
+    async def start(self) -> None:
+        await super().start()
+        create = asyncio.get_running_loop().create_server
+        self._server = await create(self._connection, *self._at, backlog=self._backlog, reuse_port=self._shared)
+
+    def _connection(self) -> asyncio.Protocol:
+        server = self._runner.server
+        if len(server.connections) >= self._limits.connections:
+            return _Full()
+        connection = server()
+        timer = asyncio.get_running_loop().call_later(self._limits.header_seconds, self._end, connection)
+        self._silent[connection] = timer
+        return connection
+
+    def _end(self, connection: web.RequestHandler) -> None:
+        del self._silent[connection]
+        connection.force_close()
+
+
+class _Full(asyncio.Protocol):
+    """A connection that is turned away."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        transport.write(_FULL % _RETRY_SECONDS.encode())
+        transport.close()
 
 
 class _Face:
@@ -64,11 +129,16 @@ class _Face:
 
     async def complete(self, kind: str, request: web.Request) -> web.StreamResponse:
         body = await _body(request)
-        model, text = body.get("model", ROUTER), openai.prompt(kind, body)
+        if body.get("model") is None:
+            body["model"] = ROUTER
+        model, stream, text = body["model"], body.get("stream"), openai.prompt(kind, body)
         expert = self._named.get(model) if isinstance(model, str) else None
         if model != ROUTER and expert is None:
-            raise Refused(_CODE.NOT_FOUND, "The 'model' must be 'router' or an expert, see /v1/models.")
-        reply = _Reply(request, bool(body.get("stream")))
+            raise _unknown("The 'model'")
+        if not (stream is None or isinstance(stream, bool)):
+            got = json.dumps(stream)[:40]
+            raise Refused(_CODE.INVALID_ARGUMENT, f"'stream' must be true, false or null. Got {got}.")
+        reply = _Reply(request, bool(stream))
         try:
             if expert is None:
                 await self._dispatch.run(text, lambda chosen, sink: chosen.upstream.openai(kind, body, sink), reply)
@@ -78,12 +148,12 @@ class _Face:
         except Refused as e:
             if not reply.response.prepared:
                 raise
-            reply.piece(openai.error_event(e.code, str(e)), None)
+            reply.piece(openai.error_event(e), None)
         return reply.response
 
     async def route(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        text = openai.prompt("chat/completions" if "messages" in body else "completions", body)
+        text = openai.prompt("completions" if body.get("messages") is None else "chat/completions", body)
         row, classify_ns = await self._dispatch.classify(text)
         _, decision = self._dispatch.decide(row)
         told = vars(decision) | {"classify_ns": classify_ns}
@@ -92,8 +162,16 @@ class _Face:
         return web.json_response(told)
 
     async def models(self, request: web.Request) -> web.Response:
-        about = {"object": "model", "created": self._started, "owned_by": "erlab"}
-        return web.json_response({"object": "list", "data": [{"id": name} | about for name in (ROUTER, *self._named)]})
+        return web.json_response({"object": "list", "data": [self._about(name) for name in (ROUTER, *self._named)]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name != ROUTER and name not in self._named:
+            raise _unknown("A model's name")
+        return web.json_response(self._about(name))
+
+    def _about(self, name: str) -> dict:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "erlab"}
 
     async def health(self, request: web.Request) -> web.Response:
         up = {name: expert.up for name, expert in self._named.items()}
@@ -163,12 +241,21 @@ def _headers(routed: Routed) -> dict[str, str]:
     return {f"x-erlab-{name}": str(value) for name, value in told.items()}
 
 
+def _unknown(what: str) -> Refused:
+    return Refused(_CODE.NOT_FOUND, f"{what} must be 'router' or an expert, see /v1/models.")
+
+
 async def _body(request: web.Request) -> dict:
+    if request.content_type != "application/json":
+        raise StatusError(_CODE.INVALID_ARGUMENT, "The request's Content-Type must be application/json.", False, 415)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            body = json.loads(await request.read())
+            text = (await request.read()).decode("utf-8-sig")
+        body = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        if isinstance(body, dict) and _SURROGATE.search(text):
+            _check_text(body)
     except (ValueError, RecursionError, web.RequestPayloadError):
-        raise Refused(_CODE.INVALID_ARGUMENT, "The request's body must be JSON.") from None
+        raise Refused(_CODE.INVALID_ARGUMENT, "The request's body must be JSON, with finite numbers.") from None
     except TimeoutError:
         late = f"The request's body did not come within {_BODY_SECONDS:g} s."
         raise Refused(_CODE.DEADLINE_EXCEEDED, late) from None
@@ -177,27 +264,66 @@ async def _body(request: web.Request) -> dict:
     return body
 
 
-def _guard(key: str | None):
-    """A middleware that asks for the key and says every error in OpenAI's shape."""
+def _finite(text: str) -> float:
+    """A number of a JSON document; ValueError where it is none that JSON can write again."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def _check_text(body: dict) -> None:
+    """Refuse half of a surrogate pair, which an escape in JSON can hold and no text can."""
+    for item in body.items():
+        try:
+            json.dumps(item, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            lone = f"{item[0][:40]!a} must be text. Got half of a surrogate pair."
+            raise Refused(_CODE.INVALID_ARGUMENT, lone) from None
+
+
+def _guard(key: str | None, hosts: frozenset[str] | None):
+    """A middleware that looks at the host that is asked for, asks for the key, and says every error in OpenAI's
+    shape."""
 
     @web.middleware
     async def guard(request: web.Request, handler) -> web.StreamResponse:
+        if timer := request.app[_SILENT].pop(request.protocol, None):
+            timer.cancel()
         try:
+            if hosts is not None:
+                _check_hosts(request.headers.getall("Host", ()), hosts)
             if key and request.path != "/health":
                 came = request.headers.get("Authorization", "").encode(errors="replace")
                 if not hmac.compare_digest(came, f"Bearer {key}".encode()):
                     raise Refused(_CODE.UNAUTHENTICATED, "This gateway asks for its key: 'Authorization: Bearer KEY'.")
             return await handler(request)
         except Refused as e:
-            status = _STATUS.get(e.code, 502)
+            status = e.status if isinstance(e, StatusError) else _STATUS.get(e.code, 502)
             headers = {"Retry-After": _RETRY_SECONDS} if status in (429, 503) else {}
             if e.routed:
                 headers |= _headers(e.routed)
-            return web.json_response(openai.error(e.code, str(e)), status=status, headers=headers)
+            return web.json_response(openai.error(e), status=status, headers=headers)
         except web.HTTPException as e:
             code = _CODE.NOT_FOUND if e.status in (404, 405) else _CODE.INVALID_ARGUMENT
-            content = openai.error(code, f"{request.method} {request.path}: {e.reason}.")
+            content = openai.error(Refused(code, f"{request.method} {request.path}: {e.reason}."))
             kept = {"Allow": e.headers["Allow"]} if "Allow" in e.headers else None
             return web.json_response(content, status=e.status, headers=kept)
 
     return guard
+
+
+def _check_hosts(asked: list[str], hosts: frozenset[str]) -> None:
+    """Refuse a request for another host than loopback's and `hosts`. No browser leaves it out, so none is fine."""
+    for host in asked:
+        match = _HOST.fullmatch(host.lower())
+        if not match or not (match[1] in hosts or _is_loopback(match[1])):
+            got = ascii(host[:80])
+            raise Refused(_CODE.PERMISSION_DENIED, f"The Host must be loopback's or one of --hosts. Got {got}.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

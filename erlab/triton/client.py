@@ -1,14 +1,17 @@
 """What gateway, users and probes share: a text request's message, the text in a response, and a channel's options.
 
 KServe v2 over gRPC, with the tensors of TensorRT-LLM's ensemble: ``text_input`` BYTES (1, 1), ``max_tokens`` INT32
-(1, 1) and ``stream`` BOOL (1, 1) in, ``text_output`` BYTES out.
+(1, 1) and ``stream`` BOOL (1, 1) in, ``text_output`` BYTES out, in raw or in typed contents. A character's bytes may
+come in several responses: who joins responses joins their `content`, or decodes it incrementally.
 
 >>> message = request("expert_0", "What is a watt?", 16)
 >>> message.model_name, [tensor.name for tensor in message.inputs]
 ('expert_0', ['text_input', 'max_tokens', 'stream'])
 """
 
+import codecs
 import re
+import struct
 from collections.abc import Iterator
 
 import grpc
@@ -52,19 +55,36 @@ def request(
     return message
 
 
-def text(response: service_pb2.ModelInferResponse) -> str:
-    """The text of one response; empty where it carries none. Bytes that are no UTF-8 become U+FFFD."""
-    for tensor, content in zip(response.outputs, response.raw_output_contents):
+def content(response: service_pb2.ModelInferResponse) -> bytes:
+    """The bytes of one response's text; empty where it carries none. Raises struct.error where raw contents are not
+    texts after their lengths."""
+    for place, tensor in enumerate(response.outputs):
         if tensor.name == "text_output":
-            return b"".join(deserialize_bytes_tensor(content)).decode(errors="replace")
-    return ""
+            if not response.raw_output_contents:
+                return b"".join(tensor.contents.bytes_contents)
+            if place < len(response.raw_output_contents):
+                return b"".join(deserialize_bytes_tensor(response.raw_output_contents[place]))
+    return b""
+
+
+def answers(response: service_pb2.ModelInferResponse) -> bool:
+    """Whether a response carries a text, if an empty one."""
+    return any(tensor.name == "text_output" for tensor in response.outputs)
+
+
+def text(response: service_pb2.ModelInferResponse) -> str:
+    """The text of one response by itself; empty where it carries none. Bytes that are no UTF-8 become U+FFFD."""
+    return content(response).decode(errors="replace")
 
 
 def generate(server: str, model: str, prompt: str, max_tokens: int, timeout: float) -> Iterator[str]:
     """Ask the server at "HOST:PORT" and yield the answer's pieces of text as they come, within `timeout` seconds.
 
-    Raises ErlabError, naming server and model, where the server cannot be reached, refuses, or is late.
+    Raises ErlabError, naming server and model, where the server cannot be reached, refuses, is late, or answers
+    nothing.
     """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    answered = False
     with grpc.insecure_channel(address(server), options=CHANNEL_OPTIONS) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         call = stub.ModelStreamInfer(iter([request(model, prompt, max_tokens)]), timeout=timeout)
@@ -72,8 +92,15 @@ def generate(server: str, model: str, prompt: str, max_tokens: int, timeout: flo
             for response in call:
                 if response.error_message:
                     raise ErlabError(f"{model} at {server}: {response.error_message}")
-                if piece := text(response.infer_response):
+                answered = answered or answers(response.infer_response)
+                if piece := decoder.decode(content(response.infer_response)):
                     yield piece
+            if not answered:
+                raise ErlabError(f"{model} at {server}: ended the stream without an answer")
+            if piece := decoder.decode(b"", final=True):
+                yield piece
+        except struct.error:
+            raise ErlabError(f"{model} at {server}: sent a text whose length is not that of its bytes") from None
         except grpc.RpcError as e:
             raise ErlabError(f"{model} at {server}: {e.code().name}: {e.details()}") from None
         finally:

@@ -60,7 +60,7 @@ async def chat(port, model, tokens):
     body = {"model": model, "max_tokens": tokens, "stream": True}
     body = json.dumps(body | {"messages": [{"role": "user", "content": "salt the pasta"}]}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nConnection: close\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\nConnection: close\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     answer = await reader.read()

@@ -38,7 +38,7 @@ class Connection:
     def __init__(self, url, text, tokens):
         self._port = int(url.rpartition(":")[2])
         body = json.dumps({"prompt": text, "max_tokens": tokens, "stream": True}).encode()
-        self._request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self._request = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         self._request += b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     async def __aenter__(self):

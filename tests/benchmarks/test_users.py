@@ -73,7 +73,7 @@ def ours_adds(count, _):
 def aiperf_adds(count, tmp_path):
     """The same of AIPerf's own records, before a server of its protocol that does as the echo does."""
     with script(STUB, GAP) as (_, port):
-        url, options = f"http://127.0.0.1:{port}", ("--workers-max", str(CORES))
+        url, options = f"http://127.0.0.1:{port}", ("--workers-max", str(CORES), "--use-server-token-count")
         file = outside.aiperf(url, ["x" * 300] * 2 * count, tmp_path, TOKENS, count, *options)
         with urllib.request.urlopen(f"{url}/sent") as answer:
             sent = json.load(answer)

@@ -1,5 +1,6 @@
 """OpenAI-compatible servers: our own, and how vLLM and its like are called, started, asked, lost and stopped."""
 
+import asyncio
 import json
 import stat
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from aiohttp.test_utils import TestClient, TestServer
 from transformers import AutoTokenizer, LlamaConfig
 
 from erlab import paper, users
-from erlab.engines import openai_models, tiny
+from erlab.engines import openai_models, tiny, tiny_openai
 from erlab.engines.openai_server import Attached, OpenAIServer, OpenAIServers, base
 from erlab.errors import ErlabError
 from erlab.gateway import messages, openai
@@ -161,6 +163,8 @@ def test_our_own_server_refuses_in_openais_words(vllm, repository):
             ({"model": "other", "prompt": "x"}, "'model' must be E-expert-0"),
             ({"model": "E-expert-0", "prompt": ["x"]}, "'prompt' must be one text"),
             ({"model": "E-expert-0", "prompt": "x", "max_tokens": 0}, "'max_tokens' must be a whole number"),
+            ({"model": "E-expert-0", "prompt": "x", "max_tokens": True}, "'max_tokens' must be a whole number"),
+            ({"model": "E-expert-0", "prompt": "x", "stream": "false"}, "'stream' must be true, false or null"),
             ({"model": "E-expert-0", "prompt": "x", "max_tokens": 5000}, "within 2048 tokens"),
         ):
             answer = requests.post(url, json=body)
@@ -171,6 +175,37 @@ def test_our_own_server_refuses_in_openais_words(vllm, repository):
         usage = json.loads(events[3])["usage"]
         assert len(events) == 5 and events[4] == "[DONE]"
         assert usage == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+        body = {"model": "E-expert-0", "prompt": "x", "max_tokens": None, "stream": None, "stream_options": None}
+        assert requests.post(url, json=body).json()["usage"]["completion_tokens"] == 16
+
+
+class _Spelling:
+    """An engine that answers with the bytes of a text, a byte a step."""
+
+    running = waiting = 0
+
+    def submit(self, key, prompt, max_tokens):
+        self.key, self.left, self.running = key, list("é€".encode()), 1
+
+    def cancel(self, key):
+        self.running = 0
+
+    def step(self):
+        token = self.left.pop(0)
+        self.running = int(bool(self.left))
+        return [(self.key, token, not self.left)]
+
+
+def test_a_character_of_several_tokens_comes_whole():
+    async def main():
+        async with TestClient(TestServer(tiny_openai.application(_Spelling(), "m"))) as client:
+            body = {"model": "m", "prompt": "x", "max_tokens": 5}
+            whole = await (await client.post("/v1/completions", json=body)).json()
+            streamed = await (await client.post("/v1/completions", json=body | {"stream": True})).text()
+        events = [json.loads(line[6:]) for line in streamed.split("\n\n")[:5]]
+        return whole["choices"][0]["text"], [event["choices"][0]["text"] for event in events]
+
+    assert asyncio.run(main()) == ("é€", ["", "é", "", "", "€"])
 
 
 # ---- how they are called

@@ -10,7 +10,11 @@ FLOOD, FLOODS = 50_000, 1000
 
 
 class FakeOpenAI(InThread):
-    """`with FakeOpenAI() as fake: fake.base` is its URL, which ends in /v1. Keeps the bodies it got."""
+    """`with FakeOpenAI() as fake: fake.base` is its URL, which ends in /v1. Keeps the bodies it got.
+
+    `scripts`: what the next requests are answered with instead, each a status, a content type, pieces of the body, and
+    whether the connection stays open without an end after them.
+    """
 
     def __init__(self, port: int = 0):
         self.bodies: list[dict] = []
@@ -18,6 +22,7 @@ class FakeOpenAI(InThread):
         self.cancelled = 0
         self.flooded = 0  # events of FLOOD bytes
         self.status = 200
+        self.scripts: list[tuple[int, str, list[bytes], bool]] = []
         self._port = port
 
     async def _serve(self, up):
@@ -31,10 +36,22 @@ class FakeOpenAI(InThread):
         await self._stop.wait()
         await runner.cleanup()
 
+    async def _play(self, request: web.Request, status: int, kind: str, pieces: list[bytes], open_: bool):
+        response = web.StreamResponse(status=status, headers={"Content-Type": kind})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.005)  # that they may arrive apart
+        if open_:
+            await asyncio.Event().wait()
+        return response
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
+        if self.scripts and body.get("prompt") != "ping":  # a probe
+            return await self._play(request, *self.scripts.pop(0))
         words = (body.get("prompt") or body["messages"][-1]["content"]).split()
         if self.status != 200:
             return web.json_response({"error": {"message": f"status {self.status}"}}, status=self.status)
@@ -52,7 +69,8 @@ class FakeOpenAI(InThread):
                     return response
                 if words[0] == "flood":
                     for _ in range(FLOODS):
-                        await response.write(b"data: %b\n\n" % (b"x" * FLOOD))
+                        text = {"choices": [{"index": 0, "text": "x" * FLOOD}]}
+                        await response.write(f"data: {json.dumps(text)}\n\n".encode())
                         self.flooded += 1
                 if words[0] == "hang":
                     await asyncio.Event().wait()

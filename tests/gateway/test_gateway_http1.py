@@ -113,8 +113,7 @@ def test_answers_of_a_real_server(run):
             assert (status, json.loads(body)) == (200, about)
             for kind in ("streamed", "closing"):
                 sink, lines = Kept(), b"".join(b"a%d\n" % i for i in range(20))
-                status, end = await client.post(kind, b"a", sink)
-                assert status == 200 and sink.body == lines and lines.endswith(end) and end.endswith(b"19\n")
+                assert await client.post(kind, b"a", sink) == (200, b"") and sink.body == lines
                 assert await client.post(kind, b"a") == (200, lines)
             sink = Kept()
             assert await client.post("refused", b"later", sink) == (429, b"later") and not sink.pieces
@@ -278,6 +277,47 @@ def test_a_sink_that_fails_ends_the_answer(run):
             with pytest.raises(KeyError, match="its own"):
                 await Client(base).post("x", b"", Failing())
             await asyncio.wait_for(gone.wait(), 60)
+
+    run(main())
+
+
+class Satisfied(Kept):
+    """Has enough when the answer says so."""
+
+    def piece(self, data):
+        super().piece(data)
+        if b"enough" in self.body:
+            raise http1.Enough
+
+
+@pytest.mark.parametrize("rest", [b"0\r\n\r\n", b"4\r\nmore\r\n0\r\n\r\n", b"", None])
+def test_an_answer_ends_when_the_sink_has_enough_and_its_connection_serves_on_if_it_can(run, monkeypatch, rest):
+    monkeypatch.setattr(http1, "REST_SECONDS", 60.0 if rest else 0.1)
+    go_on, ends, connections = asyncio.Event(), asyncio.Event(), []
+
+    async def answer(reader, writer):
+        connections.append(writer)
+        while await request_read(reader) is not None:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nenough\r\n")
+            if rest is None:
+                break  # and the connection closes
+            await go_on.wait()
+            writer.write(rest)
+        ends.set()
+
+    async def main():
+        async with raw_server(answer) as base:
+            client = Client(base)
+            for sent in (1, 2):
+                sink = Satisfied()
+                assert await client.post("x", b"", sink) == (200, b"")  # though the server has not ended it
+                assert sink.body == b"enough" and len(connections) == (1 if rest else sent)
+                go_on.set()
+                async with asyncio.timeout(60):
+                    while rest and not client._idle or not rest and not ends.is_set():
+                        await asyncio.sleep(0.01)
+                go_on.clear(), ends.clear()
+            client.close()
 
     run(main())
 

@@ -104,7 +104,7 @@ def test_an_answer_cut_anywhere_is_the_same(pieces, places, form, streams):
     sink = Moody() if streams else None
     (status, got), kept = fed(cut(data, places), sink)
     assert status == 200 and kept == (form != "close")
-    assert sink.body == body and body.endswith(got) if streams else got == body
+    assert (sink.body, got) == (body, b"") if streams else got == body
     if form != "close":
         for at in {place % len(data) for place in places} - {len(data)}:
             sink = Moody() if streams else None

@@ -15,7 +15,8 @@ from fake_triton import COURT, GATES, KITCHEN, FakeTriton, decoded, echo, obedie
 from local import Local
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway.limits import Limits
+from erlab.gateway import openai
+from erlab.gateway.limits import Limits, Refused
 from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
@@ -60,24 +61,24 @@ def test_a_plain_completion(served, router):
         answer, words = json.loads(body), prompt.split()
         assert status == 200 and answer["object"] == "text_completion"
         assert answer["choices"] == [{"index": 0, "logprobs": None, "finish_reason": "stop", "text": "".join(words)}]
-        assert answer["usage"] == {"prompt_tokens": None, "completion_tokens": len(words), "total_tokens": None}
+        assert "usage" not in answer
         routing = router.route([prompt])
         assert headers["x-erlab-expert"] == EXPERTS[routing.cluster[0]]
         assert float(headers["x-erlab-margin"]) == pytest.approx(routing.margin[0])
         assert int(headers["x-erlab-classify-ns"]) > 0 <= int(headers["x-erlab-queue-ns"])
 
 
-def test_a_streamed_chat_ends_with_usage_and_done(served):
+def test_a_streamed_chat_ends_with_a_reason_and_done(served):
     messages = [{"role": "user", "content": [{"type": "text", "text": "salt the pasta"}]}]
     body = {"model": "router", "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     status, headers, raw = post(served, "/v1/chat/completions", body | {"max_tokens": 3})
-    *pieces, finish, usage, done = events(raw)
+    *pieces, finish, done = events(raw)
+    assert [piece["choices"][0]["delta"].get("role") for piece in pieces] == ["assistant", None, None]
     assert status == 200 and headers.get_content_type() == "text/event-stream" and done == "[DONE]"
     assert [piece["choices"][0]["delta"]["content"] for piece in pieces] == ["salt", "the", "pasta"]
     assert all(piece["object"] == "chat.completion.chunk" for piece in pieces)
-    assert len({event["id"] for event in (*pieces, finish, usage)}) == 1
-    assert finish["choices"][0]["finish_reason"] == "length" and usage["choices"] == []
-    assert usage["usage"]["completion_tokens"] == 3
+    assert len({event["id"] for event in (*pieces, finish)}) == 1
+    assert finish["choices"][0]["finish_reason"] == "length" and finish["choices"][0]["delta"] == {}
 
 
 def test_a_chat_is_classified_by_what_the_user_said(served, router):
@@ -134,15 +135,15 @@ def test_an_expert_can_be_asked_by_name(served):
         ("/v1/completions", b"\xff\xfe", 400, "must be JSON"),
         ("/v1/completions", {"model": "nobody", "prompt": "x"}, 404, "'model' must be 'router' or an expert"),
         ("/v1/completions", {"model": 3, "prompt": "x"}, 404, "'model' must be"),
-        ("/v1/completions", {"model": "router"}, 400, "'prompt' must be one text. Got None"),
-        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "'prompt' must be one text. Got list"),
+        ("/v1/completions", {"model": "router"}, 400, "'prompt' must be a text, a list of texts or"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "'prompt' must be one text for this expert. Got list"),
         ("/v1/completions", b'{"prompt": "\\ud800"}', 400, "surrogate"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "'max_tokens' must be a whole number from 1. Got 0"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, 400, "'max_tokens' must be a whole number from 1 to 2"),
         ("/v1/completions", {"prompt": "x", "max_tokens": "9"}, 400, "'max_tokens'"),
         ("/v1/completions", {"prompt": "x", "n": 2}, 400, "'n' must be 1"),
         ("/v1/completions", {"prompt": "x", "stream_options": 3}, 400, "'stream_options'"),
         ("/v1/chat/completions", {"messages": []}, 400, "'messages' must be a list"),
-        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "'role' and a 'content'"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "'content' of text"),
         ("/v1/completions", {"prompt": "fail"}, 502, "out of memory"),
         ("/v1/completions", {"prompt": "x" * 5_000_000}, 413, "Too Large"),
         ("/v1/nothing", {}, 404, "Not Found"),
@@ -163,7 +164,8 @@ def test_a_streamed_answer_that_breaks_says_so(served):
 
 def test_an_http_1_0_client_learns_the_end_by_the_connections(served):
     body = json.dumps({"prompt": "one two", "stream": True}).encode()
-    head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
     with socket.create_connection(served.addresses["http"].removeprefix("http://").split(":"), timeout=60) as opened:
         opened.sendall(head + body)
         said = b"".join(iter(lambda: opened.recv(65536), b""))
@@ -190,7 +192,8 @@ def test_full_is_429_with_retry_after(router):
 def test_a_client_that_leaves_cancels_its_request(served, fake):
     before = fake.cancelled.total()
     connection = http.client.HTTPConnection(served.addresses["http"].removeprefix("http://"), timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps({"prompt": "hang", "stream": True}))
+    body, headers = json.dumps({"prompt": "hang", "stream": True}), {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/completions", body, headers)
     answer = connection.getresponse()
     assert b"hang" in answer.read1()
     answer.close(), connection.close()
@@ -241,6 +244,36 @@ def test_openai_servers_as_experts_are_relayed_as_they_are(router):
             assert [e["choices"][0]["delta"]["content"] for e in events(raw)[:-1]] == homes[1].split()
 
 
+@pytest.mark.parametrize(
+    "tensor, datatype, contents, raw, asked",
+    [
+        ("max_tokens", "INT32", {"int_contents": [7]}, None, {"max_tokens": 7}),
+        ("temperature", "FP32", {"fp32_contents": [0.5]}, None, {"temperature": 0.5}),
+        ("random_seed", "UINT64", {"uint64_contents": [2**64 - 1]}, None, {"seed": 2**64 - 1}),
+        ("stop_words", "BYTES", {"bytes_contents": ["é".encode()]}, None, {"stop": ["é"]}),
+        ("stop_words", "BYTES", {}, b"\2\0\0\0\xc3\xa9", {"stop": ["é"]}),
+        ("temperature", "FP32", {"fp32_contents": [float("nan")]}, None, "nan is not finite"),
+        ("temperature", "FP32", {}, b"\0\0\x80\x7f", "inf is not finite"),
+        ("temperature", "FP32", {}, b"\0", "'temperature' tensor"),
+        ("max_tokens", "INT32", {}, b"", "'max_tokens' tensor"),
+        ("stop_words", "BYTES", {}, b"\9\0\0\0x", "'stop_words' tensor"),
+        ("stop_words", "BYTES", {"bytes_contents": [b"\xff"]}, None, "'stop_words' tensor"),
+    ],
+)
+def test_a_kserve_requests_tensors_in_openais_terms(tensor, datatype, contents, raw, asked):
+    request = service_pb2.ModelInferRequest()
+    added = request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
+    for name, values in contents.items():
+        getattr(added.contents, name).extend(values)
+    if raw is not None:
+        request.raw_input_contents.append(raw)
+    if isinstance(asked, dict):
+        assert openai.from_kserve("x", request) == {"prompt": "x", "stream": True} | asked
+    else:
+        with pytest.raises(Refused, match=asked):
+            openai.from_kserve("x", request)
+
+
 @pytest.mark.parametrize("word", ["half", "cut"])
 def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router, word):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
@@ -251,7 +284,8 @@ def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router
 def test_a_client_that_reads_slowly_holds_its_openai_server_back(router):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         body = json.dumps({"prompt": "flood", "stream": True}).encode()
-        head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head %= len(body)
         with socket.create_connection(gateway.addresses["http"].removeprefix("http://").split(":"), timeout=20) as slow:
             slow.sendall(head + body)
             assert slow.recv(1) == b"H"
@@ -315,19 +349,56 @@ def test_experts_on_several_triton_servers(router):
             assert len(first.received) == len(second.received) == 1
 
 
+def test_a_tool_conversation_by_the_openai_package(router):
+    openai = pytest.importorskip("openai", reason="the openai package is not installed")
+    tool = {"type": "function", "function": {"name": "salt", "parameters": {}}}
+    messages = [{"role": "user", "content": "salt the pasta"}]
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "salt", "arguments": ""}}
+    deltas = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"g"', ": 3}")]
+    chunk = {"id": "up", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    ends = [*((delta, None) for delta in deltas), ({}, "tool_calls")]
+    chunks = [chunk | {"choices": [{"index": 0, "delta": d, "finish_reason": finish}]} for d, finish in ends]
+    with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
+        stock = openai.OpenAI(base_url=gateway.addresses["http"] + "/v1", api_key="any", max_retries=0)
+        pieces = [f"data: {json.dumps(c)}\n\n".encode() for c in chunks]
+        fake.scripts.append((200, "text/event-stream", pieces, False))
+        with stock.chat.completions.stream(model="router", messages=messages, tools=[tool]) as merged:
+            message = merged.get_final_completion().choices[0].message
+        assert message.role == "assistant" and message.tool_calls[0].function.arguments == '{"g": 3}'
+        messages += [message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": "c", "content": "done"}]
+        body = {"id": "up", "object": "chat.completion", "created": 1, "model": "m"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": "salted"}, "finish_reason": "stop"}
+        fake.scripts.append((200, "application/json", [json.dumps(body | {"choices": [choice]}).encode()], False))
+        answer = stock.chat.completions.create(model="router", messages=messages, tools=[tool])
+        assert answer.choices[0].message.content == "salted" and fake.bodies[-1]["messages"][2]["role"] == "tool"
+        about = {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}
+        fake.scripts.append((400, "application/json", [json.dumps({"error": about}).encode()], False))
+        with pytest.raises(openai.BadRequestError, match="too long") as caught:
+            stock.chat.completions.create(model="router", messages=messages)
+        assert caught.value.code == "context_length_exceeded"
+        assert stock.models.retrieve(f"{fake.base}#m").id == f"{fake.base}#m"
+
+
 def test_the_openai_package_works_unchanged(served):
     openai = pytest.importorskip("openai", reason="the openai package is not installed")
     stock = openai.OpenAI(base_url=served.addresses["http"] + "/v1", api_key="any", max_retries=0)
     assert [model.id for model in stock.models.list()] == ["router", *EXPERTS]
     plain = stock.completions.create(model="router", prompt="salt water", max_tokens=9)
-    assert plain.choices[0].text == "saltwater" and plain.usage.completion_tokens == 2
+    assert plain.choices[0].text == "saltwater" and plain.usage is None
     messages = [{"role": "user", "content": "the court"}]
     chat = stock.chat.completions.create(model="router", messages=messages)
     assert chat.choices[0].message.content == "thecourt" and chat.choices[0].finish_reason == "stop"
-    options = {"include_usage": True}
-    pieces = list(stock.chat.completions.create(model="router", messages=messages, stream=True, stream_options=options))
-    assert [c.delta.content for p in pieces for c in p.choices if c.delta.content] == ["the", "court"]
-    assert pieces[-1].usage.completion_tokens == 2
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        with stock.chat.completions.stream(model="router", messages=messages, **options) as merged:
+            texts = [event.delta for event in merged if event.type == "content.delta"]
+        (choice,) = merged.get_final_completion().choices
+        assert (choice.message.role, choice.message.content) == ("assistant", "thecourt")
+        assert texts == ["the", "court"] and choice.finish_reason == "stop"
+    assert stock.models.retrieve("expert_1").id == "expert_1"
+    tool = {"type": "function", "function": {"name": "salt", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError, match="'tools' must be"):
+        stock.chat.completions.create(model="router", messages=messages, tools=[tool])
     with pytest.raises(openai.NotFoundError):
         stock.completions.create(model="nobody", prompt="x")
     with pytest.raises(openai.APIError, match="connection reset"):

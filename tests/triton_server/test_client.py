@@ -1,6 +1,7 @@
 import socket
 import time
 
+import fake_triton
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,6 +40,56 @@ def test_the_text_of_a_response_is_what_tritonclient_decodes(pieces):
 
 def test_a_response_without_text_is_empty():
     assert client.text(service_pb2.ModelInferResponse()) == ""
+    assert not client.answers(service_pb2.ModelInferResponse())
+
+
+def test_a_text_in_typed_contents_is_read():
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="score", datatype="FP32").contents.fp32_contents.append(0.5)
+    response.outputs.add(name="text_output", datatype="BYTES").contents.bytes_contents.append("é".encode())
+    assert client.answers(response) and client.text(response) == "é" and client.content(response) == "é".encode()
+
+
+@pytest.mark.parametrize(
+    "tokens, pieces",
+    [([b"a", b"\xe2\x82", b"\xac"], ["a", "€"]), ([b"a\xe2"], ["a", "\ufffd"]), ([b""], [])],
+)
+def test_a_character_in_several_responses_is_whole(monkeypatch, tokens, pieces):
+    with sending(monkeypatch, *map(said, tokens)) as server:
+        assert list(client.generate(server.address, "m", "x", 3, timeout=30)) == pieces
+
+
+@pytest.mark.parametrize(
+    "response, error",
+    [
+        (None, "m at .*: ended the stream without an answer"),
+        (service_pb2.ModelInferResponse(model_name="m"), "m at .*: ended the stream without an answer"),
+        (b"\x09\0\0\0ab", "m at .*: sent a text whose length is not that of its bytes"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(monkeypatch, response, error):
+    responses = [] if response is None else [said(raw=response) if isinstance(response, bytes) else response]
+    with sending(monkeypatch, *responses) as server, pytest.raises(ErlabError, match=error):
+        list(client.generate(server.address, "m", "x", 3, timeout=30))
+
+
+def said(token=b"", raw=None):
+    """A response with one token's bytes, or with these raw contents."""
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
+    response.raw_output_contents.append(len(token).to_bytes(4, "little") + token if raw is None else raw)
+    return response
+
+
+def sending(monkeypatch, *responses):
+    """A server whose model `m` sends these."""
+
+    async def model(request):
+        for response in responses:
+            yield service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
+
+    monkeypatch.setattr(fake_triton, "text_response", lambda request, message: message)
+    return fake_triton.FakeTriton({"m": model})
 
 
 @pytest.mark.parametrize("good", ["127.0.0.1:8001", "triton.example:1", "[::1]:65535"])

@@ -41,7 +41,7 @@ def of_tree(path: Path) -> dict[str, str]:
 
 
 def of_code(module: str) -> str:
-    """One hash of the code of `module` (such as ``erlab.experiments``) and all it can reach."""
+    """One hash of the code of `module` (such as ``erlab.experiments.cells``) and all it can reach."""
     return of_text(repr(sorted(code_of(f"import {module}").items())))
 
 

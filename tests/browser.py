@@ -16,7 +16,7 @@ import nbformat
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from erlab import notebook
+from erlab.study import notebook
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _SETTINGS = {  # all cells in the page, not only those on screen; no news fetched

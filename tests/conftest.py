@@ -64,7 +64,7 @@ def real_prompts():
 def study(tmp_path_factory):
     """The results folder of a whole study with profile smoke, made once by the worker that needs it first; copy it where
     something is to be changed."""
-    from erlab.triton import server
+    from erlab.serving.triton import server
 
     if reason := server.available():
         pytest.skip(f"the embedded Triton cannot run here: {reason}")

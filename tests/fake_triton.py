@@ -17,7 +17,7 @@ from in_thread import InThread
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from erlab.workload import Request
+from erlab.prompts.workload import Request
 
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 KITCHEN = ["boil the pasta", "salt the pasta water", "fry an egg in butter", "boil an egg", "butter the pasta"]

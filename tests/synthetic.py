@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from erlab import records
+from erlab.results import records
 
 LOADS = (1, 2, 4, 8, 16, 32, 64)
 DOMAINS = ("banking", "cooking", "law", "maths", "medicine", "music", "python", "travel")

@@ -74,9 +74,9 @@ def test_a_modules_template_counts(package):
 
 def test_reaches_all_that_python_imports():
     """The real package: whatever importing a module loads is among what it is said to reach."""
-    script = "import sys, erlab.pipeline; print(*[m for m in sys.modules if m.split('.')[0] == 'erlab'])"
+    script = "import sys, erlab.study.pipeline; print(*[m for m in sys.modules if m.split('.')[0] == 'erlab'])"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert set(loaded) <= set(fingerprint.code_of("import erlab.pipeline"))
+    assert set(loaded) <= set(fingerprint.code_of("import erlab.study.pipeline"))
 
 
 def test_a_tree_is_its_visible_files(tmp_path):

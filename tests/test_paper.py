@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from erlab import paper, profiles
+from erlab import paper
 from erlab.errors import ErlabError
+from erlab.serving import profiles
 from erlab.spec import FP8, FP16, Expert
 
 

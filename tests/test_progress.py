@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 from erlab import progress
-from erlab.terminal import Display
+from erlab.study.terminal import Display
 
 
 def shown(tmp_path, monkeypatch, **console):

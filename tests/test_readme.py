@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from typer.main import get_command
 
-from erlab import figures, paths, profiles
-from erlab.cli import app
-from erlab.engines.families import FAMILIES
+from erlab import figures, paths
+from erlab.commands.app import app
 from erlab.routing import PromptRouter
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.policies import POLICIES
+from erlab.serving import profiles
+from erlab.serving.engines.families import FAMILIES
 from erlab.simulation.components import unavailable
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")

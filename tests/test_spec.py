@@ -6,7 +6,7 @@ import pytest
 
 from erlab import paper
 from erlab.errors import ErlabError
-from erlab.profiles import PROFILES
+from erlab.serving.profiles import PROFILES
 from erlab.spec import FLOAT32, FP8, FP16, Expert, Lengths, Model, System, Workload
 
 TINY = Model("tiny", 64, 2, 4, 2, 128, 260)

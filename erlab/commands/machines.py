@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from erlab import options, paper, profiles
-from erlab.commands import printed
+from erlab import paper
+from erlab.commands import options, printed
+from erlab.commands.options import NewRecords, Profile, Results, Seed, Upstream
 from erlab.errors import ErlabError
-from erlab.options import NewRecords, Profile, Results, Seed, Upstream
+from erlab.serving import profiles
 
 _SYSTEMS, _V1_SYSTEMS = (", ".join(paper.SYSTEMS[version]) for version in ("v2", "v1"))
 
@@ -43,9 +44,9 @@ def gpu(
       erlab gpu --profile gpu-vllm                    with vLLM, whatever else is there
       erlab gpu --case 8B --upstream http://127.0.0.1:8000   a server of yours that has an 8B model
     """
-    from erlab import gpu as one_gpu
     from erlab import paths
-    from erlab.deployment import Folders
+    from erlab.experiments import gpu as one_gpu
+    from erlab.serving.deployment import Folders
 
     to = profiles.profile(profile)
     found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)
@@ -122,7 +123,8 @@ def simulate(
       erlab simulate --system D --users 400 --kv-gib 4.5 --policy spill
       erlab simulate --system TP8 --paper v1 --era none
     """
-    from erlab import metrics, records, simulation
+    from erlab import simulation
+    from erlab.results import metrics, records
 
     it, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
     if policy is not None and not it.router:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from erlab import ends
+from erlab.study import ends
 from erlab.textfiles import printable
 
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from erlab import options, profiles
-from erlab.commands import printed
+from erlab.commands import options, printed
+from erlab.commands.options import Figures, MoreRecords, Profile, RecordFiles
 from erlab.errors import ErlabError
-from erlab.options import Figures, MoreRecords, Profile, RecordFiles
+from erlab.serving import profiles
 
 
 def figures(
@@ -60,7 +60,7 @@ def figures(
 def _overlaid(files: list[Path]):
     """Each of these records under a name of its own."""
     from erlab import figures as paper_figures
-    from erlab import records
+    from erlab.results import records
 
     if len(files) < 2:
         raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
@@ -96,8 +96,8 @@ def claims(
       erlab claims --id v2-ttft-8b --rows              one claim alone, with its numbers
       erlab claims --id v2-ttft-8b --out its.parquet   its requests, to be looked at
     """
-    from erlab import claims as paper_claims
-    from erlab import records as request_records
+    from erlab.results import claims as paper_claims
+    from erlab.results import records as request_records
 
     chosen = paper_claims.select(version, id_)
     if out and len(chosen) != 1:
@@ -114,7 +114,8 @@ def claims(
 
 
 def _read(files: list[Path] | None, profile: str):
-    from erlab import paths, records
+    from erlab import paths
+    from erlab.results import records
 
     kept = paths.results(profiles.profile(profile).name) / "records"
     if not files and not kept.exists():

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from erlab import options, paper, profiles
-from erlab.commands import printed
+from erlab import paper
+from erlab.commands import options, printed
+from erlab.commands.options import NewRecords, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
 from erlab.errors import ErlabError
-from erlab.options import NewRecords, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
+from erlab.serving import profiles
 
 
 def serve(
@@ -65,8 +66,8 @@ def serve(
       erlab serve --system E --profile gpu --upstream http://127.0.0.1:8000
       erlab serve --system D --profile dgx-h100 --container print
     """
-    from erlab import live
-    from erlab.deployment import Folders
+    from erlab.experiments import live
+    from erlab.serving.deployment import Folders
 
     to, folders = profiles.profile(profile), Folders.of(profile, results)
     if container == "print":
@@ -119,7 +120,9 @@ def users(
     \b
       erlab users --address 127.0.0.1:8001 --users 32 --out load.parquet
     """
-    from erlab import datasets, live, metrics, records
+    from erlab.experiments import live
+    from erlab.prompts import datasets
+    from erlab.results import metrics, records
 
     to, models = profiles.profile(profile), tuple(model or ("router",))
     corpus = datasets.load(prompts, seed=seed, text=text)
@@ -151,8 +154,8 @@ def route(
       erlab route "Who pays if the tenant breaks the lease?"
       erlab route --file prompts.txt --profile smoke
     """
-    from erlab.deployment import Folders
     from erlab.routing import CompiledRouter, explain
+    from erlab.serving.deployment import Folders
 
     if bool(prompts) == bool(file):
         raise ErlabError("Either prompts or --file must be given.")

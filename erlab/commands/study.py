@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from erlab import options, profiles
-from erlab.commands import printed
+from erlab.commands import options, printed
+from erlab.commands.options import Figures, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
 from erlab.errors import ErlabError
-from erlab.options import Figures, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
+from erlab.serving import profiles
 
 
 def reproduce(
@@ -51,7 +51,7 @@ def reproduce(
       erlab reproduce --only 04 --set "loads=[1,8]"  baselines, two loads
       erlab reproduce --from 03 --force              measure all again
     """
-    from erlab import pipeline, steps
+    from erlab.study import pipeline, steps
 
     settings = _settings(set_) | ({"text": text} if text else {})
     study = pipeline.Study(profile, prompts, seed, results, figures, options.running(triton, upstream), settings)
@@ -61,7 +61,7 @@ def reproduce(
         if dry_run:
             _show_plan(study)
         return
-    from erlab.notebook import NotebookError
+    from erlab.study.notebook import NotebookError
 
     try:
         pipeline.reproduce(study, selected, force)
@@ -77,7 +77,7 @@ def doctor(profile: Profile = "laptop", results: Results = None):
     \b
       erlab doctor --profile laptop
     """
-    from erlab import environment
+    from erlab.study import environment
 
     printed.table("This machine", environment.table(environment.inspect(results, profile)).reset_index())
     printed.table(f"Profile {profile}", environment.plan(profile, results).reset_index())
@@ -86,7 +86,7 @@ def doctor(profile: Profile = "laptop", results: Results = None):
 
 
 def _settings(given: list[str] | None) -> dict[str, object]:
-    from erlab.pipeline import literal
+    from erlab.study.pipeline import literal
 
     values = {}
     for setting in given or ():
@@ -100,7 +100,7 @@ def _settings(given: list[str] | None) -> dict[str, object]:
 
 
 def _show_states(states: list, results: Path, why: bool) -> None:
-    from erlab.terminal import duration
+    from erlab.study.terminal import duration
 
     will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
     lengths = ["depends on the server" if s.minutes is None else duration(s.minutes) for s in states]
@@ -115,8 +115,8 @@ def _show_states(states: list, results: Path, why: bool) -> None:
 
 def _show_plan(study) -> None:
     """What building and serving engines will take, where that is worth reading first."""
-    from erlab.deployment import Folders
-    from erlab.engines.families import family
+    from erlab.serving.deployment import Folders
+    from erlab.serving.engines.families import family
 
     if study.triton:
         printed.line(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")

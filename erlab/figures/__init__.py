@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.figures import curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
-from erlab.records import Records, join
+from erlab.results.records import Records, join
 from erlab.spec import require
 
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}

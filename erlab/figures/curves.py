@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from erlab import confidence, metrics, selection
 from erlab.errors import ErlabError
 from erlab.figures import style
-from erlab.records import Records
+from erlab.results import confidence, metrics, selection
+from erlab.results.records import Records
 
 LABEL = "label"  # a column of requests that are overlaid: which of the records they are from
 BAND = ["band_low", "band_high"]

@@ -9,10 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
 
-from erlab import selection
 from erlab.errors import ErlabError
 from erlab.figures import style
-from erlab.records import Records
+from erlab.results import selection
+from erlab.results.records import Records
 
 CAPTION = (
     "Expert Router: a prompt arrives (1); the gateway turns it into features (2), finds its cluster by k-means (3) and "

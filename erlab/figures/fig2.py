@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab import selection
 from erlab.errors import ErlabError
 from erlab.figures import style
-from erlab.records import Records
+from erlab.results import selection
+from erlab.results.records import Records
 
 CAPTION = "Input lengths of the requests (bars) and the log-normal assumed for MLPerf's Llama 2 70B set (line)."
 _BINS = 32

@@ -5,10 +5,10 @@ import itertools
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from erlab import metrics, selection
 from erlab.errors import ErlabError
 from erlab.figures import curves, style
-from erlab.records import Records
+from erlab.results import metrics, selection
+from erlab.results.records import Records
 
 CAPTION = (
     "Preliminary experiments: median response time over concurrent users for several batch limits and precisions, "

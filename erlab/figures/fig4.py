@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from erlab.figures import curves, style
-from erlab.records import Records
+from erlab.results.records import Records
 
 CAPTION = (
     "Time to first token over concurrent users: medians with lines; boxes from the first to the third quartile, "

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erlab.figures import curves, style
-from erlab.records import Records
+from erlab.results.records import Records
 
 CAPTION = (
     "Median time per output token over concurrent users; the pale shade spans the quartiles, a darker one, where runs "

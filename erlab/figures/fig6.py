@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erlab.figures import curves, style
-from erlab.records import Records
+from erlab.results.records import Records
 
 CAPTION = (
     "Median end-to-end response time over concurrent users (shade, where runs were repeated: the 95 % "

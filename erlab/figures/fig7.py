@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erlab.figures import curves, style
-from erlab.records import Records
+from erlab.results.records import Records
 
 CAPTION = (
     "System throughput over concurrent users: output tokens of finished requests a second "

@@ -1,4 +1,4 @@
-"""What the gateway costs over users, on emulated experts: the picture of `erlab.overhead.compare`."""
+"""What the gateway costs over users, on emulated experts: the picture of `erlab.experiments.overhead.compare`."""
 
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """Pictures of what only the simulation says: routing policies, autoscaling, cost, goodput, sensitivity, validation.
 
-Each takes one of the tables of `erlab.studies` and returns a figure; `PLOTS` names them like the tables' files. Those of
+Each takes one of the tables of `erlab.experiments.studies` and returns a figure; `PLOTS` names them like the tables' files. Those of
 several panels span two columns where figures are narrow (`style.using`).
 """
 
@@ -15,8 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from erlab import claims, manifest
+from erlab import provenance
 from erlab.figures import style
+from erlab.results import claims
 
 _SIMULATED = "simulated on a DGX H100"
 _ONCE = f"{_SIMULATED}, one seed a case"
@@ -233,5 +234,5 @@ def _only(frame: pd.DataFrame, column: str):
 
 
 def _noted(fig: Figure, text: str) -> Figure:
-    style.note(fig, f"{text} · commit {(manifest.commit() or 'unknown')[:7]}")
+    style.note(fig, f"{text} · commit {(provenance.commit() or 'unknown')[:7]}")
     return fig

@@ -26,8 +26,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from erlab import metrics, selection
-from erlab.records import Records
+from erlab.results import metrics, selection
+from erlab.results.records import Records
 from erlab.spec import require
 
 COLUMN, DOUBLE = 3.5, 7.16  # inches: one column and the full width of a two-column paper

@@ -3,9 +3,9 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab import metrics, selection, tables
 from erlab.figures import style
-from erlab.records import Records
+from erlab.results import metrics, selection, tables
+from erlab.results.records import Records
 
 CAPTION = "Table I: the systems, what of the paper each plays, and the requests it was given."
 _FIELDS = ["plays", "title", "precision", "count", "cores", "max_batch_size", "kv_tokens"]

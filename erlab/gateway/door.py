@@ -34,8 +34,8 @@ from erlab.errors import ErlabError
 from erlab.gateway import messages
 from erlab.gateway.dispatch import Routed
 from erlab.gateway.expert import Headers
+from erlab.gateway.kserve import MAX_MESSAGE_BYTES
 from erlab.gateway.limits import Limits, Refused
-from erlab.triton.client import MAX_MESSAGE_BYTES
 
 SERVICE = "inference.GRPCInferenceService"
 STREAM = "ModelStreamInfer"

@@ -15,8 +15,8 @@ from typing import Protocol
 import grpc
 from tritonclient.grpc import service_pb2
 
+from erlab.gateway.http2.headers import Metadata
 from erlab.gateway.limits import Limits, Refused
-from erlab.http2.headers import Metadata
 
 Headers = Metadata  # a client's own, as they are on the wire
 NO_HEADERS: Headers = ()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from erlab.gateway.expert import Sink
-from erlab.triton.client import MAX_MESSAGE_BYTES
+from erlab.gateway.kserve import MAX_MESSAGE_BYTES
 
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 15.0  # servers close idle connections too, and a request on its way would meet that

@@ -1,6 +1,6 @@
 """OpenAI's completions in terms of KServe's messages, and the other way round.
 
-The tensors are TensorRT-LLM's (`erlab.triton.client`): a response carries one token's text. What a model doesn't
+The tensors are TensorRT-LLM's (`erlab.gateway.kserve`): a response carries one token's text. What a model doesn't
 declare as an input (say `temperature`) it isn't sent; what no such model can do (say `tools`) is refused by name. Null
 means absent in all of OpenAI's parameters. Answers of a Triton model have no `usage`: nobody here can count the tokens
 of its prompt, and clients add what they find there.
@@ -21,8 +21,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from erlab.gateway import kserve
 from erlab.gateway.limits import Refused
-from erlab.triton import client
 
 DEFAULT_TOKENS = {"completions": 16, "chat/completions": 256}  # OpenAI's own, and ours where it knows the model's limit
 DONE = b"data: [DONE]\n\n"
@@ -109,7 +109,7 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
         if value is not None and (type(value), value) != (type(nothing), nothing):
             allowed = "absent" if nothing is None else json.dumps(nothing)
             raise Refused(_BAD, f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
-    request = client.request("", _one_text(kind, body), _max_tokens(kind, body))
+    request = kserve.request("", _one_text(kind, body), _max_tokens(kind, body))
     for name, (tensor, datatype, numpy_type, allowed) in _TENSORS.items():
         value = body.get(name)
         if value is None:

@@ -18,8 +18,8 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.errors import ErlabError
+from erlab.gateway import kserve
 from erlab.gateway.limits import DRAIN_SECONDS, Limits
-from erlab.triton import client
 
 _LISTEN_SECONDS = 60.0
 
@@ -56,7 +56,7 @@ class Gateway:
         names: tuple[str, ...] = (),
         threshold: float | None = None,
     ):
-        self.upstream, self._timeout = client.address(upstream) if upstream else None, timeout
+        self.upstream, self._timeout = kserve.address(upstream) if upstream else None, timeout
         self._command = [sys.executable, "-m", "erlab.gateway", "--until-stdin-closes"]
         self._command += ["--router", str(router)] if router else ["--names", ",".join(names)]
         self._command += ["--experts", ",".join(experts_of_clusters)]
@@ -119,7 +119,7 @@ class Gateway:
 
     def _wait_ready(self, end: float) -> None:
         """Until the server behind it says, through it, that it is ready."""
-        with grpc.insecure_channel(self.address, options=client.CHANNEL_OPTIONS) as channel:
+        with grpc.insecure_channel(self.address, options=kserve.CHANNEL_OPTIONS) as channel:
             headers = [("authorization", f"Bearer {self._key}")] if self._key else None
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while True:

@@ -7,12 +7,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from erlab import http2
-from erlab.gateway import messages, openai
+from erlab.gateway import http2, messages, openai
+from erlab.gateway import kserve as client
 from erlab.gateway.answers import whole
 from erlab.gateway.expert import NO_HEADERS, Headers, Onward, Sink, Unpaused
 from erlab.gateway.limits import Refused
-from erlab.triton import client
 
 SERVICE = "/inference.GRPCInferenceService"
 STREAM, INFER = f"{SERVICE}/ModelStreamInfer", f"{SERVICE}/ModelInfer"

@@ -3,13 +3,11 @@
 import re
 from contextlib import AsyncExitStack
 
-from erlab import http2
-from erlab.gateway import http1
+from erlab.gateway import http1, http2, kserve
 from erlab.gateway.endpoint import OpenAIModel
 from erlab.gateway.expert import Upstream
 from erlab.gateway.triton import TritonModel
 from erlab.spec import require
-from erlab.triton import client
 
 _BACKOFF_SECONDS = 1.0  # between attempts to connect to a server that is down
 
@@ -18,7 +16,7 @@ class Upstreams:
     """Opens experts' upstreams, one channel a server, all closed by `stack`."""
 
     def __init__(self, stack: AsyncExitStack, default: str | None):
-        self._stack, self._default = stack, client.address(default) if default else None
+        self._stack, self._default = stack, kserve.address(default) if default else None
         self._channels: dict[str, http2.Channel] = {}
         self._servers: dict[str, http1.Client] = {}
 
@@ -35,7 +33,7 @@ class Upstreams:
                 self._stack.callback(self._servers[base].close)
             return OpenAIModel(self._servers[base], model)
         if triton := re.fullmatch(r"grpc://([^/\s]+)/(\S+)", name):
-            server, model = client.address(triton[1]), triton[2]
+            server, model = kserve.address(triton[1]), triton[2]
         else:
             require("://" not in name and self._default is not None, "--experts", "the gateway", forms, name)
             server, model = self._default, name

@@ -20,8 +20,8 @@ At 64 users every fifth iteration follows an event (a sequence begins or ends), 
 others can gain.
 """
 
-from erlab.simulation.engine import Batching
 from erlab.simulation.assumptions import of_paper, sensitivity, variations
+from erlab.simulation.engine import Batching
 from erlab.simulation.sweeps import preliminary, sweep
 from erlab.simulation.system import Setup, Traffic, closed_loop, fixed_lengths, simulate, trace
 from erlab.simulation.validation import validate_h200, validate_published

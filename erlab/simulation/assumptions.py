@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from erlab import metrics, paper
-from erlab.records import Records
+from erlab import paper
+from erlab.results import metrics
+from erlab.results.records import Records
 from erlab.simulation.sweeps import sweep
 from erlab.simulation.system import Setup
 from erlab.spec import GIB, System, Workload, require
@@ -116,7 +117,7 @@ def sensitivity(
 ) -> pd.DataFrame:
     """What `judge` says of the records under each variation, with the columns `assumption` and `value` before.
 
-    The default judge summarises (system, load) cells; `erlab.claims.ledger` gives the verdict on every claim, whose own
+    The default judge summarises (system, load) cells; `erlab.results.claims.ledger` gives the verdict on every claim, whose own
     column `value` is called `found` here.
     """
     loads, parts = list(loads), []

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from erlab import paper, records
+from erlab import paper
+from erlab.results import records
 from erlab.simulation import events, system
 from erlab.simulation.engine import Engine, Requests
 from erlab.simulation.steptimes import NS
@@ -57,7 +58,7 @@ def shifting_load(
 ) -> tuple[Traffic, np.ndarray]:
     """Poisson arrivals of `rate` requests/s in all whose share per expert rises and falls once, one expert after the
     other: expert e's share follows 1 + swing · sin(2π (t / seconds − e / experts)). Returns it and the experts."""
-    from erlab.workload import sample
+    from erlab.prompts.workload import sample
 
     require(0 <= swing <= 1, "swing", "shifting_load", "lie in [0, 1]", swing)
     rng = np.random.default_rng([seed, experts])

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import pandas as pd
 
-from erlab import metrics, paper
+from erlab import paper
+from erlab.results import metrics
 from erlab.simulation.hardware import gpu
 from erlab.simulation.system import Setup, simulate
 from erlab.spec import System, is_number, require

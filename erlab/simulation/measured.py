@@ -9,7 +9,8 @@ the next request; a router system's gateway takes as long as it took.
 import numpy as np
 import pandas as pd
 
-from erlab import metrics, paper
+from erlab import paper
+from erlab.results import metrics
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import Gpu, gpu

@@ -14,10 +14,10 @@ from functools import lru_cache
 import joblib
 import pandas as pd
 
-from erlab import manifest, paper
+from erlab import paper, provenance
 from erlab.errors import ErlabError
 from erlab.progress import report
-from erlab.records import Records
+from erlab.results.records import Records
 from erlab.simulation.system import Setup, simulate, step_times
 from erlab.spec import System, Workload, require
 
@@ -69,7 +69,7 @@ def sweep(
 
 @lru_cache
 def _commit() -> str | None:
-    return manifest.commit()
+    return provenance.commit()
 
 
 @contextlib.contextmanager

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from erlab import paper, records
+from erlab import paper
 from erlab.errors import ErlabError
+from erlab.results import records
 from erlab.simulation import components, era, events
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Engine, Requests
 from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import NS, StepTimes
 from erlab.spec import Expert, System, Workload, require
-
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Traffic:
 
 def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
     """`users` users who ask `workload.turns_for(users)` times each; the same for every system at the same load."""
-    from erlab.workload import sample
+    from erlab.prompts.workload import sample
 
     turns = workload.turns_for(users)
     rng = np.random.default_rng([seed, users])

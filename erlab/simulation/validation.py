@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares, minimize_scalar
 
-from erlab import metrics, paper, paths
+from erlab import paper, paths
 from erlab.errors import ErlabError
+from erlab.results import metrics
 from erlab.simulation import components, era, system
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching

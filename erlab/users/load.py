@@ -27,7 +27,7 @@ from erlab.spec import is_number, require
 from erlab.users.loop import reason
 
 if TYPE_CHECKING:
-    from erlab.workload import Request
+    from erlab.prompts.workload import Request
 
 
 def poisson(rate: float, count: int, seed: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def apart(requests: list[list["Request"]], count: int | None = None) -> list[lis
 def answers(requests: list[list["Request"]], tokens: int) -> list[list["Request"]]:
     """The same requests with `tokens` as every answer's length, or its limit where the engine has an end token.
 
-    The lengths that requests come with are sampled (`erlab.workload`). An answer is as long as was asked unless the
+    The lengths that requests come with are sampled (`erlab.prompts.workload`). An answer is as long as was asked unless the
     engine ends it; erlab's own engines never do. For answers up to the end token ask for the engine's largest output.
     """
     require(tokens >= 1, "tokens", "answers", "be at least 1", tokens)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from erlab.triton import client
+from erlab.gateway import kserve
 from erlab.users.wire import Answer, Channel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -125,7 +125,7 @@ def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
     another's place. Responses without text, such as errors, have no stamp. Raises ValueError for any other text.
     """
     responses = (service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers)
-    stamped = [(came, _stamp(text)) for came, response in zip(times, responses) if (text := client.text(response))]
+    stamped = [(came, _stamp(text)) for came, response in zip(times, responses) if (text := kserve.text(response))]
     if not stamped:
         return {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered": 0}
     stamps = [stamp for _, stamp in stamped]
@@ -147,7 +147,7 @@ def _stamp(text: str) -> tuple[int, int, int]:
 
 
 def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
-    """Whether `client.text` is not empty, in a tenth of its time: users decode many more responses than anybody reads.
+    """Whether `kserve.text` is not empty, in a tenth of its time: users decode many more responses than anybody reads.
 
     Raises struct.error where the text's lengths are not those of its bytes.
     """

@@ -20,13 +20,13 @@ from typing import IO, TYPE_CHECKING
 
 from erlab import textfiles
 from erlab.errors import ErlabError
+from erlab.gateway import kserve
 from erlab.spec import require
-from erlab.triton import client
 from erlab.users import load
 from erlab.users.loop import REASON
 
 if TYPE_CHECKING:
-    from erlab.workload import Request
+    from erlab.prompts.workload import Request
 
 USERS_A_PROCESS = 250
 _LEAD_NS = 50_000_000  # from the last process's "ready" to the common start
@@ -60,12 +60,12 @@ def run(
     warmup: each user's first so many requests are made like the others and leave no row, and the turns of the rows are
     counted from the first one after them. They are dropped, not marked, because whoever reads records counts all rows.
 
-    The rows have the columns of `erlab.records` that a request knows; times are ns since the start, which is common to
+    The rows have the columns of `erlab.results.records` that a request knows; times are ns since the start, which is common to
     all users, when all are connected. `late_ns` is how long after it was due the request was sent: when its user was to
     begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then
     `error` says which); a user goes on after a failed request. Raises ErlabError where nothing answers at the address.
     """
-    client.address(address)
+    kserve.address(address)
     require(bool(models), "models", "run", "name at least one model", models)
     require(timeout > 0, "timeout", "run", "be above 0 seconds", timeout)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

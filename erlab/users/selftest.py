@@ -24,7 +24,7 @@ from erlab.spec import require
 from erlab.users.processes import run
 
 if TYPE_CHECKING:
-    from erlab.workload import Request
+    from erlab.prompts.workload import Request
 
 SHARE = 0.1  # of what is measured that the users may add
 _MS = 1e6

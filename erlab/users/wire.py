@@ -10,8 +10,8 @@ apart.
 
 from dataclasses import dataclass, field
 
-from erlab import http2
-from erlab.http2.frames import LARGEST
+from erlab.gateway import http2
+from erlab.gateway.http2.frames import LARGEST
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from erlab.triton import client
+from erlab.gateway import kserve
 from erlab.users.loop import METHOD, Ask, Finished, reason, user
 from erlab.users.wire import Channel
 
@@ -20,7 +20,7 @@ def _asks(number: int, model: str, requests: list[dict], pauses: list[float]) ->
     asks = []
     for turn, (request, pause) in enumerate(zip(requests, pauses, strict=True)):
         known = {key: request[key] for key in ("prompt_id", "domain", "input_tokens")}
-        message = client.request(request["model"] or model, request["text"], request["max_tokens"])
+        message = kserve.request(request["model"] or model, request["text"], request["max_tokens"])
         asks.append(Ask({"user": number, "turn": turn} | known, message.SerializeToString(), pause))
     return asks
 

@@ -21,9 +21,8 @@ import pytest
 from fake_triton import COURT, KITCHEN, STREAM
 from processes import FAKE_TRITON, STUB, cpu_seconds, script
 
-from erlab.gateway import Gateway
+from erlab.gateway import Gateway, kserve
 from erlab.routing import PromptRouter
-from erlab.triton import client
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def router_folder(tmp_path_factory):
 
 def first_token(channel, model, times=50):
     """Median seconds to the first response of one user's requests."""
-    request, ask = client.request(model, "salt the pasta water", 1).SerializeToString(), channel.unary_stream(STREAM)
+    request, ask = kserve.request(model, "salt the pasta water", 1).SerializeToString(), channel.unary_stream(STREAM)
     spent = []
     for _ in range(times):
         start = time.perf_counter()

@@ -13,9 +13,9 @@ from processes import cpu_seconds, script
 
 from erlab import users
 from erlab.gateway import Gateway
+from erlab.prompts.workload import Request
 from erlab.routing import PromptRouter
 from erlab.users.selftest import Echo
-from erlab.workload import Request
 
 RELAY = Path(__file__).parent / "aio_relay.py"
 

@@ -13,9 +13,8 @@ import pytest
 from fake_triton import COURT, KITCHEN
 from processes import STUB, script
 
-from erlab.gateway import Gateway
+from erlab.gateway import Gateway, kserve
 from erlab.routing import PromptRouter
-from erlab.triton import client
 from erlab.users.loop import METHOD
 from erlab.users.selftest import Echo
 from erlab.users.wire import Channel
@@ -61,7 +60,7 @@ def test_memory_of_1000_streams(prompts_and_router, face, record_property):
     homes, folder = prompts_and_router
 
     async def grpc_user(gateway, tokens):
-        message = client.request("router", homes[0], tokens).SerializeToString()
+        message = kserve.request("router", homes[0], tokens).SerializeToString()
         async with Channel(gateway.address, METHOD, 120) as channel:
             return len((await channel.ask(message)).messages)
 
@@ -97,7 +96,7 @@ def test_memory_of_1000_streams(prompts_and_router, face, record_property):
 def test_memory_over_100_000_requests(prompts_and_router, record_property):
     """Half of them on each face, each with experts of its own protocol; the first quarter fills caches and heaps."""
     homes, folder = prompts_and_router
-    message = client.request("router", homes[0], 2).SerializeToString()
+    message = kserve.request("router", homes[0], 2).SerializeToString()
     sizes = []
     with Echo(first=0.0, gap=0.001) as echo, script(STUB, 0) as (_, stub):
         experts = (f"grpc://{echo.address}/echo-0", f"http://127.0.0.1:{stub}/v1#m")

@@ -11,7 +11,8 @@ import sys
 import pytest
 import synthetic
 
-from erlab import figures, paper, records, simulation
+from erlab import figures, paper, simulation
+from erlab.results import records
 
 _CLOCKS = """
 import json, sys, time

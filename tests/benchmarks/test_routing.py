@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from erlab import datasets
+from erlab.prompts import datasets
 from erlab.routing import PromptRouter, evaluation, minilm
 
 PROMPTS = 60

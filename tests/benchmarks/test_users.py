@@ -17,13 +17,16 @@ import psutil
 import pytest
 from processes import STUB, script
 
-from erlab import overhead, paper, profiles, spec, training, users, workload
-from erlab.deployment import Folders
-from erlab.engines import emulated
-from erlab.routing import PromptRouter
+from erlab import paper, spec, users
+from erlab.experiments import overhead
+from erlab.prompts import workload
+from erlab.routing import PromptRouter, training
+from erlab.serving import profiles
+from erlab.serving.deployment import Folders
+from erlab.serving.engines import emulated
+from erlab.serving.triton import Server
+from erlab.serving.triton.server import available
 from erlab.simulation import Setup
-from erlab.triton import Server
-from erlab.triton.server import available
 from erlab.users.selftest import Echo
 
 USERS = 1000

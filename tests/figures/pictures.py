@@ -11,10 +11,10 @@ import pandas as pd
 import synthetic
 from matplotlib.figure import Figure
 
-from erlab import claims, figures
-from erlab.figures import overhead, simulation, style
-from erlab.records import Records
-from erlab.routing import plots
+from erlab import figures
+from erlab.figures import overhead, routing, simulation, style
+from erlab.results import claims
+from erlab.results.records import Records
 
 
 def study() -> Records:
@@ -60,7 +60,7 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def added() -> pd.DataFrame:
-    """What `erlab.overhead.compare` gives."""
+    """What `erlab.experiments.overhead.compare` gives."""
     times = {f"{part}_p{q}_ms": 1.0 + q / 10 for part in ("ttft", "outside") for q in (50, 99)}
     return pd.DataFrame([{"way": way, "users": n} | times for way in ("direct", "gateway") for n in (1, 10)])
 
@@ -73,7 +73,7 @@ def draw() -> dict[str, Figure]:
     drawn = {name: module.plot(found) for name, module in figures.FIGURES.items()}
     drawn |= {name: simulation.PLOTS[name](frame) for name, frame in tables().items()}
     drawn |= {"overlaid fig7": figures.fig7.plot(overlaid), "overhead": overhead.plot(added(), "emulated")}
-    return drawn | {"frontier": plots.frontier(recipes)}
+    return drawn | {"frontier": routing.frontier(recipes)}
 
 
 def hashes(drawn: dict[str, Figure]) -> dict[str, str]:

@@ -12,10 +12,11 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
-from erlab import confidence, figures, metrics, records
-from erlab.cli import app
+from erlab import figures
+from erlab.commands.app import app
 from erlab.errors import ErlabError
 from erlab.figures import fig1, fig3, fig4, fig6, fig7, style
+from erlab.results import confidence, metrics, records
 
 STORED = Path(__file__).parent / "stored_curves.csv"
 

@@ -9,9 +9,10 @@ import pytest
 import synthetic
 from matplotlib.text import Text
 
-from erlab import figures, records
+from erlab import figures
 from erlab.errors import ErlabError
 from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+from erlab.results import records
 
 MS = 10**6
 

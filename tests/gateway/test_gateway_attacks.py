@@ -14,9 +14,8 @@ import pytest
 from fake_triton import FakeTriton, decoded, obedient, stream
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import Gateway, Limits
+from erlab.gateway import Gateway, Limits, kserve
 from erlab.gateway.door import SERVICE
-from erlab.triton import client
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
@@ -43,8 +42,8 @@ def attacked(router_folder):
 def fine(gateway):
     """It answers a client who means well."""
     with grpc.insecure_channel(gateway.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        data = client.request("e", "one two", 4).SerializeToString()
-        assert [client.text(r.infer_response) for r in decoded(stream(channel, data, timeout=60))] == ["one", "two"]
+        data = kserve.request("e", "one two", 4).SerializeToString()
+        assert [kserve.text(r.infer_response) for r in decoded(stream(channel, data, timeout=60))] == ["one", "two"]
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def test_unfinished_calls_end_when_their_time_is_over(router_folder):
     limits = Limits(seconds=2, stall_seconds=1)
     with FakeTriton({"e": obedient, "flood": flood}) as fake:
         with Gateway(router_folder, fake.address, ("e", "flood"), limits=limits) as gateway:
-            flooded = message(client.request("flood", "x", 4).SerializeToString())
+            flooded = message(kserve.request("flood", "x", 4).SerializeToString())
             with grpc.insecure_channel(gateway.address) as channel:
                 for path, said in (STREAM, "for 2 s"), (f"/{SERVICE}/ModelInfer".encode(), "within 2 s"):
                     never = threading.Event()
@@ -183,7 +182,7 @@ def test_unfinished_calls_end_when_their_time_is_over(router_folder):
 
 def test_200_streams_that_are_never_read(attacked):
     """Each would get 200 MB."""
-    asked = message(client.request("flood", "x", 4).SerializeToString())
+    asked = message(kserve.request("flood", "x", 4).SerializeToString())
     with bounded(attacked, 150), ExitStack() as stack:
         for window in (0, 2**31 - 1):  # the stream's, or else the connection's is what holds it back
             connection = stack.enter_context(connected(attacked, struct.pack(">HI", 4, window)))
@@ -204,7 +203,7 @@ def reset(n):
 
 
 @pytest.mark.parametrize(
-    "request_, count", [(b"x", 100_000), (client.request("e", "hang" + " " * 3_000_000, 4).SerializeToString(), 100)]
+    "request_, count", [(b"x", 100_000), (kserve.request("e", "hang" + " " * 3_000_000, 4).SerializeToString(), 100)]
 )
 def test_one_stream_of_requests_whose_answers_are_not_read(attacked, request_, count):
     """Small ones that are refused in a hundred bytes each, and large ones, none of which ends."""
@@ -257,7 +256,7 @@ def test_floods(attacked, kind):
 @pytest.mark.parametrize("path", [b"/\xff\xfe", b"/\xc3(/x", b"", b"no slash"])
 def test_a_path_that_is_no_text_ends_its_own_call_only(attacked, path):
     with grpc.insecure_channel(attacked.address) as channel:
-        hanging = channel.unary_stream(STREAM.decode())(client.request("e", "hang", 4).SerializeToString())
+        hanging = channel.unary_stream(STREAM.decode())(kserve.request("e", "hang", 4).SerializeToString())
         next(hanging)
         with connected(attacked) as connection:
             send(connection, frame(HEADERS, END_HEADERS, 1, head(path)) + chunks(1, message(b"x"), END_STREAM))
@@ -284,7 +283,7 @@ def test_connections_that_never_ask_for_anything_are_closed(attacked, words):
 def test_a_connection_whose_other_end_is_gone_is_closed_and_its_calls_end(attacked):
     """It has a call that is answered without end, and pings are not answered: as after a cable is cut."""
     with connected(attacked) as connection:
-        asked = message(client.request("e", "hang", 4).SerializeToString())
+        asked = message(kserve.request("e", "hang", 4).SerializeToString())
         send(connection, frame(HEADERS, END_HEADERS, 1, head()) + chunks(1, asked))
         assert ended(connection)
 
@@ -293,7 +292,7 @@ def test_more_connections_and_calls_than_allowed_are_refused(router_folder):
     limits = Limits(connections=10, calls=5)
     with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",), limits=limits) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
-            hanging = client.request("e", "hang", 4).SerializeToString()
+            hanging = kserve.request("e", "hang", 4).SerializeToString()
             calls = [channel.unary_stream(STREAM.decode())(hanging) for _ in range(5)]
             assert [len(next(call)) > 0 for call in calls] == [True] * 5
             with pytest.raises(grpc.RpcError) as caught:
@@ -305,7 +304,7 @@ def test_more_connections_and_calls_than_allowed_are_refused(router_folder):
             calls[0].cancel()
             fake.wait(lambda: fake.in_flight["e"] == 4)
             assert all(call.is_active() for call in calls[1:])
-            data = service_pb2.ModelInferRequest.SerializeToString(client.request("e", "one", 4))
+            data = service_pb2.ModelInferRequest.SerializeToString(kserve.request("e", "one", 4))
             end = time.monotonic() + 60
             while True:
                 try:

@@ -18,14 +18,13 @@ import pytest
 from fake_triton import STREAM, FakeTriton, decoded, echo, stream
 from under_load import complete, during, load, metrics, once_busy
 
-from erlab.gateway import Gateway, Limits
-from erlab.triton import client
+from erlab.gateway import Gateway, Limits, kserve
 
 LIMITS = Limits(stall_seconds=2.0)  # on busy cores a healthy expert is silent, too
 
 
 def ask(text, tokens=4, request_id=""):
-    return client.request("router", text, tokens, request_id=request_id).SerializeToString()
+    return kserve.request("router", text, tokens, request_id=request_id).SerializeToString()
 
 
 @contextmanager
@@ -100,7 +99,7 @@ def plain(router_folder):
 def fine(gateway):
     """It still answers, on both faces."""
     with grpc.insecure_channel(gateway.address) as channel:
-        assert [client.text(r.infer_response) for r in decoded(stream(channel, ask("one two")))] == ["one", "two"]
+        assert [kserve.text(r.infer_response) for r in decoded(stream(channel, ask("one two")))] == ["one", "two"]
     said = exchange(gateway.http, http_request("one two"))
     assert said.startswith(b"HTTP/1.1 200") and b"onetwo" in said
 
@@ -240,10 +239,10 @@ def test_a_client_that_reads_slowly_holds_up_only_itself(router_folder):
             for _ in range(3):
                 assert len(slow.recv(1)) == 1
             with grpc.insecure_channel(g.address) as channel:
-                lazy = channel.unary_stream(STREAM)(client.request("e", "b", 4).SerializeToString(), timeout=60)
+                lazy = channel.unary_stream(STREAM)(kserve.request("e", "b", 4).SerializeToString(), timeout=60)
                 next(lazy)
                 before = process.memory_info().rss
-                request = client.request("other", "one two", 4).SerializeToString()
+                request = kserve.request("other", "one two", 4).SerializeToString()
                 for _ in range(50):
                     assert len(stream(channel, request)) == 2
                 assert process.memory_info().rss < before + 60e6  # of two times 100 MB: sockets' and windows' shares

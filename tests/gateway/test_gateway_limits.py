@@ -12,25 +12,24 @@ from fake_triton import GATES, STREAM, Abort, FakeTriton, ModelError, decoded, e
 from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab.gateway import Gateway
+from erlab.gateway import Gateway, kserve
 from erlab.gateway.decide import Decider
 from erlab.gateway.dispatch import Dispatcher
 from erlab.gateway.expert import Expert, Unpaused
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
-from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
 
 
 def ask(text, request_id=""):
-    return client.request("router", text, 4, request_id=request_id).SerializeToString()
+    return kserve.request("router", text, 4, request_id=request_id).SerializeToString()
 
 
 def told(response):
     """A response's error, its expert, its text."""
     infer = response.infer_response
-    return response.error_message, infer.parameters["erlab_expert"].string_param, client.text(infer)
+    return response.error_message, infer.parameters["erlab_expert"].string_param, kserve.text(infer)
 
 
 def opened(gateway):
@@ -48,7 +47,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
             answered = decoded(list(call))
         assert refused.error_message == "RESOURCE_EXHAUSTED: e has 2 requests in flight and 1 waiting; try later"
         assert refused.infer_response.parameters["erlab_expert"].string_param == "e"
-        assert [client.text(r.infer_response) for r in answered] == ["late"] * 3
+        assert [kserve.text(r.infer_response) for r in answered] == ["late"] * 3
         assert len({refused.infer_response.id} | {r.infer_response.id for r in answered}) == 4
         waited = sorted(r.infer_response.parameters["erlab_queue_ns"].int64_param for r in answered)
         assert waited[0] < waited[2] and fake.most_in_flight["e"] == 2
@@ -177,7 +176,7 @@ def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            whole = stub.ModelInfer.future(client.request("router", "wait patient", 1), timeout=20)
+            whole = stub.ModelInfer.future(kserve.request("router", "wait patient", 1), timeout=20)
             begun, lost = decoded(stream(channel, ask("hang")))
             assert told(begun)[2] == "hang" and lost.error_message == "UNAVAILABLE: e stopped answering"
             (never,) = decoded(stream(channel, ask("wait never")))
@@ -185,7 +184,7 @@ def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take
             fake.wait(lambda: fake.in_flight["e"] == 1)
             assert not whole.done()
             fake.loop.call_soon_threadsafe(GATES["patient"].set)
-            assert client.text(whole.result()) == "late"
+            assert kserve.text(whole.result()) == "late"
 
 
 def test_a_reader_that_takes_its_time_does_not_lose_its_stream(router):
@@ -260,7 +259,7 @@ def test_no_expert_left_is_said_at_once(router):
             while told(decoded(stream(channel, ask("one")))[0])[0] != "UNAVAILABLE: None of the 1 experts is up":
                 assert time.monotonic() < end
             with pytest.raises(grpc.RpcError) as caught:
-                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(client.request("router", "one", 1))
+                service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(kserve.request("router", "one", 1))
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             fake.models["e"] = echo
             while told(decoded(stream(channel, ask("one")))[0])[0]:

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from erlab.errors import ErlabError
-from erlab.gateway import messages
+from erlab.gateway import kserve, messages
 from erlab.gateway.decide import Decision
 from erlab.gateway.dispatch import Routed
-from erlab.triton import client
 
 TEXTS = st.text(max_size=50)
 FINITE = st.floats(allow_nan=False)
@@ -17,7 +16,7 @@ FINITE = st.floats(allow_nan=False)
 
 @given(TEXTS, TEXTS, TEXTS, st.integers(1, 1000), st.dictionaries(TEXTS, st.integers(-9, 9), max_size=3))
 def test_renaming_changes_the_model_and_nothing_else(text, model, request_id, tokens, parameters):
-    request = client.request("router", text, tokens, request_id=request_id)
+    request = kserve.request("router", text, tokens, request_id=request_id)
     for key, value in parameters.items():
         request.parameters[key].int64_param = value
     got = service_pb2.ModelInferRequest.FromString(request.SerializeToString() + messages.rename(model or "m"))
@@ -49,7 +48,7 @@ def test_marking_a_response_merges_into_it(expert, cluster, distance, margin, ro
 
 @given(TEXTS)
 def test_prompt_is_read_from_raw_and_from_typed_contents(text):
-    request = client.request("router", text, 3)
+    request = kserve.request("router", text, 3)
     assert messages.prompt(request) == text
     typed = service_pb2.ModelInferRequest(model_name="router")
     typed.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(text.encode())

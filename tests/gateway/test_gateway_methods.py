@@ -6,8 +6,8 @@ from fake_triton import FakeTriton, decoded, echo, stream
 from local import Local, Passing
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from erlab.gateway import kserve
 from erlab.gateway.door import METHODS, SERVICE
-from erlab.triton import client
 
 ALLOWED = {"ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig"}
 ALLOWED |= {"ModelStatistics", "RepositoryIndex", "ModelInfer", "ModelStreamInfer"}
@@ -102,7 +102,7 @@ def test_it_has_its_own_models_and_no_other(gateway, stub, behind):
         (stub.ModelMetadata, service_pb2.ModelMetadataRequest(name="other")),
         (stub.ModelConfig, service_pb2.ModelConfigRequest(name="other")),
         (stub.ModelStatistics, service_pb2.ModelStatisticsRequest(name="other")),
-        (stub.ModelInfer, client.request("other", "one", 4)),
+        (stub.ModelInfer, kserve.request("other", "one", 4)),
     ]:
         code, said = refused(lambda: method(request))
         assert code is CODE.NOT_FOUND and said == f"There is no model 'other' here, only {', '.join(models)}."
@@ -111,7 +111,7 @@ def test_it_has_its_own_models_and_no_other(gateway, stub, behind):
 
 def test_a_stream_asks_its_own_models_and_no_other(gateway, channel, behind):
     behind.received.clear()
-    asked = [client.request(name, "one two", 4, request_id=name) for name in (*gateway[1], "other")]
+    asked = [kserve.request(name, "one two", 4, request_id=name) for name in (*gateway[1], "other")]
     answers = decoded(stream(channel, *(request.SerializeToString() for request in asked)))
     errors = [(r.infer_response.id, r.error_message) for r in answers if r.error_message]
     assert errors == [("other", f"NOT_FOUND: There is no model 'other' here, only {', '.join(gateway[1])}.")]
@@ -134,7 +134,7 @@ def test_the_server_is_live_ready_and_itself(stub):
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("parameter", ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"])
 def test_tensors_in_shared_memory_are_refused(gateway, channel, stub, behind, side, parameter):
-    request = client.request(gateway[1][-1], "one", 4)
+    request = kserve.request(gateway[1][-1], "one", 4)
     tensor = request.inputs[0] if side == "inputs" else request.outputs.add(name="text_output")
     if parameter == "shared_memory_region":
         tensor.parameters[parameter].string_param = "anybodys"

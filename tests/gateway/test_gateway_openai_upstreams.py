@@ -10,7 +10,7 @@ from fake_openai import FakeOpenAI
 from fake_triton import KITCHEN, decoded, stream
 from local import Local
 
-from erlab.triton import client
+from erlab.gateway import kserve
 
 STREAM, JSON, HTML = "text/event-stream", "application/json", "text/html"
 DONE = b"data: [DONE]\n\n"
@@ -56,8 +56,8 @@ def merged(raw):
 def by_grpc(gateway):
     """The text of the answer on the gRPC face, and its error."""
     with grpc.insecure_channel(gateway.address) as channel:
-        answers = decoded(stream(channel, client.request("router", "one", 9).SerializeToString()))
-    texts = b"".join(client.content(r.infer_response) for r in answers)
+        answers = decoded(stream(channel, kserve.request("router", "one", 9).SerializeToString()))
+    texts = b"".join(kserve.content(r.infer_response) for r in answers)
     return texts.decode(), "".join(r.error_message for r in answers)
 
 

@@ -14,7 +14,7 @@ from fake_triton import COURT, KITCHEN, FakeTriton, count
 from under_load import metrics
 
 from erlab.gateway import Gateway
-from erlab.users import imports
+from erlab.results import imports
 
 REQUESTS, TOKENS, STREAMS = 40, 12, 4
 PROMPTS = ((KITCHEN + COURT) * REQUESTS)[:REQUESTS]

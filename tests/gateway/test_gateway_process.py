@@ -14,12 +14,12 @@ from fake_triton import COURT, GATES, KITCHEN, STREAM, FakeTriton, decoded, echo
 from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab import deployment, paper, profiles
-from erlab.deployment import Folders
+from erlab import paper
 from erlab.errors import ErlabError
-from erlab.gateway import Gateway
+from erlab.gateway import Gateway, kserve
 from erlab.routing import PromptRouter
-from erlab.triton import client
+from erlab.serving import deployment, profiles
+from erlab.serving.deployment import Folders
 
 EXPERTS = ("expert_0", "expert_1")
 # What a process says of itself on SIGUSR1: its libraries of linear algebra and their threads, and what it has imported.
@@ -38,7 +38,7 @@ signal.signal(signal.SIGUSR1, tell)
 
 
 def ask(text):
-    return client.request("router", text, 4).SerializeToString()
+    return kserve.request("router", text, 4).SerializeToString()
 
 
 def children():
@@ -201,7 +201,7 @@ def test_it_ends_requests_in_flight_before_it_stops(fake, router_folder):
                 while True:
                     stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
         fake.loop.call_soon_threadsafe(GATES["drain"].set)
-        assert [client.text(r.infer_response) for r in decoded(list(call))] == ["late"]
+        assert [kserve.text(r.infer_response) for r in decoded(list(call))] == ["late"]
         assert psutil.Process(gateway.pid).wait(60) == 0
 
 

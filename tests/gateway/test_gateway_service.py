@@ -12,15 +12,14 @@ import tritonclient.grpc.aio as triton_aio
 from fake_triton import COURT, KITCHEN, STREAM, FakeTriton, decoded, echo, stream
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab.gateway import Gateway
+from erlab.gateway import Gateway, kserve
 from erlab.gateway.server import Settings, serving
-from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
 
 
 def ask(text, model="router", request_id=""):
-    return client.request(model, text, 4, request_id=request_id).SerializeToString()
+    return kserve.request(model, text, 4, request_id=request_id).SerializeToString()
 
 
 def test_each_prompt_goes_to_its_clusters_expert(channel, router):
@@ -31,7 +30,7 @@ def test_each_prompt_goes_to_its_clusters_expert(channel, router):
         before = time.monotonic_ns()
         responses = decoded(stream(channel, ask(prompt)))
         after = time.monotonic_ns()
-        assert [client.text(r.infer_response) for r in responses] == prompt.split()
+        assert [kserve.text(r.infer_response) for r in responses] == prompt.split()
         said = responses[0].infer_response.parameters
         assert said["erlab_cluster"].int64_param == routing.cluster[i]
         assert said["erlab_expert"].string_param == EXPERTS[routing.cluster[i]]
@@ -69,11 +68,11 @@ def test_an_expert_is_a_model_by_its_name_too(channel, fake):
     request = ask("one two", "expert_1")
     responses = stream(channel, request)
     assert fake.received[0].startswith(request) and responses == fake.sent
-    assert [client.text(r.infer_response) for r in decoded(responses)] == ["one", "two"]
+    assert [kserve.text(r.infer_response) for r in decoded(responses)] == ["one", "two"]
     assert not any(r.infer_response.parameters for r in decoded(responses))  # nothing was decided
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-    answer = stub.ModelInfer(client.request("expert_1", "three four", 4))
-    assert (client.text(answer), answer.model_name) == ("three four", "expert_1")
+    answer = stub.ModelInfer(kserve.request("expert_1", "three four", 4))
+    assert (kserve.text(answer), answer.model_name) == ("three four", "expert_1")
     (failed,) = decoded(stream(channel, ask("fail", "expert_1", "7")))
     assert (failed.error_message, failed.infer_response.id) == ("out of memory", "7")
 
@@ -81,7 +80,7 @@ def test_an_expert_is_a_model_by_its_name_too(channel, fake):
 def test_requests_on_one_stream_are_answered_side_by_side(channel):
     """The first request can only end when the second has been answered."""
     responses = decoded(stream(channel, ask("wait beside", request_id="1"), ask("open beside", request_id="2")))
-    got = [(client.text(r.infer_response), r.infer_response.id) for r in responses]
+    got = [(kserve.text(r.infer_response), r.infer_response.id) for r in responses]
     assert sorted(got) == [("early", "2"), ("late", "1")]
 
 
@@ -96,7 +95,7 @@ def test_requests_on_one_stream_are_answered_side_by_side(channel):
 )
 def test_a_failing_expert_is_reported_with_its_name(channel, text, texts, error):
     *answered, failed = decoded(stream(channel, ask(text, request_id="7")))
-    assert [client.text(r.infer_response) for r in answered] == texts
+    assert [kserve.text(r.infer_response) for r in answered] == texts
     assert error in failed.error_message
     assert (answered or [failed])[0].infer_response.parameters["erlab_expert"].string_param in EXPERTS
 
@@ -107,7 +106,7 @@ def test_bad_requests_are_refused_and_the_stream_goes_on(channel):
     errors = sorted(r.error_message for r in responses if r.error_message)
     assert len(errors) == 2
     assert "'text_input' tensor" in errors[0] and "inference.ModelInferRequest message" in errors[1]
-    assert [client.text(r.infer_response) for r in responses if not r.error_message] == KITCHEN[0].split()
+    assert [kserve.text(r.infer_response) for r in responses if not r.error_message] == KITCHEN[0].split()
     for data in (b"\xff\xff\xff", no_text):
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(data)
@@ -123,8 +122,8 @@ def test_the_router_is_a_model_like_others(channel):
     assert (metadata.name, list(metadata.versions), metadata.platform) == ("router", ["1"], "python")
     config = stub.ModelConfig(service_pb2.ModelConfigRequest(name="router")).config
     assert (config.name, config.backend, config.max_batch_size) == ("router", "python", 1)
-    answer = stub.ModelInfer(client.request("router", KITCHEN[0], 4))
-    assert client.text(answer) == KITCHEN[0]
+    answer = stub.ModelInfer(kserve.request("router", KITCHEN[0], 4))
+    assert kserve.text(answer) == KITCHEN[0]
     assert answer.parameters["erlab_expert"].string_param == answer.model_name
 
 

@@ -10,8 +10,7 @@ from local import Local
 from test_gateway_web import events, post
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import triton
-from erlab.triton import client
+from erlab.gateway import kserve, triton
 
 Message = service_pb2.ModelStreamInferResponse
 
@@ -50,8 +49,8 @@ def sending(router, monkeypatch):
 
 def by_grpc(gateway):
     with grpc.insecure_channel(gateway.address) as channel:
-        answers = decoded(stream(channel, client.request("router", "one", 9).SerializeToString()))
-    texts = b"".join(client.content(r.infer_response) for r in answers if not r.error_message)
+        answers = decoded(stream(channel, kserve.request("router", "one", 9).SerializeToString()))
+    texts = b"".join(kserve.content(r.infer_response) for r in answers if not r.error_message)
     return texts.decode(), "".join(r.error_message for r in answers)
 
 
@@ -150,5 +149,5 @@ def test_a_whole_answer_in_one_response_must_hold_a_text(router):
         with grpc.insecure_channel(gateway.address) as channel:
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             with pytest.raises(grpc.RpcError) as caught:
-                infer(client.request("router", "one", 9).SerializeToString())
+                infer(kserve.request("router", "one", 9).SerializeToString())
     assert "without an answer" in caught.value.details()

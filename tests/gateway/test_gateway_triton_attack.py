@@ -7,11 +7,11 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab import paper
-from erlab.engines import emulated
-from erlab.engines.emulated_engine import StepTable
-from erlab.gateway import Gateway
-from erlab.triton import Server, client
-from erlab.triton.server import available
+from erlab.gateway import Gateway, kserve
+from erlab.serving.engines import emulated
+from erlab.serving.engines.emulated_engine import StepTable
+from erlab.serving.triton import Server
+from erlab.serving.triton.server import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
 
@@ -100,7 +100,7 @@ def test_only_its_own_models_of_the_server_are_there(stub):
         lambda: stub.ModelConfig(service_pb2.ModelConfigRequest(name="emulated-1")),
         lambda: stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="emulated-1")),
         lambda: stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="emulated-1")),
-        lambda: stub.ModelInfer(client.request("emulated-1", "one", 4)),
+        lambda: stub.ModelInfer(kserve.request("emulated-1", "one", 4)),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             ask()
@@ -114,11 +114,11 @@ def test_only_its_own_models_of_the_server_are_there(stub):
 
 
 def test_tensors_in_shared_memory_are_refused_before_the_server_sees_them(stub):
-    request = client.request("emulated-0", "one", 4)
+    request = kserve.request("emulated-0", "one", 4)
     request.inputs[0].parameters["shared_memory_region"].string_param = "anybodys"
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request)
     assert "allows no shared memory" in caught.value.details()
-    request = client.request("emulated-0", "one", 4)
+    request = kserve.request("emulated-0", "one", 4)
     answers = list(stub.ModelStreamInfer(iter([request])))
     assert len(answers) == 4 and not any(answer.error_message for answer in answers)

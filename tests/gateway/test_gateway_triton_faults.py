@@ -14,11 +14,11 @@ from fake_triton import decoded, stream
 from under_load import complete, during, load, metrics, once_busy
 
 from erlab import paper, users
-from erlab.engines import emulated
-from erlab.engines.emulated_engine import StepTable
-from erlab.gateway import Gateway, Limits
-from erlab.triton import Server, client
-from erlab.triton.server import available
+from erlab.gateway import Gateway, Limits, kserve
+from erlab.serving.engines import emulated
+from erlab.serving.engines.emulated_engine import StepTable
+from erlab.serving.triton import Server
+from erlab.serving.triton.server import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
 
@@ -69,7 +69,7 @@ def answered_by(gateway, homes):
     found = []
     with grpc.insecure_channel(gateway.address) as channel:
         for cluster in sorted(homes):
-            first = decoded(stream(channel, client.request("router", homes[cluster], 1).SerializeToString()))[0]
+            first = decoded(stream(channel, kserve.request("router", homes[cluster], 1).SerializeToString()))[0]
             failed = first.error_message
             found.append(None if failed else first.infer_response.parameters["erlab_expert"].string_param)
     return found

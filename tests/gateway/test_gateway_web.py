@@ -15,9 +15,8 @@ from fake_triton import COURT, GATES, KITCHEN, FakeTriton, decoded, echo, obedie
 from local import Local
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import openai
+from erlab.gateway import kserve, openai
 from erlab.gateway.limits import Limits, Refused
-from erlab.triton import client
 
 EXPERTS = ("expert_0", "expert_1")
 
@@ -179,7 +178,7 @@ def test_full_is_429_with_retry_after(router):
         with Local(router, fake.address, ("e",), http_port=0, limits=Limits(in_flight=1, queue=0)) as gateway:
             with grpc.insecure_channel(gateway.address) as channel:  # the faces share the expert's places
                 method = channel.unary_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-                call = method(client.request("router", "wait web", 4).SerializeToString(), timeout=60)
+                call = method(kserve.request("router", "wait web", 4).SerializeToString(), timeout=60)
                 fake.wait(lambda: fake.in_flight.total() == 1)
                 status, headers, body = post(gateway, "/v1/completions", {"prompt": "one", "stream": True})
                 assert status == 429 and headers["Retry-After"] and headers["x-erlab-expert"] == "e"
@@ -321,16 +320,16 @@ def test_an_openai_server_that_is_ill_is_replaced_and_comes_back(router):
 def test_the_grpc_face_before_openai_servers(router):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",)) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
-            data = client.request("router", "salt the pasta", 9, request_id="7").SerializeToString()
+            data = kserve.request("router", "salt the pasta", 9, request_id="7").SerializeToString()
             answers = decoded(stream(channel, data))
-            assert [client.text(r.infer_response) for r in answers] == ["salt", "the", "pasta"]
+            assert [kserve.text(r.infer_response) for r in answers] == ["salt", "the", "pasta"]
             assert {r.infer_response.id for r in answers} == {"7"}
             asked = {"prompt": "salt the pasta", "stream": True, "max_tokens": 9, "model": "m"}
             assert fake.bodies[0] == asked | {"stream_options": {"include_usage": True}}
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             answer = service_pb2.ModelInferResponse.FromString(infer(data))
-            assert client.text(answer) == "saltthepasta" and answer.parameters["erlab_expert"].string_param
-            *_, broken = decoded(stream(channel, client.request("router", "half a", 9).SerializeToString()))
+            assert kserve.text(answer) == "saltthepasta" and answer.parameters["erlab_expert"].string_param
+            *_, broken = decoded(stream(channel, kserve.request("router", "half a", 9).SerializeToString()))
             assert broken.error_message.startswith("UNAVAILABLE: ")
             ready = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
             assert service_pb2.ModelReadyResponse.FromString(

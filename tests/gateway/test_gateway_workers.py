@@ -9,8 +9,7 @@ import pytest
 from fake_triton import FakeTriton, decoded, echo, stream
 
 from erlab.errors import ErlabError
-from erlab.gateway import Gateway
-from erlab.triton import client
+from erlab.gateway import Gateway, kserve
 
 
 def test_workers_share_the_ports_and_end_together(router_folder):
@@ -18,13 +17,13 @@ def test_workers_share_the_ports_and_end_together(router_folder):
         with Gateway(router_folder, fake.address, ("e",), http_port=0, workers=2) as gateway:
             workers = psutil.Process(gateway.pid).children()
             assert len(workers) == 2
-            data, served = client.request("router", "one two", 4).SerializeToString(), 0
+            data, served = kserve.request("router", "one two", 4).SerializeToString(), 0
             before = [sum(worker.cpu_times()[:2]) for worker in workers]
             while min(sum(w.cpu_times()[:2]) - b for w, b in zip(workers, before)) < 0.03 or served < 20:
                 options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own each time
                 with grpc.insecure_channel(gateway.address, options=options) as channel:
                     answers = decoded(stream(channel, data))
-                assert [client.text(r.infer_response) for r in answers] == ["one", "two"]
+                assert [kserve.text(r.infer_response) for r in answers] == ["one", "two"]
                 served += 1
                 assert served < 2000
             with urllib.request.urlopen(gateway.http + "/metrics", timeout=60) as answer:

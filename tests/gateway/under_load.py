@@ -5,7 +5,7 @@ import time
 import urllib.request
 
 from erlab import users
-from erlab.workload import Request
+from erlab.prompts.workload import Request
 
 
 def load(homes, turns=30):

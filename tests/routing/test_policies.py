@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
+from erlab.routing.compiled import Row
 from erlab.routing.policies import (
     POLICIES,
     Fleet,
@@ -22,7 +23,6 @@ from erlab.routing.policies import (
     strong_weak,
     two_choices,
 )
-from erlab.routing.compiled import Row
 
 
 @st.composite

@@ -5,6 +5,7 @@ from copy import copy
 
 import numpy as np
 import pytest
+from domain_prompts import DOMAINS, SHARED
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -20,7 +21,6 @@ from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
 from erlab.routing.text import CONSIDERED
 from erlab.routing.words import top_terms, words
-from domain_prompts import DOMAINS, SHARED
 
 
 @pytest.fixture(scope="module")

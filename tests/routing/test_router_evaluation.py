@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
+from domain_prompts import DOMAINS, make_prompts
 
 from erlab.errors import ErlabError
-from erlab.routing import PromptRouter, evaluation, plots
-from domain_prompts import DOMAINS, make_prompts
+from erlab.figures import routing
+from erlab.routing import PromptRouter, evaluation
 
 
 def test_purity_counts_the_majorities():
@@ -111,9 +112,9 @@ def test_compare_measures_each_recipe(prompts):
     assert table["sent"].between(0, 1).all()
     plain = evaluation.compare(prompts, recipes={"paper": {}}, clusters=4, seeds=[0])
     assert plain[["other", "stability", "outliers"]].isna().all().all()
-    axes = plots.frontier(table).axes[0]
+    axes = routing.frontier(table).axes[0]
     assert len(axes.collections[0].get_offsets()) == 2
-    assert [b.get_width() for b in plots.loads(table).axes[0].patches] == sorted(table["load"])
+    assert [b.get_width() for b in routing.loads(table).axes[0].patches] == sorted(table["load"])
 
 
 def test_confusion_is_the_share_of_each_domain(prompts):
@@ -134,7 +135,7 @@ def test_confusion_is_the_share_of_each_domain(prompts):
 def test_points_that_lie_together_have_names_apart():
     """Names keep the points' order, do not touch, and stay beside the axes."""
     same = pd.DataFrame({"p50_ms": [0.05, 0.06, 0.05, 5.0], "unseen": [0.95, 0.95, 0.951, 0.4]}, index=list("abcd"))
-    texts = plots.frontier(same).axes[0].texts
+    texts = routing.frontier(same).axes[0].texts
     heights = [text.xyann[1] for text in texts]
     assert [text.get_text()[0] for text in texts] == ["d", "a", "b", "c"] and heights == sorted(heights)
     assert min(np.diff(heights)) >= 0.0999 and 0 <= heights[0] and heights[-1] <= 1
@@ -143,10 +144,10 @@ def test_points_that_lie_together_have_names_apart():
 def test_plots_show_every_cluster_and_domain(prompts):
     router = PromptRouter(clusters=5).fit(prompts["text"])
     summary = evaluation.summary(router, prompts)
-    figure = plots.projection(summary)
+    figure = routing.projection(summary)
     assert {t.get_text() for t in figure.axes[0].texts} == set("01234")
     assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} == set(DOMAINS)
-    figure = plots.composition(summary)
+    figure = routing.composition(summary)
     bars, heat = figure.axes
     assert sorted(p.get_height() for p in bars.patches) == sorted(c["size"] for c in summary["clusters"])
     assert {t.get_text() for t in heat.get_yticklabels()} == set(DOMAINS)

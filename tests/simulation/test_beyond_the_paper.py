@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from erlab import metrics, paper
+from erlab import paper
 from erlab.errors import ErlabError
+from erlab.results import metrics
 from erlab.simulation import Setup, beyond, sensitivity, simulate, variations
 from erlab.simulation import autoscaling as auto
 from erlab.simulation.assumptions import Variation, with_kv_pool, zipf

@@ -8,8 +8,9 @@ import distributed
 import numpy as np
 import pytest
 
-from erlab import metrics, paper, records
+from erlab import paper
 from erlab.errors import ErlabError
+from erlab.results import metrics, records
 from erlab.simulation import Batching, Setup, fixed_lengths, preliminary, simulate, sweep, trace, validation
 from erlab.simulation.system import closed_loop
 from erlab.spec import Lengths, Workload
@@ -141,7 +142,7 @@ def test_a_ray_cluster_that_is_not_there_is_named(monkeypatch, address):
 
 
 def test_the_preliminary_systems_are_fig_3s():
-    from erlab import selection
+    from erlab.results import selection
 
     found = sweep(preliminary(limits=(8, 64)), (1, 20), workload=SHORT, setup=ROOF)
     chosen = selection.preliminary(found)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from erlab.triton import client
+from erlab.gateway import kserve
 from erlab.users.loop import Ask, Finished, reason, record, user
 from erlab.users.wire import Answer
 
@@ -97,7 +97,7 @@ def test_text_counts_as_the_client_reads_it(texts):
     answer.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
     data = service_pb2.ModelStreamInferResponse(infer_response=answer).SerializeToString()
     row = record(1100, [1110], [data], "ok", None, 1150, start=1000)
-    assert row["output_tokens"] == bool(client.text(answer)) == (row["status"] == "ok")
+    assert row["output_tokens"] == bool(kserve.text(answer)) == (row["status"] == "ok")
 
 
 @pytest.mark.parametrize("texts, tokens", [([b"a"], 1), ([b"", b"b"], 1), ([b""], 0), ([], 0)])

@@ -14,8 +14,9 @@ import pytest
 from fake_triton import FakeTriton, ModelError, plan, words
 from tritonclient.grpc import service_pb2
 
-from erlab import records, users
+from erlab import users
 from erlab.errors import ErlabError
+from erlab.results import records
 from erlab.routing import PromptRouter
 from erlab.users import load
 

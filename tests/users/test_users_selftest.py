@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from erlab import users
 from erlab.errors import ErlabError
-from erlab.triton import client
+from erlab.gateway import kserve
 from erlab.users.loop import added
 from erlab.users.selftest import Echo, OwnLatency
 
@@ -30,7 +30,7 @@ def test_what_users_add_is_what_the_echo_did_not_take():
 def test_the_echo_keeps_its_pace_and_stamps_it():
     with Echo(first=0.1, gap=0.02) as echo:
         began = time.monotonic_ns()
-        texts = list(client.generate(echo.address, "echo-0", "hello", 5, timeout=20))
+        texts = list(kserve.generate(echo.address, "echo-0", "hello", 5, timeout=20))
         ended = time.monotonic_ns()
     stamps = [tuple(map(int, text.split())) for text in texts]
     arrived, sent = {a for _, a, _ in stamps}, [s for _, _, s in stamps]

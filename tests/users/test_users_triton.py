@@ -9,9 +9,9 @@ import pytest
 from fake_triton import STREAM, decoded, plan, stream
 
 from erlab import users
-from erlab.gateway import Gateway
-from erlab.triton import Server, client, repository
-from erlab.triton.server import available
+from erlab.gateway import Gateway, kserve
+from erlab.serving.triton import Server, repository
+from erlab.serving.triton.server import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
 
@@ -60,8 +60,8 @@ def test_every_request_of_a_closed_loop_is_answered_by_its_expert(running):
     assert len({row["expert"] for row in routed}) == 2
     assert all(row["t_submit"] <= row["t_routed"] <= row["t_first"] <= row["t_last"] for row in routed)
     with grpc.insecure_channel(gateway.address) as channel:
-        answers = decoded(stream(channel, client.request("router", "boil the pasta", 9).SerializeToString()))
-    texts = [client.text(answer.infer_response) for answer in answers]
+        answers = decoded(stream(channel, kserve.request("router", "boil the pasta", 9).SerializeToString()))
+    texts = [kserve.text(answer.infer_response) for answer in answers]
     assert texts == [routed[0]["expert"], "boil", "the", "pasta"]
     assert answers[0].infer_response.parameters["erlab_expert"].string_param == routed[0]["expert"]
 
@@ -78,7 +78,7 @@ def test_a_hanging_expert_ends_by_deadline_and_a_killed_gateway_in_errors(runnin
         rows = users.run(gateway.address, ("router",), plan("hang", "one", users=2), timeout=3)
         assert [row["status"] for row in rows] == ["timeout", "ok"] * 2
         with grpc.insecure_channel(gateway.address) as channel:
-            hanging = channel.unary_stream(STREAM)(client.request("router", "hang", 1).SerializeToString())
+            hanging = channel.unary_stream(STREAM)(kserve.request("router", "hang", 1).SerializeToString())
             os.kill(gateway.pid, signal.SIGKILL)
             with pytest.raises(grpc.RpcError) as caught:
                 next(hanging)

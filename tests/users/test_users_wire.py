@@ -11,9 +11,9 @@ from fake_triton import FakeTriton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erlab.http2 import frames
-from erlab.http2.frames import frame
-from erlab.http2.headers import block
+from erlab.gateway.http2 import frames
+from erlab.gateway.http2.frames import frame
+from erlab.gateway.http2.headers import block
 from erlab.users.wire import Answer, Channel
 
 METHOD = "/test.Service/Ask"

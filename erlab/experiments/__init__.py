@@ -1,0 +1,1 @@
+"""Experiments: sweeps over loads, measured or simulated, and what surrounds a measurement."""

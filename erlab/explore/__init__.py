@@ -1,0 +1,1 @@
+"""Settings and widgets of the notebook explore.ipynb."""

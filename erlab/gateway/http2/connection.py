@@ -1,0 +1,334 @@
+"""One HTTP/2 connection of a client: its frames, its settings, its windows.
+
+The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is what is kept
+for it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error
+(RFC 9113, section 5.4.1) is raised as `Broken` and ends the connection; a stream error ends that stream alone.
+"""
+
+import asyncio
+import struct
+import time
+from collections.abc import Callable
+
+from erlab.gateway.http2 import frames
+from erlab.gateway.http2.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FIRST_WINDOW,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEAD,
+    HEADERS,
+    LARGEST,
+    NO_ERROR,
+    PADDED,
+    PING,
+    PRIORITIZED,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Broken,
+)
+from erlab.gateway.http2.headers import HEADER_BYTES, RESIZE, Code, Decoder
+from erlab.gateway.http2.stream import Stream
+
+_BUFFERED_BYTES = 512 * 2**10  # of a connection that the system does not take yet, from which on all senders should
+_UNREAD_ANSWERS = 1000  # to PING and SETTINGS that are sent on while the system takes nothing
+_BLOCK_FRAMES = 256  # CONTINUATION frames of a header block
+_SENT_FRAME_BYTES = 64 * 2**10  # payload of the largest frame sent where the server allows such
+_LINGER_SECONDS = 5.0  # for the server to take the last words of a connection that is closed
+_SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}  # bytes of frames of one size
+_OF_STREAMS = (DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION)
+_OF_CONNECTIONS = (SETTINGS, PING, GOAWAY)
+
+
+class Connection(asyncio.Protocol):
+    """The client's side of a connection.
+
+    window : int
+        Bytes of each stream that the server may send before they are taken; all streams together are not bounded.
+    changed : callable
+        Called when another stream may find room, and when there will be no more.
+    """
+
+    def __init__(self, window: int, changed: Callable[[], None]):
+        self.window, self._changed = window, changed
+        self.streams: dict[int, Stream] = {}
+        self.sendable = self.first_window = FIRST_WINDOW  # bytes that the server takes: of all; of each stream
+        self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server takes
+        self.starved: dict[Stream, None] = {}  # streams that wait for the connection's window, in order
+        self.choked = False  # the system takes no more
+        # Empty when the server's settings are known, else why they never will be.
+        self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server takes
+        self._first_unwritten = 1  # number of the first stream of which nothing was given to the system
+        self._receivable = LARGEST
+        self._decode, self._rest = Decoder(), b""
+        self._due: int | None = SETTINGS  # type of frame that has to come next
+        self._block, self._block_frames, self._block_of, self._block_ends = bytearray(), 0, 0, 0
+        self._resize = RESIZE  # begins the first header block
+        self._window_changed = False  # the first window of streams that are there
+        self._out: list[bytes] = []
+        self._unread = 0  # answers written while choked
+
+    # What a channel uses
+
+    @property
+    def usable(self) -> bool:
+        """Whether streams can begin here, now or when others have ended."""
+        return not self._draining and not self.closed
+
+    @property
+    def closed(self) -> bool:
+        return self._transport.is_closing()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.streams) < self._most
+
+    def begin(self, stream: Stream, block: bytes) -> None:
+        """Begin a stream with this header block."""
+        number, self._next = self._next, self._next + 2
+        self._draining = self._draining or self._next >= LARGEST
+        self.streams[number] = stream
+        stream.begun(self, number)
+        self.write(frames.header_frames(number, 0, self._resize + block))
+        self._resize = b""
+
+    def forget(self, stream: Stream) -> None:
+        """Let go of a stream that is over."""
+        self.streams.pop(stream.number, None)
+        if self.starved:
+            self.starved.pop(stream, None)
+        if self._draining and not self.streams:
+            self.close()
+        self._changed()
+
+    def close(self, error: int = NO_ERROR, why: str = "") -> None:
+        """Say goodbye and hang up."""
+        if self._transport.is_closing():
+            return
+        self.write(frames.goaway(0, error, why))
+        self._flush()
+        self._transport.close()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+
+    def write(self, data: bytes) -> None:
+        """Send `data` together with all that is written in this turn of the event loop: system calls cost more."""
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and not self._transport.is_closing():
+            self._first_unwritten = self._next
+            self._transport.write(b"".join(out))
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport  # with TCP_NODELAY, as all of asyncio's
+        transport.set_write_buffer_limits(_BUFFERED_BYTES)
+        values = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: self.window}
+        values[frames.MAX_HEADER_LIST_SIZE] = HEADER_BYTES
+        self.write(frames.PREFACE + frames.settings(values) + frames.window_update(0, LARGEST - FIRST_WINDOW))
+
+    def pause_writing(self) -> None:
+        self.choked = True
+
+    def resume_writing(self) -> None:
+        self.choked, self._unread = False, 0
+        for stream in list(self.streams.values()):
+            stream.wake()
+
+    def connection_lost(self, exception: Exception | None) -> None:
+        self._end_streams(f"{exception or 'the server closed the connection'}")
+
+    def _end_streams(self, why: str) -> None:
+        self._draining = True
+        if not self.settled.done():
+            self.settled.set_result(why)
+        for number, stream in list(self.streams.items()):
+            stream.on_lost(why, processed=number < self._first_unwritten)
+        self._changed()
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        if self._rest:
+            data = self._rest + data
+        at, end, unpack = 0, len(data), HEAD.unpack_from
+        try:
+            while end - at >= 9:
+                high, low, kind, flags, number = unpack(data, at)
+                size = high << 8 | low
+                if size > FRAME_SIZE:
+                    raise Broken(FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                following = at + 9 + size
+                if following > end:
+                    break
+                payload = data[at + 9 : following]
+                number &= LARGEST
+                if kind == DATA and self._due is None and (stream := self.streams.get(number)):
+                    self._receivable -= size
+                    if flags & PADDED:
+                        payload = frames.unpadded(payload, flags)
+                    stream.take(payload, size, flags & END_STREAM, now)
+                else:
+                    self._take(kind, flags, number, payload)
+                at = following
+            self._rest = data[at:]
+            if self._window_changed:
+                self._change_windows()
+        except Broken as error:
+            self._on_broken(error, data)
+        if self._receivable < LARGEST // 2:
+            self.write(frames.window_update(0, LARGEST - self._receivable))
+            self._receivable = LARGEST
+
+    def _on_broken(self, error: Broken, data: bytes) -> None:
+        self._rest = b""
+        http1 = self._due == SETTINGS and data.startswith(b"HTTP/1")
+        self.close(error.code, str(error))
+        words = "it answered in HTTP/1" if http1 else f"{error} ({frames.error_name(error.code)})"
+        self._end_streams(f"the server does not speak HTTP/2: {words}")
+
+    # Frames other than DATA of a stream that is there
+
+    def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if self._due == SETTINGS and (kind != SETTINGS or flags & ACK):
+            raise Broken(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if self._due == CONTINUATION and (kind != CONTINUATION or number != self._block_of):
+            raise Broken(PROTOCOL_ERROR, "another frame within a header block")
+        if len(payload) != _SIZES.get(kind, len(payload)):
+            raise Broken(FRAME_SIZE_ERROR, f"a frame of type {kind} with {len(payload)} bytes")
+        if (kind in _OF_STREAMS and number == 0) or (kind in _OF_CONNECTIONS and number) or kind == PUSH_PROMISE:
+            raise Broken(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}")
+        if kind in (DATA, HEADERS, RST_STREAM, WINDOW_UPDATE) and number and (number >= self._next or not number & 1):
+            raise Broken(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}, which never began")
+        stream = self.streams.get(number)  # None: one that is over, of which frames may still be on their way
+        match kind:
+            case frames.DATA:
+                self._receivable -= len(payload)
+                frames.unpadded(payload, flags)
+            case frames.HEADERS:
+                if flags & (PADDED | PRIORITIZED):
+                    payload = frames.fields(payload, flags)
+                if flags & END_HEADERS:
+                    self._on_block(number, payload, flags & END_STREAM)
+                else:
+                    self._due, self._block, self._block_frames = CONTINUATION, bytearray(payload), 1
+                    self._block_of, self._block_ends = number, flags & END_STREAM
+            case frames.CONTINUATION:
+                self._continue(payload, flags)
+            case frames.PRIORITY if len(payload) != 5 and stream:
+                stream.fail(Code.INTERNAL, "the server sent a PRIORITY frame of another size", FRAME_SIZE_ERROR)
+            case frames.RST_STREAM if stream:
+                stream.on_reset(int.from_bytes(payload, "big"))
+            case frames.SETTINGS:
+                self._settle(flags, payload)
+            case frames.PING if not flags & ACK:
+                self._answer(frames.frame(PING, ACK, 0, payload))
+            case frames.GOAWAY:
+                self._go_away(payload)
+            case frames.WINDOW_UPDATE:
+                self._widen(number, stream, int.from_bytes(payload, "big") & LARGEST)
+
+    def _on_block(self, number: int, block: bytes, ends: int) -> None:
+        head = self._decode(block)
+        if stream := self.streams.get(number):
+            stream.on_head(head, ends)
+
+    def _continue(self, part: bytes, flags: int) -> None:
+        if self._due is None:
+            raise Broken(PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
+        self._block += part
+        self._block_frames += 1
+        if len(self._block) > HEADER_BYTES or self._block_frames > _BLOCK_FRAMES:
+            words = f"a header block of more than {HEADER_BYTES} bytes or {_BLOCK_FRAMES} frames"
+            raise Broken(ENHANCE_YOUR_CALM, words)
+        if flags & END_HEADERS:
+            number, block = self._block_of, bytes(self._block)
+            self._due, self._block, self._block_of = None, bytearray(), 0
+            self._on_block(number, block, self._block_ends)
+
+    def _answer(self, data: bytes) -> None:
+        if self.choked:
+            self._unread += 1
+            if self._unread > _UNREAD_ANSWERS:
+                raise Broken(ENHANCE_YOUR_CALM, "frames are to be answered, but no answers are read")
+        self.write(data)
+
+    def _settle(self, flags: int, payload: bytes) -> None:
+        self._due = None
+        if len(payload) % 6 or (flags & ACK and payload):
+            raise Broken(FRAME_SIZE_ERROR, f"a SETTINGS frame of {len(payload)} bytes")
+        if flags & ACK:
+            return
+        for name, value in struct.iter_unpack(">HL", payload):
+            if name == frames.ENABLE_PUSH and value != 0:
+                raise Broken(PROTOCOL_ERROR, f"the setting ENABLE_PUSH is {value}")
+            if name == frames.MAX_CONCURRENT_STREAMS:
+                self._most = value
+            elif name == frames.INITIAL_WINDOW_SIZE:
+                if value > LARGEST:
+                    raise Broken(FLOW_CONTROL_ERROR, f"the setting INITIAL_WINDOW_SIZE is {value}")
+                self.first_window, self._window_changed = value, True
+            elif name == frames.MAX_FRAME_SIZE:
+                if not FRAME_SIZE <= value < 2**24:
+                    raise Broken(PROTOCOL_ERROR, f"the setting MAX_FRAME_SIZE is {value}")
+                self.frame_size = min(value, _SENT_FRAME_BYTES)
+        self._answer(frames.frame(SETTINGS, ACK, 0))
+        if not self.settled.done():
+            self.settled.set_result("")
+        self._changed()
+
+    def _change_windows(self) -> None:
+        """Let streams send what a new first window lets them, once for all settings that came together."""
+        self._window_changed = False
+        for stream in list(self.streams.values()):
+            if self.first_window + stream.sendable > LARGEST:
+                raise Broken(FLOW_CONTROL_ERROR, "a setting makes the window of a stream too large")
+            stream.flush()
+
+    def _widen(self, number: int, stream: Stream | None, increment: int) -> None:
+        if number == 0:
+            self.sendable += increment
+            if increment == 0:
+                raise Broken(PROTOCOL_ERROR, "a WINDOW_UPDATE frame of 0 bytes")
+            if self.sendable > LARGEST:
+                raise Broken(FLOW_CONTROL_ERROR, "a WINDOW_UPDATE frame makes the window of the connection too large")
+            while self.starved and self.sendable > 0:
+                waiting = next(iter(self.starved))
+                del self.starved[waiting]
+                waiting.flush()
+        elif stream:
+            stream.sendable += increment
+            if increment == 0:
+                stream.fail(Code.INTERNAL, "the server sent a WINDOW_UPDATE frame of 0 bytes", PROTOCOL_ERROR)
+            elif self.first_window + stream.sendable > LARGEST:
+                stream.fail(Code.INTERNAL, "the server made the window of the stream too large", FLOW_CONTROL_ERROR)
+            else:
+                stream.flush()
+
+    def _go_away(self, payload: bytes) -> None:
+        if len(payload) < 8:
+            raise Broken(FRAME_SIZE_ERROR, f"a GOAWAY frame of {len(payload)} bytes")
+        last, error = struct.unpack_from(">LL", payload)
+        self._draining = True
+        details = payload[8:].decode(errors="replace") or frames.error_name(error)
+        for number, stream in list(self.streams.items()):
+            if number > last & LARGEST:
+                stream.on_lost(f"the server goes away: {details}", processed=False)
+        if not self.streams:
+            self.close()

@@ -1,0 +1,1 @@
+"""Prompts: the project's own grammar, domain datasets, and the lengths of a workload."""

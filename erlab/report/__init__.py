@@ -1,0 +1,329 @@
+"""report.html: one self-contained page that shows a study's verdicts, figures, systems and where all came from.
+
+report.md says the same to those who read Markdown.
+
+from erlab import claims, records, report
+found = records.read("data/results/laptop/records")
+report.build("data/results/laptop", found, "figures", claims.ledger(found), manifest)
+"""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from erlab import figures, paper, textfiles
+from erlab.errors import ErlabError
+from erlab.figures import curves, fig1, fig7, style, table1
+from erlab.report import links
+from erlab.results import metrics, selection, tables
+from erlab.results.checks import CHECKS
+from erlab.results.claims import HOLDS, NOISE, NOT_RUNNABLE
+from erlab.results.records import Records
+from erlab.serving import profiles
+
+_PAGES = ("report.md", "report.html")  # each from a template of its name
+_SUMMARY = {
+    "system": "System",
+    "source": "Source",
+    "users": "Users",
+    "requests": "Requests",
+    "failed": "Failed",
+    "ttft_median_s": "TTFT median (s)",
+    "ttft_p95_s": "TTFT p95 (s)",
+    "tpot_median_ms": "TPOT median (ms)",
+    "e2e_median_s": "Response median (s)",
+    "e2e_p95_s": "Response p95 (s)",
+    "routing_median_ms": "Gateway's decision (ms)",
+    "output_throughput": "Output tokens/s",
+    "request_throughput": "Requests/s",
+}
+_SURVIVAL = {
+    "statement": "Claim",
+    "by default": "By default",
+    "survives": "Survives assumptions",
+    "flips at": "Flips at",
+}
+_OVERHEAD = {
+    "users": "Users",
+    "requests": "Requests",
+    "lost": "Lost",
+    "tokens_missing": "Tokens missing",
+    "disordered": "Out of order",
+    "added p50 ms": "Added, median (ms)",
+    "added p99 ms": "Added, p99 (ms)",
+    "added at the start p50 ms": "Added when all start, median (ms)",
+    "time scale": "Time scale",
+}
+_TARGETS = {name: name.capitalize() for name in ("against", "compared", "target", "reached", "met")}
+_CLUSTERS = {
+    "cluster": "Cluster",
+    "share": "Share of prompts",
+    "top_domain": "Most from",
+    "purity": "Purity",
+    "terms": "Terms",
+}
+
+
+def build(
+    folder: str | Path, records: Records, figures_folder: str | Path, ledger: pd.DataFrame, manifest: Mapping
+) -> Path:
+    """Write report.html and report.md into `folder` and return the first's path.
+
+    `figures_folder` holds what `figures.save_all` wrote from the same records; `ledger` is `claims.ledger`'s;
+    `manifest` is shown as it is (`erlab.provenance.manifest`), its "command" as the way to get it all again.
+    Links are relative, to what lies in `folder` and `figures_folder` now. A part without records says what is missing,
+    and so does one that notebooks 08 and 09 would have left in `folder`.
+    """
+    folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
+    try:
+        requests = selection.systems(records)
+    except ErlabError:
+        requests = records.requests.iloc[:0]
+    shown = _figures(records, figures_folder, folder)
+    content = dict(
+        titles=paper.TITLE,
+        arxiv=paper.ARXIV,
+        sources=_provenances(records),
+        profiles=_profiles(records),
+        facts=_facts(records),
+        died=selection.died(records),
+        simulated=records.requests["source"].eq("simulated").any(),
+        counts=_counts(ledger),
+        claims=_claims(ledger, folder, shown),
+        chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
+        figures=shown,
+        systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
+        clusters=_clusters(records),
+        recipes=_picture(folder / "routing" / "frontier.png"),
+        summary=_summary(records, requests, folder) if len(requests) else None,
+        assumptions=_assumptions(records),
+        overhead=_kept(folder / "overhead" / "added.csv", _OVERHEAD),
+        added=_picture(folder / "overhead" / "overhead.png"),
+        survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
+        sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
+        targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
+        validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
+        pictures=[p.relative_to(folder).as_posix() for p in folder.glob("*/*.png")],
+        links=links.beside(folder, figures_folder),
+        commands=_commands(manifest),
+        manifest=manifest,
+    )
+    for name in _PAGES:
+        html = name.endswith(".html")
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=html,
+            finalize=_printable if html else _markdown,
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        page = textfiles.save(folder / name, environment.get_template(f"{name}.j2").render(content))
+    return page
+
+
+def _printable(value: object) -> object:
+    """A value as the page shows it: a name may hold half characters, which no file can."""
+    return value.encode(errors="replace").decode() if type(value) is str else value
+
+
+def _markdown(value: object) -> object:
+    """A value as the Markdown page shows it, None as nothing; what is marked safe is markup."""
+    return value if isinstance(value, Markup) else "" if value is None else tables.escaped(str(value))
+
+
+def _provenances(records: Records) -> dict[str, str]:
+    """On what, from which commit and how often the numbers of each source came about."""
+    parts = records.requests.groupby("source")
+    return {name: style.provenance(records, rows).removeprefix(f"{name} ") for name, rows in parts}
+
+
+def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many verdicts of each kind each source gives, those within noise apart; "neither" for what none can test."""
+    sources = _sources(ledger).fillna("neither")
+    noisy = ledger["confidence"].eq(NOISE).fillna(False).astype(bool)
+    words = ledger["verdict"].where(~noisy, ledger["verdict"] + f", {NOISE}")
+    counted = ((source, rows.value_counts()) for source, rows in words.groupby(sources))
+    return {source: counts.sort_index(ascending=False).to_dict() for source, counts in counted}
+
+
+def _sources(ledger: pd.DataFrame) -> pd.Series:
+    """Whose numbers each row is about, also where these can't test its claim; NA where there are none."""
+    told = ledger["basis"].astype("string").fillna(ledger["reason"].astype("string"))
+    return told.str.extract("^(measured|simulated)")[0]
+
+
+def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
+    """The ledger's rows; with source, whether the verdict is within noise, where what it's computed from lies, the
+    place of its card, and whether it is the first row of its claim."""
+    ledger = ledger.assign(on=_sources(ledger).fillna(""))
+    rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
+    kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
+    for i, row in enumerate(rows):
+        row |= {"anchor": f"{row['id']}-{i + 1}", "first": i == 0 or rows[i - 1]["id"] != row["id"]}
+        own = f"{row['figure']}-{row['paper']}"
+        row["shown"] = own if own in [f["name"] for f in figures] else row["figure"]
+        row["shown_in"] = row["source"]
+        row["noise"] = row["confidence"] == NOISE
+        cells = folder / "claims" / f"{row['id']}.csv"
+        row["cells"] = links.address(cells, folder) if cells.is_file() else None
+        row["survival"] = kept.get(row["id"]) if row["on"] == "simulated" else None
+        row["assumptions"] = row["assumptions"].split(", ")
+    return rows
+
+
+def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
+    """`metrics.summarise` for readers, each row with links to the files that hold its requests."""
+    table = curves.cells(records)
+    files = links.record_files(folder)
+    runs = requests.groupby(metrics.CELL, dropna=False)["run_id"].unique()
+    shown = _table(table[list(_SUMMARY)].rename(columns=_SUMMARY))
+    for row, ids in zip(shown["rows"], runs):
+        row.append(sorted({files[i] for i in ids if i in files}))
+    return shown
+
+
+def _commands(manifest: Mapping) -> list[str]:
+    """How to get this study again, as far as it is known."""
+    checkout = [f"git checkout {manifest['commit']}"] if manifest.get("commit") else []
+    again = [textfiles.printable(str(manifest["command"]))] if "command" in manifest else []
+    return [*checkout, "python -m pip install -e .", *again]
+
+
+def _profiles(records: Records) -> list[str]:
+    """What the profiles of the measured runs are, in words."""
+    runs = records.runs
+    if "profile" not in runs:
+        return []
+    measured = runs[runs["source"] == "measured"] if "source" in runs else runs
+    return [_profile(name, rows) for name, rows in measured.groupby("profile")]
+
+
+def _profile(name: str, runs: pd.DataFrame) -> str:
+    if "attached" in runs and runs["attached"].eq(True).all():
+        return f"{name}, whose models a server stood for that erlab did not start{selection.by_one(runs['model'])}"
+    return f"{name}: {profiles.PROFILES[name].description}" if name in profiles.PROFILES else name
+
+
+def _facts(records: Records) -> dict[str, str]:
+    """What was run, in numbers."""
+    requests, runs = records.requests, records.runs
+    failed = int((~metrics.finished(requests)).sum())
+    facts = {"Requests": f"{len(requests):,}, of which {failed:,} failed"}
+    for source, rows in requests.groupby("source"):
+        counts = f"{rows['run_id'].nunique():,} runs of {rows['system'].nunique()} systems, {len(rows):,} requests"
+        loads = ", ".join(map(str, sorted(rows["users"].unique())))
+        machines = selection.basis(source, rows["machine"]).partition(" on ")[2]
+        machines += selection.by_one(selection.of_attached(records, rows))
+        facts[source.capitalize()] = f"{machines}: {counts}; {loads} users"
+    if "seconds" in runs and len(runs):
+        facts["Time of the runs"] = f"{runs['seconds'].sum() / 60:.1f} min, first started {runs['started'].min()}"
+    return facts
+
+
+def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]:
+    """Each figure but Table I: name, heading, caption, and its picture as a data URI or why it is missing."""
+    absent = figures.missing(records)
+    found = []
+    for name, module in figures.FIGURES.items():
+        if name == "table1":
+            continue
+        picture, reason = figures_folder / f"{name}.png", absent.get(name)
+        if not reason and not picture.is_file():
+            reason = f"{picture.name} is not in the folder of figures."
+        found.append(
+            {
+                "name": name,
+                "title": f"Fig. {name.removeprefix('fig')}",
+                "caption": module.CAPTION,
+                "reason": reason,
+                "image": None if reason else _data_uri(picture.read_bytes()),
+                "address": None if reason else links.address(picture, folder),
+                "wide": not reason and _width(picture.read_bytes()) > style.COLUMN * style.DPI,
+                "files": [] if reason else links.relative(figures_folder.glob(f"{name}[._]*"), folder),
+            }
+        )
+    return found + _older(records)
+
+
+def _older(records: Records) -> list[dict]:
+    """What version 1's claims are about, where the records hold its systems: its own Fig. 7."""
+    of_v1 = records.requests["paper"].eq("v1").fillna(False)
+    if not of_v1.any():
+        return []
+    try:
+        picture = style.render(fig7.plot(Records(records.requests[of_v1], records.runs)), "png")
+    except ErlabError:
+        return []
+    caption = f"The same of the systems of the paper's first version. {fig7.CAPTION}"
+    wide = _width(picture) > style.COLUMN * style.DPI
+    drawn = {"reason": None, "image": _data_uri(picture), "address": None, "wide": wide}
+    return [{"name": "fig7-v1", "title": "Fig. 7, version 1", "caption": caption, "files": []} | drawn]
+
+
+def _clusters(records: Records) -> dict | None:
+    """The clusters of Fig. 1 with the experts that served them."""
+    try:
+        frame = fig1.data(records)
+    except ErlabError:
+        return None
+    experts = frame.dropna(subset="expert").groupby("cluster")["expert"].agg(", ".join)
+    frame = frame.drop_duplicates("cluster")
+    frame = frame.assign(share=frame["share"].map("{:.1%}".format))
+    shown = frame[list(_CLUSTERS)].rename(columns=_CLUSTERS)
+    return _table(shown.assign(**{"Served by": frame["cluster"].map(experts)}))
+
+
+def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str]]]:
+    """The assumptions of the paper's versions that the records are about: version, assumption, claims that rest on it."""
+    versions = sorted(set(records.requests["paper"].dropna().unique()) & set(paper.ASSUMPTIONS), reverse=True)
+    resting = {c.id: CHECKS[c.id].assumptions for c in paper.CLAIMS}
+    return [
+        (v, a, [c.id for c in paper.CLAIMS if c.paper == v and a.id in resting[c.id]])
+        for v in versions
+        for a in paper.ASSUMPTIONS[v]
+    ]
+
+
+def _table(frame: pd.DataFrame) -> dict:
+    """A frame as text: `columns`, and `rows` of (text, whether it is a number)."""
+    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
+    return {"columns": list(frame.columns), "rows": rows}
+
+
+def _text(value) -> tuple[str, bool]:
+    if pd.isna(value):
+        return "–", False
+    if isinstance(value, float):
+        return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"), True
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}", True
+    return str(value), not isinstance(value, str)
+
+
+def _kept(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ()) -> dict | None:
+    """A table that a notebook kept as CSV, with these columns as far as it has them; None where it isn't there."""
+    if not file.is_file():
+        return None
+    frame = pd.read_csv(file)
+    frame = frame.assign(**{name: frame[name].map("{:.1%}".format) for name in percent})
+    return _table(frame[[name for name in columns if name in frame]].rename(columns=columns))
+
+
+def _kept_rows(file: Path, key: str) -> dict[str, dict]:
+    """The rows of such a table by the value of a column; none where it isn't there."""
+    return pd.read_csv(file).set_index(key).to_dict("index") if file.is_file() else {}
+
+
+def _picture(file: Path) -> str | None:
+    return _data_uri(file.read_bytes()) if file.is_file() else None
+
+
+def _width(picture: bytes) -> int:
+    """A PNG's width in pixels, from its header."""
+    return int.from_bytes(picture[16:20], "big")
+
+
+def _data_uri(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()

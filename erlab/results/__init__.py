@@ -1,0 +1,1 @@
+"""Request records and what is computed from them: metrics, confidence intervals, claims."""

@@ -1,0 +1,1 @@
+"""Systems made ready for requests: profiles, engines, Triton, external servers."""

@@ -1,0 +1,88 @@
+"""Emulated experts: Triton models that answer in the time an engine of Table I would take, and compute nothing.
+
+They let the real gateway, Triton and users be exercised by as many users as the paper's machine had, on a machine
+without a GPU. Step times and KV pool are the simulator's, for its GPU and era of software; `time_scale` says how many
+times slower the emulated expert is, since a Triton on few cores cannot send as many responses a second as eight GPUs
+make. Two cores carried eight experts of E, Triton and 1,000 users at a scale of 5 (7,800 responses a second; the metric
+`erlab_late_seconds` said 0.7 % of the time), and with the gateway between at 20. Nothing that an emulated expert does
+says anything about the speed of a GPU: that is what was put in.
+
+    table = step_table(system.expert, Setup())
+    write(repository, "emulated-E-expert-0", system.expert, table, kv_tokens=Setup().pool(system.expert), time_scale=20)
+
+Every name begins with "emulated", the model's configuration says it, and `machine` is what request records name.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from erlab.serving.engines.emulated_engine import StepTable
+from erlab.serving.triton import repository as triton_repository
+from erlab.simulation.system import Setup, step_times
+from erlab.spec import Expert, System, require
+
+PREFIX = "emulated-"
+_CONTEXTS = (1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_TOKENS = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+
+def step_table(expert: Expert, setup: Setup = Setup()) -> StepTable:
+    """The simulator's iteration times of an engine, on a few points.
+
+    More prompt tokens than the longest prompt are several prompts' of equal length, each of which gets its first token.
+    """
+    times = step_times(expert, setup)
+    limit, longest = expert.max_batch_size, expert.max_sequence_tokens
+    batches = tuple(sorted({b for b in (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512) if b < limit} | {limit}))
+    contexts = tuple(sorted({c for c in _CONTEXTS if c < longest} | {longest - 1}))
+
+    def added(batch: int, tokens: int) -> float:
+        prompts = -(-tokens // expert.max_input_tokens)
+        alone = times.decode(batch, longest // 2) if batch else 0
+        return times.mixed(batch, longest // 2, prompts, tokens, finished=prompts) - alone
+
+    decode = [[times.decode(b, c) / 1e6 for c in contexts] for b in batches]
+    prefill = [[added(b, t) / 1e6 for t in _TOKENS] for b in (0, *batches)]
+    rounded = [tuple(map(tuple, np.round(table, 4).tolist())) for table in (decode, prefill)]
+    return StepTable(batches, contexts, rounded[0], (0, *batches), _TOKENS, rounded[1])
+
+
+def write(
+    repository: Path, name: str, expert: Expert, table: StepTable, kv_tokens: int, time_scale: float, note: str = ""
+) -> Path:
+    """Write the model that plays `expert` with these step times, slowed down by `time_scale`; its folder.
+
+    `note` goes into the model's configuration: what is emulated.
+    """
+    require(name.startswith(PREFIX), "name", "emulated.write", f"begin with {PREFIX!r}", name)
+    require(time_scale > 0, "time_scale", "emulated.write", "be above 0", time_scale)
+    allowed = f"hold one request of {expert.max_sequence_tokens} tokens"
+    require(kv_tokens >= expert.max_sequence_tokens, "kv_tokens", "emulated.write", allowed, kv_tokens)
+    parameters = {
+        "emulated": note or f"keeps the time of {expert.model.name} {expert.precision.name}, computes nothing",
+        "time_scale": repr(float(time_scale)),
+        "step_times": table.to_json(),
+        "max_batch_size": str(expert.max_batch_size),
+        "max_sequence_tokens": str(expert.max_sequence_tokens),
+        "max_input_tokens": str(expert.max_input_tokens),
+        "max_output_tokens": str(expert.max_output_tokens),
+        "kv_tokens": str(kv_tokens),
+    }
+    code = "from erlab.serving.engines.emulated_backend import TritonPythonModel\n"
+    return triton_repository.write(repository, triton_repository.text_model(name, parameters), code)
+
+
+def write_system(repository: Path, key: str, system: System, time_scale: float, setup: Setup = Setup()) -> tuple:
+    """Write a model an engine of a system of Table I; their names, `emulated-KEY-expert-0` (or replica) and so on."""
+    table, pool = step_table(system.expert, setup), setup.pool(system.expert)
+    names = tuple(f"{PREFIX}{key}-{'expert' if system.router else 'replica'}-{i}" for i in range(system.count))
+    for name in names:
+        note = f"one engine of {system.title} on {setup.gpu}, {time_scale:g} times slower; computes nothing"
+        write(repository, name, system.expert, table, pool, time_scale, note)
+    return names
+
+
+def machine(time_scale: float, host: str, setup: Setup = Setup()) -> str:
+    """What request records name as their machine: emulated engines, their time scale, and the real host."""
+    return f"emulated experts ({setup.gpu}, {time_scale:g} times slower) on {host}"

@@ -1,0 +1,41 @@
+"""An emulated expert as a model of Triton's Python backend: ``1/model.py`` imports `TritonPythonModel` from here.
+
+The i-th token of an answer is the text of i and a space, so that a client can see that none is lost or out of order. At
+the end of each response stand the times (ns, time.monotonic) at which the request came and the response was sent, so
+that a client on this machine can tell the expert's time from that of all between them.
+A prompt has one token a byte and one more, as the workload counts them (`erlab.prompts.workload`).
+"""
+
+import time
+
+from erlab.errors import ErlabError
+from erlab.serving.engines.backend import TextModel, number
+from erlab.serving.engines.emulated_engine import Engine, StepTable
+
+
+class TritonPythonModel(TextModel):
+    computes = False
+    cancel_checks = 16  # it has the time
+
+    def load(self, name: str, parameters: dict[str, str]) -> Engine:
+        try:
+            scale = float(parameters.get("time_scale", ""))
+        except ValueError:
+            got = parameters.get("time_scale")
+            raise ErlabError(f"The 'time_scale' parameter of model {name} must be a number. Got {got!r}.") from None
+        return Engine(
+            StepTable.from_json(parameters.get("step_times", "")),
+            scale,
+            number(name, parameters, "max_batch_size"),
+            number(name, parameters, "max_sequence_tokens"),
+            number(name, parameters, "kv_tokens"),
+        )
+
+    def encode(self, text: str) -> bytes:
+        return b"\0" + text.encode()
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(f"{number} " for number in tokens)
+
+    def text(self, tokens: list[int], arrived: float) -> str:
+        return f"{self.decode(tokens)}{int(arrived * 1e9)} {time.monotonic_ns()}"

@@ -1,0 +1,202 @@
+"""OpenAI-compatible servers' models: a folder with an architecture and no weights, and the command that serves it.
+
+Both vLLM and trtllm-serve make dummy weights of a model's real size from its ``config.json``; a byte tokenizer comes
+with it (`erlab.serving.engines.tokenizer`). Flags are those of vLLM 0.22 and of TensorRT-LLM 1.0 to 1.3. Prefix caching is
+off, or a prompt that is asked again would not be computed again; vLLM answers greedily, as TensorRT-LLM's ensemble does.
+
+>>> from erlab.paper import SYSTEMS
+>>> print(*vllm(SYSTEMS["v2"]["E"].expert, Path("/m"), "E-expert-0", 0.25, dummy=True)[:6])
+vllm serve /m --served-model-name E-expert-0 --host
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from erlab import paper, textfiles
+from erlab.errors import ErlabError
+from erlab.serving.engines import tiny, tokenizer
+from erlab.serving.engines.tensorrt_llm import require_weights
+from erlab.simulation.hardware import Gpu
+from erlab.spec import BF16, Expert, require
+
+PORT = "{port}"  # stands in a command for the port, which is chosen when it starts
+BLOCK = 16  # tokens of a block of vLLM's KV cache
+BATCHED_TOKENS = 2048  # of an iteration: vLLM's default for its server, and the simulation's for vLLM
+FORMAT = 1  # of the folders; rises when the same expert would give other files
+_QUANTIZED = {"producer": {"name": "erlab"}, "quantization": {"quant_algo": "FP8"}}  # as NVIDIA's checkpoints say it
+
+
+def vllm(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
+    """The command that serves `expert` under `name` with `share` of the GPU's memory, by vLLM."""
+    program = _MODULE if not shutil.which("vllm") and _importable() else ("vllm",)
+    flags = {
+        "--served-model-name": name,
+        "--host": "127.0.0.1",
+        "--port": PORT,
+        "--dtype": "bfloat16",
+        "--tensor-parallel-size": expert.tensor_parallel,
+        "--gpu-memory-utilization": f"{share:.3f}",
+        "--max-num-seqs": expert.max_batch_size,
+        "--max-model-len": expert.max_sequence_tokens,
+        "--max-num-batched-tokens": BATCHED_TOKENS,
+        "--generation-config": "vllm",
+        "--override-generation-config": '{"temperature": 0.0}',
+    }
+    if dummy:
+        flags["--load-format"] = "dummy"
+    if expert.precision.weight_bits == 8:
+        flags["--quantization"] = "fp8"
+    if expert.precision.kv_bits == 8:
+        flags["--kv-cache-dtype"] = "fp8"
+    if expert.kv_tokens is not None:
+        flags["--num-gpu-blocks-override"] = expert.kv_tokens // BLOCK
+    listed = (text for flag, value in flags.items() for text in (flag, str(value)))
+    return (*program, "serve", str(model), *listed, "--no-enable-prefix-caching", "--disable-uvicorn-access-log")
+
+
+def trtllm_serve(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
+    """The same by trtllm-serve (PyTorch backend), whose model is called as its folder; it needs `write_options`."""
+    flags = {
+        "--host": "127.0.0.1",
+        "--port": PORT,
+        "--backend": "pytorch",
+        "--tp_size": expert.tensor_parallel,
+        "--max_batch_size": expert.max_batch_size,
+        "--max_num_tokens": max(BATCHED_TOKENS, expert.max_input_tokens),
+        "--max_seq_len": expert.max_sequence_tokens,
+        "--extra_llm_api_options": model / "options.yaml",
+    }
+    return ("trtllm-serve", "serve", str(model), *(text for flag, v in flags.items() for text in (flag, str(v))))
+
+
+def embedded(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
+    """The same by the laptop's engine on CUDA."""
+    flags = {
+        "--engine": model,
+        "--name": name,
+        "--port": PORT,
+        "--max-batch-size": expert.max_batch_size,
+        "--max-sequence-tokens": expert.max_sequence_tokens,
+        "--device": "cuda",
+    }
+    if expert.kv_tokens is not None:
+        flags["--kv-tokens"] = expert.kv_tokens
+    module = (sys.executable, "-m", "erlab.serving.engines.tiny_openai")
+    return (*module, *(text for flag, value in flags.items() for text in (flag, str(value))))
+
+
+KINDS: dict[str, Callable] = {"trtllm-serve": trtllm_serve, "vllm": vllm, "embedded": embedded}
+METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}
+_MODULE = (sys.executable, "-m", "vllm.entrypoints.cli.main")  # a vLLM without its console script
+
+
+def _importable() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def missing(kind: str) -> str | None:
+    """Why this kind of server cannot be started here, None if it can. No GPU is asked for."""
+    if kind == "vllm":
+        return None if shutil.which("vllm") or _importable() else "vLLM is not installed"
+    if kind == "trtllm-serve":
+        return None if shutil.which("trtllm-serve") else "trtllm-serve is not on PATH"
+    import torch
+
+    return None if torch.cuda.is_available() else "PyTorch sees no CUDA GPU"
+
+
+def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | None = None) -> Path:
+    """Write the folder of an expert's model for this kind of server, unless it is there; `folder`.
+
+    `weights`: a folder of real ones, which vLLM and trtllm-serve then read instead. Raises ErlabError for what the
+    kind cannot serve.
+    """
+    check(kind, expert)
+    if kind == "embedded":
+        require(weights is None, "weights", "the embedded engine", "be None (its weights are seeded dummies)", weights)
+    elif weights is not None:
+        require_weights(weights, expert.model)
+    spec = asdict(replace(expert, kv_tokens=None))
+    about = {"format": FORMAT, "kind": kind, "weights": str(weights) if weights else None, "expert": spec}
+    marker = folder / "openai.json"
+    if marker.is_file() and json.loads(marker.read_text()) == json.loads(json.dumps(about)):
+        return folder
+    marker.unlink(missing_ok=True)
+    if kind == "embedded":
+        tiny.build(_weights(folder, expert), expert.model, expert.precision, seed)
+    else:
+        _write_architecture(kind, expert, folder)
+    textfiles.save(marker, json.dumps(about, indent=1))
+    return folder
+
+
+def check(kind: str, expert: Expert) -> None:
+    """Raise ErlabError for an expert that this kind of server cannot serve."""
+    require(kind in KINDS, "kind", "an OpenAI-compatible server", f"be one of {', '.join(KINDS)}", kind)
+    if kind == "embedded":
+        allowed = "be BF16 (profile gpu-embedded has no other)"
+        require(expert.precision == BF16, "precision", "the embedded engine", allowed, expert.precision.name)
+
+
+def _weights(folder: Path, expert: Expert) -> Path:
+    """Where the embedded engine's weights are, beside the folders of experts that differ in their batch limit only."""
+    return folder.parent / f"embedded-{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower()
+
+
+def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
+    tokenizer.write(folder, expert.model.vocab)
+    config = tiny.config(expert.model, BF16)
+    config |= {"rope_theta": expert.model.rope_theta, "torch_dtype": config["dtype"]}  # transformers 4 calls them so
+    textfiles.save(folder / "config.json", json.dumps(config, indent=1))
+    if kind == "trtllm-serve" and expert.precision.weight_bits == 8:
+        about = _QUANTIZED["quantization"] | {"kv_cache_quant_algo": "FP8" if expert.precision.kv_bits == 8 else None}
+        textfiles.save(folder / "hf_quant_config.json", json.dumps(_QUANTIZED | {"quantization": about}, indent=1))
+
+
+def share(expert: Expert, gpu: Gpu) -> float:
+    """The share of the GPU's memory that weights, reserve and KV cache take; what is usual without a stated pool."""
+    if expert.kv_tokens is None:
+        return 0.9
+    kv = expert.kv_tokens * paper.kv_bytes_per_token(expert)
+    return min(0.95, (paper.weight_bytes(expert) + paper.RESERVE + kv) / gpu.memory)
+
+
+def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -> Path:
+    """Write ``repository/name/server.json``: the command that serves the model that `build` left in `folder`.
+
+    Raises ErlabError where there is no such folder or it was built for another expert.
+    """
+    try:
+        about = json.loads((folder / "openai.json").read_text())
+    except (OSError, ValueError) as e:
+        raise ErlabError(f"{folder}: no model of an OpenAI-compatible server ({e}). Run 01_build_engines.") from None
+    if about["expert"] != json.loads(json.dumps(asdict(replace(expert, kv_tokens=None)))):
+        raise ErlabError(f"{folder}: this model was written for another expert. Run 01_build_engines again.")
+    kind, weights, taken = about["kind"], about["weights"], share(expert, gpu)
+    place = Path(repository).resolve() / name
+    model = Path(weights) if weights else _weights(folder, expert) if kind == "embedded" else folder
+    if kind == "trtllm-serve":
+        model = _named(place / name, model, expert, dummy=weights is None)
+    argv = KINDS[kind](expert, model, name, taken, weights is None)
+    found = {"kind": kind, "argv": argv, "metrics": METRICS[kind], "share": round(taken, 3)}
+    return textfiles.save(place / "server.json", json.dumps(found, indent=1))
+
+
+def _named(place: Path, model: Path, expert: Expert, dummy: bool) -> Path:
+    """A folder of that name with the model's files, since trtllm-serve calls a model as its folder, and its options."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in model.iterdir():
+        link = place / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.resolve())
+    cache = {"enable_block_reuse": False, "dtype": "fp8" if expert.precision.kv_bits == 8 else "auto"}
+    if expert.kv_tokens is not None:
+        cache["max_tokens"] = expert.kv_tokens
+    options = {"kv_cache_config": cache} | ({"load_format": "dummy"} if dummy else {})
+    textfiles.save(place / "options.yaml", json.dumps(options, indent=1))  # JSON is YAML
+    return place

@@ -1,0 +1,214 @@
+"""OpenAI-compatible servers (vLLM, trtllm-serve, our own) as a context manager with the interface of a Triton server.
+
+    with OpenAIServers(repository, ("E-expert-0", "E-expert-1")) as server:
+        Gateway(router, server.grpc, server.upstreams)
+
+`repository` holds what `openai_models.write` wrote, a server a model. They start one after the other, since each looks
+at how much of the GPU's memory is free, and each must answer a request of one token. In front of them all stands a
+gateway without a router (`erlab.gateway.passthrough`): `grpc` is its address, a KServe v2 server with these models, so
+that a baseline's users speak what all others speak, through the same translation; a routing gateway asks `upstreams`
+itself. `Attached` is the same for a server that the user runs. `keeper` sees to it that nothing is left behind.
+
+All serve on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces,
+which no option of it closes: on a machine with hostile neighbours a firewall has to.
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from erlab.errors import ErlabError
+from erlab.gateway import Gateway
+from erlab.serving.engines.openai_models import METRICS, PORT
+from erlab.serving.triton import private
+from erlab.serving.triton.kept import Kept, launch
+from erlab.serving.triton.server import free_ports
+from erlab.spec import require
+
+_KILL_SECONDS = 30  # how long a server may take to end
+_LINES = 3  # of a log, shown where a server does not start
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # nothing is fetched or told
+
+
+class OpenAIServer(Kept):
+    """One server process; `base` is its URL, which ends in /v1. Raises ErlabError with the last lines of its log where
+    it ends, or does not answer within `timeout` seconds."""
+
+    def __init__(self, place: Path, timeout: float = 1800.0):
+        file = Path(place) / "server.json"
+        if not file.is_file():
+            raise ErlabError(f"{file}: no such file. Run notebook 01_build_engines first (erlab reproduce --only 01).")
+        self.model, self._about, self._timeout = Path(place).name, json.loads(file.read_text()), timeout
+        self.kind, self.base, self.log = self._about["kind"], None, None
+
+    @property
+    def metrics(self) -> str:
+        """Where it tells its metrics, in Prometheus' text."""
+        return self.base.removesuffix("/v1") + self._about["metrics"]
+
+    def start(self) -> None:
+        (port,) = free_ports((None,))
+        self.base = f"http://127.0.0.1:{port}/v1"
+        command = [str(port) if part == PORT else part for part in self._about["argv"]]
+        with private.folder("erlab-openai-") as (folder, lock):
+            self.log = folder.with_suffix(".log")
+            with open(self.log, "wb") as output:
+                self._keeper = launch(command, folder, lock, _KILL_SECONDS, os.environ | _OFFLINE, output)
+
+    def wait(self) -> None:
+        """Wait until it has answered a request."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            why = probe(self.base, self.model)
+            if why is None:
+                return
+            if not self.alive():
+                raise ErlabError(f"{self.kind} did not start {self.model}: {self._complaint()}")
+            if time.monotonic() > deadline:
+                late = f"did not answer within {self._timeout:g} s ({why})"
+                raise ErlabError(f"{self.kind} with {self.model} {late}: {self._complaint()}")
+            time.sleep(0.1)
+
+    def _stop(self, keep_log: bool) -> None:
+        if self._keeper:
+            self._keeper.terminate()
+            self._keeper.wait()
+        self._keeper = None
+        if self.log and not keep_log:
+            self.log.unlink(missing_ok=True)
+
+    def _complaint(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"{' | '.join(lines[-_LINES:]) or 'it said nothing'}. Its log: {self.log}."
+
+
+class OpenAIServers:
+    """A server a model, and a gateway without a router in front of them; see the module. `port`: where that listens.
+
+    Attributes as `erlab.serving.triton.Server`'s.
+    """
+
+    restarts = 0  # a server that ends stays dead: a sweep notices that and says so
+
+    def __init__(self, repository: Path, models: Sequence[str], port: int | None = None, timeout: float = 1800.0):
+        require(len(models) > 0, "models", "OpenAIServers", "name at least one model", models)
+        self.models, self._port = tuple(models), port
+        self._servers = [OpenAIServer(Path(repository) / model, timeout) for model in self.models]
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        return tuple(f"{server.base}#{server.model}" for server in self._servers)
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where each tells its metrics, by its model."""
+        return {server.model: server.metrics for server in self._servers}
+
+    @property
+    def engine(self) -> str:
+        """Which program computes, with its version where it tells."""
+        return self._servers[0].kind + version(self._servers[0].base)
+
+    @property
+    def log(self) -> Path | None:
+        """That of the first that has died, or of the first."""
+        return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
+
+    def __enter__(self) -> "OpenAIServers":
+        with ExitStack() as stack:
+            for server in self._servers:
+                stack.enter_context(server)
+            front = stack.enter_context(Gateway(None, None, self.upstreams, port=self._port, names=self.models))
+            self.grpc, self._front = front.address, front
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def alive(self) -> bool:
+        return self._front.alive() and all(server.alive() for server in self._servers)
+
+
+class Attached:
+    """The server that already runs at `url` (http://HOST:PORT): its one model stands for all of `models`."""
+
+    restarts, log = 0, None
+
+    def __init__(self, url: str, models: Sequence[str], port: int | None = None):
+        self._base, self.models, self._port = base(url), tuple(models), port
+        self.metrics = tuple(self._base.removesuffix("/v1") + page for page in sorted(set(METRICS.values())))
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        return (f"{self._base}#{self._model}",) * len(self.models)
+
+    @property
+    def engine(self) -> str:
+        """What computes, with its version where it tells."""
+        return f"OpenAI-compatible server{version(self._base)}"
+
+    def __enter__(self) -> "Attached":
+        self._model = served(self._base)
+        if why := probe(self._base, self._model):
+            raise ErlabError(f"The model {self._model} at {self._base} does not answer: {why}")
+        self._front = Gateway(None, None, self.upstreams, port=self._port, names=self.models)
+        self._front.__enter__()
+        self.grpc = self._front.address
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._front.__exit__()
+
+    def alive(self) -> bool:
+        return self._front.alive() and probe(self._base, self._model) is None
+
+
+def base(url: str) -> str:
+    """A server's URL with /v1 at its end; raises ErlabError where `url` is no address of one."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.path.rstrip("/") in ("", "/v1")
+        known = known and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known:
+        raise ErlabError(f"An OpenAI-compatible server's address must be http://HOST:PORT. Got {url!r}.")
+    return f"{parts.scheme}://{parts.netloc}/v1"
+
+
+def served(base: str) -> str:
+    """The name of the first model at this URL; raises ErlabError where none answers."""
+    try:
+        with urllib.request.urlopen(f"{base}/models", timeout=10) as response:
+            return json.loads(response.read())["data"][0]["id"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
+        raise ErlabError(f"No OpenAI-compatible server answers at {base} ({e}).") from None
+
+
+def version(base: str) -> str:
+    """A server's version with a space before it, as vLLM and trtllm-serve tell it; empty where it doesn't."""
+    try:
+        with urllib.request.urlopen(base.removesuffix("/v1") + "/version", timeout=10) as response:
+            return f" {json.loads(response.read())['version']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def probe(base: str, model: str) -> str | None:
+    """Why the model gives no token, None if it does."""
+    body = json.dumps({"model": model, "prompt": "ready?", "max_tokens": 1}).encode()
+    request = urllib.request.Request(f"{base}/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return None if json.loads(response.read()).get("choices") else "an answer without text"
+    except urllib.error.HTTPError as e:
+        return f"HTTP status {e.code}"
+    except (OSError, ValueError) as e:
+        return str(e)

@@ -1,0 +1,64 @@
+"""A tokenizer for engines with dummy weights: one token a byte, as the tiny experts have, and text for every other id.
+
+A real model's tokenizer is a gated download. With this one a prompt has as many tokens as on the laptop, and an engine
+whose weights mean nothing, and which may choose any id of its vocabulary, still streams text for each of them. The
+folder is what transformers' AutoTokenizer loads, in TensorRT-LLM's container too.
+
+>>> import tempfile
+>>> from transformers import AutoTokenizer
+>>> tokenizer = AutoTokenizer.from_pretrained(write(Path(tempfile.mkdtemp()) / "tokenizer", vocab=300))
+>>> tokenizer.encode("Hi"), tokenizer.decode([72, 105, 299])
+([256, 72, 105], 'Hi<299>')
+"""
+
+import functools
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from erlab.serving.engines.tiny import BOS, EOS, PAD, VOCAB
+from erlab.spec import require
+
+_SPECIAL = {
+    "bos_token": ("<|begin_of_text|>", BOS),
+    "eos_token": ("<|end_of_text|>", EOS),
+    "pad_token": ("<|pad|>", PAD),
+}
+
+
+def write(folder: Path, vocab: int) -> Path:
+    """Write the tokenizer of `vocab` ids, 0 to 255 bytes, then BOS, EOS, pad and fillers such as <259>; `folder`."""
+    require(vocab >= VOCAB, "vocab", "a byte tokenizer", f"be at least {VOCAB}", vocab)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(_tokenizer(vocab), encoding="utf-8")
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    about |= {name: text for name, (text, _) in _SPECIAL.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    return folder
+
+
+@functools.cache
+def _tokenizer(vocab: int) -> str:
+    """The tokenizer as JSON; a large vocabulary takes a second, and many engines share it."""
+    ids = {character: byte for byte, character in enumerate(_characters())}
+    ids |= {text: i for text, i in _SPECIAL.values()}
+    ids |= {f"<{i}>": i for i in range(VOCAB, vocab)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))  # without merges a prompt stays bytes
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([text for text, _ in _SPECIAL.values()])
+    begin, _ = _SPECIAL["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, BOS)])
+    return tokenizer.to_str()
+
+
+def _characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary.
+
+    Printable bytes of Latin-1 stand for themselves, the others take the characters from 256 on, in order.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,0 +1,309 @@
+"""Writes Triton model repositories: a folder a model, with ``config.pbtxt`` and version ``1``.
+
+Experts are served by a Python-backend model each (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
+see the same tensors. Configurations are `ModelConfig` protobuf messages from first to last, so a wrong field or type
+fails here and not in the server. A model's folder is written beside the repository and renamed into it: a server never
+sees half a model.
+
+>>> import tempfile
+>>> from erlab import paper, spec
+>>> expert = spec.Expert(paper.LLAMA_3_8B, spec.FLOAT32, cores=1)
+>>> engine, repository = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "repository"
+>>> folder = write_tiny(repository, "expert_0", engine, expert, cores=(0,))
+>>> sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+['1/model.py', 'config.pbtxt']
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import (
+    TYPE_BOOL,
+    TYPE_FP16,
+    TYPE_FP32,
+    TYPE_INT32,
+    TYPE_INT64,
+    TYPE_STRING,
+    TYPE_UINT64,
+    ModelConfig,
+    ModelDynamicBatching,
+    ModelEnsembling,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelParameter,
+    ModelTensorReshape,
+    ModelTransactionPolicy,
+)
+
+from erlab import paper, spec
+from erlab.errors import ErlabError
+from erlab.spec import require
+
+# The tensors of TensorRT-LLM's ensemble that erlab's clients use; with the batch axis a client sends shape (1, 1).
+TEXT_INPUTS = (
+    ModelInput(name="text_input", data_type=TYPE_STRING, dims=[1]),
+    ModelInput(name="max_tokens", data_type=TYPE_INT32, dims=[1]),
+    ModelInput(name="stream", data_type=TYPE_BOOL, dims=[1], optional=True),
+)
+TEXT_OUTPUTS = (ModelOutput(name="text_output", data_type=TYPE_STRING, dims=[-1]),)
+BACKEND_MODELS = Path("/app/all_models/inflight_batcher_llm")  # TensorRT-LLM's own Triton models in NVIDIA's container
+PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # what follows an ensemble's name in its models'
+_ON_CPU = ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)
+
+
+def write_tiny(repository: Path, name: str, engine: Path, expert: spec.Expert, cores: tuple[int, ...]) -> Path:
+    """Write the model that serves a tiny Llama's engine folder on these CPU cores (none: unpinned); its folder.
+
+    Raises ErlabError where the engine folder is missing or the cores are not as many distinct ones as the expert's.
+    """
+    engine = Path(engine).resolve()
+    if not engine.is_dir():
+        raise ErlabError(f"{engine}: no such engine folder.")
+    distinct = len(set(cores)) == len(cores) and all(core >= 0 for core in cores)
+    require(distinct, "cores", "write_tiny", "be distinct CPU numbers from 0", cores)
+    counted = not cores or expert.cores in (None, len(cores))
+    require(counted, "cores", "write_tiny", f"be as many as the expert's {expert.cores}", cores)
+    parameters = {
+        "engine_dir": str(engine),
+        "max_batch_size": str(expert.max_batch_size),
+        "max_sequence_tokens": str(expert.max_sequence_tokens),
+        "max_input_tokens": str(expert.max_input_tokens),
+        "max_output_tokens": str(expert.max_output_tokens),
+        "kv_tokens": "" if expert.kv_tokens is None else str(expert.kv_tokens),
+        "cores": ",".join(map(str, cores)),
+    }
+    return write(repository, text_model(name, parameters), "from erlab.serving.engines.tiny_backend import TritonPythonModel\n")
+
+
+def text_model(name: str, parameters: Mapping[str, str]) -> ModelConfig:
+    """A Python-backend model on the CPU that takes a prompt and streams text, as TensorRT-LLM's ensemble does."""
+    return ModelConfig(
+        name=name,
+        backend="python",
+        max_batch_size=1,  # one prompt a request: Triton refuses more; in-flight batching is the engine's own
+        input=TEXT_INPUTS,
+        output=TEXT_OUTPUTS,
+        instance_group=[_ON_CPU],
+        model_transaction_policy=ModelTransactionPolicy(decoupled=True),
+        parameters=_parameters(parameters),
+    )
+
+
+def write_trtllm(
+    repository: Path,
+    name: str,
+    engine: Path,
+    expert: spec.Expert,
+    gpus: tuple[int, ...],
+    tokenizer: Path,
+    kv_fraction: float = paper.FREE_FRACTION,
+    backend_models: Path = BACKEND_MODELS,
+) -> Path:
+    """Write the four models that serve a TensorRT-LLM engine folder on these GPUs; the ensemble's folder.
+
+    `name` is the ensemble that clients ask; ``<name>-preprocessing``, ``<name>-tensorrt_llm`` and
+    ``<name>-postprocessing`` are its own, so that distinct experts share one server (in orchestrator mode: NVIDIA's
+    launch script with ``--multi-model``) or have one each. Answers have exactly `max_tokens` tokens, as the laptop's
+    have: the engine is not told of an end-of-sequence token. `tokenizer`: the folder of the real weights', or one that
+    `erlab.serving.engines.tokenizer` wrote. `kv_fraction`: the KV cache's share of the memory that the weights leave free,
+    within the expert's `kv_tokens` if it states them. `backend_models`: where the server finds the code of pre- and
+    postprocessing.
+
+    Raises ErlabError where engine or tokenizer are missing or the GPUs are not as many distinct ones as the expert's.
+    """
+    engine, tokenizer = Path(engine).resolve(), Path(tokenizer).resolve()
+    for what, folder in (("engine", engine), ("tokenizer", tokenizer)):
+        if not folder.is_dir():
+            raise ErlabError(f"{folder}: no such {what} folder.")
+    tp = expert.tensor_parallel
+    distinct = len(gpus) == len(set(gpus)) == tp and all(gpu >= 0 for gpu in gpus)
+    require(distinct, "gpus", "write_trtllm", f"be as many distinct GPU numbers as the expert takes, {tp}", gpus)
+    require(0 < kv_fraction <= 1, "kv_fraction", "write_trtllm", "lie in (0, 1]", kv_fraction)
+    _, before, model, after = (f"{name}{part}" for part in PARTS)
+    write(repository, _preprocessing(before, expert, tokenizer), _code(backend_models, "preprocessing"))
+    write(repository, _engine_model(model, engine, expert, gpus, kv_fraction))
+    write(repository, _postprocessing(after, expert, tokenizer), _code(backend_models, "postprocessing"))
+    return write(repository, _ensemble(name, before, model, after))
+
+
+def _ensemble(name: str, before: str, model: str, after: str) -> ModelConfig:
+    """Text to tokens, tokens to tokens, tokens to text. Names with "_" live inside the ensemble only."""
+    step = ModelEnsembling.Step
+    steps = [
+        step(
+            model_name=before,
+            model_version=-1,
+            input_map={"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"},
+            output_map={
+                "INPUT_ID": "_input_ids",
+                "REQUEST_INPUT_LEN": "_input_lengths",
+                "REQUEST_OUTPUT_LEN": "_output_lengths",
+            },
+        ),
+        step(
+            model_name=model,
+            model_version=-1,
+            input_map={
+                "input_ids": "_input_ids",
+                "input_lengths": "_input_lengths",
+                "request_output_len": "_output_lengths",
+                "streaming": "stream",
+            },
+            output_map={"output_ids": "_output_ids", "sequence_length": "_sequence_lengths"},
+        ),
+        step(
+            model_name=after,
+            model_version=-1,
+            input_map={"TOKENS_BATCH": "_output_ids", "SEQUENCE_LENGTH": "_sequence_lengths"},
+            output_map={"OUTPUT": "text_output"},
+        ),
+    ]
+    return ModelConfig(
+        name=name,
+        platform="ensemble",
+        max_batch_size=1,
+        input=TEXT_INPUTS,
+        output=TEXT_OUTPUTS,
+        ensemble_scheduling=ModelEnsembling(step=steps),
+    )
+
+
+def _preprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelConfig:
+    """Its code looks up the types of all these tensors, of which a text request uses a few."""
+    outputs = (
+        ("INPUT_ID", TYPE_INT32, [-1]),
+        ("REQUEST_INPUT_LEN", TYPE_INT32, [1]),
+        ("DECODER_INPUT_ID", TYPE_INT32, [-1]),
+        ("REQUEST_DECODER_INPUT_LEN", TYPE_INT32, [1]),
+        ("BAD_WORDS_IDS", TYPE_INT32, [2, -1]),
+        ("STOP_WORDS_IDS", TYPE_INT32, [2, -1]),
+        ("EMBEDDING_BIAS", TYPE_FP32, [-1]),
+        ("REQUEST_OUTPUT_LEN", TYPE_INT32, [-1]),
+        ("OUT_END_ID", TYPE_INT32, [1]),
+        ("OUT_PAD_ID", TYPE_INT32, [1]),
+        ("OUT_PROMPT_TABLE_EXTRA_IDS", TYPE_UINT64, [-1]),
+        ("PIXEL_VALUES", TYPE_FP16, [-1, -1, -1, -1]),
+        ("IMAGE_SIZES", TYPE_INT64, [-1, 2]),
+    )
+    return ModelConfig(
+        name=name,
+        backend="python",
+        max_batch_size=expert.max_batch_size,
+        input=[
+            ModelInput(name="QUERY", data_type=TYPE_STRING, dims=[1]),
+            ModelInput(name="REQUEST_OUTPUT_LEN", data_type=TYPE_INT32, dims=[1]),
+            ModelInput(name="EMBEDDING_BIAS_WORDS", data_type=TYPE_STRING, dims=[-1], optional=True),
+            ModelInput(name="EMBEDDING_BIAS_WEIGHTS", data_type=TYPE_FP32, dims=[-1], optional=True),
+        ],
+        output=[ModelOutput(name=output, data_type=kind, dims=dims) for output, kind, dims in outputs],
+        instance_group=[_ON_CPU],
+        dynamic_batching=ModelDynamicBatching(),
+        parameters=_parameters(
+            {"tokenizer_dir": str(tokenizer), "add_special_tokens": "true", "multimodal_model_path": ""}
+        ),
+    )
+
+
+def _engine_model(
+    name: str, engine: Path, expert: spec.Expert, gpus: tuple[int, ...], kv_fraction: float
+) -> ModelConfig:
+    """The C++ backend's model. In-flight batching is the engine's: Triton's batcher only hands requests over."""
+    scalar = {"dims": [1], "reshape": ModelTensorReshape()}
+    parameters = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(engine),
+        "gpu_device_ids": ",".join(map(str, gpus)),
+        "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+        "batch_scheduler_policy": "guaranteed_no_evict",
+        "kv_cache_free_gpu_mem_fraction": str(kv_fraction),
+        "exclude_input_in_output": "true",  # else every answer begins with its prompt
+        "enable_kv_cache_reuse": "false",  # else a prompt that is asked again is not computed again
+        "enable_chunked_context": "false",
+        "max_beam_width": "1",
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+    }
+    if expert.kv_tokens is not None:
+        parameters["max_tokens_in_paged_kv_cache"] = str(expert.kv_tokens)
+    return ModelConfig(
+        name=name,
+        backend="tensorrtllm",
+        max_batch_size=expert.max_batch_size,
+        input=[
+            ModelInput(name="input_ids", data_type=TYPE_INT32, dims=[-1], allow_ragged_batch=True, optional=True),
+            ModelInput(name="input_lengths", data_type=TYPE_INT32, **scalar),
+            ModelInput(name="request_output_len", data_type=TYPE_INT32, **scalar),
+            ModelInput(name="streaming", data_type=TYPE_BOOL, optional=True, **scalar),
+        ],
+        output=[
+            ModelOutput(name="output_ids", data_type=TYPE_INT32, dims=[-1, -1]),
+            ModelOutput(name="sequence_length", data_type=TYPE_INT32, dims=[-1]),
+        ],
+        instance_group=[_ON_CPU],  # where the backend's code runs; gpu_device_ids says where the engine does
+        model_transaction_policy=ModelTransactionPolicy(decoupled=True),
+        dynamic_batching=ModelDynamicBatching(preferred_batch_size=[expert.max_batch_size]),
+        parameters=_parameters(parameters),
+    )
+
+
+def _postprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelConfig:
+    """One instance: two would overtake each other, and a stream's tokens arrive out of order.
+
+    Special tokens become text as well, since dummy weights choose any token and each has to show.
+    """
+    return ModelConfig(
+        name=name,
+        backend="python",
+        max_batch_size=expert.max_batch_size,
+        input=[
+            ModelInput(name="TOKENS_BATCH", data_type=TYPE_INT32, dims=[-1, -1]),
+            ModelInput(name="SEQUENCE_LENGTH", data_type=TYPE_INT32, dims=[-1]),
+        ],
+        output=[ModelOutput(name="OUTPUT", data_type=TYPE_STRING, dims=[-1])],
+        instance_group=[_ON_CPU],
+        dynamic_batching=ModelDynamicBatching(),
+        parameters=_parameters({"tokenizer_dir": str(tokenizer), "skip_special_tokens": "false"}),
+    )
+
+
+def _code(backend_models: Path, model: str) -> str:
+    """A model.py that runs the backend's own, which is there where the server runs."""
+    path = str(Path(backend_models) / model / "1" / "model.py")
+    return (
+        "from importlib.util import module_from_spec, spec_from_file_location\n\n"
+        f"spec = spec_from_file_location({model!r}, {path!r})\n"
+        "module = module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "TritonPythonModel = module.TritonPythonModel\n"
+    )
+
+
+def _parameters(values: Mapping[str, str]) -> dict[str, ModelParameter]:
+    return {key: ModelParameter(string_value=value) for key, value in values.items()}
+
+
+def write(repository: Path, config: ModelConfig, code: str | None = None) -> Path:
+    """Write one model (`code` becomes ``1/model.py``), replacing what the repository held under its name."""
+    fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", config.name) is not None
+    require(fits, "name", "write", "be letters, digits, '_', '-' and '.', not '.' first", config.name)
+    repository = Path(repository).resolve()
+    repository.mkdir(parents=True, exist_ok=True)
+    folder = repository / config.name
+    aside = repository.with_name(f".{repository.name}.{config.name}.{os.getpid()}")
+    replaced = aside.with_name(f"{aside.name}.replaced")
+    try:
+        (aside / "1").mkdir(parents=True)
+        (aside / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+        if code is not None:
+            (aside / "1" / "model.py").write_text(code, encoding="utf-8")
+        if folder.exists():
+            folder.rename(replaced)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+    return folder

@@ -1,5 +1,0 @@
-"""Everything that knows NVIDIA Triton: model repositories, the server, and the client's messages."""
-
-from erlab.triton.server import Server
-
-__all__ = ["Server"]

@@ -1,0 +1,86 @@
+"""`erlab simulate`: its options reach the simulation, mistakes are one line."""
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from erlab import paper, simulation
+from erlab.commands.app import app
+from erlab.results import metrics, records
+from erlab.simulation import Setup
+
+FAST = ("--steps", "roofline")  # needs no kernel tables
+
+
+@pytest.fixture
+def simulate(tmp_path):
+    def run(*arguments):
+        given = ["simulate", "--out", tmp_path / "found.parquet", *FAST, *arguments]
+        return CliRunner().invoke(app, list(map(str, given))), tmp_path / "found.parquet"
+
+    return run
+
+
+def test_its_records_are_those_of_the_function(simulate):
+    done, out = simulate("--system", "E", "--users", 3, "--users", 20, "--seed", 5)
+    assert done.exit_code == 0, done.output
+    found, roof = records.read(out).requests, Setup(steps="roofline", era=None)
+    expected = simulation.sweep({"E": paper.SYSTEMS["v2"]["E"]}, [3, 20], setup=roof, seed=5).requests
+    pd.testing.assert_frame_equal(found, expected)
+    throughput = metrics.summarise(found).output_throughput
+    assert all(f"{value:.4g}" in done.output for value in throughput.astype(float)) and str(out) in done.output
+
+
+def test_every_assumption_has_its_effect(simulate):
+    def run(*options):
+        done, out = simulate("--system", "D", "--users", 40, *options)
+        assert done.exit_code == 0, done.output
+        found = records.read(out)
+        return found.requests, found.runs.iloc[0]
+
+    plain, described = run()
+    assert described.setup["era"] is None and set(plain.policy) == {"nearest"} and plain.expert.nunique() == 8
+    pool = run("--kv-gib", 4.5)[1].kv_tokens
+    assert pool == int(4.5 * 2**30) // paper.kv_bytes_per_token(paper.SYSTEMS["v2"]["D"].expert)
+    slower, named = run("--era", "0.13")
+    assert named.setup["era"] == "0.13" and metrics.e2e(slower).median() > 1.1 * metrics.e2e(plain).median()
+    assert run("--replicas", 3)[0].expert.nunique() == 3
+    assert set(metrics.routing(run("--gateway-ms", 50)[0])) == {50.0}
+    assert set(run("--policy", "round_robin")[0].expert.value_counts()) == {25}  # 200 requests on 8 experts
+
+
+def test_version_1_has_its_own_systems(simulate):
+    done, out = simulate("--system", "13B-FP8", "--paper", "v1", "--users", 2)
+    assert done.exit_code == 0 and set(records.read(out).requests.paper) == {"v1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--system", "F"), "must be one of A, B, C, D, E of paper v2. Got 'F'."),
+        (("--system", "D", "--paper", "v1"), "must be one of TP8, 70B-INT8, 13B-FP16, 13B-FP8 of paper v1. Got 'D'."),
+        (("--system", "D", "--paper", "v3"), "'paper' parameter of simulate must be one of v2, v1. Got 'v3'."),
+        (("--system", "D", "--users", 4, "--users", 0), "--users must be a whole number from 1 to 100000. Got 0."),
+        (("--system", "D", "--kv-gib", "inf"), "--kv-gib must be a number above 0 and at most 10000. Got inf."),
+        (("--system", "D", "--kv-gib", 0.2), "must hold one request of 2048 tokens. Got 1310."),
+        (("--system", "D", "--era", "0.9"), "must be None or one of 0.13. Got '0.9'."),
+        (("--system", "D", "--replicas", 0), "--replicas must be a whole number from 1 to 100000. Got 0."),
+        (("--system", "D", "--gateway-ms", -1), "--gateway-ms must be a number from 0 to 60000. Got -1.0."),
+        (("--system", "D", "--gateway-ms", "nan"), "--gateway-ms must be a number from 0 to 60000. Got nan."),
+        (("--system", "D", "--users", 1, "--policy", ""), "--policy must be one of nearest,"),
+        (("--system", "D", "--users", 1, "--policy", "best"), "--policy must be one of nearest,"),
+        (("--system", "A", "--policy", "spill"), "--policy is for router systems, A is a baseline. Got 'spill'."),
+        (("--system", "D", "--cluster", "slurm"), "must be dask:HOST:PORT or ray:HOST:PORT. Got 'slurm'."),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_records(simulate, arguments, message):
+    done, out = simulate(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("erlab: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_scheduler_that_is_not_there_is_named(simulate):
+    done, out = simulate("--system", "D", "--users", 1, "--cluster", "dask:nowhere:0:0")
+    assert done.exit_code == 2 and "No Dask scheduler answers at nowhere:0:0" in done.stderr
+    assert done.stderr.count("erlab: ") == 1 and not out.exists()

@@ -1,0 +1,45 @@
+"""The study's own router: what notebook 02 leaves for the steps after it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from erlab.routing import PromptRouter, training
+from erlab.serving import profiles
+from erlab.serving.deployment import Folders
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folders, to = Folders(tmp_path_factory.mktemp("study")), profiles.profile("smoke")
+    prompts = training.prepare_prompts(to, folders, seed=1)
+    return folders, prompts, *training.train_router(to, folders, prompts, clusters=5, seed=1)
+
+
+def test_the_papers_recipe_is_trained_on_the_training_prompts_alone(study):
+    folders, prompts, router, summary = study
+    rows = prompts.to_pandas()
+    train = rows["text"][rows["split"] == "train"]
+    assert (router.features, router.clusterer, router.clusters) == ("words", "kmeans", 5)
+    assert (PromptRouter(5, seed=1).fit(train).centers_ == router.centers_).all()
+    assert summary["prompts"] == {"train": len(train), "held_back": len(rows) - len(train)}
+    assert json.loads(folders.router_summary.read_text()) == summary
+
+
+def test_a_twentieth_of_the_other_prompts_fit_no_cluster(study):
+    folders, prompts, _, _ = study
+    rows = prompts.to_pandas()
+    held = rows["text"][rows["split"] == "held_back"]
+    outlier = PromptRouter.load(folders.router).route(held).outlier
+    assert outlier.mean() == pytest.approx(0.05, abs=1 / len(held))
+
+
+def test_the_column_of_prompts_is_passed_on(tmp_path):
+    frame = pd.DataFrame({"question": [f"why {i}" for i in range(9)], "answer": "so"})
+    frame.to_csv(tmp_path / "q.csv", index=False)
+    folders, to = Folders(tmp_path / "study"), profiles.profile("smoke")
+    prompts = training.prepare_prompts(to, folders, tmp_path / "q.csv", text="question")
+    assert set(prompts["text"]) == set(frame["question"])
+    assert np.array_equal(pd.read_parquet(folders.prompts)["text"], prompts["text"])

@@ -25,7 +25,7 @@ from erlab.results import claims, metrics, records, selection
 from erlab.serving.deployment import Folders
 from erlab.simulation import autoscaling as scaling
 from erlab.simulation import beyond, era, validation
-from erlab.spec import Profile, System, require
+from erlab.spec import Profile, require
 
 ROUTERS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items() if s.router}
 SYSTEMS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items()}

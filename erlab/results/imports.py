@@ -26,10 +26,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from erlab import textfiles
-from erlab.errors import ErlabError
+from erlab.errors import REASON, ErlabError, reason
 from erlab.results import records
 from erlab.spec import require
-from erlab.users.loop import REASON, reason
 
 _ODD = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 

@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import pandas as pd
 
-from erlab import paper
 from erlab.results import metrics
 from erlab.simulation.hardware import gpu
 from erlab.simulation.system import Setup, simulate

@@ -35,7 +35,7 @@ import numpy as np
 
 from erlab import paths
 from erlab.errors import ErlabError
-from erlab.simulation.hardware import Gpu, arithmetic, gpu
+from erlab.simulation.hardware import Gpu, arithmetic
 from erlab.spec import Expert, require
 
 TOKENS = np.unique(np.r_[1:9, 12:64:4, 64:320:16, 320:1024:64, 1024:4097:256, 5120:16385:1024])

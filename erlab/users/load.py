@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from erlab import textfiles
-from erlab.errors import ErlabError
+from erlab.errors import ErlabError, reason
 from erlab.spec import is_number, require
-from erlab.users.loop import reason
 
 if TYPE_CHECKING:
     from erlab.prompts.workload import Request

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from erlab.errors import REASON, reason
 from erlab.gateway import kserve
 from erlab.users.wire import Answer, Channel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-REASON = 1000  # characters of an error that a record keeps
 _SIZE = struct.Struct("<I")
 _STATUS = {"OK": "ok", "DEADLINE_EXCEEDED": "timeout", "CANCELLED": "cancelled"}
 
@@ -53,13 +53,6 @@ class Finished:
             return row | added(self.submitted, answer.times, answer.messages)
         except Exception as e:  # whatever a server sends instead of a stamp is this request's error
             return row | added(self.submitted, [], []) | {"status": "error", "error": row["error"] or reason(e)}
-
-
-def reason(error: BaseException) -> str:
-    """The error's own words on one line, of the first in a group; its type where it has none."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return " ".join(str(error).split())[:REASON] or type(error).__name__
 
 
 async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:

@@ -19,11 +19,10 @@ from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING
 
 from erlab import textfiles
-from erlab.errors import ErlabError
+from erlab.errors import REASON, ErlabError
 from erlab.gateway import kserve
 from erlab.spec import require
 from erlab.users import load
-from erlab.users.loop import REASON
 
 if TYPE_CHECKING:
     from erlab.prompts.workload import Request

@@ -7,8 +7,9 @@ import json
 import sys
 import time
 
+from erlab.errors import reason
 from erlab.gateway import kserve
-from erlab.users.loop import METHOD, Ask, Finished, reason, user
+from erlab.users.loop import METHOD, Ask, Finished, user
 from erlab.users.wire import Channel
 
 CONNECT_SECONDS = 10.0

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from erlab.errors import reason
 from erlab.gateway import kserve
-from erlab.users.loop import Ask, Finished, reason, record, user
+from erlab.users.loop import Ask, Finished, record, user
 from erlab.users.wire import Answer
 
 ASKED = service_pb2.ModelInferRequest(model_name="expert_0")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from google.protobuf import text_format
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import serialize_byte_tensor
 

@@ -5,29 +5,22 @@
 """
 
 import importlib.metadata
-import os
 import platform
-import re
 import shlex
-import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
-from erlab import paths
-from erlab.serving import nvidia, profiles
+from erlab import machine, paths
 
 
 def git() -> dict:
     """The commit the code is at and whether files differ from it; None without git or outside a clone."""
-    found = _output("git", "-C", str(paths.ROOT), "rev-parse", "--show-toplevel", "HEAD")
+    found = machine.output("git", "-C", str(paths.ROOT), "rev-parse", "--show-toplevel", "HEAD")
     top, commit = found.splitlines() if found else (None, None)
     if top is None or Path(top).resolve() != paths.ROOT:  # installed inside somebody else's repository
         return {"commit": None, "dirty": None}
-    changes = _output("git", "-C", str(paths.ROOT), "status", "--porcelain")
+    changes = machine.output("git", "-C", str(paths.ROOT), "status", "--porcelain")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
@@ -61,31 +54,6 @@ def version(name: str) -> str | None:
         return None
 
 
-def hardware() -> dict:
-    """CPU model, the cores this process may use, memory in bytes, and the GPUs' names (None without a driver)."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(profiles.cores()),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": list(nvidia.gpus()) or None,
-    }
-
-
-def cpu_model() -> str | None:
-    info = Path("/proc/cpuinfo")
-    told = info.read_text(errors="replace") if info.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    model = found[1] if found else _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
-    return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)", "", model)).strip() or None
-
-
-def machine(gpus: bool = False) -> str:
-    """This machine in a few words, such as ``2-core AMD EPYC``, or where its GPUs compute ``8 x NVIDIA H200``."""
-    if gpus and (found := nvidia.gpus()):
-        return ", ".join(f"{count} x {name}" for name, count in Counter(found).items())
-    return f"{len(profiles.cores())}-core {cpu_model() or platform.machine()}"
-
-
 def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], started: str, finished: str) -> dict:
     """What a run's results came from, ready for JSON.
 
@@ -101,20 +69,10 @@ def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], 
         "packages": versions(),
         "python": platform.python_version(),
         "os": platform.platform(),
-        "machine": machine(),
-        "hardware": hardware(),
+        "machine": machine.title(),
+        "hardware": machine.hardware(),
         "seed": parameters.get("seed"),
         "parameters": dict(parameters),
         "inputs": dict(inputs),
         "steps": steps,
     }
-
-
-def _output(*command: str) -> str | None:
-    """What a command prints; None where it is missing or fails."""
-    try:
-        environment = os.environ | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
-        done = subprocess.run(command, capture_output=True, timeout=20, check=True, env=environment)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return os.fsdecode(done.stdout).strip()  # a path, in its name's own bytes

@@ -151,6 +151,11 @@ class System:
         count = f"{self.count} expert" if self.router else f"{self.count} replica"
         return f"{e.model.name} {e.precision.name}, {width}, {count}{'s' * (self.count > 1)}"
 
+    def model_names(self, key: str) -> tuple[str, ...]:
+        """The names of the system's engines in Triton, where the system is called `key`: ``E-expert-0`` and so on."""
+        kind = "expert" if self.router else "replica"
+        return tuple(f"{key}-{kind}-{i}" for i in range(self.count))
+
 
 @dataclass(frozen=True)
 class Lengths:

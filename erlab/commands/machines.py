@@ -46,7 +46,7 @@ def gpu(
     """
     from erlab import paths
     from erlab.experiments import gpu as one_gpu
-    from erlab.serving.deployment import Folders
+    from erlab.paths import Folders
 
     to = profiles.profile(profile)
     found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)

@@ -67,7 +67,7 @@ def serve(
       erlab serve --system D --profile dgx-h100 --container print
     """
     from erlab.experiments import live
-    from erlab.serving.deployment import Folders
+    from erlab.paths import Folders
 
     to, folders = profiles.profile(profile), Folders.of(profile, results)
     if container == "print":
@@ -154,8 +154,8 @@ def route(
       erlab route "Who pays if the tenant breaks the lease?"
       erlab route --file prompts.txt --profile smoke
     """
+    from erlab.paths import Folders
     from erlab.routing import CompiledRouter, explain
-    from erlab.serving.deployment import Folders
 
     if bool(prompts) == bool(file):
         raise ErlabError("Either prompts or --file must be given.")

@@ -115,7 +115,7 @@ def _show_states(states: list, results: Path, why: bool) -> None:
 
 def _show_plan(study) -> None:
     """What building and serving engines will take, where that is worth reading first."""
-    from erlab.serving.deployment import Folders
+    from erlab.paths import Folders
     from erlab.serving.engines.families import family
 
     if study.triton:

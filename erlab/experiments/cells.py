@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from erlab import fingerprint, paper, provenance, textfiles, users
+from erlab import fingerprint, machine, paper, provenance, textfiles, users
 from erlab.errors import ErlabError
 from erlab.experiments import clients, telemetry
+from erlab.paths import Folders
 from erlab.progress import report
 from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.serving import deployment, external, profiles
-from erlab.serving.deployment import Folders, Running
+from erlab.serving.deployment import Running
 from erlab.serving.engines.families import family
 from erlab.serving.profiles import preliminary
 from erlab.spec import MOST_USERS, Profile, System
@@ -252,7 +253,7 @@ def describe(experiment: str, name: str, system: System, to: Profile, n: int, se
         "paper": system.paper,
         "system": name,
         "source": "measured",
-        "machine": provenance.machine(gpus=to.gpus > 0),
+        "machine": machine.title(on_gpus=to.gpus > 0),
         "profile": to.name,
         "commit": provenance.commit(),
         "seed": seed,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from erlab import fingerprint, paper, simulation
 from erlab.experiments import cells
+from erlab.paths import Folders
 from erlab.progress import report
 from erlab.results import metrics, records
-from erlab.serving.deployment import Folders
 from erlab.simulation.components import unavailable
 from erlab.spec import Profile, System, require
 

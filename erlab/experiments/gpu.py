@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import paper, provenance, textfiles
+from erlab import machine, paper, provenance, textfiles
 from erlab.errors import ErlabError
 from erlab.experiments import cells
+from erlab.paths import Folders
 from erlab.progress import report
 from erlab.results import metrics, records
 from erlab.routing import training
 from erlab.serving import deployment, external, profiles
-from erlab.serving.deployment import Folders
 from erlab.simulation import components, measured
 from erlab.simulation.hardware import GPUS
 from erlab.spec import Profile, System, require
@@ -104,7 +104,7 @@ def measure(
     about = {
         "machine": found.runs.machine.iloc[0],
         "engines": sorted(set(found.runs.engine.dropna())),
-        "cpu": provenance.hardware()["cpu"],
+        "cpu": machine.hardware()["cpu"],
         "commit": provenance.commit(),
         "packages": versions,
         "seed": seed,
@@ -121,8 +121,8 @@ def measure(
 def table(found: records.Records, chosen: dict[str, System]) -> tuple[pd.DataFrame, str | None]:
     """A row a case and load: what was measured, and for an expert alone on a GPU that the simulation knows, what that
     says and the share of the memory's bandwidth (`measured.compare`); and what was simulated, None if nothing was."""
-    machine = found.runs.machine.iloc[0]
-    known = next((name for name in GPUS if re.search(rf"\b{name}\b(?!.*(PCIe|NVL))", machine)), None)  # SXM alone
+    title = found.runs.machine.iloc[0]
+    known = next((name for name in GPUS if re.search(rf"\b{name}\b(?!.*(PCIe|NVL))", title)), None)  # SXM alone
     setup = measured.vllm(known) if known and not components.unavailable() else None
     parts = []
     for case, system in chosen.items():

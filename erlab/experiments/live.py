@@ -12,11 +12,12 @@ from datetime import datetime, timezone
 
 from datasets import Dataset
 
-from erlab import provenance, users
+from erlab import machine, provenance, users
 from erlab.experiments import cells
+from erlab.paths import Folders
 from erlab.prompts import workload
 from erlab.serving import deployment, external, nvidia, profiles
-from erlab.serving.deployment import Folders, Running
+from erlab.serving.deployment import Running
 from erlab.spec import Profile, System, require
 
 
@@ -94,7 +95,7 @@ def load(
         "run_id": f"{to.name}-users-{name}-{count}-s{seed}-{started:%Y%m%dT%H%M%SZ}",
         "system": name,
         "source": "measured",
-        "machine": provenance.machine(),
+        "machine": machine.title(),
         "users": count,
     }
     run = {

@@ -30,16 +30,17 @@ import pandas as pd
 import psutil
 from matplotlib.figure import Figure
 
-from erlab import fingerprint, paper, provenance, textfiles, users
+from erlab import fingerprint, machine, paper, provenance, textfiles, users
 from erlab.experiments import cells
 from erlab.figures import style
 from erlab.figures.overhead import plot
 from erlab.gateway import Gateway
+from erlab.paths import Folders
 from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.routing import CompiledRouter
 from erlab.serving import deployment
-from erlab.serving.deployment import Folders, Running
+from erlab.serving.deployment import Running
 from erlab.serving.engines import emulated
 from erlab.serving.triton import Server
 from erlab.serving.triton.server import available
@@ -67,7 +68,7 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     inputs = [fingerprint.of_file(f) for f in (folders.prompts, folders.router / "router.json")]
     common = [dataclasses.asdict(emulation) | {"loads": None}, seed, inputs, fingerprint.of_code(__name__)]
     keys = {(name, n): _key([name, n, *common]) for name in names for n in loads}
-    models = deployment.model_names(f"{emulated.PREFIX}{SYSTEM}", system)
+    models = system.model_names(f"{emulated.PREFIX}{SYSTEM}")
 
     placed = tuple(models[cluster % len(models)] for cluster in range(len(router.centers_)))
 
@@ -118,7 +119,7 @@ def _describe(name: str, n: int, to: Profile, seed: int) -> dict:
         "paper": system.paper,
         "system": name,
         "source": "measured",
-        "machine": emulated.machine(emulation.time_scale, provenance.machine()),
+        "machine": emulated.machine(emulation.time_scale, machine.title()),
         "profile": to.name,
         "commit": provenance.commit(),
         "seed": seed,

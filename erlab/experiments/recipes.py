@@ -1,7 +1,7 @@
 """Routing recipes compared on a study's prompts, for notebook 02: which recipes, which prompts, which targets.
 
     from erlab import comparison, deployment, experiments, profiles
-    to, folders = profiles.profile("laptop"), deployment.Folders.of("laptop")
+    to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
     table = comparison.compare(to, folders, experiments.load_prompts(folders))
     comparison.keep(folders, "frontier", plots.frontier(table))
 """
@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.figures import style
+from erlab.paths import Folders
 from erlab.progress import report
 from erlab.prompts import datasets
 from erlab.routing import PromptRouter, evaluation
 from erlab.routing.evaluation import RECIPES
-from erlab.serving.deployment import Folders
 from erlab.spec import Profile, require
 
 QUICK_PROMPTS, QUICK_SEEDS, SEEDS = 100, 2, 5  # prompts a domain, of which four fifths train; fits a recipe

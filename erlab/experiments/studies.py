@@ -1,7 +1,7 @@
 """What notebooks 08 and 09 work out with the simulation: tables, kept as CSV, and their pictures.
 
     from erlab import deployment, profiles, studies
-    to, folders = profiles.profile("laptop"), deployment.Folders.of("laptop")
+    to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
     found = studies.sensitivity(to, folders)
     studies.show(folders.root / "beyond", "sensitivity", found)
 """
@@ -21,8 +21,8 @@ from erlab.experiments import cells as experiments
 from erlab.experiments import fullscale
 from erlab.figures import style
 from erlab.figures.simulation import PLOTS
+from erlab.paths import Folders
 from erlab.results import claims, metrics, records, selection
-from erlab.serving.deployment import Folders
 from erlab.simulation import autoscaling as scaling
 from erlab.simulation import beyond, era, validation
 from erlab.spec import Profile, require

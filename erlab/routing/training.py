@@ -7,10 +7,10 @@ import pandas as pd
 from datasets import Dataset
 
 from erlab import textfiles
+from erlab.paths import Folders
 from erlab.prompts import datasets
 from erlab.results.records import save_table
 from erlab.routing import PromptRouter, evaluation
-from erlab.serving.deployment import Folders
 from erlab.spec import Profile
 
 

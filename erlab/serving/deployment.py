@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from erlab import paths
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
 from erlab.gateway import kserve as client
+from erlab.paths import Folders
 from erlab.progress import report
 from erlab.serving import external, profiles
 from erlab.serving.engines.families import family, slug
@@ -23,71 +23,6 @@ from erlab.serving.triton import Server
 from erlab.spec import Expert, Profile, System, require
 
 ROUTER_MODEL = "router"
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where a study keeps what it generates."""
-
-    root: Path
-
-    @classmethod
-    def of(cls, profile: str, folder: str | Path | None = None) -> "Folders":
-        """The folders of a profile, under `folder` if given."""
-        return cls(paths.results(profile, folder))
-
-    @property
-    def engines(self) -> Path:
-        return self.root / "engines"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def router(self) -> Path:
-        return self.root / "router"
-
-    @property
-    def router_summary(self) -> Path:
-        return self.router / "summary.json"
-
-    @property
-    def routing(self) -> Path:
-        """The comparison of routing recipes."""
-        return self.root / "routing"
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts.parquet"
-
-    @property
-    def table1(self) -> Path:
-        return self.root / "table1.json"
-
-    @property
-    def records(self) -> Path:
-        return self.root / "records"
-
-    @property
-    def overhead(self) -> "Folders":
-        """What the gateway costs on emulated experts, apart from the study's own records."""
-        return Folders(self.root / "overhead")
-
-    @property
-    def client(self) -> Path:
-        """What the users themselves add, by load."""
-        return self.root / "client.json"
-
-    @property
-    def infrastructure(self) -> Path:
-        """What servers and GPUs told while records were made."""
-        return self.root / "infrastructure"
-
-    @property
-    def set_aside(self) -> Path:
-        """Finished cells of loads that the last sweep did not ask for."""
-        return self.root / "set-aside"
 
 
 def engine_folder(expert: Expert, to: Profile, folders: Folders) -> Path:
@@ -164,7 +99,7 @@ def write_repository(systems: dict[str, System], name: str, to: Profile, folders
         if not engine.is_dir():
             command = f"erlab reproduce --profile {to.name} --only 01"
             raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first ({command}).")
-        for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
+        for model, place in zip(system.model_names(key), profiles.placement(system, devices), strict=True):
             family(to).write(folder, model, engine, system.expert, place)
     return folder
 
@@ -181,7 +116,7 @@ def write_repositories(to: Profile, folders: Folders, triton: str | None = None)
     for key, original in profiles.systems(to).items():
         system = profiles.scale(original, to, len(devices))
         write_repository({key: system}, key, to, folders)
-        for model, place in zip(model_names(key, system), profiles.placement(system, devices), strict=True):
+        for model, place in zip(system.model_names(key), profiles.placement(system, devices), strict=True):
             rows.append(
                 {
                     "system": key,
@@ -221,12 +156,6 @@ def try_out(
     return pd.DataFrame([{"prompt": text, "answer": answer, "tokens": len(pieces)} | times]).round(1)
 
 
-def model_names(key: str, system: System) -> tuple[str, ...]:
-    """The names of the system's engines in Triton."""
-    kind = "expert" if system.router else "replica"
-    return tuple(f"{key}-{kind}-{i}" for i in range(system.count))
-
-
 @dataclass(frozen=True)
 class Running:
     """A system that answers: ask `models` (user i asks models[i mod n]) at `address`, a KServe v2 gRPC endpoint."""
@@ -258,14 +187,14 @@ def server(
 
     `container`: the container engine that is to run it, `apart`: a server an engine; both on GPUs only.
     """
-    models = tuple(model for key, system in systems.items() for model in model_names(key, system))
+    models = tuple(model for key, system in systems.items() for model in system.model_names(key))
     return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
 def check_choice(key: str, system: System, folders: Folders, **choice: str | float) -> None:
     """Refuse how the system's gateway is told to choose (see `serve`): what no gateway takes first, then a router that
     is missing or cannot choose so. For before engines are built or started, which takes long."""
-    models = model_names(key, system)
+    models = system.model_names(key)
     if choice and not system.router:
         raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
     for name in choice.keys() & {"generalist", "strong"}:
@@ -306,7 +235,7 @@ def serve(
     `generalist`, `strong` and `threshold` of `gateway.Gateway`; the experts are named as the system's own models.
     """
     check_choice(key, system, folders, **choice)
-    models = model_names(key, system)
+    models = system.model_names(key)
     with ExitStack() as stack:
         if triton:
             holder = stack.enter_context(external.attach(triton, models, None if system.router else port))

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from erlab import provenance
+from erlab import machine
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving import profiles
@@ -89,4 +89,4 @@ def _machine(address: str, to: Profile) -> str:
         here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here = host == "localhost"
-    return provenance.machine(gpus=to.gpus > 0) if here else f"{host}, asked from {provenance.machine()}"
+    return machine.title(on_gpus=to.gpus > 0) if here else f"{host}, asked from {machine.title()}"

@@ -9,40 +9,15 @@ type=bind,src=/engines,dst=/engines,readonly nvcr.io/nvidia/tritonserver:25.12-t
 """
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from erlab import machine
 from erlab.errors import ErlabError
 
 IMAGE = "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"  # the last with engines; TensorRT-LLM 1.2
 CONTAINERS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}  # and how each gives GPUs
-
-
-def environment() -> dict[str, str]:
-    """The environment without this virtual environment, whose ``python3`` has no TensorRT-LLM."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
-    ours = {str(Path(sys.executable).parent)} if sys.prefix != sys.base_prefix else set()
-    path = [place for place in kept.get("PATH", os.defpath).split(os.pathsep) if place not in ours]
-    return kept | {"PATH": os.pathsep.join(path)}
-
-
-def find(program: str, *places: str) -> str | None:
-    """Where a program is: on PATH, outside of this virtual environment, or in one of these folders."""
-    path = os.pathsep.join([environment()["PATH"], *places])
-    return shutil.which(program, path=path)
-
-
-def gpus() -> tuple[str, ...]:
-    """The names of this machine's GPUs as the driver tells them, none without a driver."""
-    query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    try:
-        out = subprocess.run(query, env=environment(), capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in out.splitlines() if line.strip())
 
 
 def container(name: str | None = None) -> str | None:
@@ -51,9 +26,9 @@ def container(name: str | None = None) -> str | None:
     Raises ErlabError with its own words where it is installed and does not answer, and where the named one is missing.
     """
     for engine in (name,) if name else CONTAINERS:
-        if find(engine):
+        if machine.find(engine):
             try:
-                done = subprocess.run((engine, "info"), env=environment(), capture_output=True, text=True, timeout=60)
+                done = subprocess.run((engine, "info"), env=machine.environment(), capture_output=True, text=True, timeout=60)
                 said = done.stderr.strip() or f"status {done.returncode}"
             except (OSError, subprocess.TimeoutExpired) as e:
                 done, said = None, str(e)
@@ -67,7 +42,7 @@ def container(name: str | None = None) -> str | None:
 
 def gives_gpus() -> bool:
     """Whether NVIDIA's container toolkit is here, without which docker and podman have no GPUs to give."""
-    return bool(find("nvidia-ctk") or find("nvidia-container-cli"))
+    return bool(machine.find("nvidia-ctk") or machine.find("nvidia-container-cli"))
 
 
 def contained(
@@ -106,4 +81,4 @@ def _mount(inside: str | Path, outside: str | Path, readonly: bool) -> str:
 
 def remove(engine: str, name: str) -> None:
     """End a container that may still run."""
-    subprocess.run((engine, "rm", "-f", name), env=environment(), capture_output=True)
+    subprocess.run((engine, "rm", "-f", name), env=machine.environment(), capture_output=True)

@@ -6,10 +6,9 @@ tiny models keep the paper's ratio of sizes (70B : 8B), float32 plays FP16 and i
 The KV pool keeps its ratio to what a full batch of the longest requests would need.
 """
 
-import os
 from dataclasses import replace
 
-from erlab import paper
+from erlab import machine, paper
 from erlab.errors import ErlabError
 from erlab.serving.engines.families import family
 from erlab.spec import BF16, FLOAT32, FP8, FP16, INT8_CPU, Emulation, Expert, Model, Profile, System
@@ -136,16 +135,9 @@ def systems(to: Profile) -> dict[str, System]:
     return {name: system for name, system in paper.SYSTEMS["v2"].items() if name in to.systems}
 
 
-def cores() -> tuple[int, ...]:
-    """The CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
 def devices(to: Profile) -> tuple[int, ...]:
     """The numbers of what the profile's engines share: its GPUs or, where it has none, this process's CPU cores."""
-    return tuple(range(to.gpus)) or cores()
+    return tuple(range(to.gpus)) or machine.cores()
 
 
 def scale(system: System, to: Profile, devices: int, max_batch_size: int | None = None) -> System:

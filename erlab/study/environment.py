@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from erlab import paths, provenance
+from erlab import machine, paths, provenance
 from erlab.errors import ErlabError
 from erlab.serving import external, profiles
 from erlab.serving.engines.families import family
@@ -127,9 +127,9 @@ def _kernel() -> Check:
 
 
 def _cores() -> Check:
-    cores = len(profiles.cores())
+    cores = len(machine.cores())
     advice = "" if cores > 1 else "the router systems have a single expert, so that routing shows nothing"
-    return Check("CPU", f"{provenance.cpu_model() or 'unknown'}, {cores} cores", True if cores > 1 else None, advice)
+    return Check("CPU", f"{machine.cpu_model() or 'unknown'}, {cores} cores", True if cores > 1 else None, advice)
 
 
 def _memory() -> Check:

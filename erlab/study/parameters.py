@@ -9,6 +9,7 @@ to it, and so are prompts on Hugging Face, which would have to be fetched.
 from collections.abc import Mapping
 from pathlib import Path
 
+from erlab import paths
 from erlab.errors import ErlabError
 from erlab.spec import Profile, require
 
@@ -26,7 +27,7 @@ def _engines(to: Profile, results: Path, given: dict) -> None:
 
     if "weights" in given:
         deployment.check_weights(given["weights"], given.get("triton"))
-        deployment.plan_engines(to, deployment.Folders(results), given["weights"])
+        deployment.plan_engines(to, paths.Folders(results), given["weights"])
 
 
 def _router(to: Profile, results: Path, given: dict) -> None:

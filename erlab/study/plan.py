@@ -6,8 +6,8 @@
 import shlex
 from pathlib import Path
 
+from erlab.paths import Folders
 from erlab.serving import deployment, nvidia, profiles
-from erlab.serving.deployment import Folders
 from erlab.serving.triton import llm
 from erlab.spec import Profile, System
 
@@ -48,7 +48,7 @@ def _repositories(to: Profile, folders: Folders) -> str:
         lines.append(f"\n{key}/  {system.title}")
         engine = deployment.engine_folder(system.expert, to, folders).name
         places = profiles.placement(system, profiles.devices(to))
-        for model, place in zip(deployment.model_names(key, system), places, strict=True):
+        for model, place in zip(system.model_names(key), places, strict=True):
             lines.append(f"  {model}  GPUs {','.join(map(str, place))}  {engine}")
     parts = ", ".join(f"NAME-{part}" for part in ("preprocessing", "tensorrt_llm", "postprocessing"))
     return "\n".join(lines + [f"\nEach NAME is an ensemble with its own parts beside it: {parts}."])
@@ -60,7 +60,7 @@ def _servers(to: Profile, folders: Folders) -> str:
     natively = "Triton, a server a system, in TensorRT-LLM's orchestrator mode. Natively:"
     lines, contained, apart = [natively], ["\nIn NVIDIA's container:"], ["\nOr, with --apart, a server an expert:"]
     for key, system in _systems(to).items():
-        models, repository = deployment.model_names(key, system), folders.models / key
+        models, repository = system.model_names(key), folders.models / key
         engine = deployment.engine_folder(system.expert, to, folders)
         lines.append(f"  {orchestrated} {shlex.join(llm.arguments(repository, models, _PORTS, gpus))}")
         contained.append(f"  {shlex.join(llm.in_container('docker', repository, models, _PORTS, gpus, [engine]))}")

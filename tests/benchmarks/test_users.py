@@ -19,10 +19,10 @@ from processes import STUB, script
 
 from erlab import paper, spec, users
 from erlab.experiments import overhead
+from erlab.paths import Folders
 from erlab.prompts import workload
 from erlab.routing import PromptRouter, training
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 from erlab.serving.engines import emulated
 from erlab.serving.triton import Server
 from erlab.serving.triton.server import available

@@ -16,10 +16,11 @@ from erlab import users
 from erlab.errors import ErlabError
 from erlab.experiments import cells
 from erlab.figures import style
+from erlab.paths import Folders
 from erlab.results import claims, records, selection
 from erlab.routing import training
 from erlab.serving import deployment, profiles
-from erlab.serving.deployment import Folders, Running
+from erlab.serving.deployment import Running
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton.server import available
 from erlab.users import OwnLatency, processes

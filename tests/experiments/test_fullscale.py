@@ -7,8 +7,8 @@ import pytest
 
 from erlab import paper
 from erlab.experiments import fullscale
+from erlab.paths import Folders
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 from erlab.simulation import Setup, simulate
 
 SMALL = replace(profiles.profile("smoke"), simulated_loads=(1, 4), simulated_seeds=3)

@@ -16,11 +16,11 @@ from erlab import paper, paths, report, users
 from erlab.commands import app
 from erlab.errors import ErlabError
 from erlab.experiments import cells, gpu, live, telemetry
+from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.results import claims, records
 from erlab.routing import training
 from erlab.serving import deployment, profiles
-from erlab.serving.deployment import Folders
 from erlab.serving.engines import onegpu, openai_models, tiny
 from erlab.serving.engines.openai_server import OpenAIServer
 from erlab.simulation.measured import COMPARED

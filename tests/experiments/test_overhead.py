@@ -8,10 +8,10 @@ import pytest
 
 from erlab.errors import ErlabError
 from erlab.experiments import overhead
+from erlab.paths import Folders
 from erlab.results import metrics, records, selection
 from erlab.routing import PromptRouter, training
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 from erlab.serving.triton.server import available
 from erlab.simulation.components import unavailable
 from erlab.spec import Emulation

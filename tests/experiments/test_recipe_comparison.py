@@ -8,9 +8,9 @@ from datasets import Dataset
 from erlab.errors import ErlabError
 from erlab.experiments import recipes
 from erlab.figures import routing
+from erlab.paths import Folders
 from erlab.routing.evaluation import RECIPES
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 
 SMOKE = profiles.profile("smoke")
 WORDS = {

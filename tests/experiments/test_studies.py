@@ -10,9 +10,9 @@ from erlab import paper, simulation
 from erlab.errors import ErlabError
 from erlab.experiments import studies
 from erlab.figures.simulation import PLOTS
+from erlab.paths import Folders
 from erlab.results import claims
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 from erlab.simulation import Setup
 from erlab.simulation.assumptions import Variation
 

@@ -17,9 +17,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway, kserve
+from erlab.paths import Folders
 from erlab.routing import PromptRouter
 from erlab.serving import deployment, profiles
-from erlab.serving.deployment import Folders
 
 EXPERTS = ("expert_0", "expert_1")
 # What a process says of itself on SIGUSR1: its libraries of linear algebra and their threads, and what it has imported.

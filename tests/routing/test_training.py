@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from erlab.paths import Folders
 from erlab.routing import PromptRouter, training
 from erlab.serving import profiles
-from erlab.serving.deployment import Folders
 
 
 @pytest.fixture(scope="module")

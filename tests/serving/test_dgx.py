@@ -11,15 +11,15 @@ from fake_triton import COURT, KITCHEN
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from erlab import paper, paths, provenance, users
+from erlab import machine, paper, paths, provenance, users
 from erlab.commands import app
 from erlab.errors import ErlabError
 from erlab.experiments import cells, live
 from erlab.gateway import kserve
+from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.routing import PromptRouter
 from erlab.serving import deployment, nvidia, profiles
-from erlab.serving.deployment import Folders
 from erlab.serving.engines import onegpu, tensorrt_llm
 from erlab.study import environment, notebook, plan
 
@@ -90,7 +90,7 @@ def test_the_plan_holds_every_command_and_writes_nothing(tmp_path, monkeypatch):
     assert len(built) == len(set(built)) == 2 * 3 * 6  # three batch limits: 70B FP8 on 1, 4, 8, FP16 on 4, 8; 8B FP16
     assert set(built) <= set(lines) and not folders.root.exists()
     for key, system in paper.SYSTEMS["v2"].items():
-        models = deployment.model_names(key, system)
+        models = system.model_names(key)
         [started] = [line for line in lines if f"load-model={models[-1]} " in line and line.startswith("TRTLLM_ORCH")]
         assert started.startswith("TRTLLM_ORCHESTRATOR=1 mpirun ")
         assert [a for a in shlex.split(started) if "--load-model" in a] == [f"--load-model={m}" for m in models]
@@ -273,7 +273,7 @@ def test_records_name_the_gpus(dgx):
     system = profiles.scale(paper.SYSTEMS["v2"]["A"], DGX, 8)
     run = cells.describe("baselines", "A", system, DGX, 10, 0, Folders(dgx))
     assert run["machine"] == "8 x NVIDIA H100 80GB HBM3" and run["source"] == "measured" and run["cores"] is None
-    assert provenance.machine() != run["machine"]
+    assert machine.title() != run["machine"]
 
 
 def test_the_extra_holds_the_last_releases_with_engines():

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from erlab import paths, provenance
+from erlab import machine, paths, provenance
 from erlab.errors import ErlabError
 from erlab.serving import profiles
 from erlab.study import environment, steps
@@ -151,7 +151,7 @@ def test_somebody_elses_repository_is_not_ours(clone, monkeypatch):
 def test_unknown_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert provenance.git() == {"commit": None, "dirty": None}
-    assert provenance.hardware()["gpus"] is None
+    assert machine.hardware()["gpus"] is None
 
 
 def test_manifest_is_plain_json_and_lists_every_dependency():

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from erlab import paper
+from erlab import machine, paper
 from erlab.spec import Expert, Profile, System, require
 
 
@@ -128,14 +128,13 @@ def _embedded_available() -> str | None:
 
 def _check_embedded(to: Profile) -> list[tuple[str, str, bool | None, str]]:
     from erlab import provenance
-    from erlab.serving import nvidia
 
     reason = _embedded_available()
     advice = "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
     found = ("Triton server", reason, None, advice)
     if not reason:
         found = ("Triton server", f"nvidia-pytriton {provenance.version('nvidia-pytriton')}", True, "")
-    gpus = nvidia.gpus()
+    gpus = machine.gpus()
     return [found, ("GPU", ", ".join(gpus) if gpus else "none seen", True, "" if gpus else "none is needed")]
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erlab import paper
+from erlab import machine, paper
 from erlab.errors import ErlabError
 from erlab.serving import nvidia, profiles
 from erlab.serving.engines import families, openai_models, tensorrt_llm, trtllm_build, trtllm_machine
@@ -25,7 +25,7 @@ from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
 
 if TYPE_CHECKING:
-    from erlab.serving.deployment import Folders
+    from erlab.paths import Folders
 
 ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
 MOST = 4  # experts that share the GPU
@@ -47,7 +47,7 @@ class Choice:
 def choose(name: str | None = None) -> Choice:
     """The engine that serves this machine's GPU: the first there is, or the one of that name if it is there."""
     require(name is None or name in ORDER, "engine", "one GPU", f"be one of {', '.join(ORDER)}", name)
-    if not nvidia.gpus():
+    if not machine.gpus():
         return Choice(None, "no GPU answers (nvidia-smi)")
     reasons = {}
     for engine in (name,) if name else ORDER:
@@ -69,7 +69,7 @@ def _tensorrt_llm(named: bool) -> tuple[str | None, str | None]:
 
     A container engine that nobody named is one that gives GPUs: NVIDIA's toolkit for it is on PATH.
     """
-    programs = {"trtllm-build": nvidia.find("trtllm-build"), "tritonserver with its backend": llm.native()}
+    programs = {"trtllm-build": machine.find("trtllm-build"), "tritonserver with its backend": llm.native()}
     if all(programs.values()):
         return None, None
     absent = f"{next(name for name, place in programs.items() if not place)} is not here"
@@ -164,7 +164,7 @@ def available(engine: str | None) -> str | None:
 
 def checks(engine: str | None, to: Profile) -> list[tuple[str, str, bool | None, str]]:
     """What this machine has of what one GPU needs (see `families.Family.checks`)."""
-    names, chosen = nvidia.gpus(), choose(engine)
+    names, chosen = machine.gpus(), choose(engine)
     advice = "" if names else "needs NVIDIA's driver"
     rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), advice)]
     install = "install TensorRT-LLM or vLLM, or give an OpenAI-compatible server that runs: --upstream http://HOST:PORT"
@@ -225,9 +225,8 @@ def describe(engine: str | None, to: Profile, folders: "Folders", weights: str |
 
 
 def _first(key: str, system: System) -> str:
-    from erlab.serving import deployment
 
-    return deployment.model_names(key, system)[0]
+    return system.model_names(key)[0]
 
 
 def _chosen(engine: str | None) -> str:

@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from erlab import machine
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
 from erlab.serving.engines.tensorrt_llm import (
@@ -178,7 +179,7 @@ def _run(command: Command, log: Path, timeout: float, container: str | None, fol
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=nvidia.environment(),
+            env=machine.environment(),
             start_new_session=True,
         )
         try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from erlab import machine
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
 from erlab.serving.engines.tensorrt_llm import EXAMPLES, Command
@@ -62,16 +63,16 @@ def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
 
 def _installed() -> str | None:
     """Where TensorRT-LLM is on this machine itself: with its conversion scripts, or its Python package alone."""
-    return nvidia.find("trtllm-build") if EXAMPLES.is_dir() else nvidia.find("python3") if only_api(EXAMPLES) else None
+    return machine.find("trtllm-build") if EXAMPLES.is_dir() else machine.find("python3") if only_api(EXAMPLES) else None
 
 
 def only_api(examples: Path) -> bool:
     """Whether this machine's TensorRT-LLM came without conversion scripts, as that of a package index does."""
-    python = nvidia.find("python3")
+    python = machine.find("python3")
     if examples.is_dir() or not python:
         return False
     looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorrt_llm') is None)"
-    return subprocess.run((python, "-c", looks), env=nvidia.environment(), capture_output=True).returncode == 0
+    return subprocess.run((python, "-c", looks), env=machine.environment(), capture_output=True).returncode == 0
 
 
 def tool(command: Command) -> str:
@@ -81,7 +82,7 @@ def tool(command: Command) -> str:
 
 def tools(due: Sequence[Command]) -> str | None:
     """The container engine that has what the commands need, None where this machine has it all itself."""
-    missing = [c.argv[0] for c in due if nvidia.find(c.argv[0]) is None]
+    missing = [c.argv[0] for c in due if machine.find(c.argv[0]) is None]
     scripts = [tool(c) for c in due if not c.script]
     missing += [tool for tool in scripts if tool.endswith(".py") and not Path(tool).is_file()]
     container = nvidia.container() if missing else None

@@ -24,6 +24,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from erlab import machine
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving import nvidia
@@ -44,9 +45,9 @@ _KILL_SECONDS = 30  # how long a server may take to end
 
 def available() -> str | None:
     """Why no such server can be started on this machine; None if one can. No container engine is asked to answer."""
-    if not nvidia.gpus():
+    if not machine.gpus():
         return "no GPU answers (nvidia-smi)"
-    if native() or any(map(nvidia.find, nvidia.CONTAINERS)):
+    if native() or any(map(machine.find, nvidia.CONTAINERS)):
         return None
     return f"neither tritonserver with TensorRT-LLM's backend, nor docker or podman to run it in {nvidia.IMAGE}"
 
@@ -165,7 +166,7 @@ class LLMServer(Kept):
         """Start it without waiting."""
         if reason := available():
             raise ErlabError(f"Triton cannot run here: {reason}. Name one that runs: --triton HOST:PORT.")
-        if (there := len(nvidia.gpus())) <= self._gpus[-1]:
+        if (there := len(machine.gpus())) <= self._gpus[-1]:
             raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {there} are here.")
         if self._container or not native():
             self._container = nvidia.container(self._container)
@@ -173,14 +174,14 @@ class LLMServer(Kept):
         ports = free_ports(self._asked_ports)
         self.grpc, self.metrics = (f"{_HOST}:{port}" for port in ports)
         for name in private.sweep(_PREFIX):
-            for engine in filter(nvidia.find, nvidia.CONTAINERS):
+            for engine in filter(machine.find, nvidia.CONTAINERS):
                 nvidia.remove(engine, name)
         with private.folder(_PREFIX) as (folder, lock):
             self.log = self.log or folder.with_suffix(".log")
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._name = folder.name
             places = self._copy_models(folder)
-            environment = nvidia.environment() | {"TMPDIR": str(folder.parent)}
+            environment = machine.environment() | {"TMPDIR": str(folder.parent)}
             environment |= ORCHESTRATOR if self._orchestrate else {}
             with open(self.log, "wb") as output:
                 command = self._command(ports, self._name, folder / "models", places)
@@ -300,9 +301,9 @@ def parameters(repository: Path, ensemble: str) -> dict[str, str]:
 
 def native() -> str | None:
     """This machine's own tritonserver, if TensorRT-LLM's backend and MPI are there too."""
-    program = nvidia.find("tritonserver", _INSTALLED)
+    program = machine.find("tritonserver", _INSTALLED)
     backend = program and (Path(program).resolve().parent.parent / "backends" / "tensorrtllm").is_dir()
-    return program if backend and nvidia.find("mpirun") else None
+    return program if backend and machine.find("mpirun") else None
 
 
 def _ready(stub, model: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.experiments import gpu
-from erlab.serving import nvidia, profiles
+from erlab.serving import profiles
 from erlab.serving.engines import onegpu, openai_models
 from erlab.spec import GIB
 from erlab.study import environment
@@ -45,7 +45,7 @@ def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
 
 def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(machine):
     machine("nvidia-smi", "vllm")
-    assert nvidia.gpus() == ("NVIDIA H200",)
+    assert machine.gpus() == ("NVIDIA H200",)
     chosen = onegpu.choose()
     assert chosen.name == "vllm"
     native = "trtllm-build is not here, nor docker or podman"

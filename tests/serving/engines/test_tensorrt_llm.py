@@ -460,4 +460,4 @@ def test_programs_are_not_taken_from_this_virtual_environment(monkeypatch):
     monkeypatch.setattr("sys.executable", "/venv/bin/python")
     monkeypatch.setenv("PATH", "/venv/bin:/usr/bin:/bin")
     monkeypatch.setenv("VIRTUAL_ENV", "/venv")
-    assert nvidia.environment()["PATH"] == "/usr/bin:/bin" and "VIRTUAL_ENV" not in nvidia.environment()
+    assert machine.environment()["PATH"] == "/usr/bin:/bin" and "VIRTUAL_ENV" not in machine.environment()

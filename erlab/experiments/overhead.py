@@ -28,12 +28,9 @@ from datetime import datetime, timezone
 
 import pandas as pd
 import psutil
-from matplotlib.figure import Figure
 
-from erlab import fingerprint, machine, paper, provenance, textfiles, users
+from erlab import fingerprint, machine, paper, provenance, users
 from erlab.experiments import cells
-from erlab.figures import style
-from erlab.figures.overhead import plot
 from erlab.gateway import Gateway
 from erlab.paths import Folders
 from erlab.prompts import workload
@@ -227,16 +224,3 @@ def parts(found: records.Records) -> pd.DataFrame:
     frame = pd.DataFrame(times).astype(float).div(1e6).groupby(requests["users"])
     columns = {f"p{q} ms": frame.quantile(q / 100).stack() for q in (50, 99)}
     return pd.DataFrame(columns).round(3).rename_axis(["users", "part"])
-
-
-def show(folders: Folders, found: records.Records) -> Figure | str:
-    """The picture of `compare(found)`; it and its numbers are kept beside the records."""
-    if found.requests.empty:
-        return "Nothing was measured here."
-    frame, folder = compare(found), folders.overhead.root
-    picture = plot(frame, style.provenance(found, found.requests))
-    textfiles.save(folder / "overhead.csv", frame.to_csv(index=False))
-    textfiles.save(folder / "added.csv", added(found).reset_index().to_csv(index=False))
-    for kind in ("pdf", "png"):
-        textfiles.save(folder / f"overhead.{kind}", style.render(picture, kind))
-    return picture

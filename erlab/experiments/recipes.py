@@ -3,7 +3,7 @@
     from erlab import comparison, deployment, experiments, profiles
     to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
     table = comparison.compare(to, folders, experiments.load_prompts(folders))
-    comparison.keep(folders, "frontier", plots.frontier(table))
+    figures.style.save(figures.routing.frontier(table), folders.routing, "frontier")
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
-from matplotlib.figure import Figure
 
 from erlab import textfiles
 from erlab.errors import ErlabError
-from erlab.figures import style
 from erlab.paths import Folders
 from erlab.progress import report
 from erlab.prompts import datasets
@@ -166,13 +164,6 @@ def confusions(
         router = PromptRouter(max(2, len(known.unique("domain"))), seed=seed, **RECIPES[name]).fit(train)
         found[name] = evaluation.confusion(router, known)
     return found
-
-
-def keep(folders: Folders, name: str, picture: Figure) -> Figure:
-    """Write a picture beside the comparison, as PDF and PNG, and return it."""
-    for kind in ("pdf", "png"):
-        textfiles.save(folders.routing / f"{name}.{kind}", style.render(picture, kind))
-    return picture
 
 
 def _names(to: Profile, recipes: str | Sequence[str] | None) -> list[str]:

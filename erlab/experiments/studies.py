@@ -3,7 +3,7 @@
     from erlab import deployment, profiles, studies
     to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
     found = studies.sensitivity(to, folders)
-    studies.show(folders.root / "beyond", "sensitivity", found)
+    figures.simulation.show(folders.root / "beyond", "sensitivity", found)
 """
 
 import warnings
@@ -12,15 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from erlab import paper, simulation, textfiles
 from erlab.errors import ErlabError
 from erlab.experiments import cells as experiments
 from erlab.experiments import fullscale
-from erlab.figures import style
-from erlab.figures.simulation import PLOTS
 from erlab.paths import Folders
 from erlab.results import claims, metrics, records, selection
 from erlab.simulation import autoscaling as scaling
@@ -39,15 +36,6 @@ def keep(folder: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Write a table as CSV into `folder` and return it."""
     textfiles.save(folder / f"{name}.csv", frame.to_csv(index=False))
     return frame
-
-
-def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
-    """Write a table as CSV and its picture (`figures.simulation.PLOTS`) as PDF and PNG; return the picture."""
-    keep(folder, name, frame)
-    picture = PLOTS[name](frame)
-    for kind in ("pdf", "png"):
-        textfiles.save(folder / f"{name}.{kind}", style.render(picture, kind))
-    return picture
 
 
 # ---- beyond the paper

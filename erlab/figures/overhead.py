@@ -4,7 +4,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from erlab import textfiles
+from erlab.experiments import overhead
 from erlab.figures import style
+from erlab.paths import Folders
+from erlab.results.records import Records
 
 _LOOKS = {"direct": ("#555555", "s", "without the gateway"), "gateway": ("#D55E00", "D", "with the gateway")}
 _DASHES = {50: ("-", "median"), 99: ((0, (4, 1.5)), "99th percentile")}
@@ -29,3 +33,13 @@ def plot(frame: pd.DataFrame, note: str) -> Figure:
     style.legend(fig, handles)
     style.note(fig, note)
     return fig
+
+
+def show(folders: Folders, found: Records) -> Figure | str:
+    """The picture of `compare(found)`; it and its numbers are kept beside the records."""
+    if found.requests.empty:
+        return "Nothing was measured here."
+    frame, folder = overhead.compare(found), folders.overhead.root
+    picture = plot(frame, style.provenance(found, found.requests))
+    textfiles.save(folder / "added.csv", overhead.added(found).reset_index().to_csv(index=False))
+    return style.save(picture, folder, "overhead", frame)

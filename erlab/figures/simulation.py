@@ -5,6 +5,7 @@ several panels span two columns where figures are narrow (`style.using`).
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -236,3 +237,8 @@ def _only(frame: pd.DataFrame, column: str):
 def _noted(fig: Figure, text: str) -> Figure:
     style.note(fig, f"{text} · commit {(provenance.commit() or 'unknown')[:7]}")
     return fig
+
+
+def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
+    """Draw a table by `PLOTS`; write it as CSV and its picture as PDF and PNG; return the picture."""
+    return style.save(PLOTS[name](frame), folder, name, frame)

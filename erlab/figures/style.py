@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest import mock
 
 import matplotlib
@@ -26,6 +27,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from erlab import textfiles
 from erlab.results import metrics, selection
 from erlab.results.records import Records
 from erlab.spec import require
@@ -221,6 +223,15 @@ def render(fig: Figure, format: str) -> bytes:
             fig.set_layout_engine(None)
         fig.savefig(buffer, format=format, dpi=DPI, **_UNDATED[format])
     return buffer.getvalue()
+
+
+def save(fig: Figure, folder: Path, name: str, frame: pd.DataFrame | None = None) -> Figure:
+    """Write a picture as PDF and PNG and, if given, its numbers as CSV; return the picture."""
+    for kind in ("pdf", "png"):
+        textfiles.save(folder / f"{name}.{kind}", render(fig, kind))
+    if frame is not None:
+        textfiles.save(folder / f"{name}.csv", frame.to_csv(index=False))
+    return fig
 
 
 def users_axis(ax: Axes, loads: Sequence[int]) -> None:

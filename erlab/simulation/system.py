@@ -20,6 +20,7 @@ import pyarrow as pa
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.results import records
+from erlab.routing.compiled import Row
 from erlab.simulation import components, era, events
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Engine, Requests
@@ -152,7 +153,7 @@ def simulate(
     setup: Setup = Setup(),
     seed: int = 0,
     shares: Sequence[float] | None = None,
-    decisions: "Sequence[Row] | None" = None,
+    decisions: Sequence[Row] | None = None,
     policy: str = "nearest",
     traffic: Traffic | None = None,
 ) -> records.Records:
@@ -267,10 +268,8 @@ class _Outstanding(Sequence):
         return self._engines[i].unfinished
 
 
-def _row(cluster: int, clusters: int) -> "Row":
+def _row(cluster: int, clusters: int) -> Row:
     """A decision of which only the cluster is known; the others follow in a ring."""
-    from erlab.routing.compiled import Row
-
     order = tuple((cluster + j) % clusters for j in range(clusters))
     return Row(cluster=cluster, distance=None, margin=None, runner_up=order[1 % clusters], order=order)
 

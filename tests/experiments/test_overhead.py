@@ -8,6 +8,7 @@ import pytest
 
 from erlab.errors import ErlabError
 from erlab.experiments import overhead
+from erlab.figures import overhead as pictures
 from erlab.paths import Folders
 from erlab.results import metrics, records, selection
 from erlab.routing import PromptRouter, training
@@ -91,7 +92,7 @@ def test_records_of_emulated_experts_say_so_and_get_into_no_figure(measured, fol
 
 @needs_both
 def test_what_is_shown_is_kept_with_its_numbers(measured, folders):
-    picture = overhead.show(folders, measured)
+    picture = pictures.show(folders, measured)
     folder = folders.overhead.root
     assert pd.read_csv(folder / "overhead.csv").users.tolist() == [2, 2, 40, 40]
     assert (folder / "overhead.png").read_bytes() == picture._repr_png_()
@@ -137,4 +138,4 @@ def test_what_is_added_is_what_lies_outside_of_the_experts_after_the_first_turn(
 def test_where_nothing_was_measured_the_tables_are_empty(tmp_path):
     nothing = records.at_hand(tmp_path)
     assert overhead.added(nothing).empty and overhead.parts(nothing).empty
-    assert overhead.show(Folders(Path(tmp_path)), nothing) == "Nothing was measured here."
+    assert pictures.show(Folders(Path(tmp_path)), nothing) == "Nothing was measured here."

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from erlab.errors import ErlabError
 from erlab.experiments import recipes
-from erlab.figures import routing
+from erlab.figures import routing, style
 from erlab.paths import Folders
 from erlab.routing.evaluation import RECIPES
 from erlab.serving import profiles
@@ -156,7 +156,7 @@ def test_pictures_show_each_recipe_and_domain_and_are_kept(table, prompts, tmp_p
         assert set(shares.index) == set(WORDS) and shares.sum(axis=1).to_numpy() == pytest.approx(1)
     heats = routing.confusions(found).axes
     assert [a.get_title() for a in heats] == list(found)
-    frontier = recipes.keep(Folders(tmp_path), "frontier", routing.frontier(table))
+    frontier = style.save(routing.frontier(table), Folders(tmp_path).routing, "frontier")
     names = {text.get_text().rpartition("  ")[0] for text in frontier.axes[0].texts}
     assert names == set(table.index)
     assert {f.name for f in (tmp_path / "routing").iterdir()} == {"frontier.pdf", "frontier.png"}

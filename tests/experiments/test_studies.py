@@ -9,6 +9,7 @@ import pytest
 from erlab import paper, simulation
 from erlab.errors import ErlabError
 from erlab.experiments import studies
+from erlab.figures import simulation as pictures
 from erlab.figures.simulation import PLOTS
 from erlab.paths import Folders
 from erlab.results import claims
@@ -108,7 +109,7 @@ def test_targets_are_met_by_the_median_of_absolute_errors():
 def test_what_is_shown_is_kept_as_table_and_picture(tmp_path):
     rows = [("fixed", 10.0, 0.9), ("fixed", 20.0, 0.5), ("reactive", 10.0, 0.95), ("reactive", 20.0, 0.8)]
     frame = pd.DataFrame(rows, columns=["controller", "rate", "within"]).assign(system="D", cold_start_s=60.0)
-    studies.show(tmp_path, "autoscaling", frame)
+    pictures.show(tmp_path, "autoscaling", frame)
     assert pd.read_csv(tmp_path / "autoscaling.csv").equals(frame)
     assert (tmp_path / "autoscaling.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "autoscaling.pdf").read_bytes().startswith(b"%PDF")

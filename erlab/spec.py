@@ -11,6 +11,7 @@ erlab.errors.ErlabError: The 'tensor_parallel' parameter of Expert must divide t
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from erlab.errors import ErlabError
@@ -262,3 +263,12 @@ class Profile:
             require(getattr(self, name) >= 1, name, "Profile", "be at least 1", getattr(self, name))
         require(self.gpus >= 0, "gpus", "Profile", "be at least 0", self.gpus)
         require(self.deadline > 0, "deadline", "Profile", "be above 0", self.deadline)
+
+
+def checked_loads(loads: Iterable[int], name: str = "loads") -> tuple[int, ...]:
+    """The loads in rising order, each once; ErlabError, by the parameter's name, for anything else."""
+    numbers = tuple(loads) if isinstance(loads, Iterable) else ()
+    if not numbers or not all(type(n) is int and 1 <= n <= MOST_USERS for n in numbers):
+        allowed = f"be a list of whole numbers of users from 1 to {MOST_USERS}"
+        raise ErlabError(f"The {name!r} parameter must {allowed}. Got {loads!r}.")
+    return tuple(sorted(set(numbers)))

@@ -6,7 +6,7 @@ import pytest
 
 from erlab import paper
 from erlab.errors import ErlabError
-from erlab.serving import profiles
+from erlab.serving import profiles, scaling
 from erlab.spec import FP8, FP16, Expert
 
 
@@ -38,8 +38,8 @@ def test_claims_are_named_once_and_each_version_has_some():
 def test_every_played_system_uses_the_cores_it_should(cores):
     laptop = profiles.profile("laptop")
     for name, original in paper.SYSTEMS["v2"].items():
-        system = profiles.scale(original, laptop, cores)
-        placed = profiles.placement(system, tuple(range(cores)))
+        system = scaling.scale(original, laptop, cores)
+        placed = scaling.placement(system, tuple(range(cores)))
         assert len(placed) == system.count
         used = [core for engine in placed for core in engine]
         assert len(used) == len(set(used)), "no two engines of a system share a core"
@@ -59,7 +59,7 @@ def test_the_tiny_models_keep_the_papers_ratio_of_sizes():
 def test_only_d_is_short_of_kv_cache():
     laptop = profiles.profile("laptop")
     for name, original in paper.SYSTEMS["v2"].items():
-        expert = profiles.scale(original, laptop, 8).expert
+        expert = scaling.scale(original, laptop, 8).expert
         share = expert.kv_tokens / (expert.max_batch_size * expert.max_sequence_tokens)
         assert (share < 0.2) == (name == "D")
 
@@ -71,12 +71,12 @@ def test_unknown_profile_lists_what_is_allowed():
 
 def test_on_eight_gpus_the_systems_are_the_papers():
     dgx = profiles.profile("dgx-h100")
-    assert {k: profiles.scale(s, dgx, 8) for k, s in paper.SYSTEMS["v2"].items()} == paper.SYSTEMS["v2"]
-    places = {k: profiles.placement(s, profiles.devices(dgx)) for k, s in paper.SYSTEMS["v2"].items()}
+    assert {k: scaling.scale(s, dgx, 8) for k, s in paper.SYSTEMS["v2"].items()} == paper.SYSTEMS["v2"]
+    places = {k: scaling.placement(s, scaling.devices(dgx)) for k, s in paper.SYSTEMS["v2"].items()}
     assert places["A"] == places["B"] == ((0, 1, 2, 3), (4, 5, 6, 7)) and places["C"] == (tuple(range(8)),)
     assert places["D"] == places["E"] == tuple((i,) for i in range(8))
     with pytest.raises(ErlabError, match="'tensor_parallel' parameter of system C must be at most the 4 GPUs. Got 8"):
-        profiles.scale(paper.SYSTEMS["v2"]["C"], dgx, 4)
+        scaling.scale(paper.SYSTEMS["v2"]["C"], dgx, 4)
 
 
 def test_every_profile_names_engines_that_there_are():

@@ -12,7 +12,7 @@ from erlab.commands.app import app
 from erlab.routing import PromptRouter
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.policies import POLICIES
-from erlab.serving import profiles
+from erlab.serving import profiles, scaling
 from erlab.serving.engines.families import FAMILIES
 from erlab.simulation.components import unavailable
 
@@ -40,7 +40,7 @@ def test_the_examples_of_how_to_add_things_run(tmp_path, monkeypatch, tables, ca
         exec(compile(example, "README.md", "exec"), names)
     assert (names["found"].requests.status == "ok").all() and names["found"].requests.expert.nunique() == 4
     made = names["family"](profiles.profile("mine"))
-    expert = profiles.scale(names["system"], profiles.profile("mine"), 2).expert
+    expert = scaling.scale(names["system"], profiles.profile("mine"), 2).expert
     for folder, build in (("mine", made.build), ("tiny", FAMILIES["tiny"].build)):
         build(expert, tmp_path / folder, 0, None)
     weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("mine", "tiny")]

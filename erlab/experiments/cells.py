@@ -26,14 +26,14 @@ from erlab.paths import Folders
 from erlab.progress import report
 from erlab.prompts import workload
 from erlab.results import metrics, records
-from erlab.serving import deployment, external, profiles
+from erlab.serving import deployment, external, profiles, scaling
 from erlab.serving.deployment import Running
 from erlab.serving.engines.families import family
-from erlab.serving.profiles import preliminary
-from erlab.spec import MOST_USERS, Profile, System
+from erlab.serving.scaling import preliminary
+from erlab.spec import Profile, System, checked_loads
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 _ATTEMPTS = 2  # at a cell, of a server that lives
 
@@ -89,8 +89,8 @@ def table1(to: Profile, folders: Folders, triton: str | None = None) -> dict[str
     limits = json.loads(folders.table1.read_text())
     if triton:
         return {k: external.scale(s, to, triton, limits[k]) for k, s in profiles.systems(to).items()}
-    count = len(profiles.devices(to))
-    return {k: profiles.scale(s, to, count, limits[k]) for k, s in profiles.systems(to).items()}
+    count = len(scaling.devices(to))
+    return {k: scaling.scale(s, to, count, limits[k]) for k, s in profiles.systems(to).items()}
 
 
 def describe_systems(systems: dict[str, System], triton: str | None = None) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def measure(
     which idle while it's not their turn; starts are dear.
     """
     loads = checked_loads(to.loads if loads is None else loads)
-    prompts = load_prompts(folders)
+    prompts = workload.stored(folders)
     if not systems:
         report(0, 1, f"{experiment}: profile {to.name} has none of these systems")
         (folders.records / experiment).mkdir(parents=True, exist_ok=True)
@@ -295,23 +295,6 @@ def routing_overview(found: records.Records) -> pd.DataFrame:
     """A row a router system and load: milliseconds from sending to the gateway's decision."""
     table = metrics.summarise(found.requests).set_index(["system", "users"])
     return table[[f"routing_{q}_ms" for q in ("min", "median", "p95", "p99")]].astype(float).round(3)
-
-
-def load_prompts(folders: Folders) -> "Dataset":
-    from datasets import Dataset  # takes half a second to import
-
-    if not folders.prompts.is_file():
-        raise ErlabError(f"No {folders.prompts}: run notebook 02_train_router first (erlab reproduce --only 02).")
-    return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)
-
-
-def checked_loads(loads: Iterable[int], name: str = "loads") -> tuple[int, ...]:
-    """The loads in rising order, each once; ErlabError, by the parameter's name, for anything else."""
-    numbers = tuple(loads) if isinstance(loads, Iterable) else ()
-    if not numbers or not all(type(n) is int and 1 <= n <= MOST_USERS for n in numbers):
-        allowed = f"be a list of whole numbers of users from 1 to {MOST_USERS}"
-        raise ErlabError(f"The {name!r} parameter must {allowed}. Got {loads!r}.")
-    return tuple(sorted(set(numbers)))
 
 
 def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed: int, triton: str | None) -> str:

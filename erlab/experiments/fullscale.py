@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from erlab import fingerprint, paper, simulation
-from erlab.experiments import cells
 from erlab.paths import Folders
 from erlab.progress import report
+from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.simulation.components import unavailable
 from erlab.spec import Profile, System, require
@@ -85,7 +85,7 @@ def _simulate(
 
 def decisions(folders: Folders) -> list:
     """What the study's router decides on each held-back prompt (rows of `routing.Routing`)."""
-    prompts = cells.load_prompts(folders)
+    prompts = workload.stored(folders)
     held_back = prompts.filter(lambda split: split == "held_back", input_columns="split")
     from erlab.routing import CompiledRouter
 

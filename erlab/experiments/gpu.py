@@ -21,9 +21,10 @@ from erlab.errors import ErlabError
 from erlab.experiments import cells
 from erlab.paths import Folders
 from erlab.progress import report
+from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.routing import training
-from erlab.serving import deployment, external, profiles
+from erlab.serving import deployment, external, profiles, scaling
 from erlab.simulation import components, measured
 from erlab.simulation.hardware import GPUS
 from erlab.spec import Profile, System, require
@@ -60,7 +61,7 @@ def _require_known(case: str) -> None:
 
 def _system(case: str, to: Profile) -> System:
     row, alone = CASES[case]
-    system = profiles.scale(paper.SYSTEMS["v2"][row], to, 1)
+    system = scaling.scale(paper.SYSTEMS["v2"][row], to, 1)
     if alone and system.count > 1:
         pool = paper.kv_pool_tokens(system.expert)  # what it has on an H100 of its own
         system = replace(system, count=1, expert=replace(system.expert, kv_tokens=pool))
@@ -94,7 +95,7 @@ def measure(
     if not folders.prompts.is_file():
         training.prepare_prompts(to, folders, seed=seed)
     if not (folders.router / "router.json").is_file():
-        training.train_router(to, folders, cells.load_prompts(folders), seed=seed)
+        training.train_router(to, folders, workload.stored(folders), seed=seed)
     chosen = systems(to, cases)
     if not upstream:
         deployment.build_engines(to, folders, seed, wanted=[system.expert for system in chosen.values()])

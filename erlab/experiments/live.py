@@ -16,7 +16,7 @@ from erlab import machine, provenance, users
 from erlab.experiments import cells
 from erlab.paths import Folders
 from erlab.prompts import workload
-from erlab.serving import deployment, external, nvidia, profiles
+from erlab.serving import deployment, external, nvidia, profiles, scaling
 from erlab.serving.deployment import Running
 from erlab.spec import Profile, System, require
 
@@ -70,7 +70,7 @@ def _system(name: str, to: Profile, folders: Folders, triton: str | None = None)
         return cells.table1(to, folders, triton)[name]
     if triton:
         return external.scale(systems[name], to, triton, max(to.batch_limits))
-    return profiles.scale(systems[name], to, len(profiles.devices(to)))
+    return scaling.scale(systems[name], to, len(scaling.devices(to)))
 
 
 def load(

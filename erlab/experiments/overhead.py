@@ -42,7 +42,7 @@ from erlab.serving.engines import emulated
 from erlab.serving.triton import Server
 from erlab.serving.triton.server import available
 from erlab.simulation.components import unavailable
-from erlab.spec import Profile
+from erlab.spec import Profile, checked_loads
 
 EXPERIMENT = "emulated"
 SYSTEM = "E"  # its experts are the fastest, so the gateway's share of the time is largest
@@ -56,8 +56,8 @@ def measure(to: Profile, folders: Folders, loads: Iterable[int] | None = None, s
     Where no Triton can run, or no step times can be had, nothing is measured, and that is said.
     """
     emulation, system, apart = to.emulation, paper.SYSTEMS["v2"][SYSTEM], folders.overhead
-    loads = cells.checked_loads(emulation.loads if loads is None else loads, "emulated_loads")
-    prompts = cells.load_prompts(folders)
+    loads = checked_loads(emulation.loads if loads is None else loads, "emulated_loads")
+    prompts = workload.stored(folders)
     if reason := available() or unavailable():
         return cells.unmeasured(EXPERIMENT, apart, f"Triton cannot run here: {reason}")
     router = CompiledRouter.load(folders.router)

@@ -2,7 +2,7 @@
 
     from erlab import comparison, deployment, experiments, profiles
     to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
-    table = comparison.compare(to, folders, experiments.load_prompts(folders))
+    table = comparison.compare(to, folders, workload.stored(folders))
     figures.style.save(figures.routing.frontier(table), folders.routing, "frontier")
 """
 

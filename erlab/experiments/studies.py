@@ -16,13 +16,13 @@ from threadpoolctl import threadpool_limits
 
 from erlab import paper, simulation, textfiles
 from erlab.errors import ErlabError
-from erlab.experiments import cells as experiments
 from erlab.experiments import fullscale
 from erlab.paths import Folders
+from erlab.prompts import workload
 from erlab.results import claims, metrics, records, selection
 from erlab.simulation import autoscaling as scaling
 from erlab.simulation import beyond, era, validation
-from erlab.spec import Profile, require
+from erlab.spec import Profile, checked_loads, require
 
 ROUTERS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items() if s.router}
 SYSTEMS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items()}
@@ -47,7 +47,7 @@ def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -
     from erlab.routing import PromptRouter  # scikit-learn takes a second to import
 
     check_clusterers(clusterers)
-    prompts = experiments.load_prompts(folders)
+    prompts = workload.stored(folders)
     texts = {
         split: prompts.filter(lambda s, wanted=split: s == wanted, input_columns="split")["text"][:]
         for split in ("train", "held_back")
@@ -91,7 +91,7 @@ def policies(
     """A row a clusterer, policy and load (default: the two largest explored ones) of `simulation.beyond.policies`, and
     the largest cluster's share of the prompts."""
     check_system(system)
-    loads = experiments.checked_loads(to.explored_loads[-2:] if loads is None else loads)
+    loads = checked_loads(to.explored_loads[-2:] if loads is None else loads)
     options = dict(decisions=decided, setup=fullscale.setup(folders), seed=seed)
     found = beyond.policies(ROUTERS[system], loads, POLICIES, **options)
     largest = found["clusterer"].map({name: max(shares(rows)) for name, rows in decided.items()})

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from erlab.errors import ErlabError
+from erlab.paths import Folders
 from erlab.spec import Lengths, Workload, require
 
 if TYPE_CHECKING:  # slow to import, and lengths alone do not need it
@@ -120,3 +121,13 @@ def _fit(texts: list[bytes], following: list[int], i: int, size: int) -> str:
         whole += b"\n\n" + texts[i]
     kept = whole[:size].decode(errors="ignore")
     return kept + "." * (size - len(kept.encode()))
+
+
+def stored(folders: Folders) -> "Dataset":
+    """The prompts that notebook 02 kept for the steps after it; ErlabError where it has not run."""
+    import pandas as pd  # slow to import as well
+    from datasets import Dataset
+
+    if not folders.prompts.is_file():
+        raise ErlabError(f"No {folders.prompts}: run notebook 02_train_router first (erlab reproduce --only 02).")
+    return Dataset.from_pandas(pd.read_parquet(folders.prompts), preserve_index=False)

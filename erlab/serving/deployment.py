@@ -17,7 +17,7 @@ from erlab.gateway import Gateway
 from erlab.gateway import kserve as client
 from erlab.paths import Folders
 from erlab.progress import report
-from erlab.serving import external, profiles
+from erlab.serving import external, profiles, scaling
 from erlab.serving.engines.families import family, slug
 from erlab.serving.triton import Server
 from erlab.spec import Expert, Profile, System, require
@@ -35,7 +35,7 @@ def plan_engines(
     """The profile's (or the wanted) experts, each with its engine's folder, its weights' folder and the commands due
     for its engine."""
     found = []
-    for expert in profiles.experts(to) if wanted is None else wanted:
+    for expert in scaling.experts(to) if wanted is None else wanted:
         folder = engine_folder(expert, to, folders)
         source = Path(weights).expanduser().resolve() / slug(expert.model.name) if weights else None
         found.append((expert, folder, source, family(to).plan(expert, folder, source)))
@@ -93,13 +93,13 @@ def build_engines(
 def write_repository(systems: dict[str, System], name: str, to: Profile, folders: Folders) -> Path:
     """The Triton model repository `name`: one model an engine of each system, on its own devices."""
     folder = folders.models / name
-    devices = profiles.devices(to)
+    devices = scaling.devices(to)
     for key, system in systems.items():
         engine = engine_folder(system.expert, to, folders)
         if not engine.is_dir():
             command = f"erlab reproduce --profile {to.name} --only 01"
             raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first ({command}).")
-        for model, place in zip(system.model_names(key), profiles.placement(system, devices), strict=True):
+        for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
             family(to).write(folder, model, engine, system.expert, place)
     return folder
 
@@ -111,12 +111,12 @@ def write_repositories(to: Profile, folders: Folders, triton: str | None = None)
     """
     if triton:
         return pd.DataFrame([{"left out": f"{triton} has its own models"}])
-    devices = profiles.devices(to)
+    devices = scaling.devices(to)
     rows = []
     for key, original in profiles.systems(to).items():
-        system = profiles.scale(original, to, len(devices))
+        system = scaling.scale(original, to, len(devices))
         write_repository({key: system}, key, to, folders)
-        for model, place in zip(system.model_names(key), profiles.placement(system, devices), strict=True):
+        for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
             rows.append(
                 {
                     "system": key,
@@ -146,7 +146,7 @@ def try_out(
     if triton:
         system = external.scale(systems[key], to, triton, max(to.batch_limits))
     else:
-        system = profiles.scale(systems[key], to, len(profiles.devices(to)))
+        system = scaling.scale(systems[key], to, len(scaling.devices(to)))
     with serve(key, system, to, folders, triton=triton) as running:
         start = time.monotonic()
         answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from erlab import machine
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
-from erlab.serving import profiles
+from erlab.serving import scaling
 from erlab.serving.triton import Server
 from erlab.spec import Profile, System
 
@@ -57,7 +57,7 @@ def scale(system: System, to: Profile, address: str, max_batch_size: int) -> Sys
     this machine's own would have."""
     if "://" in address:
         return replace(system, count=1)
-    return profiles.scale(system, to, len(profiles.devices(to)), max_batch_size)
+    return scaling.scale(system, to, len(scaling.devices(to)), max_batch_size)
 
 
 def title(address: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from erlab import paths
 from erlab.errors import ErlabError
-from erlab.spec import Profile, require
+from erlab.spec import Profile, checked_loads, require
 
 OPTIONS = {"prompts": "--prompts", "other": "--set other"}  # what names prompts, by parameter
 
@@ -61,10 +61,10 @@ def _prompts(name: str, source: str | None, **options):
 
 
 def _loads(to: Profile, results: Path, given: dict) -> None:
-    from erlab.experiments import cells, fullscale
+    from erlab.experiments import fullscale
 
     for name in given.keys() & {"loads", "emulated_loads"}:
-        cells.checked_loads(given[name], name)
+        checked_loads(given[name], name)
     if "papers" in given:
         fullscale.checked_papers(given["papers"])
 

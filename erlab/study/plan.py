@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from erlab.paths import Folders
-from erlab.serving import deployment, nvidia, profiles
+from erlab.serving import deployment, nvidia, profiles, scaling
 from erlab.serving.triton import llm
 from erlab.spec import Profile, System
 
@@ -47,7 +47,7 @@ def _repositories(to: Profile, folders: Folders) -> str:
     for key, system in _systems(to).items():
         lines.append(f"\n{key}/  {system.title}")
         engine = deployment.engine_folder(system.expert, to, folders).name
-        places = profiles.placement(system, profiles.devices(to))
+        places = scaling.placement(system, scaling.devices(to))
         for model, place in zip(system.model_names(key), places, strict=True):
             lines.append(f"  {model}  GPUs {','.join(map(str, place))}  {engine}")
     parts = ", ".join(f"NAME-{part}" for part in ("preprocessing", "tensorrt_llm", "postprocessing"))
@@ -55,7 +55,7 @@ def _repositories(to: Profile, folders: Folders) -> str:
 
 
 def _servers(to: Profile, folders: Folders) -> str:
-    gpus = profiles.devices(to)
+    gpus = scaling.devices(to)
     orchestrated = " ".join(f"{name}={value}" for name, value in llm.ORCHESTRATOR.items())
     natively = "Triton, a server a system, in TensorRT-LLM's orchestrator mode. Natively:"
     lines, contained, apart = [natively], ["\nIn NVIDIA's container:"], ["\nOr, with --apart, a server an expert:"]
@@ -71,5 +71,5 @@ def _servers(to: Profile, folders: Folders) -> str:
 
 
 def _systems(to: Profile) -> dict[str, System]:
-    count = len(profiles.devices(to))
-    return {key: profiles.scale(system, to, count) for key, system in profiles.systems(to).items()}
+    count = len(scaling.devices(to))
+    return {key: scaling.scale(system, to, count) for key, system in profiles.systems(to).items()}

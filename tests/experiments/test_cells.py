@@ -17,6 +17,7 @@ from erlab.errors import ErlabError
 from erlab.experiments import cells
 from erlab.figures import style
 from erlab.paths import Folders
+from erlab.prompts import workload
 from erlab.results import claims, records, selection
 from erlab.routing import training
 from erlab.serving import deployment, profiles
@@ -306,7 +307,7 @@ def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
     with pytest.raises(ErlabError, match="03_preliminary"):
         cells.table1(SMOKE, empty)
     with pytest.raises(ErlabError, match="02_train_router"):
-        cells.load_prompts(empty)
+        workload.stored(empty)
     with pytest.raises(ErlabError, match="01_build_engines"):
         name, (_, system) = next(iter(cells.preliminary(SMOKE).items()))
         deployment.write_repository({name: system}, "preliminary", SMOKE, empty)

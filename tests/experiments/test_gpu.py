@@ -20,7 +20,7 @@ from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.results import claims, records
 from erlab.routing import training
-from erlab.serving import deployment, profiles
+from erlab.serving import deployment, profiles, scaling
 from erlab.serving.engines import onegpu, openai_models, tiny
 from erlab.serving.engines.openai_server import OpenAIServer
 from erlab.simulation.measured import COMPARED
@@ -137,7 +137,7 @@ def test_without_a_gpu_the_command_says_so(monkeypatch, tmp_path):
 @pytest.fixture
 def theirs(calls, tmp_path):
     """An OpenAI-compatible server that the user runs, with one model, as its URL."""
-    expert = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
+    expert = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
     folder = openai_models.build("vllm", expert, tmp_path / "8b", seed=0)
     openai_models.write(tmp_path / "theirs", "my-model", folder, expert, onegpu.gpu())
     with OpenAIServer(tmp_path / "theirs" / "my-model") as server:

@@ -19,7 +19,7 @@ from erlab.gateway import kserve
 from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.routing import PromptRouter
-from erlab.serving import deployment, nvidia, profiles
+from erlab.serving import deployment, nvidia, profiles, scaling
 from erlab.serving.engines import onegpu, tensorrt_llm
 from erlab.study import environment, notebook, plan
 
@@ -84,7 +84,7 @@ def test_the_plan_holds_every_command_and_writes_nothing(tmp_path, monkeypatch):
     lines = [line.strip() for line in plan.text(DGX, folders).splitlines()]
     built = [
         str(command)
-        for expert in profiles.experts(DGX)
+        for expert in scaling.experts(DGX)
         for command in tensorrt_llm.commands(expert, deployment.engine_folder(expert, DGX, folders))
     ]
     assert len(built) == len(set(built)) == 2 * 3 * 6  # three batch limits: 70B FP8 on 1, 4, 8, FP16 on 4, 8; 8B FP16
@@ -111,7 +111,7 @@ def test_the_dry_run_shows_steps_hours_and_plan_without_a_gpu(tmp_path):
 def test_the_stated_hours_are_those_of_the_commands(name, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     to = profiles.profile(name)
-    planned = [c for expert in profiles.experts(to) for c in tensorrt_llm.commands(expert, "e")]
+    planned = [c for expert in scaling.experts(to) for c in tensorrt_llm.commands(expert, "e")]
     assert to.minutes["01_build_engines"] == pytest.approx(sum(c.minutes for c in planned), rel=0.002)
     needed = sum(c.disk_bytes for c in planned) / 1e6
     assert environment.plan(name).loc["01_build_engines", "disk MB"] == pytest.approx(needed, abs=2)
@@ -270,7 +270,7 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
 
 
 def test_records_name_the_gpus(dgx):
-    system = profiles.scale(paper.SYSTEMS["v2"]["A"], DGX, 8)
+    system = scaling.scale(paper.SYSTEMS["v2"]["A"], DGX, 8)
     run = cells.describe("baselines", "A", system, DGX, 10, 0, Folders(dgx))
     assert run["machine"] == "8 x NVIDIA H100 80GB HBM3" and run["source"] == "measured" and run["cores"] is None
     assert machine.title() != run["machine"]
@@ -291,7 +291,7 @@ def test_each_models_weights_are_looked_for_by_its_name(dgx, roomy):
 
 
 def test_a_router_system_needs_its_router_before_triton_starts(dgx):
-    system = profiles.scale(paper.SYSTEMS["v2"]["D"], DGX, 8)
+    system = scaling.scale(paper.SYSTEMS["v2"]["D"], DGX, 8)
     with pytest.raises(ErlabError, match="No router in"), deployment.serve("D", system, DGX, Folders(Path(dgx))):
         pass
     assert cells.preliminary(DGX)["P-all-FP8-b64"][1].count == 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erlab import machine, paper
+from erlab.serving import scaling
 from erlab.spec import Expert, Profile, System, require
 
 
@@ -196,10 +197,9 @@ def _check_gpus(to: Profile) -> list[tuple[str, str, bool | None, str]]:
 
 
 def _trtllm_bytes(to: Profile) -> float:
-    from erlab.serving import profiles
     from erlab.serving.engines import tensorrt_llm
 
-    planned = [tensorrt_llm.commands(expert, "engine") for expert in profiles.experts(to)]
+    planned = [tensorrt_llm.commands(expert, "engine") for expert in scaling.experts(to)]
     return sum(command.disk_bytes for commands in planned for command in commands)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from erlab import machine, paper
 from erlab.errors import ErlabError
-from erlab.serving import nvidia, profiles
+from erlab.serving import nvidia, profiles, scaling
 from erlab.serving.engines import families, openai_models, tensorrt_llm, trtllm_build, trtllm_machine
 from erlab.serving.triton import llm
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
@@ -187,7 +187,7 @@ def disk_bytes(engine: str | None, to: Profile) -> float:
     """What the engines take: dummy weights take nothing where a server makes them itself, and what doesn't fit the GPU
     is not made."""
     try:
-        chosen, planned = choose(engine).name or engine, profiles.experts(to)
+        chosen, planned = choose(engine).name or engine, scaling.experts(to)
     except ErlabError:
         return 0.0
     if chosen == "tensorrt-llm":

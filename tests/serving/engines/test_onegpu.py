@@ -7,7 +7,7 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.experiments import gpu
-from erlab.serving import profiles
+from erlab.serving import profiles, scaling
 from erlab.serving.engines import onegpu, openai_models
 from erlab.spec import GIB
 from erlab.study import environment
@@ -79,7 +79,7 @@ def test_without_tensorrt_llm_its_container_comes_before_other_servers(machine, 
 @pytest.mark.parametrize("mib, count", [(143_771, 4), (81_559, 2), (40_960, 1)])
 def test_as_many_experts_share_the_gpu_as_have_room_for_a_batch(machine, mib, count):
     machine("nvidia-smi", mib=mib)
-    system = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1)
+    system = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1)
     expert = system.expert
     assert system.count == count and expert.precision.name == "BF16" and expert.model == paper.LLAMA_3_8B
     each = paper.weight_bytes(expert) + paper.RESERVE + expert.kv_tokens * paper.kv_bytes_per_token(expert)
@@ -91,29 +91,29 @@ def test_as_many_experts_share_the_gpu_as_have_room_for_a_batch(machine, mib, co
 
 def test_a_70b_expert_has_the_pool_of_an_h100_and_stands_for_all(machine):
     machine("nvidia-smi")
-    system = profiles.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
+    system = scaling.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
     assert system.count == 1 and system.expert.kv_tokens == paper.kv_pool_tokens(paper.SYSTEMS["v2"]["D"].expert)
     pool = system.expert.kv_tokens * paper.kv_bytes_per_token(system.expert) / GIB
     assert 7 < pool < 9  # of the H200's 140 GiB
-    assert profiles.scale(paper.SYSTEMS["v2"]["A"], GPU, 1).expert == system.expert  # the same without the gateway
+    assert scaling.scale(paper.SYSTEMS["v2"]["A"], GPU, 1).expert == system.expert  # the same without the gateway
     machine("nvidia-smi", mib=49_140)
     onegpu._devices.cache_clear()
     with pytest.raises(ErlabError, match="Llama 3 70B FP8 does not fit"):
-        profiles.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
+        scaling.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
 
 
 def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_path, monkeypatch):
     machine("nvidia-smi", "vllm", name="NVIDIA A100-SXM4-80GB", mib=81_920, capability=8.0)
     said = "FP8 needs a GPU of compute capability 8.9 or more. NVIDIA A100-SXM4-80GB has 8.0"
     with pytest.raises(ErlabError, match=said):
-        profiles.scale(paper.SYSTEMS["v2"]["A"], GPU, 1)
+        scaling.scale(paper.SYSTEMS["v2"]["A"], GPU, 1)
     found = {check.name: check for check in environment.inspect(tmp_path / "r", "gpu")}
     assert [(found[f"system {key}"].ok, found[f"system {key}"].value) for key in "AD"] == [(False, said)] * 2
     assert found["system E"].ok and found["disk"].ok
     assert list(gpu.systems(GPU)) == ["8B", "8B-shared"]  # all that fit
     with pytest.raises(ErlabError, match=said):
         gpu.systems(GPU, ["70B-FP8"])
-    expert = profiles.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
+    expert = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
     weights = tmp_path / "llama-3-8b"
     with pytest.raises(ErlabError, match="llama-3-8b: no folder of Hugging Face weights with a config.json"):
         onegpu.plan(None, expert, tmp_path / "e", weights)
@@ -129,7 +129,7 @@ def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_pa
 
 def test_profiles_of_one_gpu_serve_what_fits_it(machine):
     assert list(profiles.systems(GPU)) == ["A", "D", "E"]
-    assert {name.partition("-b")[0] for name in profiles.preliminary(GPU)} == {"P-half-FP8"}
-    assert profiles.preliminary(profiles.profile("gpu-embedded")) == {}
+    assert {name.partition("-b")[0] for name in scaling.preliminary(GPU)} == {"P-half-FP8"}
+    assert scaling.preliminary(profiles.profile("gpu-embedded")) == {}
     for name in ("vllm", "trtllm-serve", "tensorrt-llm", "embedded"):
         assert profiles.family(profiles.profile(f"gpu-{name}")).devices == "GPUs"

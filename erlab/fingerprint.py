@@ -2,7 +2,8 @@
 
 Code is followed statically from its imports, those inside functions included, through the modules of this package.
 A module that is only named in a string (``python -m erlab.x``, a Triton model's one line) counts too, and so does a
-file of a module's name beside it (a template). Comments and formatting don't.
+file of a module's name beside it (a template). Code is compared by its meaning: comments, formatting, docstrings and
+type hints don't count.
 
 >>> sorted(code_of("from erlab import errors"))
 ['erlab', 'erlab.errors']
@@ -81,7 +82,34 @@ def _of_module(module: str, file: Path, size: int, time: int) -> tuple[str, froz
     """A module's hash and the modules it mentions."""
     tree = ast.parse(file.read_bytes())
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    return of_text(ast.dump(tree)), frozenset(_mentions(tree, package))
+    mentions = frozenset(_mentions(tree, package))
+    return of_text(ast.dump(_Meaning().visit(tree))), mentions
+
+
+class _Meaning(ast.NodeTransformer):
+    """Drops what does not change what code does: docstrings and other lone strings, and type hints.
+
+    A class's annotated names stay, for they are a dataclass's fields; what they are annotated with goes.
+    """
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        self.generic_visit(node)
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        return self.generic_visit(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+        self.generic_visit(node)
+        node.annotation = ast.Constant(None)
+        return node
 
 
 def _mentions(tree: ast.Module, package: str) -> set[str]:

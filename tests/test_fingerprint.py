@@ -60,10 +60,35 @@ def test_only_the_changed_module_has_another_hash(package):
     assert {name for name in before if before[name] != after[name]} == {"erlab.deep"}
 
 
-def test_comments_and_formatting_do_not_count(package):
-    before = fingerprint.of_code("erlab.deep")
-    (package / "deep.py").write_text("# the answer\n\ny   =   1\n")
-    assert fingerprint.of_code("erlab.deep") == before
+CODE = """
+class Point:
+    x: int = 0
+
+    def moved(self, by: int = 1) -> "Point":
+        return Point(self.x + by)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("y = 1\n", "# the answer\n\ny   =   1\n", True),
+        ("y = 1\n", '"""What it is."""\n\ny = 1\n', True),
+        ("y = 1\n", "y: int = 1\n", False),  # an annotated name of a class is a field
+        (CODE, CODE.replace("moved(", "\\\n    moved("), True),
+        (CODE, CODE.replace("        return", '        """Another one."""\n        return'), True),
+        (CODE, CODE.replace('-> "Point"', ""), True),
+        (CODE, CODE.replace("by: int", "by: float"), True),
+        (CODE, CODE.replace("x: int", "x: float"), True),
+        (CODE, CODE.replace("= 1", "= 2"), False),
+        (CODE, CODE.replace("x: int = 0", "x: int = 0\n    z: int = 0"), False),
+    ],
+)
+def test_code_is_compared_by_its_meaning(package, before, after, same):
+    (package / "deep.py").write_text(before)
+    digest = fingerprint.of_code("erlab.deep")
+    (package / "deep.py").write_text(after)
+    assert (fingerprint.of_code("erlab.deep") == digest) == same
 
 
 def test_a_modules_template_counts(package):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -32,8 +31,6 @@ from erlab.serving.engines.families import family
 from erlab.serving.scaling import preliminary
 from erlab.spec import Profile, System, checked_loads
 
-if TYPE_CHECKING:
-    pass
 
 _ATTEMPTS = 2  # at a cell, of a server that lives
 

@@ -232,7 +232,7 @@ class Profile:
     preliminary_loads: tuple[int, ...]
     simulated_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
-    engine: str = "tiny"  # one of `engines.families.FAMILIES`
+    engine: str = "tiny"  # one of `engines.kinds.ENGINE_KINDS`
     systems: tuple[str, ...] = ("A", "B", "C", "D", "E")  # of Table I, those that fit the machine
     gpus: int = 0  # GPUs that the engines share; 0: the CPU cores compute
     deadline: float = 60.0  # seconds a user waits for a whole answer

@@ -7,6 +7,7 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.serving import profiles, scaling
+from erlab.serving.engines.kinds import kind
 from erlab.spec import FP8, FP16, Expert
 
 
@@ -81,6 +82,6 @@ def test_on_eight_gpus_the_systems_are_the_papers():
 
 def test_every_profile_names_engines_that_there_are():
     for name, to in profiles.PROFILES.items():
-        assert profiles.family(to), name
+        assert kind(to), name
     with pytest.raises(ErlabError, match="'engine' parameter of profile laptop must be one of tiny, .*Got 'onnx'"):
-        profiles.family(replace(profiles.profile("laptop"), engine="onnx"))
+        kind(replace(profiles.profile("laptop"), engine="onnx"))

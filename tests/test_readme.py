@@ -13,11 +13,11 @@ from erlab.routing import PromptRouter
 from erlab.routing.clusterers import CLUSTERERS
 from erlab.routing.policies import POLICIES
 from erlab.serving import profiles, scaling
-from erlab.serving.engines.families import FAMILIES
+from erlab.serving.engines.kinds import ENGINE_KINDS, kind
 from erlab.simulation.components import unavailable
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-TABLES = (FAMILIES, profiles.PROFILES, CLUSTERERS, POLICIES, figures.FIGURES)
+TABLES = (ENGINE_KINDS, profiles.PROFILES, CLUSTERERS, POLICIES, figures.FIGURES)
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_the_examples_of_how_to_add_things_run(tmp_path, monkeypatch, tables, ca
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     assert (names["found"].requests.status == "ok").all() and names["found"].requests.expert.nunique() == 4
-    made = names["family"](profiles.profile("mine"))
+    made = kind(profiles.profile("mine"))
     expert = scaling.scale(names["system"], profiles.profile("mine"), 2).expert
-    for folder, build in (("mine", made.build), ("tiny", FAMILIES["tiny"].build)):
+    for folder, build in (("mine", made.build), ("tiny", kind(profiles.profile("laptop")).build)):
         build(expert, tmp_path / folder, 0, None)
     weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("mine", "tiny")]
     assert weights[0] != weights[1]

@@ -116,11 +116,11 @@ def _show_states(states: list, results: Path, why: bool) -> None:
 def _show_plan(study) -> None:
     """What building and serving engines will take, where that is worth reading first."""
     from erlab.paths import Folders
-    from erlab.serving.engines.families import family
+    from erlab.study import plan
 
     if study.triton:
         printed.line(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")
         return
     to, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
-    if text := family(to).describe(to, folders, study.extra.get("weights")):
+    if text := plan.text(to, folders, study.extra.get("weights")):
         printed.line(f"\n{text}")

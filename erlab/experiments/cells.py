@@ -27,7 +27,7 @@ from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.serving import deployment, external, profiles, scaling
 from erlab.serving.deployment import Running
-from erlab.serving.engines.families import family
+from erlab.serving.engines.kinds import kind
 from erlab.serving.scaling import preliminary
 from erlab.spec import Profile, System, checked_loads
 
@@ -132,7 +132,7 @@ def measure(
         report(0, 1, f"{experiment}: profile {to.name} has none of these systems")
         (folders.records / experiment).mkdir(parents=True, exist_ok=True)
         return records.at_hand(folders.records / experiment)
-    if not triton and (reason := family(to).available()):
+    if not triton and (reason := kind(to).available()):
         return unmeasured(experiment, folders, f"Triton cannot run here: {reason}")
     keys = {(k, n): _key(experiment, systems[k], n, to, folders, seed, triton) for k in systems for n in loads}
 
@@ -140,7 +140,7 @@ def measure(
     def opened(waiting: list[str]) -> Iterator[Callable[[str], AbstractContextManager[Running]]]:
         holder = None
         with ExitStack() as stack:
-            if together and family(to).together and not triton:
+            if together and kind(to).together and not triton:
                 held = {name: systems[name] for name in waiting}
                 holder = stack.enter_context(deployment.server(held, experiment, to, folders))
             options = dict(triton=triton, holder=holder)

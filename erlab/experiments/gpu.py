@@ -24,7 +24,8 @@ from erlab.progress import report
 from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.routing import training
-from erlab.serving import deployment, external, profiles, scaling
+from erlab.serving import deployment, external, scaling
+from erlab.serving.engines.kinds import kind
 from erlab.simulation import components, measured
 from erlab.simulation.hardware import GPUS
 from erlab.spec import Profile, System, require
@@ -90,7 +91,7 @@ def measure(
         _require_known(case)
     if upstream:
         external.model(upstream)  # refuses a server that doesn't answer before anything is made
-    elif reason := profiles.family(to).available():
+    elif reason := kind(to).available():
         raise ErlabError(f"Nothing here can serve experts on a GPU: {reason}.")
     if not folders.prompts.is_file():
         training.prepare_prompts(to, folders, seed=seed)

@@ -18,7 +18,7 @@ from erlab.gateway import kserve as client
 from erlab.paths import Folders
 from erlab.progress import report
 from erlab.serving import external, profiles, scaling
-from erlab.serving.engines.families import family, slug
+from erlab.serving.engines.kinds import kind, slug
 from erlab.serving.triton import Server
 from erlab.spec import Expert, Profile, System, require
 
@@ -26,7 +26,7 @@ ROUTER_MODEL = "router"
 
 
 def engine_folder(expert: Expert, to: Profile, folders: Folders) -> Path:
-    return folders.engines / family(to).engine_name(expert)
+    return folders.engines / kind(to).engine_name(expert)
 
 
 def plan_engines(
@@ -38,7 +38,7 @@ def plan_engines(
     for expert in scaling.experts(to) if wanted is None else wanted:
         folder = engine_folder(expert, to, folders)
         source = Path(weights).expanduser().resolve() / slug(expert.model.name) if weights else None
-        found.append((expert, folder, source, family(to).plan(expert, folder, source)))
+        found.append((expert, folder, source, kind(to).plan(expert, folder, source)))
     return found
 
 
@@ -68,13 +68,13 @@ def build_engines(
         folders.engines.mkdir(parents=True, exist_ok=True)
         return pd.DataFrame([{"left out": f"{external.title(triton)}: {triton}"}])
     found = plan_engines(to, folders, weights, wanted)
-    family(to).check([(expert, folder, due) for expert, folder, _, due in found])
+    kind(to).check([(expert, folder, due) for expert, folder, _, due in found])
     if minutes := sum(command.minutes for *_, due in found for command in due):
         report(0, len(found), f"{len(found)} engines: about {minutes / 60:.1f} h to build")
     rows = []
     for i, (expert, folder, source, _) in enumerate(found):
         report(i, len(found), f"engine {folder.name}")
-        family(to).build(expert, folder, seed, source)
+        kind(to).build(expert, folder, seed, source)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         plays = sorted(name for name, model in to.models.items() if model == expert.model)
         rows.append(
@@ -100,7 +100,7 @@ def write_repository(systems: dict[str, System], name: str, to: Profile, folders
             command = f"erlab reproduce --profile {to.name} --only 01"
             raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first ({command}).")
         for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
-            family(to).write(folder, model, engine, system.expert, place)
+            kind(to).write(folder, model, engine, system.expert, place)
     return folder
 
 
@@ -123,7 +123,7 @@ def write_repositories(to: Profile, folders: Folders, triton: str | None = None)
                     "plays": original.title,
                     "Triton model": model,
                     "engine": engine_folder(system.expert, to, folders).name,
-                    family(to).devices: ", ".join(map(str, place)),
+                    kind(to).devices: ", ".join(map(str, place)),
                     "max batch": system.expert.max_batch_size,
                     "KV tokens": system.expert.kv_tokens,
                 }
@@ -139,7 +139,7 @@ def try_out(
 
     `triton`: as in `serve`. Where none is given and no server can run, the table says why instead.
     """
-    if not triton and (reason := family(to).available()):
+    if not triton and (reason := kind(to).available()):
         return pd.DataFrame([{"left out": reason}])
     systems = profiles.systems(to)
     key = "C" if "C" in systems else min(systems)
@@ -188,7 +188,7 @@ def server(
     `container`: the container engine that is to run it, `apart`: a server an engine; both on GPUs only.
     """
     models = tuple(model for key, system in systems.items() for model in system.model_names(key))
-    return family(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
+    return kind(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
 
 
 def check_choice(key: str, system: System, folders: Folders, **choice: str | float) -> None:

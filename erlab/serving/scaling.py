@@ -9,7 +9,7 @@
 from dataclasses import replace
 
 from erlab import machine, paper
-from erlab.serving.engines.families import family
+from erlab.serving.engines.kinds import kind
 from erlab.serving.profiles import systems
 from erlab.spec import Expert, Profile, System
 
@@ -21,7 +21,7 @@ def devices(to: Profile) -> tuple[int, ...]:
 
 def scale(system: System, to: Profile, devices: int, max_batch_size: int | None = None) -> System:
     """What plays `system` on that many devices; `max_batch_size` defaults to the profile's largest limit."""
-    return family(to).scale(system, to, devices, max_batch_size or max(to.batch_limits))
+    return kind(to).scale(system, to, devices, max_batch_size or max(to.batch_limits))
 
 
 def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -55,5 +55,5 @@ def experts(to: Profile) -> list[Expert]:
     served += [system for _, system in preliminary(to).values()]
     found: dict[str, Expert] = {}
     for system in served:
-        found.setdefault(family(to).engine_name(system.expert), system.expert)
+        found.setdefault(kind(to).engine_name(system.expert), system.expert)
     return list(found.values())

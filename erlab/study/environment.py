@@ -16,8 +16,8 @@ import psutil
 
 from erlab import machine, paths, provenance
 from erlab.errors import ErlabError
-from erlab.serving import external, profiles
-from erlab.serving.engines.families import family
+from erlab.serving import external, profiles, scaling
+from erlab.serving.engines.kinds import kind
 from erlab.serving.triton import private
 from erlab.spec import GIB, Profile
 from erlab.study import cache, steps
@@ -44,7 +44,7 @@ def inspect(
     `triton`: a server that holds the models already, so that it doesn't matter what this machine could serve.
     """
     folder, to = paths.results(profile, results), profiles.profile(profile)
-    servers = [external.check(triton)] if triton else family(to).checks(to)
+    servers = [external.check(triton)] if triton else kind(to).checks(to)
     return [
         _python(),
         *_packages(),
@@ -200,7 +200,11 @@ def _step_times() -> Check:
 def _disk_mb(step: str, to: Profile) -> int:
     """What a step leaves on disk: weights for the engines, about 1 kB a request for records."""
     if step == "01_build_engines":
-        return round(family(to).disk_bytes(to) / 1e6) + 1
+        try:
+            experts = scaling.experts(to)
+        except ErlabError:  # what does not fit the GPU is not made
+            return 0
+        return round(kind(to).disk_bytes(to, experts) / 1e6) + 1
     requests = sum(users * to.workload.turns_for(users) for users in to.loads)
     sizes = {"02_train_router": 5, "03_preliminary": 12 * requests / 1e3, "06_figures": 20}
     return round(sizes.get(step, 5 * requests / 1e3)) if step != "00_environment" else 1

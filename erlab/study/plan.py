@@ -1,4 +1,4 @@
-"""What a profile of TensorRT-LLM engines will run, to be read before it does: ``erlab reproduce --dry-run``.
+"""What building and serving a profile's engines will run, to be read before it does: ``erlab reproduce --dry-run``.
 
     print(text(profiles.profile("dgx-h100"), Folders.of("dgx-h100")))
 """
@@ -8,6 +8,9 @@ from pathlib import Path
 
 from erlab.paths import Folders
 from erlab.serving import deployment, nvidia, profiles, scaling
+from erlab.serving.engines import onegpu, openai_models
+from erlab.serving.engines.kinds import kind, slug
+from erlab.serving.engines.on_gpus import TensorRTLLM
 from erlab.serving.triton import llm
 from erlab.spec import Profile, System
 
@@ -15,10 +18,40 @@ _PORTS = (8001, 8002)  # Triton's usual ones: gRPC and metrics
 
 
 def text(to: Profile, folders: Folders, weights: str | Path | None = None) -> str:
-    """The commands that build the engines and start the servers, with hours and disk.
+    """The commands that build the engines and start the servers, with hours and disk; empty where that takes a moment.
 
     Nothing is written, and neither GPUs nor TensorRT-LLM are needed.
     """
+    engines = kind(to)
+    if isinstance(engines, onegpu.OneGPU):
+        return _one_gpu(engines, to, folders, weights)
+    return _tensorrt_llm(to, folders, weights) if isinstance(engines, TensorRTLLM) else ""
+
+
+def _one_gpu(engines: onegpu.OneGPU, to: Profile, folders: Folders, weights: str | Path | None) -> str:
+    """Which engine serves which systems, and by which commands."""
+    chosen = onegpu.choose(engines.engine)
+    engine = chosen.name or engines.engine or "vllm"
+    lines = [f"Engine: {chosen.name or 'none here'} ({chosen.why})."]
+    if chosen.name is None:
+        lines[0] += f" Planned for {engine} on an {onegpu.gpu().name}:"
+    source = Path(weights).expanduser().resolve() if weights else None
+    for key, original in profiles.systems(to).items():
+        system = engines.scale(original, to, 1, max(to.batch_limits))
+        stands = "" if system.count > 1 or not original.router else ", one expert stands for eight"
+        lines.append(f"\n{key}: {system.title}{stands}; it plays {original.title}.")
+        if engine != "tensorrt-llm":
+            share = openai_models.share(system.expert, onegpu.gpu())
+            model = source / slug(system.expert.model.name) if source else deployment.engine_folder(system.expert, to, folders)
+            argv = openai_models.KINDS[engine](system.expert, model, system.model_names(key)[0], share, weights is None)
+            more = f"  # and so on: {system.count} servers" if system.count > 1 else ""
+            lines.append(f"  {shlex.join(argv).replace(shlex.quote(openai_models.PORT), 'PORT')}{more}")
+    if engine == "tensorrt-llm":
+        lines.append(f"\n{_tensorrt_llm(to, folders, weights)}")
+    return "\n".join(lines)
+
+
+def _tensorrt_llm(to: Profile, folders: Folders, weights: str | Path | None) -> str:
     found = deployment.plan_engines(to, folders, weights)
     return "\n\n".join([_builds(found), _repositories(to, folders), _servers(to, folders)])
 

@@ -10,25 +10,24 @@ has on an H100 of its own, so that a larger GPU does not flatter it.
 """
 
 import os
-import shlex
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from erlab import machine, paper
 from erlab.errors import ErlabError
-from erlab.serving import nvidia, profiles, scaling
-from erlab.serving.engines import families, openai_models, tensorrt_llm, trtllm_build, trtllm_machine
+from erlab.serving import nvidia, profiles
+from erlab.serving.engines import openai_models, openai_server, tensorrt_llm, trtllm_machine
+from erlab.serving.engines.on_gpus import TensorRTLLM
 from erlab.serving.triton import llm
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
 
-if TYPE_CHECKING:
-    from erlab.paths import Folders
-
 ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
 MOST = 4  # experts that share the GPU
+TOKENIZER_BYTES = 20e6
 LEAST_REQUESTS = 16  # of the longest kind that the pool of one of several experts must hold
 
 
@@ -94,23 +93,6 @@ def _devices(path: str) -> tuple[trtllm_machine.Device, ...]:
     return trtllm_machine.devices()
 
 
-def scale(system: System, to: Profile, gpus: int, max_batch_size: int) -> System:
-    """What plays a row of Table I on one GPU; raises ErlabError where not even one engine of it fits, or the GPU does
-    not compute in its precision."""
-    expert = replace(
-        system.expert,
-        model=to.models[system.expert.model.name],
-        precision=to.precisions[system.expert.precision.name],
-        tensor_parallel=1,
-        max_batch_size=max_batch_size,
-    )
-    if found := _devices(os.environ.get("PATH", "")):
-        trtllm_machine.require_devices(expert, found)
-    count = next(n for n in (MOST, 2, 1) if n == 1 or system.router and _fits(expert, n))
-    pool = min(_pool(expert, count), paper.kv_pool_tokens(expert))
-    return replace(system, expert=replace(expert, kv_tokens=pool), count=count)
-
-
 def _fits(expert: Expert, count: int) -> bool:
     try:
         return _pool(expert, count) >= LEAST_REQUESTS * expert.max_sequence_tokens
@@ -124,113 +106,124 @@ def _pool(expert: Expert, count: int) -> int:
     return kv_pool_tokens(expert, replace(it, memory=it.memory // count), paper.RESERVE / 2**30)
 
 
-def build(engine: str | None, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
-    """Make what the chosen engine needs in `folder`."""
-    chosen = _chosen(engine)
-    if chosen == "tensorrt-llm":
-        trtllm_build.build(expert, folder, weights)
-    else:
-        openai_models.build(chosen, expert, folder, seed, weights)
-
-
-def plan(engine: str | None, expert: Expert, folder: Path, weights: Path | None) -> tuple:
-    """The commands due for an expert's engine: TensorRT-LLM's, where that is chosen or named. Weights of another model
-    are refused."""
-    if choose(engine).name in (None, *openai_models.KINDS) and engine != "tensorrt-llm":
-        if weights is not None:
-            tensorrt_llm.require_weights(weights, expert.model)
-        return ()
-    return trtllm_build.plan(expert, folder, weights)
-
-
-def check(engine: str | None, due: list) -> None:
-    """Refuse before anything is built: no engine is there, or it cannot serve one of the experts."""
-    chosen = _chosen(engine)
-    if chosen == "tensorrt-llm":
-        trtllm_build.check(due)
-        return
-    for expert, *_ in due:
-        openai_models.check(chosen, expert)
-    if chosen == "embedded" and due:
-        made = {e.model.name: paper.weight_bytes(e) for e, folder, _ in due if not (folder / "openai.json").is_file()}
-        trtllm_machine.require_disk(due[0][1], sum(made.values()))
-
-
-def available(engine: str | None) -> str | None:
-    """Why nothing can be served here, None if it can."""
-    chosen = choose(engine)
-    return None if chosen.name else chosen.why
-
-
-def checks(engine: str | None, to: Profile) -> list[tuple[str, str, bool | None, str]]:
-    """What this machine has of what one GPU needs (see `families.Family.checks`)."""
-    names, chosen = machine.gpus(), choose(engine)
-    advice = "" if names else "needs NVIDIA's driver"
-    rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), advice)]
-    install = "install TensorRT-LLM or vLLM, or give an OpenAI-compatible server that runs: --upstream http://HOST:PORT"
-    rows.append(("engine", f"{chosen.name or 'none'}: {chosen.why}", bool(chosen.name), "" if chosen.name else install))
-    if names:
-        rows += [_room(name, system, to) for name, system in profiles.systems(to).items()]
-    return rows
-
-
-def _room(name: str, system: System, to: Profile) -> tuple[str, str, bool, str]:
-    """Whether a system fits the GPU, and how many experts share it."""
-    try:
-        it = scale(system, to, 1, max(to.batch_limits))
-    except ErlabError as e:
-        return f"system {name}", str(e).rstrip("."), False, "erlab gpu --case 8B measures what may still fit"
-    return f"system {name}", f"{it.title}, a KV cache of {it.expert.kv_tokens:,} tokens each", True, ""
-
-
-def disk_bytes(engine: str | None, to: Profile) -> float:
-    """What the engines take: dummy weights take nothing where a server makes them itself, and what doesn't fit the GPU
-    is not made."""
-    try:
-        chosen, planned = choose(engine).name or engine, scaling.experts(to)
-    except ErlabError:
-        return 0.0
-    if chosen == "tensorrt-llm":
-        commands = [tensorrt_llm.commands(expert, "engine") for expert in planned]
-        return sum(command.disk_bytes for due in commands for command in due)
-    if chosen == "embedded":
-        return sum({e.model.name: paper.weight_bytes(e) for e in planned}.values())
-    return 20e6 * len(planned)  # tokenizers
-
-
-def describe(engine: str | None, to: Profile, folders: "Folders", weights: str | Path | None = None) -> str:
-    """Which engine serves which systems by which commands, to be read before it does. Nothing is written."""
-    chosen = choose(engine)
-    kind = chosen.name or engine or "vllm"
-    lines = [f"Engine: {chosen.name or 'none here'} ({chosen.why})."]
-    if chosen.name is None:
-        lines[0] += f" Planned for {kind} on an {gpu().name}:"
-    source = Path(weights).expanduser().resolve() if weights else None
-    for key, system in profiles.systems(to).items():
-        it = scale(system, to, 1, max(to.batch_limits))
-        stands = "" if it.count > 1 or not system.router else ", one expert stands for eight"
-        lines.append(f"\n{key}: {it.title}{stands}; it plays {system.title}.")
-        if kind == "tensorrt-llm":
-            continue
-        folder = folders.engines / families.family(to).engine_name(it.expert)
-        share, model = openai_models.share(it.expert, gpu()), source and source / families.slug(it.expert.model.name)
-        argv = openai_models.KINDS[kind](it.expert, model or folder, _first(key, it), share, weights is None)
-        more = f"  # and so on: {it.count} servers" if it.count > 1 else ""
-        lines.append(f"  {shlex.join(argv).replace(shlex.quote(openai_models.PORT), 'PORT')}{more}")
-    if kind == "tensorrt-llm":
-        from erlab.study import plan as commands
-
-        lines.append(f"\n{commands.text(to, folders, weights)}")
-    return "\n".join(lines)
-
-
-def _first(key: str, system: System) -> str:
-
-    return system.model_names(key)[0]
-
-
 def _chosen(engine: str | None) -> str:
     chosen = choose(engine)
     if chosen.name is None:
         raise ErlabError(f"Nothing here can serve experts on a GPU: {chosen.why}.")
     return chosen.name
+
+
+class OneGPU(TensorRTLLM):
+    """The first engine of `ORDER` that this machine has; a subclass names one of them."""
+
+    engine: str | None = None
+
+    def scale(self, system: System, profile: Profile, devices: int, max_batch_size: int) -> System:
+        """Return the counterpart of a system of the paper on one GPU.
+
+        Raises:
+            ErlabError: Not even one engine fits, or the GPU does not compute in its precision.
+        """
+        expert = replace(
+            system.expert,
+            model=profile.models[system.expert.model.name],
+            precision=profile.precisions[system.expert.precision.name],
+            tensor_parallel=1,
+            max_batch_size=max_batch_size,
+        )
+        if gpus := _devices(os.environ.get("PATH", "")):
+            trtllm_machine.require_devices(expert, gpus)
+        count = next(n for n in (MOST, 2, 1) if n == 1 or system.router and _fits(expert, n))
+        pool = min(_pool(expert, count), paper.kv_pool_tokens(expert))
+        return replace(system, expert=replace(expert, kv_tokens=pool), count=count)
+
+    def plan(self, expert: Expert, folder: Path, weights: Path | None) -> tuple:
+        """Return TensorRT-LLM's due commands, where that is chosen or named; weights of another model are refused."""
+        if choose(self.engine).name in (None, *openai_models.KINDS) and self.engine != "tensorrt-llm":
+            if weights is not None:
+                tensorrt_llm.require_weights(weights, expert.model)
+            return ()
+        return super().plan(expert, folder, weights)
+
+    def check(self, due: list[tuple[Expert, Path, tuple]]) -> None:
+        chosen = _chosen(self.engine)
+        if chosen == "tensorrt-llm":
+            return super().check(due)
+        for expert, *_ in due:
+            openai_models.check(chosen, expert)
+        if chosen == "embedded" and due:
+            missing = [(expert, folder) for expert, folder, _ in due if not (folder / "openai.json").is_file()]
+            trtllm_machine.require_disk(due[0][1], _weight_bytes([expert for expert, _ in missing]))
+
+    def build(self, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
+        chosen = _chosen(self.engine)
+        if chosen == "tensorrt-llm":
+            return super().build(expert, folder, seed, weights)
+        openai_models.build(chosen, expert, folder, seed, weights)
+
+    def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
+        if (engine / "openai.json").is_file():
+            return openai_models.write(repository, model, engine, expert, gpu())
+        super().write(repository, model, engine, expert, place)
+
+    def server(
+        self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
+    ) -> AbstractContextManager:
+        if not (repository / models[0] / "server.json").is_file():
+            return super().server(repository, models, port, container, apart)
+        allowed = "be left out, since no container runs that (profile gpu-tensorrt-llm has one)"
+        require(container is None, "container", "an OpenAI-compatible server", allowed, container)
+        return openai_server.OpenAIServers(repository, models, port)
+
+    def available(self) -> str | None:
+        chosen = choose(self.engine)
+        return None if chosen.name else chosen.why
+
+    def checks(self, profile: Profile) -> list[tuple[str, str, bool | None, str]]:
+        names, chosen = machine.gpus(), choose(self.engine)
+        advice = "" if names else "needs NVIDIA's driver"
+        rows = [("GPU", ", ".join(names) or "none answers (nvidia-smi)", bool(names), advice)]
+        install = (
+            "install TensorRT-LLM or vLLM, or give an OpenAI-compatible server that runs: --upstream http://HOST:PORT"
+        )
+        engine = f"{chosen.name or 'none'}: {chosen.why}"
+        rows.append(("engine", engine, bool(chosen.name), "" if chosen.name else install))
+        if names:
+            rows += [self._room(name, system, profile) for name, system in profiles.systems(profile).items()]
+        return rows
+
+    def _room(self, name: str, system: System, profile: Profile) -> tuple[str, str, bool, str]:
+        """Whether a system fits the GPU, and how many experts share it."""
+        try:
+            scaled = self.scale(system, profile, 1, max(profile.batch_limits))
+        except ErlabError as e:
+            return f"system {name}", str(e).rstrip("."), False, "erlab gpu --case 8B measures what may still fit"
+        return f"system {name}", f"{scaled.title}, a KV cache of {scaled.expert.kv_tokens:,} tokens each", True, ""
+
+    def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
+        """Dummy weights take nothing where a server makes them itself."""
+        chosen = choose(self.engine).name or self.engine
+        if chosen == "tensorrt-llm":
+            return super().disk_bytes(profile, experts)
+        return _weight_bytes(experts) if chosen == "embedded" else TOKENIZER_BYTES * len(experts)
+
+
+def _weight_bytes(experts: Sequence[Expert]) -> int:
+    """Bytes of the experts' weights; experts of one model share them."""
+    return sum({expert.model.name: paper.weight_bytes(expert) for expert in experts}.values())
+
+
+class OneGPUTensorRTLLM(OneGPU):
+    engine = "tensorrt-llm"
+
+
+class OneGPUTrtllmServe(OneGPU):
+    engine = "trtllm-serve"
+
+
+class OneGPUVllm(OneGPU):
+    engine = "vllm"
+
+
+class OneGPUEmbedded(OneGPU):
+    engine = "embedded"

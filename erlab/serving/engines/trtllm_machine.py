@@ -43,7 +43,7 @@ def devices() -> tuple[Device, ...]:
 
 
 def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
-    """What this machine has of what a profile's engines need (see `families.Family.checks`)."""
+    """What this machine has of what a profile's engines need (see `kinds.EngineKind.checks`)."""
     found, narrow = devices(), [p.name for p in to.precisions.values() if p == FP8]
     names = [f"{count} x {name}" for name, count in Counter(device.gpu.name for device in found).items()]
     enough = len(found) >= to.gpus and not (narrow and min(d.capability for d in found) < (8, 9))

@@ -7,8 +7,10 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.experiments import gpu
+from erlab.machine import gpus
 from erlab.serving import profiles, scaling
 from erlab.serving.engines import onegpu, openai_models
+from erlab.serving.engines.kinds import kind
 from erlab.spec import GIB
 from erlab.study import environment
 
@@ -39,13 +41,13 @@ def machine(tmp_path, monkeypatch):
 def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
     assert onegpu.choose() == onegpu.Choice(None, "no GPU answers (nvidia-smi)")
     with pytest.raises(ErlabError, match="Nothing here can serve experts on a GPU: no GPU answers"):
-        onegpu.check(None, [])
+        onegpu.OneGPU().check([])
     assert onegpu.gpu().name == "H100"  # what plans are made for
 
 
 def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(machine):
     machine("nvidia-smi", "vllm")
-    assert machine.gpus() == ("NVIDIA H200",)
+    assert gpus() == ("NVIDIA H200",)
     chosen = onegpu.choose()
     assert chosen.name == "vllm"
     native = "trtllm-build is not here, nor docker or podman"
@@ -116,15 +118,15 @@ def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_pa
     expert = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
     weights = tmp_path / "llama-3-8b"
     with pytest.raises(ErlabError, match="llama-3-8b: no folder of Hugging Face weights with a config.json"):
-        onegpu.plan(None, expert, tmp_path / "e", weights)
+        onegpu.OneGPU().plan(expert, tmp_path / "e", weights)
     weights.mkdir()
     (weights / "config.json").write_text('{"hidden_size": 5120}')
     with pytest.raises(ErlabError, match="hidden_size must be 4096 for Llama 3 8B. Got 5120"):
-        onegpu.plan(None, expert, tmp_path / "e", weights)
+        onegpu.OneGPU().plan(expert, tmp_path / "e", weights)
     monkeypatch.setattr(onegpu, "_chosen", lambda engine: "embedded")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10**10}))
     with pytest.raises(ErlabError, match="building needs 16.1 GB of disk, 10.0 GB are free"):
-        onegpu.check("embedded", [(expert, tmp_path / "e", ())])
+        onegpu.OneGPUEmbedded().check([(expert, tmp_path / "e", ())])
 
 
 def test_profiles_of_one_gpu_serve_what_fits_it(machine):
@@ -132,4 +134,4 @@ def test_profiles_of_one_gpu_serve_what_fits_it(machine):
     assert {name.partition("-b")[0] for name in scaling.preliminary(GPU)} == {"P-half-FP8"}
     assert scaling.preliminary(profiles.profile("gpu-embedded")) == {}
     for name in ("vllm", "trtllm-serve", "tensorrt-llm", "embedded"):
-        assert profiles.family(profiles.profile(f"gpu-{name}")).devices == "GPUs"
+        assert kind(profiles.profile(f"gpu-{name}")).devices == "GPUs"

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from erlab import machine as outside
 from erlab import paper, spec
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
@@ -460,4 +461,4 @@ def test_programs_are_not_taken_from_this_virtual_environment(monkeypatch):
     monkeypatch.setattr("sys.executable", "/venv/bin/python")
     monkeypatch.setenv("PATH", "/venv/bin:/usr/bin:/bin")
     monkeypatch.setenv("VIRTUAL_ENV", "/venv")
-    assert machine.environment()["PATH"] == "/usr/bin:/bin" and "VIRTUAL_ENV" not in machine.environment()
+    assert outside.environment()["PATH"] == "/usr/bin:/bin" and "VIRTUAL_ENV" not in outside.environment()

@@ -1,0 +1,75 @@
+"""Tiny Llamas on CPU cores, behind the embedded Triton."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from erlab import machine, paper, provenance
+from erlab.serving.engines import tiny
+from erlab.serving.engines.kinds import EngineKind, slug
+from erlab.serving.triton import repository as models_of
+from erlab.serving.triton import server as triton
+from erlab.spec import Expert, Profile, System, require
+
+
+class TinyEngines(EngineKind):
+    """Seeded Llamas of a few million parameters; every core stands for an equal share of the paper's GPUs."""
+
+    devices = "cores"
+    together = True
+
+    def scale(self, system: System, profile: Profile, devices: int, max_batch_size: int) -> System:
+        original = system.expert
+        width = max(1, devices * original.tensor_parallel // paper.GPUS)
+        longest_in, longest_out = profile.workload.input_tokens.maximum, profile.workload.output_tokens.maximum
+        full = original.max_batch_size * original.max_sequence_tokens
+        share = min(1.0, paper.kv_pool_tokens(original) / full)
+        expert = replace(
+            original,
+            model=profile.models[original.model.name],
+            precision=profile.precisions[original.precision.name],
+            tensor_parallel=1,
+            cores=1 if system.router else width,
+            max_batch_size=max_batch_size,
+            max_input_tokens=longest_in,
+            max_output_tokens=longest_out,
+            kv_tokens=max(longest_in + longest_out, int(share * max_batch_size * (longest_in + longest_out))),
+        )
+        return replace(system, expert=expert, count=devices if system.router else max(1, devices // width))
+
+    def engine_name(self, expert: Expert) -> str:
+        return slug(f"{expert.model.name}-{expert.precision.name}")
+
+    def plan(self, expert: Expert, folder: Path, weights: Path | None) -> tuple:
+        require(weights is None, "weights", "a tiny engine", "be None (its weights are seeded dummies)", str(weights))
+        return ()
+
+    def build(self, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
+        tiny.build(folder, expert.model, expert.precision, seed)
+
+    def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
+        models_of.write_tiny(repository, model, engine, expert, place)
+
+    def server(
+        self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
+    ) -> AbstractContextManager:
+        require(container is None, "container", "the embedded Triton", "be None", container)
+        require(not apart, "apart", "the embedded Triton", "be False", apart)
+        return triton.Server(repository, models, grpc_port=port)
+
+    def available(self) -> str | None:
+        return triton.available()
+
+    def checks(self, profile: Profile) -> list[tuple[str, str, bool | None, str]]:
+        reason = triton.available()
+        advice = "nothing is measured here, only simulated, unless --triton HOST:PORT names a running one"
+        server = ("Triton server", reason, None, advice)
+        if not reason:
+            server = ("Triton server", f"nvidia-pytriton {provenance.version('nvidia-pytriton')}", True, "")
+        gpus = machine.gpus()
+        return [server, ("GPU", ", ".join(gpus) if gpus else "none seen", True, "" if gpus else "none is needed")]
+
+    def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
+        bits = {p.weight_bits for p in profile.precisions.values()}
+        return sum(m.parameters * b / 8 for m in profile.models.values() for b in bits)

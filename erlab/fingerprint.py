@@ -13,7 +13,7 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -41,24 +41,34 @@ def of_tree(path: Path) -> dict[str, str]:
     return {str(f): of_file(f) for f in visible}
 
 
-def of_code(module: str) -> str:
-    """One hash of the code of `module` (such as ``erlab.experiments.cells``) and all it can reach."""
-    return of_text(repr(sorted(code_of(f"import {module}").items())))
+def of_code(module: str, without: Iterable[str] = ()) -> str:
+    """Return one hash of the code of `module` (such as ``erlab.gateway``) and of all it can reach; see `code_of`."""
+    return of_text(repr(sorted(code_of(f"import {module}", without).items())))
 
 
-def code_of(source: str) -> dict[str, str]:
-    """The package's modules that `source` can reach, by name, and the hash of each."""
+def code_of(source: str, without: Iterable[str] = ()) -> dict[str, str]:
+    """Find the package's modules that a piece of source can reach.
+
+    Args:
+        source: Python code.
+        without: Modules, or packages with all that is in them, that are known not to run: they are left out.
+
+    Returns:
+        The hash of each module by its name.
+    """
+    left_out = tuple(without)
     reached: dict[str, str] = {}
     waiting = _mentions(ast.parse(source), "")
     while waiting:
         module = waiting.pop()
-        if module not in reached:
-            file = _file(module)
-            status = file.stat()
-            digest, mentions = _of_module(module, file, status.st_size, status.st_mtime_ns)
-            companions = [of_file(f) for f in sorted(file.parent.glob(f"{file.stem}.*")) if f != file and f.is_file()]
-            reached[module] = of_text(" ".join([digest, *companions])) if companions else digest
-            waiting |= mentions
+        if module in reached or f"{module}.".startswith(tuple(f"{name}." for name in left_out)):
+            continue
+        file = _file(module)
+        status = file.stat()
+        digest, mentions = _of_module(module, file, status.st_size, status.st_mtime_ns)
+        companions = [of_file(f) for f in sorted(file.parent.glob(f"{file.stem}.*")) if f != file and f.is_file()]
+        reached[module] = of_text(" ".join([digest, *companions])) if companions else digest
+        waiting |= mentions
     return reached
 
 

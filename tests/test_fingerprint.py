@@ -53,6 +53,11 @@ def test_what_source_reaches(package, source, reached):
     assert set(fingerprint.code_of(source)) == reached
 
 
+def test_what_is_known_not_to_run_is_left_out(package):
+    assert set(fingerprint.code_of("from erlab import top", ["erlab.sub"])) == {"erlab", "erlab.top", "erlab.left"}
+    assert "erlab.sub" in fingerprint.code_of("from erlab import top", ["erlab.su", "erlab.sub.inner"])
+
+
 def test_only_the_changed_module_has_another_hash(package):
     before = fingerprint.code_of("from erlab import top")
     (package / "deep.py").write_text("y = 12\n")

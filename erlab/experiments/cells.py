@@ -27,6 +27,7 @@ from erlab.prompts import workload
 from erlab.results import metrics, records
 from erlab.serving import deployment, external, profiles, scaling
 from erlab.serving.deployment import Running
+from erlab.serving.engines import kinds
 from erlab.serving.engines.kinds import kind
 from erlab.serving.scaling import preliminary
 from erlab.spec import Profile, System, checked_loads
@@ -306,7 +307,7 @@ def _key(experiment, system: System, n: int, to: Profile, folders: Folders, seed
         dataclasses.asdict(to.workload),
         (n, seed, to.clusters, triton, external.model(triton) if triton else None),
         [fingerprint.of_file(f) if f.is_file() else None for f in inputs],
-        fingerprint.of_code("erlab.experiments.cells"),
+        fingerprint.of_code("erlab.experiments.cells", kinds.unused(to) | (set() if system.router else {"erlab.routing"})),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

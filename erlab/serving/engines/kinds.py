@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from pkgutil import resolve_name
 
+from erlab import fingerprint
 from erlab.spec import Expert, Profile, System, require
 
 
@@ -93,6 +94,14 @@ def kind(profile: Profile) -> EngineKind:
     require(profile.engine in ENGINE_KINDS, "engine", f"profile {profile.name}", allowed, profile.engine)
     entry = ENGINE_KINDS[profile.engine]
     return (resolve_name(entry) if isinstance(entry, str) else entry)()
+
+
+def unused(profile: Profile) -> set[str]:
+    """Return the modules of the other kinds of engines: what they do changes no result of this profile."""
+    modules = {name: entry.rpartition(".")[0] for name, entry in ENGINE_KINDS.items() if isinstance(entry, str)}
+    own = modules.get(profile.engine)
+    needed = fingerprint.code_of(f"import {own}", [__name__]) if own else ()  # without this table, which names all
+    return set(modules.values()) - set(needed)
 
 
 def slug(name: str) -> str:

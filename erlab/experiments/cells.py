@@ -32,7 +32,6 @@ from erlab.serving.engines.kinds import kind
 from erlab.serving.scaling import preliminary
 from erlab.spec import Profile, System, checked_loads
 
-
 _ATTEMPTS = 2  # at a cell, of a server that lives
 
 

@@ -122,7 +122,7 @@ def test_incomplete_descriptions_are_refused(folder, changes):
 
 def test_arrays_that_do_not_fit_are_refused(folder):
     _, arrays = storage.load(folder)
-    table, centers = arrays["encoder.table"], arrays["head.centers"]
+    centers = arrays["head.centers"]
     wrong = [
         {name: array for name, array in arrays.items() if name != left_out} for left_out in arrays
     ] + [
@@ -240,7 +240,7 @@ def test_a_strangers_router_is_refused_in_one_line(folder, name, no_network):
 
 def test_arrays_out_of_proportion_are_refused(folder):
     _, arrays = storage.load(folder)
-    table, centers = arrays["encoder.table"], arrays["head.centers"]
+    centers = arrays["head.centers"]
     for bad, says in (
         ({"head.centers": centers * 1e200}, "not finite numbers of at most 1e"),
         ({"head.centers": centers.astype(np.int8)}, "must be float32 or float64. Got int8"),

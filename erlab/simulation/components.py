@@ -1,18 +1,18 @@
-"""What the parts of one engine iteration cost, tabulated once per engine and kept on disk.
+"""Times of the parts of one engine iteration, tabulated once per engine and stored on disk.
 
-An iteration that decodes `b` sequences and prefills some prompt tokens is a sum of four parts:
+The time of an iteration that decodes `b` sequences and prefills some prompt tokens is the sum of four parts:
 
 - `body`: everything that depends only on the number of tokens (GEMMs, norms, all-reduces),
 - `logits`: the output head, for each sequence that gets a token,
 - `decode`: attention of `b` sequences over a mean context,
-- `prefill`: attention of `n` prompts of `s` tokens; `prefix` is what tokens already cached add to one chunk.
+- `prefill`: attention of `n` prompts of `s` tokens; `prefix` is the time that cached tokens add to one chunk.
 
-Measured: aiconfigurator's kernel measurements (Apache-2.0; TensorRT-LLM and vLLM on H100 and H200), asked part by part.
-Roofline: FLOP over peak and bytes over bandwidth, the physical limit no kernel beats.
+Measured: kernel times of aiconfigurator (Apache-2.0; TensorRT-LLM and vLLM on H100 and H200), queried part by part.
+Roofline: FLOP over peak rate and bytes over bandwidth, the physical limit.
 
-INT8 weight-only has no rows there. It is **assumed**: the larger of FP8's time (the same weight traffic) and the bf16
-arithmetic its tensor-core instructions need (bf16's time a token at the largest batch), times `INT8_OVERHEAD` for
-dequantisation; its INT8 KV cache is read like FP8's.
+aiconfigurator has no rows for INT8 weight-only. Its time is **assumed**: the larger of FP8's time (the same weight
+traffic) and the bf16 arithmetic of its tensor-core instructions (bf16's time per token at the largest batch), times
+`INT8_OVERHEAD` for dequantisation; its INT8 KV cache is read like that of FP8.
 
 >>> from erlab.paper import SYSTEMS
 >>> parts = roofline(SYSTEMS["v2"]["E"].expert, gpu("H100"))
@@ -46,13 +46,20 @@ LENGTHS = np.r_[1, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3
 CHUNKS = np.r_[1, 64, 256, 512, 1024, 2048, 4096, 8192, 16384]
 PREFIXES = np.r_[0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 INT8_OVERHEAD = 1.1  # assumed: dequantisation of weights to 16 bits in the GEMM's main loop
-SCHEMA = 2  # of the files on disk: raise it when grids or meaning change
+SCHEMA = 2  # version of the files on disk; increase it when grids or meaning change
 
 
 @dataclass(frozen=True)
 class Components:
-    """Seconds of each part on the grids above; `decode` is (BATCHES, CONTEXTS), `prefill` (PROMPTS, LENGTHS),
-    `prefix` (CHUNKS, PREFIXES) what a chunk's attention costs beyond that of a prompt of its own length."""
+    """Times of the parts of an iteration on the grids above, in seconds.
+
+    Attributes:
+        body: Shape (TOKENS,).
+        logits: Shape (BATCHES,).
+        decode: Shape (BATCHES, CONTEXTS).
+        prefill: Shape (PROMPTS, LENGTHS).
+        prefix: Shape (CHUNKS, PREFIXES); attention of a chunk beyond that of a prompt of the same length.
+    """
 
     body: np.ndarray
     logits: np.ndarray
@@ -63,7 +70,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Software:
-    """Whose kernels were measured: aiconfigurator's backend and data version."""
+    """Serving software whose kernels were measured: backend and data version of aiconfigurator."""
 
     backend: str = "trtllm"
     version: str = "1.2.0rc5"
@@ -73,7 +80,17 @@ class Software:
 
 
 def measured(expert: Expert, gpu: Gpu, software: Software = Software(), folder: Path | None = None) -> Components:
-    """The measured table of an engine, from `folder` (default: the results folder) or made and kept there."""
+    """Read the measured table of an engine, or make and store it.
+
+    Args:
+        expert: Engine.
+        gpu: GPU that it runs on.
+        software: Serving software whose kernels are used.
+        folder: Folder of the tables (default ``data/results/steptimes``).
+
+    Raises:
+        ErlabError: aiconfigurator is not installed or has no measurements of this engine.
+    """
     folder = Path(folder) if folder else paths.RESULTS / "steptimes"
     dims = asdict(expert.model) | {"name": None, "rope_theta": None, "max_positions": None}
     kernels = arithmetic(expert.precision), expert.precision.kv_bits
@@ -104,7 +121,7 @@ def _tabulate(expert: Expert, gpu: Gpu, software: Software) -> Components:
 
 @dataclass(frozen=True)
 class Parts:
-    """The four parts of an iteration as functions that answer in ms, one point a call."""
+    """The four parts of an iteration as functions of one point that return ms."""
 
     body: Callable[[int], float]
     logits: Callable[[int], float]
@@ -113,19 +130,26 @@ class Parts:
 
 
 def unavailable() -> str | None:
-    """Why measured step times cannot be had on this machine; None if they can."""
+    """Return why measured step times are not available on this machine, or None if they are."""
     if importlib.util.find_spec("aiconfigurator"):
         return None
     return "aiconfigurator, which has wheels for Linux only, is not installed (pip install aiconfigurator==0.10.0)"
 
 
 def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None = None) -> Parts:
-    """aiconfigurator's engine of this expert, taken apart; `gemm` overrides the precision's kernels.
+    """Split aiconfigurator's engine of this expert into its parts.
 
-    Raises ErlabError where the package is missing or has no measurements of this engine.
+    Args:
+        expert: Engine.
+        gpu: GPU that it runs on.
+        software: Serving software whose kernels are used.
+        gemm: GEMM kernels, fp8 or bfloat16 (default: those of the expert's precision).
+
+    Raises:
+        ErlabError: aiconfigurator is not installed or has no measurements of this engine.
     """
     if reason := unavailable():
-        raise ErlabError(f"Measured step times cannot be had here: {reason}; the roofline needs none (steps = roofline)")
+        raise ErlabError(f"Measured step times are not available: {reason}; the roofline needs none (steps = roofline)")
     import aiconfigurator
     import aiconfigurator_core
 
@@ -163,16 +187,16 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
                 return aiconfigurator_core.AicEngine.from_spec(bytes(blob), None)
 
             attend = engine_of(ops("context_ops", "attention"), ops("generation_ops", "attention"))
-            # Each engine reads the measured GEMMs anew, so one answers for two: with the head in prefilling's place.
+            # Each engine loads the measured GEMMs, so one engine serves both: its prefill phase holds the output head.
             dense = engine_of(ops("generation_ops", "head"), ops("generation_ops", "rest"))
-            with ThreadPoolExecutor() as pool:  # the first question reads measurements, without the interpreter's lock
-                asked = [
+            with ThreadPoolExecutor() as pool:  # the first query loads measurements and releases the GIL
+                queries = [
                     pool.submit(dense.predict_decode_latency, 1, 1, 2),
                     pool.submit(attend.predict_prefill_latency, 1, 1, 0),
                     pool.submit(attend.predict_decode_latency, 1, 1, 2),
                 ]
-                for one in asked:
-                    one.result()
+                for query in queries:
+                    query.result()
     except (ValueError, KeyError, RuntimeError, OSError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         name = f"{expert.model.name} {expert.precision.name} TP {expert.tensor_parallel}"
@@ -187,7 +211,7 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
 
 
 def _kind(op: dict) -> str:
-    """What an operation of aiconfigurator's engine belongs to: attention, the output head, or the rest."""
+    """Classify an operation of aiconfigurator's engine: attention, head or rest."""
     name = next(iter(op.values()))["name"]
     return "attention" if name.endswith("attention") else "head" if name.endswith("logits_gemm") else "rest"
 
@@ -218,9 +242,10 @@ def _query(parts: Parts) -> Components:
 
 
 def roofline(expert: Expert, gpu: Gpu) -> Components:
-    """The least time physics allows each part: the larger of arithmetic at peak and bytes at full bandwidth.
+    """Compute the roofline of each part: the larger of arithmetic at peak rate and bytes at full bandwidth.
 
-    Communication is the ring's volume, 2 (p − 1) / p of each all-reduced activation, at NVLink's rate, twice a layer.
+    Communication is the volume of a ring all-reduce, 2 (p − 1) / p of each activation, at NVLink's bandwidth, twice
+    per layer.
     """
     model, tp = expert.model, expert.tensor_parallel
     rate = tp * (gpu.flops8 if arithmetic(expert.precision) == "FP8" else gpu.flops16)
@@ -232,8 +257,8 @@ def roofline(expert: Expert, gpu: Gpu) -> Components:
 
     reduced = 2 * model.layers * TOKENS * model.hidden * 2 * 2 * (tp - 1) / tp / gpu.nvlink
     head = model.vocab * model.hidden
-    pair = 4 * model.layers * model.hidden  # FLOP of one query token meeting one cached token
-    cached = 2 * model.layers * model.kv_heads * model.head_dim * kv_byte  # bytes a cached token
+    pair = 4 * model.layers * model.hidden  # FLOP per query token and cached token
+    cached = 2 * model.layers * model.kv_heads * model.head_dim * kv_byte  # bytes per cached token
     context = np.outer(BATCHES, CONTEXTS)
     causal = LENGTHS * (LENGTHS + 1) / 2
     return Components(

@@ -1,20 +1,21 @@
-"""In-flight batching of one engine, from event to event.
+"""In-flight batching of one simulated engine, from event to event.
 
 Each iteration decodes one token for every running sequence and, within a token budget, prefills the prompts at the
-head of the queue (first come, first served). As in TensorRT-LLM: `max_num_tokens` tokens and `max_batch_size`
-sequences an iteration, chunked context or whole prompts, a paged KV cache in blocks, and two policies for it:
+head of the queue (first come, first served). As in TensorRT-LLM, an iteration has at most `max_num_tokens` tokens and
+`max_batch_size` sequences, prompts are prefilled whole or in chunks, and the paged KV cache has one of two policies:
 
-- ``guaranteed_no_evict``: a request starts when the pool holds all the tokens it will ever need;
-- ``max_utilization``: it starts when the pool holds its prompt and the others' next tokens; when blocks run out the
-  one started last is evicted, returns to the head of the queue and computes prompt and answer so far again.
+- ``guaranteed_no_evict``: a request starts when the pool has blocks for its prompt and its whole answer;
+- ``max_utilization``: a request starts when the pool has blocks for its prompt and for the next token of the running
+  sequences. When blocks run out, the sequence started last is evicted, returns to the head of the queue and prefills
+  its prompt and its answer so far again.
 
 With `schedules_ahead` (vLLM since 0.14, TensorRT-LLM's overlap scheduler) the host chooses the next batch while the GPU
-works on this one, so a request that arrives during an iteration sits out the next one as well. The first iteration
-after idling has none before it: what arrives meanwhile joins the second.
+runs the current one, so a request that arrives during an iteration is not part of the next one either. After idling no
+iteration precedes the first, so requests that arrive during the first join the second.
 
-Nothing changes between two events (a sequence ends, a prompt arrives, blocks run out) but contexts, which grow by one
-a step: those iterations are one subtraction in `StepTimes.row`, never a loop. An engine knows no users and no clock
-of its own; `erlab.simulation.system` moves it along.
+Between two events (a sequence ends, a prompt arrives, blocks run out) only contexts change, by one token per iteration,
+so all iterations between them cost one subtraction in `StepTimes.row`. An engine has no users and no clock;
+`erlab.simulation.events` drives it.
 """
 
 from array import array
@@ -32,7 +33,15 @@ POLICIES = ("guaranteed_no_evict", "max_utilization")
 
 @dataclass(frozen=True)
 class Batching:
-    """How the engine forms its batches. Defaults: TensorRT-LLM's, blocks of 64 tokens."""
+    """Batching parameters of an engine; the defaults are those of TensorRT-LLM.
+
+    Attributes:
+        max_num_tokens: Tokens per iteration.
+        chunked_context: Whether prompts may be prefilled in chunks.
+        policy: KV cache policy, one of `POLICIES`.
+        block_tokens: Tokens per KV cache block.
+        schedules_ahead: Whether a batch is chosen while the one before it runs.
+    """
 
     max_num_tokens: int = 8192
     chunked_context: bool = False
@@ -49,8 +58,16 @@ class Batching:
 
 @dataclass
 class Requests:
-    """All requests of a run as columns: tokens in and out (lists that eviction rewrites), and what happened, in ns;
-    -1 until it does. `widest` is the longest prompt, `longest` the most tokens of any request."""
+    """All requests of a run, as columns.
+
+    Attributes:
+        prompt: Prompt tokens; eviction adds the answer so far.
+        output: Output tokens still to generate; eviction subtracts those generated.
+        first: Times of first tokens, ns; -1 before.
+        last: Times of last tokens, ns; -1 before.
+        widest: Tokens of the longest prompt.
+        longest: Largest sum of prompt and output tokens.
+    """
 
     prompt: list[int]
     output: list[int]
@@ -65,9 +82,22 @@ class Requests:
         return cls(list(prompt), list(output), unset, unset[:], max(prompt), max(map(add, prompt, output)))
 
 
-class Engine:
-    """One engine: `arrive` puts a request in its queue, `start` begins an iteration (or a stretch of equal ones) and
-    says when it ends, `finish` applies it and names the requests that got their last token."""
+class SimulatedEngine:
+    """One engine with in-flight batching.
+
+    `arrive` queues a request; `start` begins a stretch of iterations without an event and returns its end; `finish`
+    applies the stretch and returns the requests that got their last token. Times are ns.
+
+    Args:
+        times: Iteration times.
+        requests: Requests of the run, shared by all engines.
+        batching: Batching parameters.
+        max_batch_size: Running sequences.
+        pool_tokens: Tokens that the KV cache holds.
+
+    Raises:
+        ErlabError: The longest request does not fit the step times, the pool or the token budget.
+    """
 
     def __init__(self, times: StepTimes, requests: Requests, batching: Batching, max_batch_size: int, pool_tokens: int):
         longest = requests.longest
@@ -83,43 +113,43 @@ class Engine:
             roomy = batching.max_num_tokens > max_batch_size
             require(roomy, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
         else:
-            widest, what = requests.widest, "the longest prompt"
+            widest, reason = requests.widest, "the longest prompt"
             if batching.policy == "max_utilization":
-                widest, what = longest - 1, "the longest prompt and the answer so far, which an evicted request reads"
-            allowed = f"be at least {widest}, {what}, without chunked context"
+                widest, reason = longest - 1, "the longest prompt and the answer so far, which an evicted request prefills"
+            allowed = f"be at least {widest}, {reason}, without chunked context"
             require(batching.max_num_tokens >= widest, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
         self.queue: deque[int] = deque()
-        self._coming: deque[tuple[int, int]] = deque()  # where batches are chosen ahead: when, request; not yet in queue
+        self._coming: deque[tuple[int, int]] = deque()  # (arrival, request), too late for the batch chosen ahead
         self.running = 0  # sequences that decode
-        self.context = 0  # tokens their KV caches hold
+        self.context = 0  # tokens in their KV caches
         self.free = self.blocks = blocks
-        self.end: int | None = None  # when the current stretch ends; None between two
-        self.version = 0  # of the stretch, so that a shortened one's old end can be told
+        self.end: int | None = None  # end of the current stretch; None between two
+        self.version = 0  # of the stretch; invalidates the scheduled end of a stretch that was shortened
         self.least_free = blocks
         self._times, self._requests = times, requests
         self._budget, self._chunked = batching.max_num_tokens, batching.chunked_context
         self._evicts = batching.policy == "max_utilization"
         self._block, self._max_batch = batching.block_tokens, max_batch_size
-        self._ahead, self._woken = batching.schedules_ahead, False  # whether the last iteration was the first after idling
-        self._iteration = 0  # how many have run
+        self._ahead, self._woken = batching.schedules_ahead, False  # woken: the last iteration was the first after idling
+        self._iteration = 0  # number of iterations so far
         self._ends: list[tuple[int, int]] = []  # heap: iteration after which a sequence ends, request
-        self._active: dict[int, int] = {}  # request: that iteration; in the order they started (kept to evict the last)
-        self._grows = [0] * batching.block_tokens  # sequences that need a block when iteration % block is this
-        self._partial: tuple[int, int] | None = None  # a request whose prompt is cached in part, and how much
+        self._active: dict[int, int] = {}  # request: that iteration, in order of start; the last one is evicted first
+        self._grows = [0] * batching.block_tokens  # sequences that need a new block, by iteration % block_tokens
+        self._partial: tuple[int, int] | None = None  # request with a partly cached prompt, and its cached tokens
         self._prefilled: list[int] = []  # requests whose prompt ends with this iteration
-        self._begun = self._before = 0  # when the stretch began, and the last iteration that has ended
+        self._begun = self._before = 0  # start of the stretch, and of the last finished iteration
         self._steps = 0  # its iterations
-        self._row: array | None = None  # the running sum of its iterations' times,
-        self._at = self._begun_row = 0  # where in it the stretch begins, and the entry there
+        self._row: array | None = None  # cumulative sum of its iteration times
+        self._at = self._begun_row = 0  # index in `_row` at which the stretch begins, and the entry there
 
     @property
     def unfinished(self) -> int:
-        """Requests that wait or run here."""
+        """Number of waiting and running requests."""
         waiting = len(self.queue) + len(self._coming)
         return waiting + self.running + len(self._prefilled) + (self._partial is not None)
 
     def arrive(self, request: int, now: int) -> bool:
-        """Queue a request. True where the engine must be looked at again: it is idle, or its stretch became shorter."""
+        """Queue a request; return True if the engine is idle or its stretch became shorter."""
         waited = bool(self.queue or self._coming)
         if self._ahead:
             self._coming.append((now, request))
@@ -140,7 +170,7 @@ class Engine:
         return True
 
     def start(self, now: int) -> int | None:
-        """Begin what runs next and return when it ends; None where nothing is to do."""
+        """Begin the next stretch and return its end, or None without work."""
         if self._ahead:
             self._let_in(now)
         evicted = self._evicts and self._make_room()
@@ -166,7 +196,7 @@ class Engine:
         return self.end
 
     def _let_in(self, now: int) -> None:
-        """Queue what came before this iteration's batch was chosen: by the start of the iteration before it."""
+        """Queue the requests that arrived before this iteration's batch was chosen, at the start of the previous one."""
         idle = not (self.queue or self.running or self._partial)
         chosen = now if idle or self._woken else self._before
         while self._coming and self._coming[0][0] <= chosen:
@@ -179,7 +209,7 @@ class Engine:
         if not self._evicts:
             return ends[0][0] - self._iteration
         while active.get(ends[0][1]) != ends[0][0]:
-            heappop(ends)  # was evicted
+            heappop(ends)  # an evicted request
         steps = ends[0][0] - self._iteration
         if self.free >= self.running * (steps // self._block + 1):
             return steps
@@ -191,7 +221,7 @@ class Engine:
         return min(steps, possible)
 
     def _make_room(self) -> bool:
-        """Evict those started last until the pool has blocks for everybody's next token; whether any was."""
+        """Evict the sequences started last until the pool has blocks for the next tokens; return whether any was."""
         evicted = False
         while self.free < self._grows[self._iteration % self._block]:
             request, end = self._active.popitem()
@@ -206,17 +236,17 @@ class Engine:
         return evicted
 
     def _forget(self, held: int) -> None:
-        """Give back a sequence's blocks and its part of the sums; it holds `held` tokens."""
+        """Free the blocks of a sequence with `held` cached tokens and subtract it from the sums."""
         self.running -= 1
         self.context -= held
         if self._evicts:
             self.free += -(-held // self._block)
             self._grows[(self._iteration - held) % self._block] -= 1
         else:
-            self.free += -(-(held + 1) // self._block)  # it has ended: all of its tokens but the last
+            self.free += -(-(held + 1) // self._block)  # it has finished; its last token is not cached
 
     def _admit(self, evicted: bool) -> tuple[int, int, int]:
-        """Take prompts from the queue's head: how many, their tokens this iteration, the first one's cached ones."""
+        """Take prompts from the head of the queue; return their number, new tokens, and the first one's cached tokens."""
         budget, sequences = self._budget - self.running, self.running
         prompts = tokens = begun = 0
         prompt, output = self._requests.prompt, self._requests.output
@@ -253,7 +283,7 @@ class Engine:
         return prompts, tokens, begun
 
     def finish(self) -> list[int]:
-        """Apply the stretch that ends now; the requests that got their last token, in the order they ended."""
+        """Apply the stretch that ends now; return the requests that got their last token, in order of completion."""
         now, steps, requests = self.end, self._steps, self._requests
         if self._ahead:
             self._before = self._begun
@@ -272,7 +302,7 @@ class Engine:
             end, request = heappop(ends)
             if evicts:
                 if active.get(request) != end:
-                    continue  # was evicted
+                    continue  # an evicted request
                 del active[request]
             self._forget(prompts[request] + outputs[request] - 1)
             done.append(request)

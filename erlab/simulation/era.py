@@ -1,10 +1,9 @@
-"""How much slower the paper's software was than the kernels that were measured.
+"""Slowdown of the paper's TensorRT-LLM version relative to the measured kernels.
 
-aiconfigurator's kernels are of 2025/26; the paper ran TensorRT-LLM of 2024. An era multiplies what decoding takes and
-what prefilling adds to it, by tensor-parallel size and precision. `FACTORS` are what
-`erlab.simulation.validation.fit_era` finds on NVIDIA's published saturation throughputs of that version; its
-cross-validated error is reported beside every use. Those cells saturate the machine (some 10 to 2,000 sequences a
-batch): that the factors hold at low load too is an assumption.
+The kernels of aiconfigurator were measured in 2025/26; the paper used TensorRT-LLM of 2024. An era multiplies the time
+of decoding and the time that prefilling adds to it, per tensor-parallel size and precision. `FACTORS` are the result of
+`erlab.simulation.validation.fit_era` on NVIDIA's published saturation throughputs of that version; notebook 09 shows
+the cross-validated error. Those cells saturate the machine; that the factors also apply at low load is an assumption.
 
 >>> factors(None, "FP8", 4)
 (1.0, 1.0)
@@ -27,10 +26,13 @@ FACTORS: dict[str, dict[tuple[str, int], tuple[float, float]]] = {
 
 
 def factors(era: str | tuple[float, float] | None, precision: str, tensor_parallel: int) -> tuple[float, float]:
-    """By how much the era's decoding takes longer, and what prefilling adds; 1 and 1 for None (kernels as measured).
+    """Return the factors on the time of decoding and on the time that prefilling adds.
 
-    Two numbers instead of a name are those factors. `precision` as `hardware.arithmetic` names it; INT8 weight-only
-    takes FP16's, no published cell has it.
+    Args:
+        era: Name in `FACTORS`; None for the kernels as measured (1 and 1); or the two factors themselves, above 0.
+        precision: FP16, FP8 or INT8, as `hardware.arithmetic` returns it. INT8 uses the factors of FP16, since no
+            published cell has INT8.
+        tensor_parallel: 1, 2, 4 or 8.
     """
     if era is None:
         return 1.0, 1.0

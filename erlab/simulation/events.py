@@ -1,42 +1,48 @@
-"""The clock of a simulated system: users, gateway and engines, moved from event to event.
+"""Event loop of a simulated system: users, gateway and engines on one virtual clock.
 
-At one instant first engines finish, then requests arrive, then engines start, so a request that arrives as an
-iteration ends takes part in the next one.
+At one instant engines finish first, then requests arrive, then engines start, so a request that arrives as an iteration
+ends can join the next one.
 """
 
 from array import array
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 
-from erlab.simulation.engine import Engine
+from erlab.simulation.engine import SimulatedEngine
 
 FINISH, ARRIVE, START = range(3)
 
 
 def run(
-    engines: Sequence[Engine],
+    engines: Sequence[SimulatedEngine],
     submit: array,
     following: Sequence[int],
     delay: Sequence[int],
-    choose: Callable[[int], int] | Sequence[int],
+    route: Callable[[int], int] | Sequence[int],
     pause: int = 0,
 ) -> array:
-    """Run until every request that is submitted has its last token; returns each request's engine.
+    """Run until every request has its last token. Their tokens and times are in the `Requests` that engines share.
 
-    `submit` (ns) holds the times of first requests and -1 for those that follow an answer; it is filled in.
-    `following[i]` is the request its user sends `pause` ns after the answer to `i`, -1 for none. `delay[i]` ns pass
-    between submission and arrival (the gateway). `choose` names the engine of each request: a sequence, or a function
-    asked when the request has passed the gateway. Requests' tokens and times are in the engines' shared `Requests`.
+    Args:
+        engines: Engines, all idle.
+        submit: Submission times, ns; -1 for a request that follows an answer. Filled in.
+        following: Per request, the request that its user submits after the answer; -1 for none.
+        delay: Per request, time between submission and arrival at the engine (gateway), ns.
+        route: Engine of each request: a sequence, or a function that is called when the request leaves the gateway.
+        pause: Time between an answer and the user's next request, ns.
+
+    Returns:
+        Engine index of each request.
     """
     chosen = array("i", [-1]) * len(submit)
     heap = [(t + delay[i], ARRIVE, i, 0) for i, t in enumerate(submit) if t >= 0]
     heapify(heap)
-    fixed = None if callable(choose) else choose
-    due = [False] * len(engines)  # whether its start is among the events
+    fixed = None if callable(route) else route
+    due = [False] * len(engines)  # whether the engine's start is in the heap
     while heap:
-        now, kind, who, version = heappop(heap)
+        now, kind, index, version = heappop(heap)
         if kind == FINISH:
-            engine = engines[who]
+            engine = engines[index]
             if engine.version != version:
                 continue
             for done in engine.finish():
@@ -45,21 +51,21 @@ def run(
                     submit[i] = now + pause
                     heappush(heap, (now + pause + delay[i], ARRIVE, i, 0))
             if heap and heap[0][0] == now:
-                due[who] = True
-                heappush(heap, (now, START, who, 0))
-            elif engine.start(now) is not None:  # nothing else happens now
-                heappush(heap, (engine.end, FINISH, who, engine.version))
+                due[index] = True
+                heappush(heap, (now, START, index, 0))
+            elif engine.start(now) is not None:  # no other event now, so the heap is bypassed
+                heappush(heap, (engine.end, FINISH, index, engine.version))
         elif kind == ARRIVE:
-            chosen[who] = at = fixed[who] if fixed is not None else choose(who)
+            chosen[index] = at = fixed[index] if fixed is not None else route(index)
             engine = engines[at]
-            if engine.arrive(who, now):
+            if engine.arrive(index, now):
                 if engine.end is not None:
                     heappush(heap, (engine.end, FINISH, at, engine.version))
                 elif not due[at]:
                     due[at] = True
                     heappush(heap, (now, START, at, 0))
         else:
-            engine, due[who] = engines[who], False
+            engine, due[index] = engines[index], False
             if engine.start(now) is not None:
-                heappush(heap, (engine.end, FINISH, who, engine.version))
+                heappush(heap, (engine.end, FINISH, index, engine.version))
     return chosen

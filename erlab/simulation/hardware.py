@@ -1,7 +1,7 @@
-"""The machines that are simulated, as data: memory, bandwidth, arithmetic and power of a GPU.
+"""GPUs of the simulated machines, and the KV cache that fits on them.
 
-Memory is what the driver reports; bandwidth, FLOP rates and board power are NVIDIA's data sheets (H100 SXM, H200 SXM:
-dense, without sparsity).
+Memory is what the driver reports; bandwidth, FLOP rates and board power are from NVIDIA's data sheets (H100 SXM,
+H200 SXM; dense, without sparsity).
 
 >>> gpu("H100").bandwidth
 3350000000000.0
@@ -10,13 +10,23 @@ dense, without sparsity).
 from dataclasses import dataclass
 
 from erlab.errors import ErlabError
-from erlab.paper import GPU_MEMORY, kv_bytes_per_token, weight_bytes
+from erlab.paper import FREE_FRACTION, GPU_MEMORY, RESERVE, kv_bytes_per_token, weight_bytes
 from erlab.spec import GIB, Expert, Precision, require
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory` bytes, `bandwidth` bytes/s, dense FLOP/s at 16 and 8 bits, NVLink bytes/s one way, board power in W."""
+    """Data sheet of one GPU.
+
+    Attributes:
+        name: Key in `GPUS`.
+        memory: Bytes.
+        bandwidth: Memory bandwidth, bytes/s.
+        flops16: Dense FLOP/s at 16 bits.
+        flops8: Dense FLOP/s at 8 bits.
+        nvlink: NVLink bandwidth in one direction, bytes/s.
+        power: Board power, W.
+    """
 
     name: str
     memory: int
@@ -31,17 +41,22 @@ GPUS = {
     "H100": Gpu("H100", GPU_MEMORY, 3.35e12, 989e12, 1979e12, 450e9, 700.0),
     "H200": Gpu("H200", 143_771 * 2**20, 4.8e12, 989e12, 1979e12, 450e9, 700.0),
 }
-_ARITHMETIC = {(16, 16): "FP16", (8, 8): "FP8", (8, 16): "INT8"}  # bits of a weight and an activation
+_ARITHMETIC = {(16, 16): "FP16", (8, 8): "FP8", (8, 16): "INT8"}  # (weight bits, activation bits)
 
 
 def gpu(name: str) -> Gpu:
+    """Return a GPU of `GPUS` by name; ErlabError for any other name."""
     if name not in GPUS:
         raise ErlabError(f"The 'gpu' parameter must be one of {', '.join(GPUS)}. Got {name!r}.")
     return GPUS[name]
 
 
 def arithmetic(precision: Precision) -> str:
-    """Whose kernels a precision runs: FP16 (BF16 is as fast), FP8, or INT8 (weight-only)."""
+    """Return the kernels that a precision runs on: FP16 (BF16 is as fast), FP8 or INT8 (weight-only).
+
+    Raises:
+        ErlabError: No kernel was measured for these bit widths.
+    """
     bits = precision.weight_bits, precision.activation_bits
     if bits not in _ARITHMETIC or precision.kv_bits not in (8, 16):
         raise ErlabError(
@@ -51,27 +66,42 @@ def arithmetic(precision: Precision) -> str:
     return _ARITHMETIC[bits]
 
 
-def kv_pool_tokens(expert: Expert, gpu: Gpu, reserve_gib: float = 4.0, free_fraction: float = 0.9) -> int:
-    """Tokens the paged KV cache holds: `free_fraction` of what weights and a reserve a GPU (activations, runtime,
-    CUDA context) leave, or `expert.kv_tokens` where that is stated.
+def free_gib(expert: Expert, gpu: Gpu, reserve_gib: float) -> float:
+    """Return the memory, GiB over all of the expert's GPUs, that weights and reserve leave; negative if none."""
+    return expert.tensor_parallel * (gpu.memory / GIB - reserve_gib) - weight_bytes(expert) / GIB
 
-    Raises ErlabError with the numbers where the weights don't fit or the pool can't hold one request of the longest
-    length the expert allows.
+
+def kv_pool_tokens(
+    expert: Expert, gpu: Gpu = GPUS["H100"], reserve_gib: float = RESERVE / GIB, free_fraction: float = FREE_FRACTION
+) -> int:
+    """Return the number of tokens that an expert's paged KV cache holds.
+
+    Args:
+        expert: Its `kv_tokens`, where set, is the result.
+        gpu: GPU of which the expert has `tensor_parallel`.
+        reserve_gib: Memory kept free on each GPU for activations, runtime and CUDA context, GiB.
+        free_fraction: Share of the remaining memory that the KV cache takes, in (0, 1].
+
+    Raises:
+        ErlabError: The weights do not fit, or the pool holds less than one request of the expert's maximum length.
     """
     require(reserve_gib >= 0, "reserve_gib", "the KV pool", "be at least 0", reserve_gib)
     require(0 < free_fraction <= 1, "free_fraction", "the KV pool", "lie in (0, 1]", free_fraction)
-    need, have = weight_bytes(expert) / GIB, expert.tensor_parallel * (gpu.memory / GIB - reserve_gib)
-    what = f"{expert.model.name} {expert.precision.name}"
-    where = f"{expert.tensor_parallel} {gpu.name}{'s' * (expert.tensor_parallel > 1)}"
-    if need >= have:
-        raise ErlabError(f"{what} does not fit {where}: weights {need:.1f} GiB, memory after reserve {have:.1f} GiB.")
+    free = free_gib(expert, gpu, reserve_gib)
+    name = f"{expert.model.name} {expert.precision.name}"
+    machine = f"{expert.tensor_parallel} {gpu.name}{'s' * (expert.tensor_parallel > 1)}"
+    if free <= 0:
+        weights = weight_bytes(expert) / GIB
+        raise ErlabError(
+            f"{name} does not fit {machine}: weights {weights:.1f} GiB, memory after reserve {weights + free:.1f} GiB."
+        )
     pool = expert.kv_tokens
     if pool is None:
-        pool = int(free_fraction * (have - need) * GIB // kv_bytes_per_token(expert))
+        pool = int(free_fraction * free * GIB // kv_bytes_per_token(expert))
     if pool < expert.max_sequence_tokens:
         raise ErlabError(
-            f"The KV pool of {what} on {where} holds {pool} tokens, fewer than one request of "
+            f"The KV pool of {name} on {machine} holds {pool} tokens, fewer than one request of "
             f"{expert.max_sequence_tokens} (input {expert.max_input_tokens} + output {expert.max_output_tokens}): "
-            f"{have - need:.2f} GiB free, {kv_bytes_per_token(expert)} bytes a token."
+            f"{free:.2f} GiB free, {kv_bytes_per_token(expert)} bytes per token."
         )
     return pool

@@ -1,9 +1,9 @@
-"""How long one iteration of an engine takes, in whole nanoseconds.
+"""Iteration times of one engine, in integer nanoseconds.
 
-A decode iteration of `b` sequences whose KV caches hold `total` tokens costs ``decode(b, total // b)``. While nothing
-arrives and nothing ends, every iteration adds one token to each sequence, so the mean context grows by exactly one:
-the time of any number of iterations is the difference of two entries of `row(b)`, a running sum. Whole numbers make
-that difference the same, to the nanosecond, as adding the iterations one by one.
+A decode iteration of `b` sequences whose KV caches hold `total` tokens takes ``decode(b, total // b)``. While no
+request arrives or finishes, each iteration adds one token to each sequence, so the mean context grows by exactly one.
+The time of any number of iterations is therefore the difference of two entries of `row(b)`, a cumulative sum. Integers
+make that difference equal, to the nanosecond, to the sum of the single iterations.
 
 >>> from erlab.paper import SYSTEMS
 >>> from erlab.simulation import components, hardware
@@ -21,15 +21,17 @@ import numpy as np
 from erlab.simulation.components import BATCHES, CHUNKS, CONTEXTS, LENGTHS, PREFIXES, PROMPTS, TOKENS, Components
 
 NS = 1_000_000_000
-MAX_TOKENS, MAX_BATCH = int(TOKENS[-1]), int(BATCHES[-1])  # that one iteration can have
+MAX_TOKENS, MAX_BATCH = int(TOKENS[-1]), int(BATCHES[-1])  # limits of one iteration
 
 
 class StepTimes:
-    """Iteration times of one engine up to `longest` tokens of context.
+    """Iteration times of one engine, shared by all engines of the same kind. Rows are computed on first use.
 
-    `slower` multiplies what decoding costs and what prefilling adds to it (another era of software);
-    `prefill_overhead` seconds are added to each iteration that prefills (a host that launches without CUDA graphs).
-    Rows are made when first asked for and kept; an instance is shared by all engines of the same kind.
+    Args:
+        parts: Tabulated times of the parts of an iteration.
+        longest: Largest context, tokens.
+        slower: Factors on the time of decoding and on the time that prefilling adds (`era.factors`).
+        prefill_overhead: Seconds added to each iteration that prefills (host launches without CUDA graphs).
     """
 
     def __init__(
@@ -49,10 +51,10 @@ class StepTimes:
         self._body = (np.interp(np.arange(MAX_TOKENS + 1), TOKENS, parts.body) * NS).tolist()
         self._logits = (np.interp(np.arange(MAX_BATCH + 1), BATCHES, parts.logits) * NS).tolist()
         alone = map(float.__add__, self._body[1:], self._logits[1:])
-        self._unattended = [0.0, *alone]  # what decoding costs but for attention, by batch
+        self._unattended = [0.0, *alone]  # time of decoding without attention, by batch size
 
     def row(self, batch: int) -> array:
-        """Running sum: ``row[c + k] - row[c]`` ns are `k` decode iterations that start at mean context `c`."""
+        """Return a cumulative sum: ``row[c + k] - row[c]`` is the time (ns) of `k` decode iterations from mean context `c`."""
         row = self._rows.get(batch)
         if row is None:
             row = self._rows[batch] = self._make_row(batch)
@@ -69,15 +71,20 @@ class StepTimes:
         return array("q", np.r_[0, np.cumsum(np.rint(steps).astype(np.int64))].tobytes())
 
     def decode(self, batch: int, context: int) -> int:
-        """ns of one iteration in which `batch` sequences of mean context `context` get a token each."""
+        """Return the time (ns) of one iteration that decodes `batch` sequences of mean context `context`."""
         row = self.row(batch)
         return row[context + 1] - row[context]
 
     def mixed(self, batch: int, context: int, prompts: int, tokens: int, begun: int = 0, finished: int = 0) -> int:
-        """ns of one iteration that decodes `batch` sequences and prefills `tokens` prompt tokens of `prompts` prompts.
+        """Return the time (ns) of one iteration that decodes and prefills.
 
-        `begun`: prompt tokens of the first prompt that earlier iterations have cached. `finished`: how many prompts
-        end in this iteration and so get their first token.
+        Args:
+            batch: Sequences that decode.
+            context: Their mean context, tokens.
+            prompts: Prompts that are prefilled.
+            tokens: Prompt tokens that are prefilled, over all prompts.
+            begun: Tokens of the first prompt that earlier iterations have cached.
+            finished: Prompts that end in this iteration and get their first token.
         """
         rows = self._attention.get(prompts)
         if rows is None:
@@ -93,7 +100,7 @@ class StepTimes:
         return prefill + row[context + 1] - row[context]
 
     def _prefill_row(self, prompts: int) -> list[float]:
-        """ns of the attention of so many prompts by their mean length; beyond the table each prompt costs the same."""
+        """Attention time (ns) of so many prompts by mean length; beyond the table it grows in proportion to `prompts`."""
         counted = min(prompts, int(PROMPTS[-1]))
         surface = [np.interp(counted, PROMPTS, column) for column in self._parts.prefill.T]
         grid = np.interp(np.arange(MAX_TOKENS // prompts + 1), LENGTHS, surface)

@@ -12,7 +12,7 @@ from plain_loop import plain_run
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.simulation import components, events
-from erlab.simulation.engine import POLICIES, Batching, Engine, Requests
+from erlab.simulation.engine import POLICIES, Batching, Requests, SimulatedEngine
 from erlab.simulation.hardware import gpu
 from erlab.simulation.steptimes import StepTimes
 
@@ -22,7 +22,7 @@ TIMES = StepTimes(components.roofline(paper.SYSTEMS["v2"]["E"].expert, gpu("H100
 def fast_run(batching, max_batch, pool, requests):
     """`requests` as the plain loop takes them; the fast engine's first and last times, and the engine."""
     columns = Requests.of([r["prompt"] for r in requests], [r["output"] for r in requests])
-    engine = Engine(TIMES, columns, batching, max_batch, pool)
+    engine = SimulatedEngine(TIMES, columns, batching, max_batch, pool)
     submit = array("q", [-1 if isinstance(r["at"], tuple) else r["at"] for r in requests])
     following = [-1] * len(requests)
     for i, r in enumerate(requests):

@@ -107,10 +107,19 @@ def kv_bytes_per_token(expert: Expert) -> int:
     return 2 * model.layers * model.kv_heads * model.head_dim * expert.precision.kv_bits // 8
 
 
-def kv_pool_tokens(expert: Expert) -> int:
-    """Tokens the paged KV cache holds on H100 GPUs: the free share of what weights and reserve leave."""
-    free = expert.tensor_parallel * (GPU_MEMORY - RESERVE) - weight_bytes(expert)
-    return int(max(0, FREE_FRACTION * free) // kv_bytes_per_token(expert))
+def kv_pool_tokens(
+    expert: Expert, memory: int = GPU_MEMORY, reserve: float = RESERVE, free_fraction: float = FREE_FRACTION
+) -> int:
+    """Return the number of tokens that the paged KV cache of an engine holds; 0 if the weights do not fit.
+
+    Args:
+        expert: Engine; its `kv_tokens` is ignored.
+        memory: Memory of each GPU, bytes.
+        reserve: Memory kept free on each GPU, bytes.
+        free_fraction: Share of the remaining memory that the KV cache takes.
+    """
+    free = expert.tensor_parallel * (memory - reserve) - weight_bytes(expert)
+    return int(max(0, free_fraction * free) // kv_bytes_per_token(expert))
 
 
 @dataclass(frozen=True)

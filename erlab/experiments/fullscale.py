@@ -95,7 +95,7 @@ def decisions(folders: Folders) -> list:
 
 def _systems(experiment: str, version: str) -> dict[str, System]:
     if experiment == "preliminary":
-        return simulation.preliminary()
+        return simulation.preliminary_systems()
     return {k: s for k, s in paper.SYSTEMS[version].items() if s.router == (experiment == "router")}
 
 

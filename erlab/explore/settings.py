@@ -212,7 +212,7 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
     A row a tensor-parallel size: engines, GPUs, both percentiles there, and why not where there is no such number.
     All else is the setting's. Every number of engines is tried in turn, so nothing is assumed of how they add up.
     """
-    limits = beyond.Limits("asked for", ttft_s, tpot_ms)
+    limits = beyond.LatencyLimits("asked for", ttft_s, tpot_ms)
     require(ttft_s > 0 and tpot_ms > 0, "limits", "what_it_takes", "be above 0", (ttft_s, tpot_ms))
     rows = []
     for size in SIZES:

@@ -20,7 +20,7 @@ _SHARES = {"half": ("half of the cores", 4), "all": ("all cores", 8)}  # of the 
 def data(records: Records) -> pd.DataFrame:
     """A row a (source, half, precision, max_batch_size, users): requests, failed, runs, median response time in s, and
     its confidence band over repeated runs."""
-    requests, keys = selection.preliminary(records), ["source", "half", "precision", "max_batch_size", "users"]
+    requests, keys = selection.preliminary_requests(records), ["source", "half", "precision", "max_batch_size", "users"]
     frame = metrics.summarise(requests, keys)[[*keys, "requests", "failed", "runs", "e2e_median_s"]]
     frame = frame.dropna(subset="e2e_median_s")
     if frame.empty:
@@ -31,7 +31,7 @@ def data(records: Records) -> pd.DataFrame:
 @style.context()
 def plot(records: Records) -> Figure:
     """A row a source, a panel a share of the devices; colour and filling: precision, marker and dash: batch limit."""
-    frame, requests = data(records), selection.preliminary(records)
+    frame, requests = data(records), selection.preliminary_requests(records)
     sources = list(frame.groupby("source"))
     fig = style.figure(style.DOUBLE, (4.9 if style.narrow() else 2.7) * len(sources))
     for part, (source, rows) in zip(fig.subfigures(len(sources), 1, squeeze=False)[:, 0], sources):

@@ -99,7 +99,7 @@ def systems(records: Records) -> pd.DataFrame:
     return found
 
 
-def preliminary(records: Records) -> pd.DataFrame:
+def preliminary_requests(records: Records) -> pd.DataFrame:
     """The requests of the preliminary experiments with the columns half, precision and max_batch_size added."""
     requests = _valid(records)
     found = requests[_is_preliminary(records, requests)]

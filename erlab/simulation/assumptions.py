@@ -1,8 +1,9 @@
-"""Which conclusions survive the assumptions: every assumption varied alone, everything else at its default.
+"""Sensitivity of conclusions to the assumptions: each one varied alone.
 
-    from erlab import claims, simulation
-    found = simulation.sensitivity(claims.ledger)       # a row an assumption, value and claim: its verdict
-    found.pivot_table(index=["assumption", "value"], columns="id", values="verdict", aggfunc="first")
+    from erlab import simulation
+    from erlab.results import claims
+    verdicts = simulation.sensitivity(claims.ledger)       # one row per assumption, value and claim
+    verdicts.pivot_table(index=["assumption", "value"], columns="id", values="verdict", aggfunc="first")
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,7 @@ LOADS = (1, 50, 200, 600, 1000)
 
 @dataclass(frozen=True)
 class Variation:
-    """One assumption at one value: what to hand to `sweep`."""
+    """One assumption at one value, as arguments of `sweep`."""
 
     assumption: str
     value: str
@@ -34,14 +35,14 @@ class Variation:
 
 
 def zipf(n: int, exponent: float) -> list[float]:
-    """Shares of `n` clusters that fall like 1 / rank**exponent; 0 is even."""
+    """Return the shares of `n` clusters proportional to 1 / rank**exponent; exponent 0 is even."""
     require(n >= 1, "n", "zipf", "be at least 1", n)
     weights = np.arange(1, n + 1) ** -float(exponent)
     return (weights / weights.sum()).tolist()
 
 
 def with_kv_pool(system: System, gib: float) -> System:
-    """The system with `gib` GiB of KV cache on each GPU, whatever its weights leave."""
+    """Return the system with `gib` GiB of KV cache on each GPU."""
     require(gib > 0, "gib", "with_kv_pool", "be above 0", gib)
     expert = system.expert
     tokens = int(gib * GIB * expert.tensor_parallel) // paper.kv_bytes_per_token(expert)
@@ -57,19 +58,26 @@ def of_paper(
     steps: str = "measured",
     gateway: float = 0.002,
 ) -> tuple[System, Setup]:
-    """A system of the paper and the machine it is simulated on, with some assumptions changed.
+    """Return a system of the paper and its simulated machine, with some assumptions changed.
 
-    `era`: a name of `era.FACTORS`, "none" for kernels as measured, or None: the default's, none with the roofline.
+    Args:
+        version: Version of the paper, v1 or v2.
+        name: System of that version.
+        kv_gib: KV cache per GPU, GiB (default: what weights and reserve leave).
+        replicas: Engines (default: the system's).
+        era: Name in `era.FACTORS`, or "none" for kernels as measured (default: that of `Setup`; none for the roofline).
+        steps: Iteration times, measured or roofline.
+        gateway: Delay of the gateway, seconds.
     """
     require(version in paper.SYSTEMS, "paper", "simulate", f"be one of {', '.join(paper.SYSTEMS)}", version)
     systems = paper.SYSTEMS[version]
     require(name in systems, "system", "simulate", f"be one of {', '.join(systems)} of paper {version}", name)
-    found = systems[name] if kv_gib is None else with_kv_pool(systems[name], kv_gib)
+    system = systems[name] if kv_gib is None else with_kv_pool(systems[name], kv_gib)
     if replicas is not None:
-        found = replace(found, count=replicas)
+        system = replace(system, count=replicas)
     if era is None:
         era = "none" if steps == "roofline" else Setup.era
-    return found, Setup(steps=steps, era=None if era == "none" else era, gateway=gateway)
+    return system, Setup(steps=steps, era=None if era == "none" else era, gateway=gateway)
 
 
 def variations(
@@ -81,49 +89,66 @@ def variations(
     input_medians: Iterable[float] = (100.0, 380.0),
     gateways: Iterable[float] = (0.0, 0.01, 0.05),
 ) -> list[Variation]:
-    """The default first, then each assumption's other values. `kv_gib` bounds the pool of systems whose 70B expert has
-    one GPU; `measured_shares` adds real clusterers' cluster shares by name."""
+    """Return the default, then every assumption at its other values.
+
+    Args:
+        version: Version of the paper, v1 or v2.
+        setup: Machine and serving software of the default.
+        kv_gib: KV cache per GPU of systems whose 70B expert has one GPU, GiB.
+        zipfs: Exponents of Zipf-distributed cluster shares.
+        measured_shares: Cluster shares of real clusterers, by name.
+        input_medians: Median input lengths, tokens.
+        gateways: Gateway delays, seconds.
+    """
     systems = paper.SYSTEMS[version]
-    crowded = {k: s for k, s in systems.items() if s.expert.tensor_parallel == 1 and "70B" in s.expert.model.name}
-    found = [Variation("default", "", systems, setup)]
+    single_gpu = {k: s for k, s in systems.items() if s.expert.tensor_parallel == 1 and "70B" in s.expert.model.name}
+    cases = [Variation("default", "", systems, setup)]
     for gib in kv_gib:
-        smaller = {k: with_kv_pool(s, gib) for k, s in crowded.items()}
-        found.append(Variation("KV pool of 70B on one GPU", f"{gib:g} GiB", {**systems, **smaller}, setup))
+        smaller = {k: with_kv_pool(s, gib) for k, s in single_gpu.items()}
+        cases.append(Variation("KV pool of 70B on one GPU", f"{gib:g} GiB", {**systems, **smaller}, setup))
     if setup.steps == "measured":
-        found.append(Variation("software era", "kernels as measured (2025/26)", systems, replace(setup, era=None)))
-        found.append(Variation("step times", "roofline", systems, replace(setup, steps="roofline", era=None)))
-    alone = {k: s if s.router else replace(s, count=1) for k, s in systems.items()}
-    found.append(Variation("replicas of a baseline", "1", alone, setup))
+        cases.append(Variation("software era", "kernels as measured (2025/26)", systems, replace(setup, era=None)))
+        cases.append(Variation("step times", "roofline", systems, replace(setup, steps="roofline", era=None)))
+    single = {k: s if s.router else replace(s, count=1) for k, s in systems.items()}
+    cases.append(Variation("replicas of a baseline", "1", single, setup))
     for exponent in zipfs:
         shares = zipf(paper.GPUS, exponent)
-        found.append(Variation("cluster shares", f"Zipf {exponent:g}", systems, setup, options={"shares": shares}))
+        cases.append(Variation("cluster shares", f"Zipf {exponent:g}", systems, setup, options={"shares": shares}))
     for name, shares in (measured_shares or {}).items():
-        found.append(Variation("cluster shares", name, systems, setup, options={"shares": shares}))
+        cases.append(Variation("cluster shares", name, systems, setup, options={"shares": shares}))
     for median in input_medians:
         lengths = replace(paper.WORKLOAD.input_tokens, median=median)
         workload = replace(paper.WORKLOAD, input_tokens=lengths)
-        found.append(Variation("median input length", f"{median:g} tokens", systems, setup, workload))
+        cases.append(Variation("median input length", f"{median:g} tokens", systems, setup, workload))
     for seconds in gateways:
         slower = replace(setup, gateway=seconds)
-        found.append(Variation("gateway delay", f"{seconds * 1e3:g} ms", systems, slower))
-    return found
+        cases.append(Variation("gateway delay", f"{seconds * 1e3:g} ms", systems, slower))
+    return cases
 
 
 def sensitivity(
-    judge: Callable[[Records], pd.DataFrame] = lambda found: metrics.summarise(found.requests),
+    judge: Callable[[Records], pd.DataFrame] = lambda records: metrics.summarise(records.requests),
     cases: Iterable[Variation] | None = None,
     loads: Iterable[int] = LOADS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What `judge` says of the records under each variation, with the columns `assumption` and `value` before.
+    """Simulate each variation and judge its records.
 
-    The default judge summarises (system, load) cells; `erlab.results.claims.ledger` gives the verdict on every claim, whose own
-    column `value` is called `found` here.
+    Args:
+        judge: Function from records to a table (default `metrics.summarise`). `erlab.results.claims.ledger` gives the
+            verdict on every claim.
+        cases: Variations (default `variations()`).
+        loads: Numbers of concurrent users.
+        seed: Random seed.
+
+    Returns:
+        The tables of all variations, after the columns `assumption` and `value`; a column `value` of the judge is
+        renamed to `found`.
     """
     loads, parts = list(loads), []
     for case in variations() if cases is None else cases:
-        found = sweep(case.systems, loads, setup=case.setup, workload=case.workload, seed=seed, **case.options)
-        judged = judge(found).rename(columns={"value": "found"})
+        records = sweep(case.systems, loads, setup=case.setup, workload=case.workload, seed=seed, **case.options)
+        judged = judge(records).rename(columns={"value": "found"})
         judged.insert(0, "assumption", case.assumption)
         judged.insert(1, "value", case.value)
         parts.append(judged)

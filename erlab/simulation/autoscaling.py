@@ -1,10 +1,10 @@
-"""Replicas per expert that follow demand, on a fixed number of GPUs, under an open-loop load that changes.
+"""Autoscaling of experts on a fixed number of GPUs under an open-loop load that changes.
 
-Every `interval` seconds a controller looks at each expert's demand, how many requests it has unfinished (Little's law:
-rate × response time). Where that is above `target` a replica, it takes a GPU from an expert that can spare one. A
-**reactive** controller takes demand as it is; a **forecasting** one extrapolates it by the cold start's length with
-Holt's linear smoothing. A replica that is given up takes no more requests; once it is empty its GPU loads the other
-expert and answers `cold_start` seconds later.
+Every `interval` seconds a controller determines the demand of each expert: its unfinished requests (by Little's law,
+arrival rate × response time). An expert with more than `target` per replica takes a GPU from an expert that can spare
+one. A **reactive** controller uses the current demand; a **forecasting** one extrapolates it over the cold start with
+Holt's linear smoothing. A replica that is given up accepts no more requests; when it is empty, its GPU loads the other
+expert, which answers `cold_start` seconds later.
 
 >>> round(demand([3.0, 5.0, 7.0], horizon=2.0, forecast=True), 6), demand([3.0, 5.0, 7.0], 2.0, forecast=False)
 (11.0, 7.0)
@@ -15,51 +15,79 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from erlab import paper
+from erlab.prompts.workload import sample
 from erlab.results import records
-from erlab.simulation import events, system
-from erlab.simulation.engine import Engine, Requests
+from erlab.simulation import events
+from erlab.simulation.engine import SimulatedEngine
 from erlab.simulation.steptimes import NS
-from erlab.simulation.system import Setup, Traffic, step_times
+from erlab.simulation.system import Setup, Traffic, as_records, describe, expert_names, make_engines, schedule, trace
 from erlab.spec import System, Workload, is_number, require
+
+CONTROLLERS = ("fixed", "reactive", "forecasting")
 
 
 @dataclass(frozen=True)
 class Controller:
-    """`kind`: fixed (never changes), reactive or forecasting. `target` unfinished requests a replica is meant for."""
+    """Autoscaling policy.
+
+    Attributes:
+        kind: One of `CONTROLLERS`; fixed never moves a replica.
+        target: Unfinished requests per replica.
+        interval: Seconds between two decisions.
+        cold_start: Seconds to load 8 to 70 GB of weights and warm up; assumed.
+    """
 
     kind: str = "reactive"
     target: int = 32
     interval: float = 5.0
-    cold_start: float = 60.0  # s to load 8 to 70 GB of weights and warm up; assumed
+    cold_start: float = 60.0
 
     def __post_init__(self):
-        kinds = ("fixed", "reactive", "forecasting")
-        require(self.kind in kinds, "kind", "Controller", f"be one of {', '.join(kinds)}", self.kind)
+        require(self.kind in CONTROLLERS, "kind", "Controller", f"be one of {', '.join(CONTROLLERS)}", self.kind)
         require(self.target >= 1, "target", "Controller", "be at least 1", self.target)
         require(self.interval > 0, "interval", "Controller", "be above 0 seconds", self.interval)
-        fits = is_number(self.cold_start) and self.cold_start >= 0
-        require(fits, "cold_start", "Controller", "be at least 0 seconds", self.cold_start)
+        valid = is_number(self.cold_start) and self.cold_start >= 0
+        require(valid, "cold_start", "Controller", "be at least 0 seconds", self.cold_start)
 
 
 def demand(history: list[float], horizon: float, forecast: bool, level: float = 0.2, trend: float = 0.05) -> float:
-    """The demand to plan for: the last value, or Holt's linear forecast `horizon` intervals ahead, never negative."""
+    """Return the demand to plan for: the last value, or Holt's linear forecast, at least 0.
+
+    Args:
+        history: Demand at each past interval, oldest first.
+        horizon: Intervals ahead.
+        forecast: Whether to forecast.
+        level: Smoothing factor of the level, in [0, 1].
+        trend: Smoothing factor of the slope, in [0, 1].
+    """
     if not forecast or len(history) < 2:
         return history[-1]
     smooth, slope = history[0], history[1] - history[0]
     for value in history[1:]:
-        before = smooth
+        previous = smooth
         smooth = level * value + (1 - level) * (smooth + slope)
-        slope = trend * (smooth - before) + (1 - trend) * slope
+        slope = trend * (smooth - previous) + (1 - trend) * slope
     return max(0.0, smooth + horizon * slope)
 
 
 def shifting_load(
     experts: int, seconds: float, rate: float, swing: float = 0.8, workload: Workload = paper.WORKLOAD, seed: int = 0
 ) -> tuple[Traffic, np.ndarray]:
-    """Poisson arrivals of `rate` requests/s in all whose share per expert rises and falls once, one expert after the
-    other: expert e's share follows 1 + swing · sin(2π (t / seconds − e / experts)). Returns it and the experts."""
-    from erlab.prompts.workload import sample
+    """Draw Poisson arrivals whose distribution over experts changes.
 
+    The share of expert e is proportional to 1 + swing · sin(2π (t / seconds − e / experts)).
+
+    Args:
+        experts: Number of experts.
+        seconds: Duration of the load.
+        rate: Arrival rate over all experts, requests/s.
+        swing: Amplitude of the shares, in [0, 1].
+        workload: Token lengths.
+        seed: Random seed.
+
+    Returns:
+        The load, and the expert of each request.
+    """
     require(0 <= swing <= 1, "swing", "shifting_load", "lie in [0, 1]", swing)
     rng = np.random.default_rng([seed, experts])
     at = np.sort(rng.uniform(0, seconds, rng.poisson(rate * seconds)))
@@ -67,22 +95,22 @@ def shifting_load(
     edges = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
     chosen = (rng.uniform(size=(len(at), 1)) > edges).sum(axis=1).clip(max=experts - 1)
     lengths = sample(workload.input_tokens, rng, len(at)), sample(workload.output_tokens, rng, len(at))
-    return system.trace(at, *lengths), chosen
+    return trace(at, *lengths), chosen
 
 
-class _Fleet:
-    """The GPUs: which expert each serves, from when it answers, and whether it is being given up."""
+class _Replicas:
+    """State of the replicas, one per engine: expert, time from which it answers, and whether it is given up."""
 
-    def __init__(self, engines, experts: int, controller: Controller):
+    def __init__(self, engines: list[SimulatedEngine], experts: int, controller: Controller):
         self.engines, self.controller = engines, controller
         self.serves = [g % experts for g in range(len(engines))]
         self.ready = [0] * len(engines)  # ns
-        self.leaving: list[int | None] = [None] * len(engines)  # the expert that gets the GPU once it is empty
+        self.leaving: list[int | None] = [None] * len(engines)  # expert that gets the engine when it is empty
         self.history: list[list[float]] = [[] for _ in range(experts)]
         self.tick, self.moves = 0, 0
 
     def choose(self, expert: int, now: int) -> int:
-        """The expert's answering replica with the fewest unfinished requests, after what was planned until now."""
+        """Return the expert's answering replica with the fewest unfinished requests, after all decisions until `now`."""
         while self.controller.kind != "fixed" and self.tick <= now:
             self._plan(self.tick)
             self.tick += round(self.controller.interval * NS)
@@ -106,60 +134,72 @@ class _Fleet:
             past.append(float(value))
         ahead, forecast = self.controller.cold_start / self.controller.interval, self.controller.kind == "forecasting"
         wanted = [demand(past[-60:], ahead, forecast) for past in self.history]
-        have = [0] * len(wanted)
+        replicas = [0] * len(wanted)
         for g, e in enumerate(self.leaving):
-            have[self.serves[g] if e is None else e] += 1
-        for giver, taker in moves(wanted, have, self.controller.target):
+            replicas[self.serves[g] if e is None else e] += 1
+        for giver, taker in moves(wanted, replicas, self.controller.target):
             answering = self._answering(giver, now)
-            if len(answering) > 1:  # else the giver's last one stays until another answers
+            if len(answering) > 1:  # the last answering replica of an expert stays
                 self.leaving[min(answering, key=lambda g: self.engines[g].unfinished)] = taker
 
 
-def moves(wanted: list[float], have: list[int], target: int) -> list[tuple[int, int]]:
-    """Which expert gives a replica to which, so that demand per replica falls to `target` where it is above; only what
-    an expert can spare without rising above `target` itself. The neediest first.
+def moves(wanted: list[float], replicas: list[int], target: int) -> list[tuple[int, int]]:
+    """Return the replicas to move, as (giving expert, taking expert).
+
+    The expert with the highest demand per replica takes first, as long as its demand is above `target` per replica. An
+    expert gives only while its own demand stays within `target` per replica.
 
     >>> moves([100.0, 10.0, 10.0], [2, 2, 1], target=32)
     [(1, 0)]
     """
-    have, found = list(have), []
+    replicas, planned = list(replicas), []
     while True:
-        taker = max(range(len(have)), key=lambda e: wanted[e] / have[e])
-        spare = [e for e in range(len(have)) if e != taker and have[e] > 1 and wanted[e] <= target * (have[e] - 1)]
-        if wanted[taker] <= target * have[taker] or not spare:
-            return found
-        giver = min(spare, key=lambda e: wanted[e] / have[e])
-        have[giver] -= 1
-        have[taker] += 1
-        found.append((giver, taker))
+        taker = max(range(len(replicas)), key=lambda e: wanted[e] / replicas[e])
+        spare = [
+            e
+            for e in range(len(replicas))
+            if e != taker and replicas[e] > 1 and wanted[e] <= target * (replicas[e] - 1)
+        ]
+        if wanted[taker] <= target * replicas[taker] or not spare:
+            return planned
+        giver = min(spare, key=lambda e: wanted[e] / replicas[e])
+        replicas[giver] -= 1
+        replicas[taker] += 1
+        planned.append((giver, taker))
 
 
 def simulate_autoscaled(
-    kind: System,
+    system: System,
     experts: int,
     traffic: Traffic,
     chosen: np.ndarray,
     controller: Controller,
     setup: Setup = Setup(),
 ) -> records.Records:
-    """Serve `traffic` (request i is for expert ``chosen[i]``) on `kind.count` engines shared by `experts` experts,
-    without a gateway's delay.
+    """Simulate a load on the engines of a system that several experts share. There is no gateway delay.
 
-    GPU g begins with expert g mod `experts`. Records like `simulate`'s, `cluster` and `expert` being the expert's; the
-    run's description has the controller and how many replicas changed hands (`moves`).
+    Args:
+        system: System whose engines are shared; engine g begins with expert g mod `experts`.
+        experts: Number of experts, at most `system.count`.
+        traffic: Load.
+        chosen: Expert of each request.
+        controller: Autoscaling policy.
+        setup: Machine and serving software.
+
+    Returns:
+        Records like those of `simulate`; the run's description adds `controller` and `moves`, the number of replicas
+        moved.
     """
-    require(1 <= experts <= kind.count, "experts", "simulate_autoscaled", f"be 1 to {kind.count}", experts)
+    require(1 <= experts <= system.count, "experts", "simulate_autoscaled", f"be 1 to {system.count}", experts)
     n = len(traffic.user)
     require(len(chosen) == n, "chosen", "simulate_autoscaled", f"name an expert for each of {n} requests", len(chosen))
-    requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
-    times, pool = step_times(kind.expert, setup), setup.pool(kind.expert)
-    engines = [Engine(times, requests, setup.batching, kind.expert.max_batch_size, pool) for _ in range(kind.count)]
-    fleet, experts_of = _Fleet(engines, experts, controller), np.asarray(chosen).tolist()
-    submit, following = system.loop(traffic)
-    events.run(engines, submit, following, [0] * n, lambda i: fleet.choose(experts_of[i], submit[i]))
-    run = system.describe(kind, traffic.users, setup, seed=0) | {
-        "run_id": f"autoscaled-{kind.name}-{controller.kind}", "experiment": "autoscaling",
-        "controller": asdict(controller), "moves": fleet.moves,
+    requests, engines = make_engines(system, traffic, setup)
+    replicas, experts_of = _Replicas(engines, experts, controller), np.asarray(chosen).tolist()
+    submit, following = schedule(traffic)
+    events.run(engines, submit, following, [0] * n, lambda i: replicas.choose(experts_of[i], submit[i]))
+    run = describe(system, traffic.users, setup, seed=0) | {
+        "run_id": f"autoscaled-{system.name}-{controller.kind}", "experiment": "autoscaling",
+        "controller": asdict(controller), "moves": replicas.moves,
     }  # fmt: skip
-    names = system.named([f"{kind.name}-expert-{e}" for e in range(experts)], np.asarray(chosen))
-    return system.as_records(run, traffic, submit, requests, {"cluster": np.asarray(chosen), "expert": names})
+    columns = {"cluster": np.asarray(chosen), "expert": expert_names(system.name, experts, chosen)}
+    return as_records(run, traffic, submit, requests, columns)

@@ -1,6 +1,6 @@
-"""Beyond the paper: what routing policies cost or gain, goodput under latency limits, cost and energy.
+"""Studies beyond the paper: routing policies, goodput under latency limits, cost and energy.
 
-    from erlab import paper, simulation
+    from erlab import paper
     from erlab.simulation import beyond
     beyond.policies(paper.SYSTEMS["v2"]["D"], (200, 600), shares={"balanced": None, "k-means": shares})
     beyond.largest_load(paper.SYSTEMS["v2"]["E"], beyond.MLPERF)
@@ -14,52 +14,62 @@ import pandas as pd
 
 from erlab.results import metrics
 from erlab.simulation.hardware import gpu
-from erlab.simulation.system import Setup, simulate
+from erlab.simulation.system import SIMULATED_POLICIES, Setup, simulate
 from erlab.spec import System, is_number, require
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Latency limits on the 99th percentiles: time to first token (s) and time per output token (ms)."""
+class LatencyLimits:
+    """Limits on the 99th percentiles of time to first token (s) and time per output token (ms)."""
 
     name: str
     ttft_s: float
     tpot_ms: float
 
 
-MLPERF = Limits("MLPerf server", 2.0, 200.0)  # llama2-70b, p99
-INTERACTIVE = Limits("MLPerf interactive", 0.45, 40.0)
+MLPERF = LatencyLimits("MLPerf server", 2.0, 200.0)  # llama2-70b
+INTERACTIVE = LatencyLimits("MLPerf interactive", 0.45, 40.0)
 
 
-def within(requests: pd.DataFrame, limits: Limits) -> pd.Series:
-    """Whether each finished request met both limits; one of a single token has no time per output token to miss."""
+def within(requests: pd.DataFrame, limits: LatencyLimits) -> pd.Series:
+    """Return whether each request finished within both limits; a single token has no time per output token to miss."""
     tpot = metrics.tpot(requests)
     fast = (metrics.ttft(requests) <= limits.ttft_s) & (tpot.isna() | (tpot <= limits.tpot_ms))
     return metrics.finished(requests) & fast.fillna(False)
 
 
-def goodput(requests: pd.DataFrame, limits: Limits) -> float:
-    """Requests a second that met both limits; NA where no time is known."""
+def goodput(requests: pd.DataFrame, limits: LatencyLimits) -> float:
+    """Compute the rate of requests (1/s) that met both limits; NA if no time is known."""
     seconds = metrics.measured_seconds(requests)
     return float(within(requests, limits).sum() / seconds) if pd.notna(seconds) and seconds > 0 else pd.NA
 
 
-def holds(requests: pd.DataFrame, limits: Limits) -> bool:
-    """Whether the 99th percentiles of both latencies lie within the limits."""
+def holds(requests: pd.DataFrame, limits: LatencyLimits) -> bool:
+    """Return whether the 99th percentiles of both latencies are within the limits."""
     ttft, tpot = metrics.percentile(metrics.ttft(requests), 99), metrics.percentile(metrics.tpot(requests), 99)
     return bool(ttft <= limits.ttft_s and (pd.isna(tpot) or tpot <= limits.tpot_ms))
 
 
-def largest_load(system: System, limits: Limits, *, most: int = 4096, **options) -> int:
-    """The largest number of closed-loop users (up to `most`) the system holds within the limits; 0 if not even one.
+def largest_load(system: System, limits: LatencyLimits, *, most: int = 4096, **options) -> int:
+    """Find the largest number of closed-loop users that a system serves within latency limits.
 
-    By bisection, which takes for granted that what holds at one load holds at fewer users. `options` go to `simulate`.
+    The search is a bisection, so it assumes that a system that meets the limits at one load meets them with fewer
+    users.
+
+    Args:
+        system: System.
+        limits: Latency limits.
+        most: Largest number of users tried.
+        **options: Arguments of `simulate`.
+
+    Returns:
+        Number of users, 0 if one user is too many.
     """
     return _largest(lambda users: simulate(system, users, **options).requests, limits, most)
 
 
-def _largest(run: Callable[[int], pd.DataFrame], limits: Limits, most: int) -> int:
-    """The largest number of users up to `most` whose requests, as `run` answers, hold the limits; 0 for none."""
+def _largest(run: Callable[[int], pd.DataFrame], limits: LatencyLimits, most: int) -> int:
+    """`largest_load` of the requests that `run` returns for a number of users."""
     good = lambda users: holds(run(users), limits)  # noqa: E731
     low, high = 0, 1
     while high <= most and good(high):
@@ -74,36 +84,44 @@ def _largest(run: Callable[[int], pd.DataFrame], limits: Limits, most: int) -> i
 def policies(
     system: System,
     loads: Iterable[int],
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = SIMULATED_POLICIES,
     shares: Mapping[str, Sequence[float] | None] | None = None,
     decisions: Mapping[str, Sequence] | None = None,
     **options,
 ) -> pd.DataFrame:
-    """A row a clusterer, policy and load: latencies and throughput, and the largest expert's share of the requests.
+    """Compare routing policies.
 
-    Clusterers come as cluster `shares` or as their `decisions` on real prompts, by name; `options` go to `simulate`.
+    Args:
+        system: Router system.
+        loads: Numbers of concurrent users.
+        names: Policies (default: all whose choice does not need a generalist or a strong expert).
+        shares: Cluster shares by name of a clusterer; None for equal shares.
+        decisions: Decisions on real prompts by name of a clusterer.
+        **options: Arguments of `simulate`.
+
+    Returns:
+        One row per clusterer, policy and load: latencies, throughput, and the largest share of one expert in the
+        requests.
     """
-    from erlab.routing.policies import POLICIES
-
-    given = [(name, {"shares": s}) for name, s in (shares or {}).items()]
-    given += [(name, {"decisions": d}) for name, d in (decisions or {}).items()]
+    clusterers = [(name, {"shares": s}) for name, s in (shares or {}).items()]
+    clusterers += [(name, {"decisions": d}) for name, d in (decisions or {}).items()]
     rows = []
-    for name, routing in given or [("even", {})]:
-        for policy in names or list(POLICIES):
+    for name, routing in clusterers or [("even", {})]:
+        for policy in names:
             for users in loads:
-                found = simulate(system, users, policy=policy, **routing, **options).requests
-                ttft = metrics.ttft(found)
+                requests = simulate(system, users, policy=policy, **routing, **options).requests
+                ttft = metrics.ttft(requests)
                 rows.append(
                     {
                         "clusterer": name,
                         "policy": policy,
                         "users": users,
-                        "largest share": found["expert"].value_counts(normalize=True).max(),
+                        "largest share": requests["expert"].value_counts(normalize=True).max(),
                         "ttft_median_s": metrics.percentile(ttft, 50),
                         "ttft_p99_s": metrics.percentile(ttft, 99),
-                        "tpot_median_ms": metrics.percentile(metrics.tpot(found), 50),
-                        "e2e_median_s": metrics.percentile(metrics.e2e(found), 50),
-                        "output_throughput": metrics.output_throughput(found),
+                        "tpot_median_ms": metrics.percentile(metrics.tpot(requests), 50),
+                        "e2e_median_s": metrics.percentile(metrics.e2e(requests), 50),
+                        "output_throughput": metrics.output_throughput(requests),
                     }
                 )
     return pd.DataFrame(rows)
@@ -112,10 +130,18 @@ def policies(
 def economics(
     summary: pd.DataFrame, systems: Mapping[str, System], setup: Setup = Setup(), dollars_per_gpu_hour: float = 2.5
 ) -> pd.DataFrame:
-    """Cost per million output tokens ($) and energy per output token (J) of each row of `metrics.summarise`.
+    """Compute cost and energy per output token.
 
-    All of a system's GPUs are paid for and draw board power for the whole time, busy or idle: an upper bound on energy.
-    The price is an assumption.
+    All GPUs of a system are paid for and draw board power all the time, so the energy is an upper bound.
+
+    Args:
+        summary: Rows of `metrics.summarise`.
+        systems: Systems by name.
+        setup: Machine.
+        dollars_per_gpu_hour: Price of a GPU, above 0; the default is an assumption.
+
+    Returns:
+        One row per row of `summary`: GPUs, cost per million output tokens ($) and energy per output token (J).
     """
     check_price(dollars_per_gpu_hour)
     gpus = summary["system"].map({name: s.count * s.expert.tensor_parallel for name, s in systems.items()})
@@ -128,18 +154,28 @@ def economics(
 
 
 def check_price(dollars_per_gpu_hour: float) -> None:
-    fits = is_number(dollars_per_gpu_hour) and dollars_per_gpu_hour > 0
-    require(fits, "dollars_per_gpu_hour", "economics", "be above 0", dollars_per_gpu_hour)
+    """Raise ErlabError unless the price is a number above 0."""
+    valid = is_number(dollars_per_gpu_hour) and dollars_per_gpu_hour > 0
+    require(valid, "dollars_per_gpu_hour", "economics", "be above 0", dollars_per_gpu_hour)
 
 
 def served_within(
     systems: Mapping[str, System],
-    limits: Iterable[Limits] = (MLPERF, INTERACTIVE),
+    limits: Iterable[LatencyLimits] = (MLPERF, INTERACTIVE),
     most: int = 4096,
     **options,
 ) -> pd.DataFrame:
-    """A row a system and limits: the largest load held (see `largest_load`), and goodput there (requests/s);
-    `options` go to `simulate`."""
+    """Find the largest load of each system within each pair of latency limits.
+
+    Args:
+        systems: Systems by name.
+        limits: Pairs of latency limits.
+        most: Largest number of users tried.
+        **options: Arguments of `simulate`.
+
+    Returns:
+        One row per system and limits: users (see `largest_load`) and goodput at that load (requests/s).
+    """
     rows = []
     for name, system in systems.items():
         run = lru_cache(None)(lambda users, system=system: simulate(system, users, **options).requests)

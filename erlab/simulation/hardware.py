@@ -9,8 +9,8 @@ H200 SXM; dense, without sparsity).
 
 from dataclasses import dataclass
 
+from erlab import paper
 from erlab.errors import ErlabError
-from erlab.paper import FREE_FRACTION, GPU_MEMORY, RESERVE, kv_bytes_per_token, weight_bytes
 from erlab.spec import GIB, Expert, Precision, require
 
 
@@ -38,7 +38,7 @@ class Gpu:
 
 
 GPUS = {
-    "H100": Gpu("H100", GPU_MEMORY, 3.35e12, 989e12, 1979e12, 450e9, 700.0),
+    "H100": Gpu("H100", paper.GPU_MEMORY, 3.35e12, 989e12, 1979e12, 450e9, 700.0),
     "H200": Gpu("H200", 143_771 * 2**20, 4.8e12, 989e12, 1979e12, 450e9, 700.0),
 }
 _ARITHMETIC = {(16, 16): "FP16", (8, 8): "FP8", (8, 16): "INT8"}  # (weight bits, activation bits)
@@ -67,18 +67,18 @@ def arithmetic(precision: Precision) -> str:
 
 
 def free_gib(expert: Expert, gpu: Gpu, reserve_gib: float) -> float:
-    """Return the memory, GiB over all of the expert's GPUs, that weights and reserve leave; negative if none."""
-    return expert.tensor_parallel * (gpu.memory / GIB - reserve_gib) - weight_bytes(expert) / GIB
+    """Return the memory (GiB, over all of the expert's GPUs) that weights and reserve leave; negative if none."""
+    return expert.tensor_parallel * (gpu.memory / GIB - reserve_gib) - paper.weight_bytes(expert) / GIB
 
 
 def kv_pool_tokens(
-    expert: Expert, gpu: Gpu = GPUS["H100"], reserve_gib: float = RESERVE / GIB, free_fraction: float = FREE_FRACTION
+    expert: Expert, gpu: Gpu, reserve_gib: float = paper.RESERVE / GIB, free_fraction: float = paper.FREE_FRACTION
 ) -> int:
-    """Return the number of tokens that an expert's paged KV cache holds.
+    """Return `paper.kv_pool_tokens` on a GPU, checked; or the expert's `kv_tokens`, where set.
 
     Args:
-        expert: Its `kv_tokens`, where set, is the result.
-        gpu: GPU of which the expert has `tensor_parallel`.
+        expert: Engine.
+        gpu: GPU of which it has `tensor_parallel`.
         reserve_gib: Memory kept free on each GPU for activations, runtime and CUDA context, GiB.
         free_fraction: Share of the remaining memory that the KV cache takes, in (0, 1].
 
@@ -87,21 +87,17 @@ def kv_pool_tokens(
     """
     require(reserve_gib >= 0, "reserve_gib", "the KV pool", "be at least 0", reserve_gib)
     require(0 < free_fraction <= 1, "free_fraction", "the KV pool", "lie in (0, 1]", free_fraction)
-    free = free_gib(expert, gpu, reserve_gib)
+    free, weights = free_gib(expert, gpu, reserve_gib), paper.weight_bytes(expert) / GIB
     name = f"{expert.model.name} {expert.precision.name}"
     machine = f"{expert.tensor_parallel} {gpu.name}{'s' * (expert.tensor_parallel > 1)}"
     if free <= 0:
-        weights = weight_bytes(expert) / GIB
-        raise ErlabError(
-            f"{name} does not fit {machine}: weights {weights:.1f} GiB, memory after reserve {weights + free:.1f} GiB."
-        )
-    pool = expert.kv_tokens
-    if pool is None:
-        pool = int(free_fraction * free * GIB // kv_bytes_per_token(expert))
+        have = f"weights {weights:.1f} GiB, memory after reserve {weights + free:.1f} GiB"
+        raise ErlabError(f"{name} does not fit {machine}: {have}.")
+    pool = expert.kv_tokens or paper.kv_pool_tokens(expert, gpu.memory, reserve_gib * GIB, free_fraction)
     if pool < expert.max_sequence_tokens:
         raise ErlabError(
             f"The KV pool of {name} on {machine} holds {pool} tokens, fewer than one request of "
             f"{expert.max_sequence_tokens} (input {expert.max_input_tokens} + output {expert.max_output_tokens}): "
-            f"{free:.2f} GiB free, {kv_bytes_per_token(expert)} bytes per token."
+            f"{free:.2f} GiB free, {paper.kv_bytes_per_token(expert)} bytes per token."
         )
     return pool

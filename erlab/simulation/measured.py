@@ -1,10 +1,14 @@
-"""Measured loads of one engine beside the simulation of the same machine, and beside the limit of its memory.
+"""Measured loads of one engine, compared with its simulation and with the memory bandwidth.
 
-    found = compare(records.read("data/results/gpu/records/gpu").requests, system, vllm("H200"))
+    from erlab.results import records
+    requests = records.read("data/results/gpu/records/gpu").requests
+    compare(requests, system, vllm("H200"))
 
-The simulated users begin when the measured ones did, ask for the same lengths, and pause as long between an answer and
-the next request; a router system's gateway takes as long as it took.
+The simulated users start when the measured ones did, send requests of the same lengths, and pause for the same time
+between an answer and the next request; the gateway of a router system takes the measured time.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,68 +22,90 @@ from erlab.simulation.steptimes import NS
 from erlab.simulation.system import Setup, Traffic, simulate
 from erlab.spec import Expert, System, require
 
-COMPARED = {  # by column, with its unit
+COMPARED = {  # column, with its unit: metric
     "throughput": metrics.output_throughput,
     "tpot_ms": lambda requests: metrics.percentile(metrics.tpot(requests), 50),
     "ttft_s": lambda requests: metrics.percentile(metrics.ttft(requests), 50),
 }
+VLLM = Setup(  # vLLM with its server's defaults: no blocks reserved for tokens to come, batches chosen ahead since 0.14
+    software=Software("vllm", "0.22.0"),
+    era=None,
+    batching=Batching(2048, True, "max_utilization", block_tokens=16, schedules_ahead=True),
+)
 
 
 def vllm(machine: str, **changes) -> Setup:
-    """vLLM as `openai_models.vllm` starts it, on a GPU of `hardware.GPUS`; `changes` of `Setup`."""
-    batching = Batching(2048, True, "max_utilization", block_tokens=16, schedules_ahead=True)
-    it = {"gpu": machine, "software": Software("vllm", "0.22.0"), "era": None, "batching": batching}
-    return Setup(**it | changes)
+    """Return `VLLM` on a GPU of `hardware.GPUS`; `changes` are fields of `Setup`."""
+    return replace(VLLM, gpu=machine, **changes)
 
 
 def compare(requests: pd.DataFrame, system: System, setup: Setup) -> pd.DataFrame:
-    """A row a load of one system's measured request records: throughput (tokens/s), median time per output token (ms)
-    and to the first token (s), as measured, as simulated (`_predicted`) and their ratio, and the share of the memory's
-    bandwidth that decoding used.
+    """Compare measured requests of one system with their simulation, for each load.
 
-    Only a system of one engine on a GPU of its own can be simulated; what shares its GPU has no prediction (NA).
+    Args:
+        requests: Measured request records of one system.
+        system: The system as it was served. Only a system of one engine on a GPU of its own is simulated.
+        setup: Machine and serving software.
+
+    Returns:
+        One row per load: throughput (tokens/s), median time per output token (ms) and median time to first token (s)
+        as measured, as simulated (`_predicted`) and their ratio (`_ratio`); the share of the memory bandwidth that
+        decoding used. NA where nothing was simulated.
     """
     names = requests["system"].unique().tolist()
     require(len(names) == 1, "requests", "compare", "be of one system", names)
-    return pd.DataFrame([_row(rows, system, setup) for _, rows in requests.groupby("users")])
+    return pd.DataFrame([_compare_load(rows, system, setup) for _, rows in requests.groupby("users")])
 
 
-def _row(rows: pd.DataFrame, system: System, setup: Setup) -> dict:
+def _compare_load(rows: pd.DataFrame, system: System, setup: Setup) -> dict:
     done = rows[metrics.finished(rows)].sort_values(["user", "turn"])
-    found = {"users": int(rows["users"].iloc[0]), "requests": len(rows), "failed": len(rows) - len(done)}
+    counts = {"users": int(rows["users"].iloc[0]), "requests": len(rows), "failed": len(rows) - len(done)}
     simulated = None
     if system.count == 1 and len(done):
         delays = tuple(((done["t_routed"] - done["t_submit"]) / NS).dropna()) if system.router else ()
-        it = Setup(**{**vars(setup), "gateway": delays}) if delays else setup
-        simulated = simulate(system, traffic=traffic(done), setup=it).requests
-    for name, metric in COMPARED.items():
-        was = metric(rows)
-        says = pd.NA if simulated is None else metric(simulated)
-        found |= {name: was, f"{name}_predicted": says, f"{name}_ratio": says / was}
+        if delays:
+            setup = replace(setup, gateway=delays)
+        simulated = simulate(system, traffic=traffic(done), setup=setup).requests
     share = bandwidth_share(done, system.expert, gpu(setup.gpu)) if system.count == 1 else pd.NA
-    return found | {"bandwidth_share": share}
+    return counts | ratios(rows, simulated) | {"bandwidth_share": share}
 
 
-def traffic(requests: pd.DataFrame) -> Traffic:
-    """Finished requests, ordered by user and turn, as the load they were."""
+def ratios(measured: pd.DataFrame, simulated: pd.DataFrame | None) -> dict:
+    """Return each metric of `COMPARED` as measured, as simulated (NA without simulation), and their ratio."""
+    values = {}
+    for name, metric in COMPARED.items():
+        observed = metric(measured)
+        predicted = pd.NA if simulated is None else metric(simulated)
+        values |= {name: observed, f"{name}_predicted": predicted, f"{name}_ratio": predicted / observed}
+    return values
+
+
+def traffic(requests: pd.DataFrame, ticks: int = NS) -> Traffic:
+    """Return finished requests as the load they were.
+
+    Args:
+        requests: Request records, sorted by user and turn.
+        ticks: Units of their times per second.
+    """
     first = ~requests["user"].duplicated()
-    gaps = (requests["t_submit"] - requests["t_last"].shift())[~first]
+    pauses = (requests["t_submit"] - requests["t_last"].shift())[~first]
     column = lambda name: requests[name].to_numpy(dtype=np.int64)  # noqa: E731
     return Traffic(
         user=np.unique(column("user"), return_inverse=True)[1],
         turn=column("turn"),
         input_tokens=column("input_tokens"),
         output_tokens=column("output_tokens"),
-        start=column("t_submit")[first.to_numpy()] / NS,
-        pause=max(0.0, float(gaps.median()) / NS) if len(gaps) else 0.0,
+        start=requests.loc[first, "t_submit"].to_numpy(dtype=float) / ticks,
+        pause=max(0.0, float(pauses.median()) / ticks) if len(pauses) else 0.0,
     )
 
 
 def bandwidth_share(requests: pd.DataFrame, expert: Expert, gpu: Gpu) -> float:
-    """Bytes that a decoding iteration has to read over what the GPU's memory gives in the time it took (its data sheet).
+    """Return the share of the memory bandwidth that decoding used.
 
-    Read are all weights but the input embedding, and the KV cache of those that decode, on average: how many they are
-    follows from Little's law on the time between first and last token; NA where no answer has two tokens.
+    It is the bytes that a decode iteration reads, over the bytes that the memory delivers in that time by its data
+    sheet. An iteration reads all weights but the input embedding, and the KV cache of the running sequences, whose mean
+    number follows from Little's law on the time between first and last token. NA if no answer has two tokens.
     """
     times = metrics.tpot(requests)
     seconds = metrics.percentile(times, 50) / 1e3

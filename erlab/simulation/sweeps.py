@@ -1,8 +1,10 @@
-"""Many simulations at once: over cores with joblib, or on a Dask or Ray cluster. The result does not depend on where.
+"""Sweeps over systems and loads, on local processes or on a Dask or Ray cluster.
+
+The result does not depend on where the simulations run.
 
     from erlab import paper, simulation
-    found = simulation.sweep(paper.SYSTEMS["v2"])               # Figs. 2 and 4 to 7 at full scale
-    early = simulation.sweep(simulation.preliminary())          # Fig. 3
+    records = simulation.sweep(paper.SYSTEMS["v2"])                         # Figs. 2 and 4 to 7
+    preliminary = simulation.sweep(simulation.preliminary_systems())        # Fig. 3
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from erlab.results.records import Records
 from erlab.simulation.system import Setup, simulate, step_times
 from erlab.spec import System, Workload, require
 
-ALONE = 500_000  # requests, some ten seconds of one core
+SERIAL_REQUESTS = 500_000  # a smaller sweep ends before worker processes have started
 
 
 def sweep(
@@ -35,29 +37,39 @@ def sweep(
     cluster: str | None = None,
     **routing,
 ) -> Records:
-    """Simulate every system under every load, ordered by system, then load.
+    """Simulate every system under every load.
 
-    `routing` (`shares`, `decisions`, `policy`) goes to `simulate` for router systems. `jobs`: worker processes, -1 for
-    one a core; None: this process alone up to `ALONE` requests, which take less time than workers need to start.
-    `cluster`: ``dask:HOST:PORT`` or ``ray:HOST:PORT`` instead of local processes.
+    Args:
+        systems: Systems by name.
+        loads: Numbers of concurrent users, at least 1.
+        setup: Machine and serving software.
+        seed: Random seed.
+        workload: Token lengths and turns.
+        jobs: Worker processes, -1 for one per core (default: this process for up to `SERIAL_REQUESTS` requests, else
+            -1).
+        cluster: ``dask:HOST:PORT`` or ``ray:HOST:PORT`` instead of local processes.
+        **routing: `shares`, `decisions` and `policy` of `simulate`, for router systems.
+
+    Returns:
+        Request records, ordered by system, then load.
     """
     loads = list(loads)
     require(bool(systems), "systems", "sweep", "name at least one system", list(systems))
     require(bool(loads) and min(loads) >= 1, "loads", "sweep", "be numbers of users from 1", loads)
     for system in systems.values():
         setup.pool(system.expert)
-        step_times(system.expert, setup)  # makes the table on disk that workers read
+        step_times(system.expert, setup)  # stores the table that workers read
     cells = [(replace(system, name=name), n) for name, system in systems.items() for n in loads]
     if jobs is None:
-        few = sum(n * workload.turns_for(n) for _, n in cells) <= ALONE
+        few = sum(n * workload.turns_for(n) for _, n in cells) <= SERIAL_REQUESTS
         jobs = 1 if few and cluster is None else -1
     parts = []
-    with _where(cluster):
-        at_once = cluster is not None and cluster.startswith("ray:")  # whose backend hands nothing over before the end
-        parallel = joblib.Parallel(jobs, return_as="list" if at_once else "generator")
-        same = dict(setup=setup, seed=seed, workload=workload)
+    with _backend(cluster):
+        on_ray = cluster is not None and cluster.startswith("ray:")  # its backend returns no generator
+        parallel = joblib.Parallel(jobs, return_as="list" if on_ray else "generator")
+        options = dict(setup=setup, seed=seed, workload=workload)
         work = (
-            joblib.delayed(simulate)(system, n, **same, **(routing if system.router else {})) for system, n in cells
+            joblib.delayed(simulate)(system, n, **options, **(routing if system.router else {})) for system, n in cells
         )
         for i, part in enumerate(parallel(work)):
             parts.append(part)
@@ -73,8 +85,8 @@ def _commit() -> str | None:
 
 
 @contextlib.contextmanager
-def _where(cluster: str | None):
-    """joblib's backend for `cluster`; local processes for None."""
+def _backend(cluster: str | None):
+    """Select joblib's backend for `cluster`; local processes for None."""
     if cluster is None:
         yield
         return
@@ -109,14 +121,14 @@ def _where(cluster: str | None):
         raise ErlabError(f"The cluster {cluster!r} needs a package: pip install {package}") from None
 
 
-def preliminary(limits: Iterable[int] = paper.BATCH_LIMITS) -> dict[str, System]:
-    """The systems of Fig. 3: one engine of the big model on 4 ("half") or 8 ("all") GPUs, by precision and limit."""
-    found = {}
+def preliminary_systems(limits: Iterable[int] = paper.BATCH_LIMITS) -> dict[str, System]:
+    """Return the systems of Fig. 3: one 70B engine on 4 ("half") or 8 ("all") GPUs, per precision and batch limit."""
+    systems = {}
     for half, tensor_parallel in (("half", 4), ("all", 8)):
         for letter in ("A", "B"):  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             for limit in limits:
                 expert = replace(original.expert, tensor_parallel=tensor_parallel, max_batch_size=limit)
                 name = f"P-{half}-{expert.precision.name}-b{limit}"
-                found[name] = replace(original, name=name, expert=expert, count=1)
-    return found
+                systems[name] = replace(original, name=name, expert=expert, count=1)
+    return systems

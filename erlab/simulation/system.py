@@ -1,4 +1,4 @@
-"""A whole system in virtual time: closed-loop users, the gateway's delay, routing, and its engines.
+"""Simulation of a whole system: closed-loop users, gateway delay, routing and engines.
 
 >>> from erlab.paper import SYSTEMS
 >>> records = simulate(SYSTEMS["v2"]["E"], users=2, setup=Setup(steps="roofline", era=None))
@@ -19,25 +19,37 @@ import pyarrow as pa
 
 from erlab import paper
 from erlab.errors import ErlabError
+from erlab.prompts.workload import sample
 from erlab.results import records
 from erlab.routing.compiled import Row
+from erlab.routing.policies import POLICIES, Fleet
 from erlab.simulation import components, era, events
 from erlab.simulation.components import Software
-from erlab.simulation.engine import Batching, Engine, Requests
+from erlab.simulation.engine import Batching, Requests, SimulatedEngine
 from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import NS, StepTimes
-from erlab.spec import Expert, System, Workload, require
+from erlab.spec import GIB, Expert, System, Workload, require
+
+_NEED_SPECIAL_EXPERT = ("outlier", "strong_weak")  # equal to `nearest` without a generalist and a strong expert
+SIMULATED_POLICIES = tuple(name for name in POLICIES if name not in _NEED_SPECIAL_EXPERT)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The simulated machine and its software, all of it assumptions with defaults.
+    """Simulated machine and serving software; every field is an assumption with a default.
 
-    `steps`: "measured" or "roofline". `era`: a key of `era.FACTORS`, two factors, or None for the kernels as measured.
-    `reserve_gib`, `free_fraction`: bound the KV pool where experts state no `kv_tokens` (`hardware.kv_pool_tokens`).
-    `gateway`: seconds between a router system's submission and arrival at the expert, a constant or measured values to
-    draw from. `prefill_overhead`: seconds the host adds to each iteration that prefills. `tables`: the folder of the
-    step-time tables.
+    Attributes:
+        gpu: Name in `hardware.GPUS`.
+        steps: Source of the iteration times, measured or roofline.
+        software: Software whose kernels were measured.
+        era: Name in `era.FACTORS`, two factors, or None for the kernels as measured.
+        batching: Batching parameters of every engine.
+        reserve_gib: See `hardware.kv_pool_tokens`.
+        free_fraction: See `hardware.kv_pool_tokens`.
+        gateway: Seconds between submission and arrival at the expert in router systems: a constant, or measured values
+            to draw from.
+        prefill_overhead: Seconds that the host adds to each iteration that prefills.
+        tables: Folder of the step-time tables (default ``data/results/steptimes``).
     """
 
     gpu: str = "H100"
@@ -45,7 +57,7 @@ class Setup:
     software: Software = Software()
     era: str | tuple[float, float] | None = "0.13"
     batching: Batching = Batching()
-    reserve_gib: float = paper.RESERVE / 2**30
+    reserve_gib: float = paper.RESERVE / GIB
     free_fraction: float = paper.FREE_FRACTION
     gateway: float | tuple[float, ...] = 0.002
     prefill_overhead: float = 0.0
@@ -58,23 +70,24 @@ class Setup:
             object.__setattr__(self, "gateway", tuple(float(g) for g in self.gateway))
         least = self.gateway if isinstance(self.gateway, (int, float)) else min(self.gateway, default=-1)
         require(least >= 0, "gateway", "Setup", "be at least 0 seconds", self.gateway)
-        era.factors(self.era, "FP8", 1)  # refuses an unknown era
+        era.factors(self.era, "FP8", 1)  # raises for an unknown era
         require(self.reserve_gib >= 0, "reserve_gib", "Setup", "be at least 0", self.reserve_gib)
         require(0 < self.free_fraction <= 1, "free_fraction", "Setup", "lie in (0, 1]", self.free_fraction)
         require(self.prefill_overhead >= 0, "prefill_overhead", "Setup", "be at least 0 seconds", self.prefill_overhead)
 
     @property
     def machine(self) -> str:
+        """Name of the machine in request records."""
         return f"DGX {self.gpu} (simulated{', roofline limit' * (self.steps == 'roofline')})"
 
     def pool(self, expert: Expert) -> int:
-        """Tokens one engine's KV cache holds; ErlabError with the numbers where that is too few."""
+        """Return the tokens that one engine's KV cache holds (`hardware.kv_pool_tokens`)."""
         return kv_pool_tokens(expert, gpu(self.gpu), self.reserve_gib, self.free_fraction)
 
 
 @lru_cache(maxsize=64)
 def step_times(expert: Expert, setup: Setup) -> StepTimes:
-    """The expert's iteration times under this setup, shared by all simulations of this process."""
+    """Return the iteration times of an expert, shared by all simulations of this process."""
     if setup.steps == "roofline":
         parts = components.roofline(expert, gpu(setup.gpu))
     else:
@@ -85,10 +98,15 @@ def step_times(expert: Expert, setup: Setup) -> StepTimes:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Who asks what: one entry a request, grouped by user, turn after turn.
+    """Requests of a simulated load, grouped by user and ordered by turn.
 
-    A user's first request is submitted at `start[user]` seconds, each other one `pause` seconds after the answer to
-    the one before.
+    Attributes:
+        user: User of each request, from 0; shape (n,), like the next three.
+        turn: Index of the request in its user's session.
+        input_tokens: At least 1.
+        output_tokens: At least 1.
+        start: Submission time of each user's first request, seconds; shape (users,).
+        pause: Seconds between an answer and the user's next request.
     """
 
     user: np.ndarray
@@ -114,9 +132,10 @@ class Traffic:
 
 
 def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
-    """`users` users who ask `workload.turns_for(users)` times each; the same for every system at the same load."""
-    from erlab.prompts.workload import sample
+    """Draw the load of closed-loop users, equal for every system at the same number of users and seed.
 
+    Each of `users` users makes `workload.turns_for(users)` requests.
+    """
     turns = workload.turns_for(users)
     rng = np.random.default_rng([seed, users])
     n = users * turns
@@ -125,7 +144,7 @@ def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
 
 
 def fixed_lengths(users: int, turns: int, input_tokens: int, output_tokens: int) -> Traffic:
-    """`users` users who ask `turns` times each, always with the same lengths."""
+    """Make a closed-loop load of `turns` requests per user, all of the same lengths."""
     require(users >= 1, "users", "the load", "be at least 1", users)
     require(turns >= 1, "turns", "the load", "be at least 1", turns)
     n = users * turns
@@ -134,10 +153,10 @@ def fixed_lengths(users: int, turns: int, input_tokens: int, output_tokens: int)
 
 
 def trace(at: Sequence[float], input_tokens: Sequence[int], output_tokens: Sequence[int]) -> Traffic:
-    """An open-loop load: request i comes at `at[i]` seconds (rising), each from a user of its own."""
+    """Make an open-loop load: request i is submitted at `at[i]` seconds (ascending) by a user of its own."""
     at = np.asarray(at, float)
     n = len(at)
-    rises = np.diff(at, prepend=0.0) >= 0  # not so for NaN either
+    rises = np.diff(at, prepend=0.0) >= 0  # False for NaN
     if not rises.all():
         i = int(np.argmin(rises))
         before = float(at[i - 1]) if i else 0.0
@@ -157,29 +176,38 @@ def simulate(
     policy: str = "nearest",
     traffic: Traffic | None = None,
 ) -> records.Records:
-    """Simulate one system under one load; request records like a measured run's, without token times.
+    """Simulate one system under one load, deterministically for a seed.
 
-    The load is `users` closed-loop users with the `workload`'s lengths, or any `traffic`. Where a router system's
-    prompts go follows the clusters' `shares` (default: equal), or `decisions`, a real router's on real prompts, from
-    which each request draws one; cluster c belongs to expert c mod `system.count`, and `policy` (a name in
-    `erlab.routing.policies`) chooses. Baselines' user i asks replica i mod count. Deterministic for a seed.
+    Args:
+        system: System. Cluster c belongs to expert c mod `system.count`; user i of a baseline always uses replica
+            i mod `system.count`.
+        users: Concurrent closed-loop users with the lengths of `workload`; or give `traffic` instead.
+        workload: Token lengths and turns.
+        setup: Machine and serving software.
+        seed: Random seed, at least 0.
+        shares: Share of each cluster in the prompts, at least `system.count` values that sum to 1 (default equal).
+        decisions: Decisions of a router on real prompts, of which each request draws one; instead of `shares`.
+        policy: Routing policy, a name in `erlab.routing.policies.POLICIES`.
+        traffic: Load, instead of `users`.
 
-    Raises ErlabError where the system does not fit the machine, and for zero users or an unordered trace.
+    Returns:
+        Request records like those of a measured run, without token times.
+
+    Raises:
+        ErlabError: The system does not fit the machine, or a parameter is not allowed.
     """
     require((users is None) != (traffic is None), "users", "simulate", "be given, or else traffic, not both", users)
     require(isinstance(seed, Integral) and seed >= 0, "seed", "simulate", "be a whole number from 0", seed)
     if traffic is None:
         require(isinstance(users, Integral), "users", "simulate", "be a whole number", users)
         traffic = closed_loop(workload, users, seed)
-    expert, n = system.expert, len(traffic.user)
+    n = len(traffic.user)
     rng = np.random.default_rng([seed, traffic.users, 1])
-    requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
-    times, pool = step_times(expert, setup), setup.pool(expert)
-    engines = [Engine(times, requests, setup.batching, expert.max_batch_size, pool) for _ in range(system.count)]
-    submit, following = loop(traffic)
+    requests, engines = make_engines(system, traffic, setup)
+    submit, following = schedule(traffic)
     columns = {}
     if system.router:
-        delay = _gateway(setup.gateway, rng, n)
+        delay = _gateway_delays(setup.gateway, rng, n)
         route, columns = _routes(system, engines, rng, n, shares, decisions, policy)
     else:
         require(shares is None and decisions is None, "shares", "simulate", "be None for a baseline", shares)
@@ -189,15 +217,24 @@ def simulate(
     run = describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}
     if system.router:
         columns |= {
-            "expert": named([f"{system.name}-expert-{i}" for i in range(system.count)], chosen),
+            "expert": expert_names(system.name, system.count, chosen),
             "policy": pa.repeat(policy, n),
             "t_routed": np.asarray(submit) + np.asarray(delay),
         }
     return as_records(run, traffic, submit, requests, columns)
 
 
+def make_engines(system: System, traffic: Traffic, setup: Setup) -> tuple[Requests, list[SimulatedEngine]]:
+    """Make the requests of a load and the idle engines of a system that share them."""
+    requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
+    times, pool = step_times(system.expert, setup), setup.pool(system.expert)
+    limit = system.expert.max_batch_size
+    engines = [SimulatedEngine(times, requests, setup.batching, limit, pool) for _ in range(system.count)]
+    return requests, engines
+
+
 def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, columns: dict) -> records.Records:
-    """What happened as request records; `columns` are those beyond the load's and the times."""
+    """Make request records of a finished run; `columns` are those that depend on the kind of system."""
     n = len(traffic.user)
     columns = columns | {
         "user": traffic.user, "turn": traffic.turn,
@@ -209,12 +246,14 @@ def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, c
     return records.from_table(pa.table({k: pa.array(v) for k, v in columns.items()}), run)
 
 
-def named(names: list[str], indices: array) -> pa.Array:
+def expert_names(system: str, count: int, indices: Sequence[int]) -> pa.Array:
+    """Return the names of experts given by index, as an Arrow array."""
+    names = [f"{system}-expert-{i}" for i in range(count)]
     return pa.DictionaryArray.from_arrays(pa.array(np.asarray(indices)), pa.array(names)).cast(pa.string())
 
 
-def loop(traffic: Traffic) -> tuple[array, list[int]]:
-    """When each request is submitted (-1: after its user's previous one), and what follows its answer (-1: nothing)."""
+def schedule(traffic: Traffic) -> tuple[array, list[int]]:
+    """Return `submit` (ns) and `following` of each request, as `events.run` takes them."""
     n = len(traffic.user)
     again = np.r_[traffic.user[1:] == traffic.user[:-1], False]
     following = np.where(again, np.arange(1, n + 1), -1)
@@ -223,13 +262,13 @@ def loop(traffic: Traffic) -> tuple[array, list[int]]:
     return array("q", submit.astype(np.int64).tobytes()), following.tolist()
 
 
-def _gateway(gateway: float | tuple[float, ...], rng: np.random.Generator, n: int) -> list[int]:
+def _gateway_delays(gateway: float | tuple[float, ...], rng: np.random.Generator, n: int) -> list[int]:
     seconds = np.full(n, gateway) if isinstance(gateway, (int, float)) else rng.choice(np.asarray(gateway), n)
     return np.rint(seconds * NS).astype(np.int64).tolist()
 
 
 def _routes(system, engines, rng, n, shares, decisions, policy):
-    """Each request's expert (a list, or a function that looks at the experts) and its columns of the records."""
+    """Return the expert of each request (a list, or a function for policies that depend on load) and record columns."""
     count = system.count
     if decisions is None:
         p = np.full(count, 1 / count) if shares is None else np.asarray(shares, float)
@@ -245,8 +284,6 @@ def _routes(system, engines, rng, n, shares, decisions, policy):
         columns = {name: np.array([getattr(row, name) for row in decisions])[drawn] for name in fields}
     if policy == "nearest":
         return (columns["cluster"] % count).tolist(), columns
-    from erlab.routing.policies import POLICIES, Fleet
-
     require(policy in POLICIES, "policy", "simulate", f"be one of {', '.join(POLICIES)}", policy)
     rows = decisions or [_row(c, known) for c in range(known)]
     owners = tuple(c % count for c in range(known))
@@ -256,9 +293,9 @@ def _routes(system, engines, rng, n, shares, decisions, policy):
 
 
 class _Outstanding(Sequence):
-    """The engines' unfinished requests, read when asked."""
+    """Live view of the engines' numbers of unfinished requests."""
 
-    def __init__(self, engines: Sequence[Engine]):
+    def __init__(self, engines: Sequence[SimulatedEngine]):
         self._engines = engines
 
     def __len__(self) -> int:
@@ -269,13 +306,13 @@ class _Outstanding(Sequence):
 
 
 def _row(cluster: int, clusters: int) -> Row:
-    """A decision of which only the cluster is known; the others follow in a ring."""
+    """Make a decision from a cluster alone; the other clusters follow in cyclic order."""
     order = tuple((cluster + j) % clusters for j in range(clusters))
     return Row(cluster=cluster, distance=None, margin=None, runner_up=order[1 % clusters], order=order)
 
 
 def describe(system: System, users: int, setup: Setup, seed: int) -> dict:
-    """The run's description, as records' metadata hold it."""
+    """Return the description of a run for the metadata of its records."""
     expert = system.expert
     described = dataclasses.asdict(setup) | {"tables": None}
     if not isinstance(setup.gateway, (int, float)):

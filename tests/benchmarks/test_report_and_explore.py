@@ -49,7 +49,7 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     setup = simulation.Setup(steps="roofline", era=None)
     swept = [simulation.sweep(s, setup=setup, seed=seed) for s in paper.SYSTEMS.values() for seed in range(5)]
-    found = records.join(*swept, simulation.sweep(simulation.preliminary(), setup=setup), synthetic.make())
+    found = records.join(*swept, simulation.sweep(simulation.preliminary_systems(), setup=setup), synthetic.make())
     records.save(folder / "records" / "all.parquet", found)
     figures.save_all(records.Records(synthetic.make().requests, synthetic.make().runs), folder / "figures")
     return folder

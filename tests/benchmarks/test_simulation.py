@@ -11,7 +11,7 @@ from plain_loop import plain_run
 from erlab import paper
 from erlab.simulation import Setup, closed_loop, events, simulate, sweep
 from erlab.simulation.engine import Requests, SimulatedEngine
-from erlab.simulation.system import loop, step_times
+from erlab.simulation.system import schedule, step_times
 
 SETUP = Setup(steps="roofline", era=(1.5, 1.5))  # as slow as measured kernels, without asking for them
 E = paper.SYSTEMS["v2"]["E"]
@@ -42,7 +42,7 @@ def test_twenty_times_the_plain_loop(record_property):
         def fast():
             requests = Requests.of(*lengths)
             engine = SimulatedEngine(times, requests, SETUP.batching, expert.max_batch_size, pool)
-            submit, following = loop(load)
+            submit, following = schedule(load)
             events.run([engine], submit, following, [0] * len(submit), [0] * len(submit))
             return list(requests.last)
 

@@ -101,7 +101,7 @@ def test_without_kernels_the_roofline_stands_in_and_says_so(monkeypatch):
 def test_the_fewest_gpus_hold_the_load_and_one_engine_less_does_not():
     asked, users = replace(ROOF, system="A", precision="FP16"), 100
     alone = explore.simulate(replace(asked, tensor_parallel=2), [users], count=1)
-    limits = beyond.Limits("", 1000.0, metrics.percentile(metrics.tpot(alone), 99) * 0.7)
+    limits = beyond.LatencyLimits("", 1000.0, metrics.percentile(metrics.tpot(alone), 99) * 0.7)
     found = explore.what_it_takes(asked, users, limits.ttft_s, limits.tpot_ms, most=8).set_index("tensor parallelism")
     assert "does not fit 1 H100" in found["why not"][1]
     assert found["engines"][2] > 1

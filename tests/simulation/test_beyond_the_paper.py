@@ -17,7 +17,7 @@ from erlab.spec import Lengths, Workload
 ROOF = Setup(steps="roofline", era=None)
 SHORT = Workload(Lengths(60, 0.8, 4, 400), Lengths(20, 0.7, 1, 100), turns=3)
 D, E = paper.SYSTEMS["v2"]["D"], paper.SYSTEMS["v2"]["E"]
-LIMITS = beyond.Limits("test", 0.1, 20.0)
+LIMITS = beyond.LatencyLimits("test", 0.1, 20.0)
 
 
 def rows(*times):
@@ -39,13 +39,13 @@ def test_goodput_counts_requests_that_meet_both_limits():
 
 
 def test_the_largest_load_holds_and_one_more_does_not():
-    limits = beyond.Limits("tight", 0.05, 8.0)
+    limits = beyond.LatencyLimits("tight", 0.05, 8.0)
     most = beyond.largest_load(D, limits, setup=ROOF, workload=SHORT)
     good = lambda n: beyond.holds(simulate(D, n, setup=ROOF, workload=SHORT).requests, limits)  # noqa: E731
     assert most == 0 or good(most)
     assert not good(most + 1)
-    assert beyond.largest_load(D, beyond.Limits("never", 1e-9, 1e-9), setup=ROOF, workload=SHORT) == 0
-    assert beyond.largest_load(E, beyond.Limits("always", 1e9, 1e9), setup=ROOF, workload=SHORT, most=37) == 37
+    assert beyond.largest_load(D, beyond.LatencyLimits("never", 1e-9, 1e-9), setup=ROOF, workload=SHORT) == 0
+    assert beyond.largest_load(E, beyond.LatencyLimits("always", 1e9, 1e9), setup=ROOF, workload=SHORT, most=37) == 37
 
 
 def test_cost_and_energy_are_gpus_times_price_or_power_over_throughput():

@@ -11,7 +11,7 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.results import metrics, records
-from erlab.simulation import Batching, Setup, fixed_lengths, preliminary, simulate, sweep, trace, validation
+from erlab.simulation import Batching, Setup, fixed_lengths, preliminary_systems, simulate, sweep, trace, validation
 from erlab.simulation.system import closed_loop
 from erlab.spec import Lengths, Workload
 
@@ -144,8 +144,8 @@ def test_a_ray_cluster_that_is_not_there_is_named(monkeypatch, address):
 def test_the_preliminary_systems_are_fig_3s():
     from erlab.results import selection
 
-    found = sweep(preliminary(limits=(8, 64)), (1, 20), workload=SHORT, setup=ROOF)
-    chosen = selection.preliminary(found)
+    found = sweep(preliminary_systems(limits=(8, 64)), (1, 20), workload=SHORT, setup=ROOF)
+    chosen = selection.preliminary_requests(found)
     assert len(chosen) == len(found.requests)
     assert set(chosen["half"]) == {"half", "all"} and set(chosen["max_batch_size"]) == {8, 64}
     waits = metrics.e2e(chosen).groupby([chosen["half"], chosen["max_batch_size"], chosen["users"]]).median()

@@ -1,7 +1,7 @@
-"""The paper as data: arXiv 2404.15153, both versions. Facts say where they come from.
+"""The paper, arXiv 2404.15153, as data: systems, loads, workload, assumptions and claims of both versions.
 
-*stated*: in the abstract, a caption or a summary of the paper. *reported*: in a third party's review of the text.
-*assumed*: not known; a parameter with this default, marked as an assumption wherever it shows.
+Facts name their source. *stated*: in the abstract, a caption or a summary of the paper. *reported*: in a third party's
+review of the text. *assumed*: unknown; a parameter with this default, marked as an assumption wherever it appears.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ WORKLOAD = Workload(Lengths(190.0, 0.95, 8, 1023), Lengths(240.0, 0.75, 3, 1023)
 
 @dataclass(frozen=True)
 class Assumption:
-    """Something the paper leaves open, with the value used here and why."""
+    """Detail that the paper leaves open, with the value used here and the reason."""
 
     id: str
     value: str
@@ -95,14 +95,14 @@ FREE_FRACTION = 0.9  # TensorRT-LLM's kv_cache_free_gpu_mem_fraction
 
 
 def weight_bytes(expert: Expert) -> int:
-    """Bytes of all weights over all of the engine's GPUs; embeddings and head stay at 16 bits when quantized."""
+    """Return the bytes of an engine's weights over all GPUs; embeddings and output head have at least 16 bits."""
     model = expert.model
     body = model.parameters - model.embedding_parameters
     return (body * expert.precision.weight_bits + model.embedding_parameters * max(16, expert.precision.weight_bits)) // 8
 
 
 def kv_bytes_per_token(expert: Expert) -> int:
-    """Bytes one token's keys and values take over all of the engine's GPUs."""
+    """Return the bytes of one token's keys and values over all of the engine's GPUs."""
     model = expert.model
     return 2 * model.layers * model.kv_heads * model.head_dim * expert.precision.kv_bits // 8
 
@@ -124,7 +124,7 @@ def kv_pool_tokens(
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper to be tested on request records."""
+    """Statement of the paper that is tested on request records."""
 
     id: str
     paper: str

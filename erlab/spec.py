@@ -1,7 +1,7 @@
-"""What is served and measured, as frozen dataclasses that refuse contradictions when made.
+"""Specifications of models, engines, systems, workloads and profiles, validated on construction.
 
-A `Model` is an architecture, a `Precision` the width of its weights and cache, an `Expert` one engine,
-a `System` a row of Table I, a `Workload` what users send, a `Profile` where and how large it all runs.
+A `Model` is an architecture, a `Precision` the bit widths of weights and KV cache, an `Expert` one engine, a `System` a
+row of Table I, a `Workload` the requests of users, a `Profile` the machine and the size of the study.
 
 >>> from erlab.paper import LLAMA_3_8B
 >>> Expert(LLAMA_3_8B, FP16, tensor_parallel=3)
@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from erlab.errors import ErlabError
 
 GIB = 2**30
-MOST_USERS = 100_000  # of one load: a hundred times the paper's, and more than a machine has ports for
+MOST_USERS = 100_000  # per load: more than a machine has ports for
 
 
 def require(condition: bool, parameter: str, owner: str, allowed: str, got: object) -> None:
-    """Refuse a bad parameter by name: what is allowed and what came."""
+    """Raise ErlabError for a bad parameter, with its name, the allowed values and the value."""
     if not condition:
         raise ErlabError(f"The {parameter!r} parameter of {owner} must {allowed}. Got {got!r}.")
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number, as a parameter of a notebook has to be where a command line may give anything."""
+    """Return whether a value, such as a notebook parameter from the command line, is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -57,7 +57,7 @@ class Model:
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of the input embedding and the output head, which quantization leaves alone."""
+        """Parameters of the input embedding and the output head, which are not quantized."""
         return 2 * self.vocab * self.hidden
 
     @property
@@ -69,7 +69,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bits of a weight, of a cached key or value, and of an activation."""
+    """Bit widths of weights, of cached keys and values, and of activations."""
 
     name: str
     weight_bits: int
@@ -87,9 +87,17 @@ INT8_CPU = Precision("int8", 8, 32, 8)
 
 @dataclass(frozen=True)
 class Expert:
-    """One engine: a model at a precision, on `tensor_parallel` GPUs or, on the laptop, on `cores` CPU cores.
+    """One engine: a model at a precision on GPUs or CPU cores.
 
-    `kv_tokens` bounds the KV cache, counted in tokens; None leaves it to the engine.
+    Attributes:
+        model: Architecture.
+        precision: Bit widths.
+        tensor_parallel: GPUs; divides the model's KV heads. 1 on CPU cores.
+        cores: CPU cores; None on GPUs.
+        max_batch_size: Sequences per batch.
+        max_input_tokens: Prompt tokens of a request.
+        max_output_tokens: Output tokens of a request.
+        kv_tokens: Tokens that the KV cache holds; None leaves it to the engine.
     """
 
     model: Model
@@ -123,15 +131,23 @@ class Expert:
 
     @property
     def max_sequence_tokens(self) -> int:
+        """Tokens of the longest request, input and output."""
         return self.max_input_tokens + self.max_output_tokens
 
 
 @dataclass(frozen=True)
 class System:
-    """A row of Table I: `count` engines of one expert, behind the router or as equal replicas of a baseline.
+    """Row of Table I: engines of one kind, as experts behind the router or as replicas of a baseline.
 
-    A router system's engines are distinct experts and the gateway chooses among them; a baseline's engines hold
-    the same weights and user i always asks replica i mod count.
+    The engines of a router system are distinct experts, among which the gateway chooses. The engines of a baseline have
+    the same weights, and user i always uses replica i mod `count`.
+
+    Attributes:
+        name: Name in Table I.
+        paper: Version of the paper, v1 or v2.
+        expert: Engine.
+        count: Number of engines.
+        router: Whether it is a router system.
     """
 
     name: str
@@ -146,21 +162,21 @@ class System:
 
     @property
     def title(self) -> str:
-        """One line for legends and tables, such as ``Llama 3 70B FP8, TP 4, 2 replicas``."""
+        """Description for legends and tables, such as ``Llama 3 70B FP8, TP 4, 2 replicas``."""
         e = self.expert
         width = f"{e.cores} core{'s' * (e.cores > 1)}" if e.cores else f"TP {e.tensor_parallel}"
         count = f"{self.count} expert" if self.router else f"{self.count} replica"
         return f"{e.model.name} {e.precision.name}, {width}, {count}{'s' * (self.count > 1)}"
 
     def model_names(self, key: str) -> tuple[str, ...]:
-        """The names of the system's engines in Triton, where the system is called `key`: ``E-expert-0`` and so on."""
+        """Return the names of the system's engines in Triton, such as ``E-expert-0`` for the key E."""
         kind = "expert" if self.router else "replica"
         return tuple(f"{key}-{kind}-{i}" for i in range(self.count))
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token lengths: log-normal with this median and shape, redrawn outside [minimum, maximum]."""
+    """Log-normal distribution of token lengths, redrawn outside [minimum, maximum]; `sigma` is its shape."""
 
     median: float
     sigma: float
@@ -173,16 +189,20 @@ class Lengths:
         require(self.sigma >= 0, "sigma", "Lengths", "be at least 0", self.sigma)
 
     def scaled(self, factor: float) -> "Lengths":
-        """The same shape with every length multiplied by `factor`."""
+        """Return the distribution of the lengths multiplied by `factor`."""
         low, high = max(1, round(self.minimum * factor)), max(1, round(self.maximum * factor))
         return Lengths(min(max(self.median * factor, low), high), self.sigma, low, high)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What users send: lengths, and how many requests each user makes at each load.
+    """Requests of closed-loop users: token lengths and requests per user.
 
-    A user makes `turns` requests, more where few users would leave fewer than `least_requests` in all.
+    Attributes:
+        input_tokens: Distribution of prompt lengths.
+        output_tokens: Distribution of output lengths.
+        turns: Requests per user.
+        least_requests: Least requests of a load; with few users, each makes more than `turns`.
     """
 
     input_tokens: Lengths
@@ -195,16 +215,22 @@ class Workload:
         require(self.least_requests >= 1, "least_requests", "Workload", "be at least 1", self.least_requests)
 
     def turns_for(self, users: int) -> int:
+        """Return the requests per user at a load of `users` concurrent users."""
         require(users >= 1, "users", "Workload", "be at least 1", users)
         return max(self.turns, -(-self.least_requests // users))
 
 
 @dataclass(frozen=True)
 class Emulation:
-    """Emulated experts: under which loads, how many times slower than the engines they stand for, and asked for what.
+    """Load test of emulated experts, which measures the overhead of the gateway.
 
-    By default a quarter of the paper's input lengths and short answers, so that 1,000 users are answered within seconds,
-    and a scale at which two cores that do nothing else carry them, Triton and the gateway.
+    With the defaults, a quarter of the paper's input lengths and short answers, requests of 1,000 users finish within
+    seconds, and two idle cores suffice for users, gateway and Triton.
+
+    Attributes:
+        loads: Numbers of concurrent users, ascending.
+        time_scale: Factor by which an emulated expert is slower than the engine it emulates.
+        workload: Token lengths and turns; at least 2 turns, since each user's first request is a warm-up.
     """
 
     loads: tuple[int, ...] = (1, 10, 100, 1000)
@@ -215,13 +241,37 @@ class Emulation:
         ordered = bool(self.loads) and min(self.loads) >= 1 and list(self.loads) == sorted(set(self.loads))
         require(ordered, "loads", "Emulation", "be rising numbers from 1", self.loads)
         require(self.time_scale > 0, "time_scale", "Emulation", "be above 0", self.time_scale)
-        # each user's first request is a warm-up
         require(self.workload.turns >= 2, "workload", "Emulation", "have at least 2 turns", self.workload.turns)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Where and how large the study runs: which models play the paper's, on how many devices, under which loads."""
+    """Machine and size of a study.
+
+    Attributes:
+        name: Value of ``--profile``.
+        description: One line for ``--help`` and reports.
+        models: Models that stand for the paper's, by the name of the paper's.
+        precisions: Precisions that stand for the paper's, by the name of the paper's.
+        workload: Token lengths and turns.
+        loads: Measured numbers of concurrent users, ascending.
+        preliminary_loads: Those of the preliminary experiments.
+        simulated_loads: Those of the simulation.
+        batch_limits: Batch limits of the preliminary experiments, ascending.
+        engine: Engine family, a name in `erlab.serving.engines.kinds.ENGINE_KINDS`.
+        systems: Systems of Table I that fit the machine.
+        gpus: GPUs that the engines share; 0 for CPU cores.
+        deadline: Seconds that a user waits for a whole answer.
+        minutes: Expected duration of steps whose duration does not scale with the laptop's.
+        clusters: Clusters of the router.
+        prompts_per_domain: Prompts of each domain.
+        emulation: Load test of emulated experts.
+        simulated_seeds: Repetitions of the simulation of Table I's systems, each with its own seed.
+        explored_loads: Loads at which assumptions and policies are varied.
+        explored_rates: Arrival rates of the autoscaling study, requests/s.
+        compared_sizes: Tensor-parallel sizes of the published cells that are compared, ascending.
+        compared_recipes: Names in `erlab.routing.evaluation.RECIPES` that notebook 02 compares by default.
+    """
 
     name: str
     description: str
@@ -232,19 +282,19 @@ class Profile:
     preliminary_loads: tuple[int, ...]
     simulated_loads: tuple[int, ...]
     batch_limits: tuple[int, ...]
-    engine: str = "tiny"  # one of `engines.kinds.ENGINE_KINDS`
-    systems: tuple[str, ...] = ("A", "B", "C", "D", "E")  # of Table I, those that fit the machine
-    gpus: int = 0  # GPUs that the engines share; 0: the CPU cores compute
-    deadline: float = 60.0  # seconds a user waits for a whole answer
-    minutes: dict[str, float] = field(default_factory=dict)  # expected of a step, where the laptop's tell nothing
+    engine: str = "tiny"
+    systems: tuple[str, ...] = ("A", "B", "C", "D", "E")
+    gpus: int = 0
+    deadline: float = 60.0
+    minutes: dict[str, float] = field(default_factory=dict)
     clusters: int = 8
     prompts_per_domain: int = 500
     emulation: Emulation = Emulation()
-    simulated_seeds: int = 5  # times that Table I's systems are simulated, each with a seed and so with users of its own
-    explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)  # where assumptions and policies are varied
-    explored_rates: tuple[float, ...] = (18, 20, 22, 24)  # requests/s under which replicas follow demand
-    compared_sizes: tuple[int, ...] = (1, 2, 4, 8)  # tensor-parallel sizes of the published cells compared with
-    compared_recipes: tuple[str, ...] = (  # names of `routing.evaluation.RECIPES` that notebook 02 compares by default
+    simulated_seeds: int = 5
+    explored_loads: tuple[int, ...] = (1, 50, 200, 600, 1000)
+    explored_rates: tuple[float, ...] = (18, 20, 22, 24)
+    compared_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    compared_recipes: tuple[str, ...] = (
         "paper",
         "words, balanced",
         "characters, balanced",
@@ -266,7 +316,7 @@ class Profile:
 
 
 def checked_loads(loads: Iterable[int], name: str = "loads") -> tuple[int, ...]:
-    """The loads in rising order, each once; ErlabError, by the parameter's name, for anything else."""
+    """Return the loads in ascending order without duplicates; ErlabError with the parameter's name if not allowed."""
     numbers = tuple(loads) if isinstance(loads, Iterable) else ()
     if not numbers or not all(type(n) is int and 1 <= n <= MOST_USERS for n in numbers):
         allowed = f"be a list of whole numbers of users from 1 to {MOST_USERS}"

@@ -1,6 +1,6 @@
-"""The reference: in-flight batching one iteration at a time, one engine, with a clock of its own.
+"""Reference implementation of in-flight batching: one engine, one iteration at a time.
 
-Written for clarity: every running sequence is touched in every iteration, blocks are counted afresh each time.
+Written for clarity: it touches every running sequence and counts all blocks in every iteration.
 """
 
 import math
@@ -10,16 +10,18 @@ from erlab.simulation.steptimes import StepTimes
 
 
 def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens: int, requests, log=None):
-    """Serve `requests`, a list of dicts with `at` (ns, or ("after", i) for i's answer) and `prompt`, `output`.
+    """Serve requests and add their times of first and last token.
 
-    Adds `first` and `last` to each and appends one dict an iteration to `log`.
+    Args:
+        requests: Dicts with `at` (ns, or ("after", i) for the answer to request i), `prompt` and `output` (tokens).
+        log: List that gets one dict per iteration.
     """
     block, evicts = batching.block_tokens, batching.policy == "max_utilization"
     pool = pool_tokens // block
     for i, r in enumerate(requests):
         r.update(index=i, todo=r["prompt"], done=0, cached=0, first=None, last=None)
     waiting, running, partial = [], [], None  # requests; `running` in the order they started
-    coming, before, woken = [], 0, False  # too late for the batch chosen ahead; the last iteration's start; was it idle?
+    coming, before, woken = [], 0, False  # arrived too late; start of the last iteration; whether it was idle
     now = 0
 
     def blocks(tokens):

@@ -1,4 +1,4 @@
-"""The paper's facts as data: arithmetic against published numbers, and the scale model that plays them."""
+"""Tests of the paper's data against published numbers, and of its scaled-down counterpart."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_kv_bytes_per_token(model, kib):
 def test_70b_fits_one_gpu_only_when_quantized():
     assert paper.kv_pool_tokens(Expert(paper.LLAMA_3_70B, FP16)) == 0
     pool_gib = paper.kv_pool_tokens(Expert(paper.LLAMA_3_70B, FP8)) * paper.kv_bytes_per_token(Expert(paper.LLAMA_3_70B, FP8)) / 2**30
-    assert 3.5 < pool_gib < 12  # what published throughput implies for 70B on one GPU
+    assert 3.5 < pool_gib < 12  # implied by published throughput for 70B on one GPU
 
 
 def test_every_system_uses_all_eight_gpus():
@@ -29,14 +29,14 @@ def test_every_system_uses_all_eight_gpus():
             assert system.count * system.expert.tensor_parallel == paper.GPUS
 
 
-def test_claims_are_named_once_and_each_version_has_some():
+def test_claim_ids_are_unique_and_each_version_has_claims():
     ids = [c.id for c in paper.CLAIMS]
     assert len(set(ids)) == len(ids) == 10
     assert {c.paper for c in paper.CLAIMS} == {"v1", "v2"}
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16])
-def test_every_played_system_uses_the_cores_it_should(cores):
+def test_scaled_systems_use_their_cores(cores):
     laptop = profiles.profile("laptop")
     for name, original in paper.SYSTEMS["v2"].items():
         system = scaling.scale(original, laptop, cores)
@@ -50,14 +50,14 @@ def test_every_played_system_uses_the_cores_it_should(cores):
             assert system.expert.cores == max(1, cores * original.expert.tensor_parallel // 8)
 
 
-def test_the_tiny_models_keep_the_papers_ratio_of_sizes():
+def test_tiny_models_keep_the_ratio_of_sizes():
     laptop = profiles.profile("laptop")
     ratio = paper.LLAMA_3_70B.parameters / paper.LLAMA_3_8B.parameters
-    played = laptop.models["Llama 3 70B"].parameters / laptop.models["Llama 3 8B"].parameters
-    assert played == pytest.approx(ratio, rel=0.05)
+    scaled = laptop.models["Llama 3 70B"].parameters / laptop.models["Llama 3 8B"].parameters
+    assert scaled == pytest.approx(ratio, rel=0.05)
 
 
-def test_only_d_is_short_of_kv_cache():
+def test_only_d_has_a_small_kv_cache():
     laptop = profiles.profile("laptop")
     for name, original in paper.SYSTEMS["v2"].items():
         expert = scaling.scale(original, laptop, 8).expert
@@ -65,12 +65,12 @@ def test_only_d_is_short_of_kv_cache():
         assert (share < 0.2) == (name == "D")
 
 
-def test_unknown_profile_lists_what_is_allowed():
+def test_unknown_profile_raises_with_the_allowed_ones():
     with pytest.raises(ErlabError, match="laptop, smoke.*'dgx'"):
         profiles.profile("dgx")
 
 
-def test_on_eight_gpus_the_systems_are_the_papers():
+def test_systems_on_eight_gpus_are_those_of_the_paper():
     dgx = profiles.profile("dgx-h100")
     assert {k: scaling.scale(s, dgx, 8) for k, s in paper.SYSTEMS["v2"].items()} == paper.SYSTEMS["v2"]
     places = {k: scaling.placement(s, scaling.devices(dgx)) for k, s in paper.SYSTEMS["v2"].items()}
@@ -80,8 +80,8 @@ def test_on_eight_gpus_the_systems_are_the_papers():
         scaling.scale(paper.SYSTEMS["v2"]["C"], dgx, 4)
 
 
-def test_every_profile_names_engines_that_there_are():
-    for name, to in profiles.PROFILES.items():
-        assert kind(to), name
+def test_engine_family_of_every_profile_exists():
+    for name, profile in profiles.PROFILES.items():
+        assert kind(profile), name
     with pytest.raises(ErlabError, match="'engine' parameter of profile laptop must be one of tiny, .*Got 'onnx'"):
         kind(replace(profiles.profile("laptop"), engine="onnx"))

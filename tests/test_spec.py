@@ -1,4 +1,4 @@
-"""Contradictions are refused when a spec is made, by the parameter's name."""
+"""Tests of the specifications: contradictions raise with the parameter's name."""
 
 import dataclasses
 
@@ -35,13 +35,13 @@ TINY = Model("tiny", 64, 2, 4, 2, 128, 260)
         (lambda: dataclasses.replace(PROFILES["laptop"], clusters=0), "clusters"),
     ],
 )
-def test_contradiction_is_refused_by_name(make, named):
+def test_contradiction_raises_with_the_parameter(make, named):
     with pytest.raises(ErlabError, match=f"'{named}' parameter"):
         make()
 
 
-def test_parameters_counted_by_hand():
-    # embeddings and head 2*260*64; a layer: q and o 2*64*64, k and v 2*64*32, SwiGLU 3*64*128, two norms of 64
+def test_parameters_equal_a_count_by_hand():
+    # embeddings and head 2*260*64; per layer: q and o 2*64*64, k and v 2*64*32, SwiGLU 3*64*128, two norms of 64
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
     assert TINY.parameters == 2 * 260 * 64 + 2 * layer + 64
 
@@ -51,7 +51,7 @@ def test_parameters_match_the_published_sizes(model, billions):
     assert model.parameters / 1e9 == pytest.approx(billions, rel=0.005)
 
 
-def test_a_user_makes_more_turns_where_users_are_few():
+def test_few_users_make_more_requests_each():
     workload = Workload(Lengths(10, 1, 1, 30), Lengths(10, 1, 1, 30), turns=2, least_requests=9)
     assert [workload.turns_for(n) for n in (1, 2, 4, 5, 100)] == [9, 5, 3, 2, 2]
 

@@ -27,7 +27,6 @@ from erlab.spec import Profile, checked_loads, require
 ROUTERS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items() if s.router}
 SYSTEMS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.items()}
 LIMITS = (beyond.MLPERF, beyond.INTERACTIVE)
-POLICIES = ("nearest", "spill", "least_outstanding", "two_choices", "round_robin", "random")
 STUDYS_ROUTER = "the study's router"
 TARGETS = {"throughput": 0.10, "tpot_ms": 0.10, "ttft_s": 0.25, "1.0": 0.10, "0.13": 0.15}  # median absolute errors
 
@@ -93,7 +92,7 @@ def policies(
     check_system(system)
     loads = checked_loads(to.explored_loads[-2:] if loads is None else loads)
     options = dict(decisions=decided, setup=fullscale.setup(folders), seed=seed)
-    found = beyond.policies(ROUTERS[system], loads, POLICIES, **options)
+    found = beyond.policies(ROUTERS[system], loads, **options)
     largest = found["clusterer"].map({name: max(shares(rows)) for name, rows in decided.items()})
     found.insert(1, "largest cluster", largest)
     return found.rename(columns={"largest share": "largest expert"}).assign(system=system)
@@ -119,7 +118,7 @@ def autoscaling(
     rows = []
     for rate in to.explored_rates:
         load, chosen = scaling.shifting_load(experts, seconds, rate, seed=seed)
-        for kind in ("fixed", "reactive", "forecasting"):
+        for kind in scaling.CONTROLLERS:
             controller = scaling.Controller(kind, target=48, cold_start=cold_start)
             found = scaling.simulate_autoscaled(ROUTERS[system], experts, load, chosen, controller, fullscale.machine())
             rows.append(

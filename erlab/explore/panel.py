@@ -47,7 +47,7 @@ class Controls(widgets.VBox):
             "precision": choice("precision", _or("paper's", explore.PRECISIONS), description="Precision"),
             "tensor_parallel": choice("tensor_parallel", _or("paper's", explore.SIZES), description="GPUs an engine"),
             "kv_gib": choice("kv_gib", _or("all left", _KV), description="KV GiB a GPU", **slider),
-            "clusterer": choice("clusterer", _or("equal clusters", explore.CLUSTERERS), description="Clusterer"),
+            "clusterer": choice("clusterer", _or("equal clusters", explore.clusterers()), description="Clusterer"),
             "policy": choice("policy", [(p, p) for p in explore.POLICIES], description="Policy"),
             "gateway_ms": choice("gateway_ms", _numbers(_GATEWAY), description="Gateway (ms)", **slider),
         }

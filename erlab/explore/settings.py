@@ -27,19 +27,26 @@ from erlab.errors import ErlabError
 from erlab.figures import style
 from erlab.results import metrics
 from erlab.simulation import assumptions, beyond, components
-from erlab.simulation.hardware import gpu
-from erlab.spec import FP8, FP16, GIB, INT8, Expert, Model, Precision, System, require
+from erlab.simulation.hardware import free_gib, gpu
+from erlab.simulation.system import SIMULATED_POLICIES
+from erlab.spec import FP8, FP16, INT8, Expert, Model, Precision, System, require
 
 PRECISIONS = {precision.name: precision for precision in (FP16, FP8, INT8)}
 SIZES = (1, 2, 4, 8)  # tensor parallelism
-CLUSTERERS = ("kmeans", "balanced", "capacity", "spherical", "ward", "gaussian")
-POLICIES = ("nearest", "spill", "least_outstanding", "two_choices", "round_robin", "random")
+POLICIES = SIMULATED_POLICIES
 CURVES = {  # column of `metrics.summarise`: axis label
     "ttft_median_s": "Time to first token (s)",
     "tpot_median_ms": "Time per output token (ms)",
     "e2e_median_s": "Response time (s)",
     "output_throughput": "Output tokens per second",
 }
+
+
+def clusterers() -> tuple[str, ...]:
+    """Return the names of all clusterers."""
+    from erlab.routing.clusterers import CLUSTERERS  # scikit-learn takes a second to import
+
+    return tuple(CLUSTERERS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ class Setting:
         one_of("paper", tuple(the_paper.SYSTEMS))
         one_of("system", tuple(the_paper.SYSTEMS[self.paper]))
         one_of("precision", (None, *PRECISIONS))
-        one_of("clusterer", (None, *CLUSTERERS))
+        if self.clusterer is not None:
+            one_of("clusterer", (None, *clusterers()))
         one_of("policy", POLICIES)
         one_of("steps", (None, "measured", "roofline"))
         whole = isinstance(self.users, int) and self.users >= 1
@@ -113,8 +121,7 @@ def system(setting: Setting) -> System:
     machine.pool(expert)
     if setting.kv_gib is None:
         return found
-    weights = the_paper.weight_bytes(expert) / expert.tensor_parallel
-    left = (gpu(machine.gpu).memory - weights) / GIB - machine.reserve_gib
+    left = free_gib(expert, gpu(machine.gpu), machine.reserve_gib) / expert.tensor_parallel
     allowed = f"be at most the {left:.2f} GiB that weights and reserve leave on each {machine.gpu}"
     require(setting.kv_gib <= left, "kv_gib", "a setting", allowed, setting.kv_gib)
     return assumptions.with_kv_pool(found, setting.kv_gib)

@@ -1,1 +1,1 @@
-"""Request records and what is computed from them: metrics, confidence intervals, claims."""
+"""Request records and their evaluation: metrics, confidence intervals, claims."""

@@ -1,7 +1,7 @@
-"""How each claim of the paper is tested: in words, on which systems, and as a margin over what it needs.
+"""Tests of the paper's claims: criterion in words, systems, and a margin over the threshold.
 
-A check computes one number, its margin: how many times over the claim's threshold is met. 1 or more holds, 1.3 holds
-with 30 % to spare, 0.8 misses it by 20 %. To test a claim of your own, add it to `paper.CLAIMS` and its check here.
+The margin is the ratio by which a claim meets its threshold: it holds from 1 on, 1.3 means 30 % to spare, and 0.8
+misses the threshold by 20 %. To test a claim of your own, add it to `paper.CLAIMS` and its check to `CHECKS`.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 BASELINES = ("A", "B", "C")
 _V1_ROUTERS = ("70B-INT8", "13B-FP16", "13B-FP8")
-_RESTS_ON = {  # a system: the assumptions of `paper.ASSUMPTIONS` that make it what it is
+_RESTS_ON = {  # system: assumptions of `paper.ASSUMPTIONS` about it
     **dict.fromkeys(BASELINES, ("baselines", "replicas")),
     "D": ("D-precision", "kv-pool", "clusters"),
     "E": ("E-precision", "clusters"),
@@ -24,13 +24,18 @@ _ALWAYS = ("loads", "max-batch", "input-length", "output-length")
 
 @dataclass(frozen=True)
 class Cells:
-    """What a check computes with: `values[metric, system]` is an array (draws, loads); draw 0 is what was observed."""
+    """Metrics that a check evaluates.
+
+    Attributes:
+        loads: Numbers of concurrent users, ascending.
+        values: (metric, system): array of shape (draws, loads). Draw 0 is observed, the others are bootstrap samples.
+    """
 
     loads: tuple[int, ...]
     values: Mapping[tuple[str, str], np.ndarray]
 
     def table(self, metric: str, systems: tuple[str, ...]) -> np.ndarray:
-        """A metric of `metrics.summarise` as an array (systems, draws, loads); `Unknown` where a load has none."""
+        """Return a metric of `metrics.summarise`, shape (systems, draws, loads); raise `Unknown` if it is missing."""
         missing = [s for s in systems if np.isnan(self.values[metric, s][0]).any()]
         if missing:
             raise Unknown(f"{metric} is unknown for {', '.join(missing)} at some load")
@@ -38,15 +43,21 @@ class Cells:
 
 
 class Unknown(Exception):
-    """A metric that a claim needs is unknown or undefined in these records."""
+    """A metric of a claim is unknown or undefined in the records."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """How a claim is tested: in words, with what tolerance, on which systems, over how many loads at least, from which
-    columns of `metrics.summarise`, and which figure shows it.
+class ClaimCheck:
+    """Test of one claim.
 
-    `judge` gets the systems' `Cells` and returns the margin in each draw and, in words, what was observed.
+    Attributes:
+        words: Criterion in words.
+        tolerance: Tolerance in words.
+        systems: Systems that the claim is about.
+        figure: Figure that shows it.
+        metrics: Columns of `metrics.summarise` that it uses.
+        judge: Function from the `Cells` of these systems to the margin of each draw and the observation in words.
+        least_loads: Loads that the systems must share.
     """
 
     words: str
@@ -59,17 +70,17 @@ class Check:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """The assumptions of `paper.ASSUMPTIONS` that a verdict rests on."""
+        """Assumptions of `paper.ASSUMPTIONS` that a verdict depends on."""
         return tuple(dict.fromkeys([a for s in self.systems for a in _RESTS_ON.get(s, ())] + list(_ALWAYS)))
 
 
 def _above(ratio: np.ndarray) -> np.ndarray:
-    """A margin that holds only above 1: equality misses."""
+    """Make a ratio a margin that holds only above 1, not at 1."""
     return np.where(ratio == 1, np.nextafter(1, 0), ratio)
 
 
 def _lower(metric: str, lower: tuple[str, ...], higher: tuple[str, ...]):
-    """Whether each of `lower` lies below each of `higher` at more than half of the loads; ratios as geometric means."""
+    """Return a judge: each of `lower` is below each of `higher` at more than half of the loads."""
 
     def judge(cells: Cells) -> tuple[np.ndarray, str]:
         table, text, margins = cells.table(metric, lower + higher), [], []
@@ -80,7 +91,7 @@ def _lower(metric: str, lower: tuple[str, ...], higher: tuple[str, ...]):
                 wins = int((ratio[0] > 1).sum())
                 mean = math.exp(-np.log(ratio[0]).mean())
                 text.append(f"{low} below {high} at {wins} of {loads} loads (mean ratio {mean:.2f})")
-                margins.append(np.sort(ratio)[:, (loads - 1) // 2])  # above 1 when more than half of them are
+                margins.append(np.sort(ratio)[:, (loads - 1) // 2])  # above 1 if more than half of the ratios are
         return _above(np.min(margins, axis=0)), "; ".join(text)
 
     return judge
@@ -111,7 +122,8 @@ def _minimal_overhead(cells: Cells) -> tuple[np.ndarray, str]:
     spread = np.median(np.abs(ttft[0] - ttft[1]) / routing.max(axis=0), axis=-1)
     text = (
         f"decision {np.median(routing[:, 0]):.2f} ms, {share[0].min():.1f} to {share[0].max():.1f} % of the median "
-        f"time to first token; D and E differ by {spread[0]:.0f} times the decision in median over {len(cells.loads)} loads"
+        f"time to first token; D and E differ by {spread[0]:.0f} times the decision in median over "
+        f"{len(cells.loads)} loads"
     )
     return np.minimum(_above(5 / share.max(axis=-1)), spread / 10), text
 
@@ -136,7 +148,7 @@ def _competitive(cells: Cells) -> tuple[np.ndarray, str]:
     counts = near.sum(axis=-1)
     text = ", ".join(f"{s} {n}" for s, n in zip(systems, counts[:, 0]))
     margin = counts[-1] / (counts[:-1].max(axis=0) + 1)
-    return margin, f"competitive at so many of {len(cells.loads)} loads: {text}"
+    return margin, f"competitive loads out of {len(cells.loads)}: {text}"
 
 
 def _v1_throughput(cells: Cells) -> tuple[np.ndarray, str]:
@@ -156,51 +168,51 @@ def _v1_size(cells: Cells) -> tuple[np.ndarray, str]:
 
 
 CHECKS = {
-    "v2-ttft-baselines": Check(
+    "v2-ttft-baselines": ClaimCheck(
         "the median time to first token of each of A, B and C is below D's at more than half of the loads",
         "more than half of the loads", (*BASELINES, "D"), "fig4", ("ttft_median_s",),
         _lower("ttft_median_s", BASELINES, ("D",)),
     ),
-    "v2-ttft-8b": Check(
+    "v2-ttft-8b": ClaimCheck(
         "E's median time to first token over the median of A's, B's and C's is 1/1.5 to 1.5, in median over the loads",
         "factor 1.5", (*BASELINES, "E"), "fig4", ("ttft_median_s",), _similar_ttft,
     ),
-    "v2-ttft-overhead": Check(
+    "v2-ttft-overhead": ClaimCheck(
         "over all loads, the smallest time to first token of D and of E is above the smallest of each of A, B and C",
         "none", (*BASELINES, "D", "E"), "fig4", ("ttft_min_s", "routing_min_ms"), _minimum_ttft,
     ),
-    "v2-tpot-8b": Check(
+    "v2-tpot-8b": ClaimCheck(
         "E's median time per output token is below that of each of A, B, C and D at more than half of the loads",
         "more than half of the loads", (*BASELINES, "D", "E"), "fig5", ("tpot_median_ms",),
         _lower("tpot_median_ms", ("E",), (*BASELINES, "D")),
     ),
-    "v2-tpot-comm": Check(
+    "v2-tpot-comm": ClaimCheck(
         "the median time per output token of A and of B is below C's at more than half of the loads",
         "more than half of the loads", BASELINES, "fig5", ("tpot_median_ms",),
         _lower("tpot_median_ms", ("A", "B"), ("C",)),
     ),
-    "v2-overhead-minimal": Check(
-        "from sending to the gateway's decision takes less than 5 % of the median time to first token of D and E at "
-        "every load, and D's and E's medians differ by at least 10 times the decision, in median over the loads",
+    "v2-overhead-minimal": ClaimCheck(
+        "the time from submission to the gateway's decision is less than 5 % of the median time to first token of D "
+        "and E at every load, and the medians of D and E differ by at least 10 times that time, in median over the loads",
         "5 %, 10 times", ("D", "E"), "fig4", ("routing_median_ms", "ttft_median_s"), _minimal_overhead,
     ),
-    "v2-70b-moderate": Check(
+    "v2-70b-moderate": ClaimCheck(
         "up to the geometric middle of the loads, D's throughput stays at 90 % or more of the best at a smaller load "
         "and its median response time at most doubles from the smallest load",
         "90 %, twice", ("D",), "fig6", ("output_throughput", "e2e_median_s"), _stable, least_loads=3,
     ),
-    "v2-8b-wide": Check(
+    "v2-8b-wide": ClaimCheck(
         "E is competitive (throughput at least 0.8 and median response time at most 1.25 times the best of A, B, C "
         "and E) at more loads than any of A, B and C",
         "0.8 times, 1.25 times", (*BASELINES, "E"), "fig7", ("output_throughput", "e2e_median_s"), _competitive,
         least_loads=2,
     ),
-    "v1-throughput": Check(
+    "v1-throughput": ClaimCheck(
         "each router system's throughput is at least 0.8 times TP8's in median over the loads and above it at the "
         "highest load",
         "0.8 times", ("TP8", *_V1_ROUTERS), "fig7", ("output_throughput",), _v1_throughput, least_loads=2,
     ),
-    "v1-size": Check(
+    "v1-size": ClaimCheck(
         "70B-INT8's throughput is at least 0.9 times 13B-FP16's and 13B-FP8's, in median over the loads",
         "0.9 times", _V1_ROUTERS, "fig7", ("output_throughput",), _v1_size,
     ),

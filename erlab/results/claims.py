@@ -1,13 +1,13 @@
-"""The claims ledger: each sentence of `paper.CLAIMS` tested on request records, with its value and verdict.
+"""The claims ledger: value and verdict of each claim of `paper.CLAIMS` on request records.
 
-A claim that does not hold is a finding; one whose systems or loads aren't in the records is "not runnable here".
-Comparisons are made at the loads that all of a claim's systems have, in each source (measured, simulated) for itself.
-A verdict that too few resamples of its requests share, or that a repetition contradicts, is "within noise".
+A claim that does not hold is a finding; a claim whose systems or loads are missing is "not runnable here". Each source
+(measured, simulated) is judged separately, at the loads that all systems of a claim share. A verdict is "within noise"
+if too few bootstrap samples agree with it or one repetition contradicts it.
 
-    from erlab import claims, records
-    found = records.read("data/results/laptop/records")
-    claims.save(claims.ledger(found), "data/results/laptop")
-    claims.cells(found, "v2-ttft-8b")       # the numbers that one claim was computed from
+    from erlab.results import claims, records
+    study = records.read("data/results/laptop/records")
+    claims.save(claims.ledger(study), "data/results/laptop")
+    claims.cells(study, "v2-ttft-8b")       # the metrics behind one verdict
 """
 
 import functools
@@ -23,7 +23,7 @@ from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.paper import CLAIMS, SYSTEMS, Claim
 from erlab.results import confidence, metrics, selection, tables
-from erlab.results.checks import CHECKS, Cells, Check, Unknown
+from erlab.results.checks import CHECKS, Cells, ClaimCheck, Unknown
 from erlab.results.records import Records
 from erlab.spec import require
 
@@ -37,30 +37,44 @@ _CLAIMS = {claim.id: claim for claim in CLAIMS}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What claims are tested on: the runs, the summary of cells, each repetition's own (None without resamples), and a
-    cell's bootstrap samples."""
+class Evidence:
+    """Data that claims are tested on.
+
+    Attributes:
+        runs: One row per run.
+        cells: `metrics.summarise` of all cells.
+        repeated: The same per repetition; None without resamples.
+        draws: Function from a cell to its bootstrap samples.
+    """
 
     runs: pd.DataFrame
     cells: pd.DataFrame
     repeated: pd.DataFrame | None
     draws: Callable[[pd.Series], dict]
 
-    def of(self, wanted: Callable[[pd.DataFrame], pd.Series]) -> "Asked":
-        """The rows of all tables for which `wanted` is true."""
-        return replace(self, **{n: t[wanted(t)] for n, t in vars(self).items() if isinstance(t, pd.DataFrame)})
+    def where(self, condition: Callable[[pd.DataFrame], pd.Series]) -> "Evidence":
+        """Return the rows of all tables that meet a condition."""
+        return replace(self, **{n: t[condition(t)] for n, t in vars(self).items() if isinstance(t, pd.DataFrame)})
 
 
 def ledger(
     records: Records, only: Iterable[str] | None = None, resamples: int = confidence.RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a claim (of `only`, or all) and source that has any of its systems; it says why where that can't test it.
+    """Test claims on request records.
 
-    COLUMNS: `margin` is how many times over the threshold is met (1 or more holds), from margin_low to margin_high in
-    95 % of `resamples` bootstrap samples (see `confidence`); `covers` says in words what was drawn anew for them. `agree`
-    is the share of them with the same verdict, and `repeats` in how many repetitions alone it is the same ("3 of 3"; NA
-    where nothing was repeated). `confidence` is clear where at least 95 % agree and so does every repetition, else
-    within noise; NA without resamples.
+    Args:
+        records: Request records.
+        only: Ids of claims (default: all).
+        resamples: Bootstrap samples; 0 for none.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        One row per claim and source that has any of its systems, with the columns `COLUMNS`; `reason` says why a claim
+        is not runnable. `margin` is the ratio by which the threshold is met (1 or more holds), `margin_low` to
+        `margin_high` its 95 % bootstrap interval (see `confidence`), and `covers` what the interval covers. `agree` is
+        the share of bootstrap samples with the same verdict, `repeats` the repetitions with the same verdict ("3 of 3";
+        NA without repetitions). `confidence` is "clear" if `agree` is at least 95 % and all repetitions agree, else
+        "within noise"; NA without resamples.
     """
     chosen, requests = _chosen(only), _requests(records)
     runs = requests[[*metrics.CELL, "run_id", "machine"]].drop_duplicates()
@@ -68,41 +82,41 @@ def ledger(
         marked=runs["run_id"].isin(selection.marked(records)), model=selection.of_attached(records, runs)
     )
     used = sorted({metric for claim in chosen for metric in CHECKS[claim.id].metrics})
-    # Both are cut often: of few columns, and of plain types, of which pandas cuts all columns at once.
+    # Filtered often: pandas is fast for few columns of plain types.
     table = _summary(records)[[*metrics.CELL, "requests", "failed", "runs", *used]]
-    asked = Asked(_plain(runs), _plain(table), None, lambda cell: {})
+    evidence = Evidence(_plain(runs), _plain(table), None, lambda cell: {})
     if resamples:
         requests = requests.assign(repeat=confidence.repeats(requests))
         repeated = metrics.summarise(requests, [*metrics.CELL, "repeat"])
         draws = _draws(requests, repeated, resamples, seed)
-        asked = replace(asked, repeated=repeated[[*metrics.CELL, "repeat", *used]], draws=draws)
-    rows = [row for claim in chosen for row in _tested(claim, asked)]
+        evidence = replace(evidence, repeated=repeated[[*metrics.CELL, "repeat", *used]], draws=draws)
+    rows = [row for claim in chosen for row in _test(claim, evidence)]
     return pd.DataFrame(rows, columns=COLUMNS).convert_dtypes()
 
 
 def rows(records: Records, claim: str) -> Records:
-    """The records that a claim's verdict is computed from: those of its systems at the loads that all of them have."""
+    """Return the records behind a claim's verdict: those of its systems at the loads that all of them have."""
     requests, runs = _requests(records), records.runs
-    at = pd.MultiIndex.from_frame(cells(records, claim)[["source", "system", "users"]])
-    mine = requests[requests["paper"] == _CLAIMS[claim].paper]
-    mine = mine[pd.MultiIndex.from_frame(mine[["source", "system", "users"]]).isin(at)]
-    return Records(mine, runs[runs["run_id"].isin(mine["run_id"].unique())] if "run_id" in runs else runs)
+    used = pd.MultiIndex.from_frame(cells(records, claim)[["source", "system", "users"]])
+    requests = requests[requests["paper"] == _CLAIMS[claim].paper]
+    requests = requests[pd.MultiIndex.from_frame(requests[["source", "system", "users"]]).isin(used)]
+    return Records(requests, runs[runs["run_id"].isin(requests["run_id"].unique())] if "run_id" in runs else runs)
 
 
 def cells(records: Records, claim: str) -> pd.DataFrame:
-    """What a claim's verdict is computed from: a row a (source, system, users), its requests and the metrics used."""
-    (found,), check = _chosen([claim]), CHECKS[claim]
+    """Return the metrics behind a claim's verdict, one row per (source, system, users)."""
+    (tested,), check = _chosen([claim]), CHECKS[claim]
     table = _summary(records)
-    mine = table[table["system"].isin(check.systems) & (table["paper"] == found.paper)]
-    ended = mine[mine["requests"] > mine["failed"]].groupby(["source", "users"])["system"].nunique()
+    table = table[table["system"].isin(check.systems) & (table["paper"] == tested.paper)]
+    ended = table[table["requests"] > table["failed"]].groupby(["source", "users"])["system"].nunique()
     shared = ended.index[ended == len(check.systems)]
-    mine = mine[pd.MultiIndex.from_frame(mine[["source", "users"]]).isin(shared)]
+    table = table[pd.MultiIndex.from_frame(table[["source", "users"]]).isin(shared)]
     columns = ["source", "system", "users", "requests", "failed", "runs", *check.metrics]
-    return mine[columns].sort_values(["source", "users", "system"], ignore_index=True)
+    return table[columns].sort_values(["source", "users", "system"], ignore_index=True)
 
 
-def sureness(row) -> str:
-    """A row's verdict with how sure it is, in words: ``holds, within noise (margin 1.05, 0.67 to 1.40)``."""
+def verdict_text(row) -> str:
+    """Return verdict and confidence of a row as text: ``holds, within noise (margin 1.05, 0.67 to 1.40 over …)``."""
     if pd.isna(row.confidence):
         return row.verdict
     noise = f", {NOISE}" if row.confidence == NOISE else ""
@@ -111,37 +125,37 @@ def sureness(row) -> str:
     return f"{row.verdict}{noise} (margin {row.margin:.2f}, {spread}{repeats})"
 
 
-def shown(found: pd.DataFrame) -> pd.DataFrame:
-    """The ledger to be read: claim, statement, verdict with how sure it is, what was found, on what (or why not)."""
-    table = found.assign(
-        verdict=[sureness(row) for row in found.itertuples()],
-        statement=found["statement"] + " (" + found["source"] + ")",
-        on=found["basis"].astype(object).fillna(found["reason"]),
+def shown(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return a ledger for reading: claim, statement, test, value, verdict with confidence, and basis or reason."""
+    table = verdicts.assign(
+        verdict=[verdict_text(row) for row in verdicts.itertuples()],
+        statement=verdicts["statement"] + " (" + verdicts["source"] + ")",
+        on=verdicts["basis"].astype(object).fillna(verdicts["reason"]),
     )
     columns = {"id": "claim", "value": "found"}
     return table.rename(columns=columns)[["claim", "statement", "test", "tolerance", "found", "verdict", "on"]]
 
 
-def save(found: pd.DataFrame, folder: str | Path, records: Records | None = None) -> list[Path]:
-    """Write the ledger as claims.md and claims.csv, and with records each claim's `cells` as claims/ID.csv."""
+def save(verdicts: pd.DataFrame, folder: str | Path, records: Records | None = None) -> list[Path]:
+    """Write a ledger as claims.md and claims.csv, and, given records, each claim's `cells` as claims/ID.csv."""
     folder = Path(folder)
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items())
-    shown = found.round({"margin": 2, "margin_low": 2, "margin_high": 2, "agree": 3})
-    text = f"# Claims\n\n{counts}.\n\n{tables.markdown(shown)}"
-    contents = {"claims.md": text, "claims.csv": found.to_csv(index=False)}
-    for claim in found["id"].unique() if records else ():
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts["verdict"].value_counts().items())
+    rounded = verdicts.round({"margin": 2, "margin_low": 2, "margin_high": 2, "agree": 3})
+    text = f"# Claims\n\n{counts}.\n\n{tables.markdown(rounded)}"
+    contents = {"claims.md": text, "claims.csv": verdicts.to_csv(index=False)}
+    for claim in verdicts["id"].unique() if records else ():
         contents[f"claims/{claim}.csv"] = cells(records, claim).to_csv(index=False)
     return [textfiles.save(folder / name, content) for name, content in contents.items()]
 
 
 def read(folder: str | Path) -> pd.DataFrame:
-    """The ledger that `save` wrote into a folder."""
+    """Read the ledger that `save` wrote into a folder."""
     file = Path(folder) / "claims.csv"
     return pd.read_csv(file, keep_default_na=False, na_values=[""], float_precision="round_trip").convert_dtypes()
 
 
 def select(version: str | None = None, only: Iterable[str] | None = None) -> list[str]:
-    """The claims of a version of the paper (None: of both), of `only` where that is given."""
+    """Return the ids of the claims of a version of the paper (None: both), restricted to `only` if given."""
     versions = list(dict.fromkeys(claim.paper for claim in CLAIMS))
     require(version in (None, *versions), "paper", "claims", f"be one of {', '.join(versions)}", version)
     return [claim.id for claim in _chosen(only) if version in (None, claim.paper)]
@@ -155,7 +169,7 @@ def _chosen(only: Iterable[str] | None) -> list[Claim]:
 
 
 def _requests(records: Records) -> pd.DataFrame:
-    """The requests to Table I's systems; where records don't name the paper's version, the systems' names do."""
+    """Return the requests to systems of Table I; a missing version of the paper is derived from the system's name."""
     try:
         requests = selection.systems(records)
     except ErlabError:
@@ -164,7 +178,7 @@ def _requests(records: Records) -> pd.DataFrame:
 
 
 def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
-    """A function that gives a cell's bootstrap samples: the same for every claim, whichever are tested."""
+    """Return a function from a cell to its bootstrap samples, which do not depend on the claims that are tested."""
     cells = requests[[*metrics.CELL, "repeat"]].join(confidence.timed(requests)).groupby(metrics.CELL)
     runs = repeated.groupby(metrics.CELL)["output_throughput"]
 
@@ -180,30 +194,30 @@ def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed:
 
 @functools.lru_cache(maxsize=2)
 def _summary(records: Records) -> pd.DataFrame:
-    """Of all that claims are about; kept, since each of them asks for it."""
+    """Summarise the requests of all claims; cached, since every claim uses it."""
     return metrics.summarise(_requests(records))
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """The same values as objects, unknown ones as None."""
+    """Convert a table to objects, with None for unknown values."""
     return table.astype(object).where(table.notna(), None)
 
 
-def _tested(claim: Claim, asked: Asked) -> list[dict]:
+def _test(claim: Claim, evidence: Evidence) -> list[dict]:
     check = CHECKS[claim.id]
-    mine = asked.of(lambda t: t["system"].isin(check.systems) & (t["paper"] == claim.paper))
-    sources = sorted(mine.cells["source"].unique())
-    found = [_judged(check, mine.of(lambda t, source=source: t["source"] == source), source) for source in sources]
-    found = found or [_not_runnable(f"no records of {_names(check.systems)}")]
+    evidence = evidence.where(lambda t: t["system"].isin(check.systems) & (t["paper"] == claim.paper))
+    sources = sorted(evidence.cells["source"].unique())
+    rows = [_judge(check, evidence.where(lambda t, name=name: t["source"] == name), name) for name in sources]
+    rows = rows or [_not_runnable(f"no records of {_names(check.systems)}")]
     common = {"id": claim.id, "paper": claim.paper, "statement": claim.statement, "source": claim.source}
     common |= {"figure": check.figure, "test": check.words, "tolerance": check.tolerance}
     common |= {"assumptions": _names(check.assumptions)}
-    return [common | row for row in found]
+    return [common | row for row in rows]
 
 
-def _judged(check: Check, asked: Asked, source: str) -> dict:
-    """The verdict on one source's cells, and how sure it is."""
-    ended = asked.cells[asked.cells["requests"] > asked.cells["failed"]]
+def _judge(check: ClaimCheck, evidence: Evidence, source: str) -> dict:
+    """Return the verdict and its confidence for one source."""
+    ended = evidence.cells[evidence.cells["requests"] > evidence.cells["failed"]]
     loads = {s: set(ended.loc[ended["system"] == s, "users"]) for s in check.systems}
     if absent := [s for s in check.systems if not loads[s]]:
         return _not_runnable(f"{source}: no finished requests of {_names(absent)}")
@@ -211,16 +225,16 @@ def _judged(check: Check, asked: Asked, source: str) -> dict:
     if len(common) < check.least_loads:
         shared = f"loads that {_names(check.systems)} share, has {len(common)}"
         return _not_runnable(f"{source}: needs {check.least_loads} {shared}")
-    asked = asked.of(lambda t: t["users"].isin(common))
-    used, runs = asked.cells.sort_values("users"), asked.runs
+    evidence = evidence.where(lambda t: t["users"].isin(common))
+    used, runs = evidence.cells.sort_values("users"), evidence.runs
     answered = runs.drop_duplicates("system").dropna(subset="model")
     if (alike := answered[answered["model"].duplicated(keep=False)]).size:
         model = alike["model"].iloc[0]
         alike = alike.loc[alike["model"] == model, "system"].sort_values()
         return _not_runnable(f"{source}: one model, {model}, answered for {' and '.join(alike)} alike")
     try:
-        with np.errstate(all="ignore"):  # nothing was received: infinite or no ratios
-            margins, value = check.judge(_drawn(check, used, asked.draws))
+        with np.errstate(all="ignore"):  # zero times give infinite or undefined ratios
+            margins, value = check.judge(_with_draws(check, used, evidence.draws))
     except Unknown as e:
         return _not_runnable(f"{source}: {e}")
     holds, total, failed = bool(margins[0] >= 1), int(used["requests"].sum()), int(used["failed"].sum())
@@ -229,35 +243,35 @@ def _judged(check: Check, asked: Asked, source: str) -> dict:
     basis = selection.basis(source, runs["machine"]) + selection.by_one(runs["model"])
     if warning := selection.warning(runs["run_id"], runs.loc[runs["marked"], "run_id"]):
         basis += f"; {warning}"
-    found = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}
-    return found | {"margin": float(margins[0])} | _confidence(check, asked, holds, margins[1:])
+    verdict = {"value": value, "verdict": HOLDS if holds else FAILS, "basis": basis, "rows": total}
+    return verdict | {"margin": float(margins[0])} | _confidence(check, evidence, holds, margins[1:])
 
 
-def _drawn(check: Check, used: pd.DataFrame, draws: Callable) -> Cells:
-    """The observed cells (ordered by load), each followed by its bootstrap samples."""
-    found = {(metric, system): [] for metric in check.metrics for system in check.systems}
+def _with_draws(check: ClaimCheck, used: pd.DataFrame, draws: Callable) -> Cells:
+    """Return the observed cells (ordered by load), each followed by its bootstrap samples."""
+    values = {(metric, system): [] for metric in check.metrics for system in check.systems}
     for _, cell in used.iterrows():
-        drawn = draws(cell)
+        samples = draws(cell)
         for metric in check.metrics:
-            found[metric, cell["system"]].append(np.append(_number(cell[metric]), drawn.get(metric, [])))
-    return Cells(_loads(used), {name: np.stack(loads, axis=-1) for name, loads in found.items()})
+            values[metric, cell["system"]].append(np.append(_number(cell[metric]), samples.get(metric, [])))
+    return Cells(_loads(used), {name: np.stack(loads, axis=-1) for name, loads in values.items()})
 
 
-def _confidence(check: Check, asked: Asked, holds: bool, margins: np.ndarray) -> dict:
+def _confidence(check: ClaimCheck, evidence: Evidence, holds: bool, margins: np.ndarray) -> dict:
     if not len(margins):
         return {}
     agree = float(np.mean((margins >= 1) == holds))
-    low, high = _range(margins)
-    same = _repeated(check, asked.repeated, holds)
-    sure = agree >= confidence.LEVEL and all(same)
-    told = f"{sum(same)} of {len(same)}" if same else pd.NA
-    spread = {"margin_low": float(low), "margin_high": float(high), "covers": _covers(asked.cells["runs"])}
-    return spread | {"agree": agree, "repeats": told, "confidence": CLEAR if sure else NOISE}
+    low, high = _interval(margins)
+    same = _repeats_agree(check, evidence.repeated, holds)
+    clear = agree >= confidence.LEVEL and all(same)
+    repeats = f"{sum(same)} of {len(same)}" if same else pd.NA
+    interval = {"margin_low": float(low), "margin_high": float(high), "covers": _covers(evidence.cells["runs"])}
+    return interval | {"agree": agree, "repeats": repeats, "confidence": CLEAR if clear else NOISE}
 
 
-def _range(margins: np.ndarray) -> np.ndarray:
-    """Between which two the middle `confidence.LEVEL` of the margins lie; a bound between infinite ones (where tokens
-    came at once, in no time at all) is infinite too, which numpy's interpolation would make unknown."""
+def _interval(margins: np.ndarray) -> np.ndarray:
+    """Compute the central bootstrap interval. A bound between infinite margins (all tokens received at once) is
+    infinite; numpy's interpolation gives NaN there."""
     tail = (1 - confidence.LEVEL) / 2
     with np.errstate(invalid="ignore"):
         bounds = np.quantile(margins, [tail, 1 - tail])
@@ -265,15 +279,15 @@ def _range(margins: np.ndarray) -> np.ndarray:
 
 
 def _covers(runs: pd.Series) -> str:
-    """What the bootstrap of cells with so many runs each draws anew, in words."""
+    """Return in words what the bootstrap of cells with these numbers of runs covers."""
     least, most = int(runs.min()), int(runs.max())
     if most == 1:
-        return "the requests of one run a load"
-    return f"{least if least == most else f'{least} to {most}'} runs a load and their requests"
+        return "the requests of one run per load"
+    return f"{least if least == most else f'{least} to {most}'} runs per load and their requests"
 
 
-def _repeated(check: Check, repeated: pd.DataFrame, holds: bool) -> list[bool]:
-    """Whether each repetition that all cells have gives the same verdict alone; nothing where none was repeated."""
+def _repeats_agree(check: ClaimCheck, repeated: pd.DataFrame, holds: bool) -> list[bool]:
+    """Return whether each repetition that all cells have gives the same verdict; empty without repetitions."""
     least = repeated.groupby(["system", "users"])["repeat"].max().min()
     if least < 1:
         return []

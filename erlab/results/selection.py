@@ -1,4 +1,4 @@
-"""Which rows of the records a figure or a claim is about: the systems of Table I or the preliminary experiments."""
+"""Selection of records: systems of Table I, preliminary experiments, versions of the paper, valid runs."""
 
 import functools
 import re
@@ -11,61 +11,62 @@ from erlab.errors import ErlabError
 from erlab.results.records import Records
 from erlab.spec import require
 
-_PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"  # a preliminary system's name
+_PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"  # name of a preliminary system
 
 
 def runs(records: Records) -> pd.DataFrame:
-    """The described runs, indexed by run_id; empty where the records come without descriptions."""
+    """Return the descriptions of the runs, indexed by run_id; empty if the records have none."""
     if "run_id" not in records.runs:
         return pd.DataFrame(index=pd.Index([], name="run_id"))
     return records.runs.drop_duplicates("run_id", keep="last").set_index("run_id")
 
 
 def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series:
-    """A field of each request's run description, aligned with `requests`; None where it isn't known."""
-    found = runs(records)
-    if field not in found:
+    """Return a field of each request's run description, aligned with `requests`; None if unknown."""
+    descriptions = runs(records)
+    if field not in descriptions:
         return pd.Series(None, index=requests.index, dtype=object)
     run, ids = pd.factorize(requests["run_id"])  # a run has thousands of requests
-    values = found[field].astype(object).reindex(ids).to_numpy()
+    values = descriptions[field].astype(object).reindex(ids).to_numpy()
     return pd.Series(values[run], index=requests.index, dtype=object)
 
 
 def of_paper(records: Records, version: str) -> Records:
-    """The records of one version of the paper, and those of none."""
+    """Return the records of one version of the paper and those without a version."""
     check_version(version)
     requests = records.requests[records.requests["paper"].fillna(version) == version]
-    found = records.runs
-    if "paper" in found:
-        found = found[found["paper"].fillna(version) == version]
-    return Records(requests, found)
+    descriptions = records.runs
+    if "paper" in descriptions:
+        descriptions = descriptions[descriptions["paper"].fillna(version) == version]
+    return Records(requests, descriptions)
 
 
 def check_version(version: str) -> None:
-    """Refuse what is no version of the paper."""
+    """Raise ErlabError unless `version` is a version of the paper."""
     require(version in tuple(paper.SYSTEMS), "paper", "notebook 06", f"be one of {', '.join(paper.SYSTEMS)}", version)
 
 
 def died(records: Records) -> list[str]:
-    """The runs that count nowhere because their system died on the way."""
-    found = runs(records)
-    return list(found.index[found["invalid"].notna()]) if "invalid" in found else []
+    """Return the runs whose system died; figures and claims leave them out."""
+    descriptions = runs(records)
+    return list(descriptions.index[descriptions["invalid"].notna()]) if "invalid" in descriptions else []
 
 
 def marked(records: Records) -> list[str]:
-    """The runs whose users were too slow for what they measured (`erlab.experiments.clients`); they count, and it is said."""
-    found = runs(records)
-    return list(found.index[found["client_invalid"].notna()]) if "client_invalid" in found else []
+    """Return the runs with too much client-side latency (`erlab.experiments.clients`); they count, with a warning."""
+    descriptions = runs(records)
+    slow = "client_invalid" in descriptions
+    return list(descriptions.index[descriptions["client_invalid"].notna()]) if slow else []
 
 
 def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
-    """The model that answered each request, where a server of the user's had one for all (`attached`), else None."""
-    attached = described(records, requests, "attached") == True  # noqa: E712  (None where it isn't known)
+    """Return the model that answered each request on a user's server with one model for all experts, else None."""
+    attached = described(records, requests, "attached") == True  # noqa: E712  (None if unknown)
     return described(records, requests, "model").where(attached, None)
 
 
 def by_one(models: pd.Series) -> str:
-    """Which models of servers of the user's answered (`of_attached`), after what they were measured on.
+    """Format the models of `of_attached` as a suffix of `basis`.
 
     >>> by_one(pd.Series(["llama", None])), by_one(pd.Series([None]))
     (' (llama for all experts)', '')
@@ -74,53 +75,56 @@ def by_one(models: pd.Series) -> str:
     return f" ({', '.join(names)} for all experts)" if names else ""
 
 
-def warning(runs: Iterable[str], marked: Iterable[str]) -> str:
-    """What is to be said of these runs where some are marked, else nothing.
+def warning(run_ids: Iterable[str], marked: Iterable[str]) -> str:
+    """Return a warning if some of the runs are `marked`, else an empty text.
 
     >>> warning(["a", "b", "b", "c"], ["b"])
-    "in 1 of 3 runs the users' own latency is too large a share of what they measured"
+    "in 1 of 3 runs the client-side latency is too large a share of the measured latency"
     """
-    runs = set(pd.unique(pd.Series(runs)))
-    if not (slow := len(runs & set(marked))):
+    run_ids = set(pd.unique(pd.Series(run_ids)))
+    if not (slow := len(run_ids & set(marked))):
         return ""
-    return f"in {slow} of {len(runs)} runs the users' own latency is too large a share of what they measured"
+    return f"in {slow} of {len(run_ids)} runs the client-side latency is too large a share of the measured latency"
 
 
 @functools.lru_cache(maxsize=2)
 def systems(records: Records) -> pd.DataFrame:
-    """The requests to the systems of Table I: all but those to preliminary systems and to emulated experts.
+    """Return the requests to systems of Table I: all but those to preliminary systems and to emulated experts.
 
-    Kept, since nearly everything asks for it.
+    Cached, since nearly every figure and claim uses it. Raises ErlabError if there are none.
     """
     requests = _valid(records)
-    found = requests[~_is_preliminary(records, requests) & ~_is_emulated(requests)]
-    if found.empty:
+    chosen = requests[~_is_preliminary(records, requests) & ~_is_emulated(requests)]
+    if chosen.empty:
         raise ErlabError("No records of any system but the preliminary ones.")
-    return found
+    return chosen
 
 
 def preliminary_requests(records: Records) -> pd.DataFrame:
-    """The requests of the preliminary experiments with the columns half, precision and max_batch_size added."""
+    """Return the requests of the preliminary experiments, with columns half, precision and max_batch_size.
+
+    Values come from the run's description, else from the system's name. Raises ErlabError if there are none.
+    """
     requests = _valid(records)
-    found = requests[_is_preliminary(records, requests)]
-    which, names = pd.factorize(found["system"])
-    named = pd.Series(names, dtype="string").str.extract(_PRELIMINARY).take(which).set_axis(found.index)
-    for field in named:
-        known = described(records, found, field)
-        found = found.assign(**{field: known.where(known.notna(), named[field].astype(object))})
-    found = found.dropna(subset=list(named.columns))
-    if found.empty:
+    chosen = requests[_is_preliminary(records, requests)]
+    index, names = pd.factorize(chosen["system"])
+    from_name = pd.Series(names, dtype="string").str.extract(_PRELIMINARY).take(index).set_axis(chosen.index)
+    for field in from_name:
+        known = described(records, chosen, field)
+        chosen = chosen.assign(**{field: known.where(known.notna(), from_name[field].astype(object))})
+    chosen = chosen.dropna(subset=list(from_name.columns))
+    if chosen.empty:
         raise ErlabError("No records of the preliminary experiments (systems P-half-... and P-all-...).")
-    return found.assign(max_batch_size=found["max_batch_size"].astype(int))
+    return chosen.assign(max_batch_size=chosen["max_batch_size"].astype(int))
 
 
 def router_systems(requests: pd.DataFrame) -> set[str]:
-    """The systems whose requests a router placed: those with a cluster."""
+    """Return the systems with a router: those whose requests have a cluster."""
     return set(requests.loc[requests["cluster"].notna(), "system"].unique())
 
 
 def basis(source: str, machines: pd.Series) -> str:
-    """How and on what numbers came about: ``simulated on DGX H100``."""
+    """Return source and machines of some records as text, such as ``simulated on DGX H100``."""
     names = sorted({name.removesuffix(f" ({source})") for name in machines.dropna().unique()})
     return f"{source} on {', '.join(names) or 'an unnamed machine'}"
 
@@ -140,6 +144,6 @@ def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:
 
 
 def _named(requests: pd.DataFrame, pattern: str) -> pd.Series:
-    """Which requests are to a system whose name matches; names are few, requests many."""
+    """Return which requests are to a system whose name matches; matches each name once, since requests are many."""
     names = requests["system"].dropna().unique()
     return requests["system"].isin([name for name in names if re.match(pattern, name)]).astype(bool)

@@ -23,7 +23,7 @@ def escaped(text: str) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A GitHub-flavoured table; unknown values are left empty.
+    """Format a table in GitHub-flavoured Markdown; unknown values are empty.
 
     >>> print(markdown(pd.DataFrame({"system": ["A", None], "note": ["x|y", ""]})), end="")
     | system | note |

@@ -110,7 +110,7 @@ class _Replicas:
         self.tick, self.moves = 0, 0
 
     def choose(self, expert: int, now: int) -> int:
-        """Return the expert's answering replica with the fewest unfinished requests, after all decisions until `now`."""
+        """Return the expert's answering replica with the fewest unfinished requests, after decisions until `now`."""
         while self.controller.kind != "fixed" and self.tick <= now:
             self._plan(self.tick)
             self.tick += round(self.controller.interval * NS)

@@ -28,7 +28,7 @@ from operator import add
 from erlab.simulation.steptimes import MAX_BATCH, MAX_TOKENS, StepTimes
 from erlab.spec import require
 
-POLICIES = ("guaranteed_no_evict", "max_utilization")
+KV_POLICIES = ("guaranteed_no_evict", "max_utilization")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batching:
     Attributes:
         max_num_tokens: Tokens per iteration.
         chunked_context: Whether prompts may be prefilled in chunks.
-        policy: KV cache policy, one of `POLICIES`.
+        policy: KV cache policy, one of `KV_POLICIES`.
         block_tokens: Tokens per KV cache block.
         schedules_ahead: Whether a batch is chosen while the one before it runs.
     """
@@ -53,7 +53,7 @@ class Batching:
         allowed = f"be 1 to {MAX_TOKENS}, what step times are known for"
         require(1 <= self.max_num_tokens <= MAX_TOKENS, "max_num_tokens", "Batching", allowed, self.max_num_tokens)
         require(self.block_tokens >= 1, "block_tokens", "Batching", "be at least 1", self.block_tokens)
-        require(self.policy in POLICIES, "policy", "Batching", f"be one of {', '.join(POLICIES)}", self.policy)
+        require(self.policy in KV_POLICIES, "policy", "Batching", f"be one of {', '.join(KV_POLICIES)}", self.policy)
 
 
 @dataclass
@@ -115,7 +115,8 @@ class SimulatedEngine:
         else:
             widest, reason = requests.widest, "the longest prompt"
             if batching.policy == "max_utilization":
-                widest, reason = longest - 1, "the longest prompt and the answer so far, which an evicted request prefills"
+                widest = longest - 1
+                reason = "the longest prompt and the answer so far, which an evicted request prefills"
             allowed = f"be at least {widest}, {reason}, without chunked context"
             require(batching.max_num_tokens >= widest, "max_num_tokens", "Batching", allowed, batching.max_num_tokens)
         self.queue: deque[int] = deque()
@@ -130,7 +131,8 @@ class SimulatedEngine:
         self._budget, self._chunked = batching.max_num_tokens, batching.chunked_context
         self._evicts = batching.policy == "max_utilization"
         self._block, self._max_batch = batching.block_tokens, max_batch_size
-        self._ahead, self._woken = batching.schedules_ahead, False  # woken: the last iteration was the first after idling
+        self._ahead = batching.schedules_ahead
+        self._woken = False  # whether the last iteration was the first after idling
         self._iteration = 0  # number of iterations so far
         self._ends: list[tuple[int, int]] = []  # heap: iteration after which a sequence ends, request
         self._active: dict[int, int] = {}  # request: that iteration, in order of start; the last one is evicted first
@@ -196,7 +198,7 @@ class SimulatedEngine:
         return self.end
 
     def _let_in(self, now: int) -> None:
-        """Queue the requests that arrived before this iteration's batch was chosen, at the start of the previous one."""
+        """Queue requests that arrived before this iteration's batch was chosen, at the start of the previous one."""
         idle = not (self.queue or self.running or self._partial)
         chosen = now if idle or self._woken else self._before
         while self._coming and self._coming[0][0] <= chosen:
@@ -246,7 +248,7 @@ class SimulatedEngine:
             self.free += -(-(held + 1) // self._block)  # it has finished; its last token is not cached
 
     def _admit(self, evicted: bool) -> tuple[int, int, int]:
-        """Take prompts from the head of the queue; return their number, new tokens, and the first one's cached tokens."""
+        """Take prompts from the queue; return their number, new tokens, and the first one's cached tokens."""
         budget, sequences = self._budget - self.running, self.running
         prompts = tokens = begun = 0
         prompt, output = self._requests.prompt, self._requests.output

@@ -54,7 +54,7 @@ class StepTimes:
         self._unattended = [0.0, *alone]  # time of decoding without attention, by batch size
 
     def row(self, batch: int) -> array:
-        """Return a cumulative sum: ``row[c + k] - row[c]`` is the time (ns) of `k` decode iterations from mean context `c`."""
+        """Return a cumulative sum: ``row[c + k] - row[c]`` ns are `k` decode iterations from mean context `c`."""
         row = self._rows.get(batch)
         if row is None:
             row = self._rows[batch] = self._make_row(batch)
@@ -100,7 +100,7 @@ class StepTimes:
         return prefill + row[context + 1] - row[context]
 
     def _prefill_row(self, prompts: int) -> list[float]:
-        """Attention time (ns) of so many prompts by mean length; beyond the table it grows in proportion to `prompts`."""
+        """Attention time (ns) of `prompts` prompts by mean length; linear in `prompts` beyond the table."""
         counted = min(prompts, int(PROMPTS[-1]))
         surface = [np.interp(counted, PROMPTS, column) for column in self._parts.prefill.T]
         grid = np.interp(np.arange(MAX_TOKENS // prompts + 1), LENGTHS, surface)

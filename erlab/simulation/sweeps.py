@@ -115,7 +115,8 @@ def _backend(cluster: str | None):
             with connected, joblib.parallel_config(backend="ray"):
                 yield
         else:
-            raise ErlabError(f"The 'cluster' parameter of sweep must be dask:HOST:PORT or ray:HOST:PORT. Got {cluster!r}.")
+            allowed = "dask:HOST:PORT or ray:HOST:PORT"
+            raise ErlabError(f"The 'cluster' parameter of sweep must be {allowed}. Got {cluster!r}.")
     except ImportError:
         package = {"dask": "distributed", "ray": "ray"}[kind]
         raise ErlabError(f"The cluster {cluster!r} needs a package: pip install {package}") from None

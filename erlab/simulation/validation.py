@@ -48,7 +48,7 @@ _REQUESTS = {  # submitted by the published runs, by input and output tokens (sa
     (128, 128): 30000, (128, 2048): 3000, (128, 4096): 1500, (1000, 2000): 1500, (2048, 128): 3000, (2048, 2048): 1500,
     (5000, 500): 1500, (1000, 1000): 3000, (500, 2000): 3000, (20000, 2000): 1000,
 }  # fmt: skip
-BENCHMARK = Setup(era=None, batching=Batching(chunked_context=True), free_fraction=0.95)  # published trtllm-bench options
+BENCHMARK = Setup(era=None, batching=Batching(chunked_context=True), free_fraction=0.95)  # published options
 
 
 def _model(name: str) -> Model:

@@ -261,9 +261,9 @@ def test_a_run_whose_users_were_too_slow_is_marked_but_neither_lost_nor_measured
     assert found.runs.invalid.isna().all() and found.runs.key.notna().all()
     assert cells.overview(found).client.str.contains("1.50 ms").all()
     assert len(selection.systems(found)) == len(found.requests) and len(selection.marked(found)) == 3
-    assert "in 3 of 3 runs the users' own latency" in style.provenance(found, found.requests)
+    assert "in 3 of 3 runs the client-side latency" in style.provenance(found, found.requests)
     judged = claims.ledger(found, ["v2-tpot-comm"])
-    assert "in 3 of 3 runs the users' own latency" in judged.basis.item() and judged.verdict.item() == claims.FAILS
+    assert "in 3 of 3 runs the client-side latency" in judged.basis.item() and judged.verdict.item() == claims.FAILS
     world.measured.clear()
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
     assert world.measured == []

@@ -1,4 +1,4 @@
-"""Each verdict flips when the numbers it rests on cross the stated tolerance; absent records are said, not judged."""
+"""Tests of the claims ledger: verdicts at their thresholds, missing records, confidence."""
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,11 @@ LOADS = (1, 4, 16)
 
 
 def study(cells, loads=LOADS, source="measured", paper="v2"):
-    """One request a (system, load): `cells` maps a system to numbers, or to a function of the load that gives them.
+    """Make records with one request per system and load.
 
-    ttft and routing are ms, tpot is ms a token; 11 tokens a request, so a request takes ttft + 10 tpot.
+    Args:
+        cells: System: values, or a function of the load that returns them. ttft and routing in ms, tpot in ms per
+            token; a request of 11 tokens takes ttft + 10 tpot.
     """
     rows = []
     for system, numbers in cells.items():
@@ -52,7 +54,7 @@ def row(found, claim):
 
 
 def base(**changes):
-    """All five systems with the same numbers, but for `changes`."""
+    """Return equal values for all five systems except `changes`."""
     return {"A": {}, "B": {}, "C": {}, "D": {}, "E": {}} | changes
 
 
@@ -86,7 +88,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("claim, cells, verdict", CASES)
-def test_verdicts_follow_the_numbers(claim, cells, verdict):
+def test_verdict_depends_on_the_threshold(claim, cells, verdict):
     found = row(study(cells), claim)
     assert found.verdict == verdict, found.value
     assert found.basis == "measured on a machine" and found.value
@@ -112,20 +114,20 @@ def test_verdicts_on_version_1(changes, throughput, size):
     assert row(found, "v1-size").verdict == size
 
 
-def test_the_ledger_has_every_claim_of_the_paper_once():
+def test_ledger_has_every_claim_once():
     found = claims.ledger(synthetic.make(loads=(1, 4, 16)))
     assert list(found["id"]) == [c.id for c in paper.CLAIMS] == list(claims.CHECKS)
     assert list(found.columns) == claims.COLUMNS
     assert set(found[found["paper"] == "v1"]["verdict"]) == {NOT_RUNNABLE}
 
 
-def test_the_value_is_what_the_words_say():
+def test_value_states_the_comparison():
     found = row(study(base(D=dict(ttft=200))), "v2-ttft-baselines")
     assert found.value.startswith("A below D at 3 of 3 loads (mean ratio 0.50); B below D")
     assert found.rows == 4 * 3
 
 
-def test_absent_systems_and_loads_are_named():
+def test_missing_systems_and_loads_are_named():
     assert row(study({"A": {}, "B": {}}), "v2-ttft-baselines").reason == "measured: no finished requests of C, D"
     assert row(study(base(), loads=(1, 2)), "v2-70b-moderate").reason == "measured: needs 3 loads that D share, has 2"
     apart = synthetic.both(study({s: {} for s in "AB"}, loads=(1,)), study({"C": {}}, loads=(2,)))
@@ -141,14 +143,14 @@ def test_only_loads_that_all_systems_have_are_compared():
     assert row(found, "v2-ttft-baselines").verdict == HOLDS
 
 
-def test_failed_requests_are_told_and_an_all_failed_system_is_not_runnable():
+def test_failed_requests_are_reported_and_a_system_without_finished_requests_is_not_runnable():
     lost = {"A": {}, "B": {}, "C": dict(status="lost"), "D": {}}
     assert row(study(lost), "v2-ttft-baselines").reason == "measured: no finished requests of C"
     found = synthetic.both(study(base()), study({"D": dict(status="lost")}))
     assert "3 of 15 requests failed" in row(found, "v2-ttft-baselines").value
 
 
-def test_measured_and_simulated_are_judged_apart():
+def test_measured_and_simulated_are_judged_separately():
     simulated = study(base(D=dict(ttft=101)), source="simulated")
     found = claims.ledger(synthetic.both(study(base()), simulated)).query("id == 'v2-ttft-baselines'")
     assert list(zip(found.basis, found.verdict)) == [
@@ -157,7 +159,7 @@ def test_measured_and_simulated_are_judged_apart():
     ]
 
 
-def test_a_source_that_cannot_test_a_claim_says_why_beside_one_that_can():
+def test_source_that_cannot_test_a_claim_has_a_reason():
     found = synthetic.both(study({"A": {}}, source="measured"), study(base(D=dict(ttft=101)), source="simulated"))
     ledger = claims.ledger(found).query("id == 'v2-ttft-baselines'")
     assert ledger.verdict.tolist() == [NOT_RUNNABLE, HOLDS]
@@ -165,7 +167,7 @@ def test_a_source_that_cannot_test_a_claim_says_why_beside_one_that_can():
     assert claims.ledger(found).query("id == 'v2-tpot-8b'").verdict.iloc[0] == NOT_RUNNABLE
 
 
-def test_systems_that_one_model_answered_for_are_not_compared():
+def test_systems_answered_by_one_model_are_not_compared():
     found = study(base(D=dict(ttft=101)))
     runs = found.requests[["run_id", "system"]].drop_duplicates()
     names = {"A": "one", "B": "other", "C": "third", "D": "one", "E": "fifth"}
@@ -185,7 +187,7 @@ def test_saved_ledger_reads_back(tmp_path):
 
 
 @pytest.mark.parametrize("systems", ["CD", ""])
-def test_each_claims_numbers_are_saved_beside_the_ledger(systems, tmp_path):
+def test_metrics_of_each_claim_are_saved_with_the_ledger(systems, tmp_path):
     found = synthetic.make(systems, (1, 4, 16))
     ledger = claims.ledger(found)
     claims.save(ledger, tmp_path, found)
@@ -194,13 +196,13 @@ def test_each_claims_numbers_are_saved_beside_the_ledger(systems, tmp_path):
         assert stored["requests"].sum() == rows and set(claims.CHECKS[claim].metrics) <= set(stored)
 
 
-def test_records_that_name_no_version_are_judged_by_their_systems():
+def test_records_without_version_are_judged_by_their_systems():
     found = synthetic.both(study(base(D=dict(ttft=101)), paper=None), study(V1, paper=None))
     assert row(found, "v2-ttft-baselines").verdict == HOLDS
     assert row(found, "v1-size").verdict == HOLDS
 
 
-def test_the_margin_is_how_many_times_over_the_threshold_is_met():
+def test_margin_is_the_ratio_to_the_threshold():
     assert row(study(base(E=dict(ttft=120))), "v2-ttft-8b").margin == pytest.approx(1.5 / 1.2)
     assert row(study(base(E=dict(ttft=300))), "v2-ttft-8b").margin == pytest.approx(0.5)
     assert row(study(base(E=dict(tpot=8))), "v2-tpot-8b").margin == pytest.approx(10 / 8)
@@ -209,7 +211,7 @@ def test_the_margin_is_how_many_times_over_the_threshold_is_met():
 
 
 def noisy(spread, seed=0, run="r", n=12, **centres):
-    """`n` requests a (system, load), times to first token log-normal around `centres` (ms, 100 if not given)."""
+    """Make `n` requests per system and load; time to first token is log-normal around `centres` (ms, default 100)."""
     rng, rows = np.random.default_rng(seed), []
     for system in "ABCDE":
         for users in LOADS:
@@ -221,15 +223,15 @@ def noisy(spread, seed=0, run="r", n=12, **centres):
     return synthetic.from_rows(rows)
 
 
-def test_a_verdict_that_few_resamples_share_is_within_noise():
-    sure, unsure = row(noisy(0.05, D=130), "v2-ttft-baselines"), row(noisy(0.5, D=104), "v2-ttft-baselines")
-    assert sure.confidence == claims.CLEAR and sure.agree == 1 and sure.margin_low > 1
-    assert unsure.confidence == claims.NOISE and unsure.margin_low < 1 < unsure.margin_high
-    assert claims.sureness(unsure).startswith(f"{unsure.verdict}, within noise (margin {unsure.margin:.2f}, ")
-    assert claims.sureness(sure).startswith("holds (margin 1.")
+def test_verdict_with_few_agreeing_samples_is_within_noise():
+    clear, noise = row(noisy(0.05, D=130), "v2-ttft-baselines"), row(noisy(0.5, D=104), "v2-ttft-baselines")
+    assert clear.confidence == claims.CLEAR and clear.agree == 1 and clear.margin_low > 1
+    assert noise.confidence == claims.NOISE and noise.margin_low < 1 < noise.margin_high
+    assert claims.verdict_text(noise).startswith(f"{noise.verdict}, within noise (margin {noise.margin:.2f}, ")
+    assert claims.verdict_text(clear).startswith("holds (margin 1.")
 
 
-def test_a_repetition_that_contradicts_makes_a_verdict_noise():
+def test_contradicting_repetition_makes_a_verdict_noise():
     one, other = noisy(0.02, D=130, n=60), noisy(0.02, seed=1, run="s", D=70, n=20)
     assert pd.isna(row(one, "v2-ttft-baselines").repeats)
     found = row(synthetic.both(one, noisy(0.02, seed=2, run="t", D=130)), "v2-ttft-baselines")
@@ -238,54 +240,54 @@ def test_a_repetition_that_contradicts_makes_a_verdict_noise():
     assert (found.verdict, found.repeats, found.confidence) == (HOLDS, "1 of 2", claims.NOISE)
 
 
-def test_where_tokens_come_at_once_the_range_is_open_and_can_be_told():
+def test_interval_is_open_if_tokens_arrive_at_once():
     found = noisy(0.05)
-    at_once = (found.requests.system == "E") & (found.requests.index % 12 < 5)  # of 12 requests a cell
+    at_once = (found.requests.system == "E") & (found.requests.index % 12 < 5)  # of 12 requests per cell
     last = found.requests.t_last.mask(at_once, found.requests.t_first)
     found = row(records.Records(found.requests.assign(t_last=last), found.runs), "v2-tpot-8b")
     assert found.margin_low <= found.margin < found.margin_high == np.inf
-    assert " to inf over " in claims.sureness(found)
+    assert " to inf over " in claims.verdict_text(found)
 
 
-def test_the_range_covers_what_differs_from_run_to_run():
-    """Runs that differ by far more than their requests: one run's requests know nothing of it, five runs do."""
+def test_interval_covers_the_variation_between_runs():
+    """Runs differ more than their requests, which only repeated runs show."""
     centres = (95, 115, 130, 145, 165)
     runs = [noisy(0.02, seed=i, run=f"r{i}-", D=centre) for i, centre in enumerate(centres)]
     alone, together = (row(found, "v2-ttft-baselines") for found in (runs[2], synthetic.both(*runs)))
-    assert alone.covers == "the requests of one run a load" and together.covers == "5 runs a load and their requests"
+    assert alone.covers == "the requests of one run per load" and together.covers == "5 runs per load and their requests"
     assert alone.margin_high - alone.margin_low < 0.1
     assert together.margin_low < 1.2 and together.margin_high > 1.4
     assert (together.verdict, together.repeats, together.confidence) == (HOLDS, "4 of 5", claims.NOISE)
-    assert f"{together.margin_high:.2f} over 5 runs a load and their requests; the same in 4 of 5" in claims.sureness(together)
+    assert f"{together.margin_high:.2f} over 5 runs per load and their requests; the same in 4 of 5" in claims.verdict_text(together)
 
 
-def test_what_runs_share_widens_no_range():
-    """Repetitions are drawn for all systems at once: where a seed slows all of them alike, margins stay as they are."""
+def test_variation_common_to_all_systems_does_not_widen_the_interval():
+    """Repetitions are drawn for all systems at once, so a seed that slows all of them leaves margins unchanged."""
     runs = [noisy(0.002, seed=i, run=f"r{i}-", n=60, **dict.fromkeys("ABCE", 100 * pace), D=130 * pace)
             for i, pace in enumerate((1, 1.1, 1.2, 1.3, 1.4))]  # fmt: skip
     found = row(synthetic.both(*runs), "v2-ttft-baselines")
     assert found.margin_low > 1.25 and found.margin_high < 1.35 and found.repeats == "5 of 5"
 
 
-def test_a_claim_tested_alone_on_its_own_rows_gives_the_same(tmp_path):
+def test_claim_tested_on_its_own_rows_gives_the_same(tmp_path):
     found = synthetic.both(synthetic.make(loads=(1, 4, 16)), synthetic.preliminary(loads=(1,)))
     whole = claims.ledger(found).set_index("id")
     for claim in ("v2-ttft-8b", "v2-70b-moderate", "v2-8b-wide"):
-        mine = claims.rows(found, claim)
-        records.save(tmp_path / "mine.parquet", mine)
-        alone = claims.ledger(records.read(tmp_path / "mine.parquet"), [claim]).set_index("id").loc[claim]
+        own = claims.rows(found, claim)
+        records.save(tmp_path / "own.parquet", own)
+        alone = claims.ledger(records.read(tmp_path / "own.parquet"), [claim]).set_index("id").loc[claim]
         pd.testing.assert_series_equal(alone, whole.loc[claim])
-        assert set(mine.requests.system) == set(claims.CHECKS[claim].systems) and len(mine.requests) == alone.rows
+        assert set(own.requests.system) == set(claims.CHECKS[claim].systems) and len(own.requests) == alone.rows
         assert claims.cells(found, claim).requests.sum() == alone.rows
 
 
-def test_the_rows_of_a_claim_are_at_loads_that_all_its_systems_have():
+def test_rows_of_a_claim_are_at_loads_that_all_its_systems_share():
     found = synthetic.both(study(base()), study({"D": {}}, loads=(64,)))
     assert set(claims.rows(found, "v2-ttft-baselines").requests.users) == set(LOADS)
     assert claims.cells(found, "v2-ttft-baselines").ttft_median_s.tolist() == [0.1] * 12
 
 
-def test_claims_rest_on_assumptions_that_the_paper_leaves_open():
+def test_claims_depend_on_assumptions_of_the_paper():
     known = {assumption.id for assumptions in paper.ASSUMPTIONS.values() for assumption in assumptions}
     for check in claims.CHECKS.values():
         assert set(check.assumptions) <= known and check.tolerance
@@ -293,7 +295,7 @@ def test_claims_rest_on_assumptions_that_the_paper_leaves_open():
     assert "baselines" not in claims.CHECKS["v2-70b-moderate"].assumptions
 
 
-def test_an_unknown_claim_or_version_is_refused():
+def test_unknown_claim_or_version_raises():
     with pytest.raises(ErlabError, match="must be one of v2-ttft-baselines, .*Got 'v3'"):
         claims.ledger(study(base()), ["v3"])
     with pytest.raises(ErlabError, match="'paper' parameter of claims must be one of v2, v1. Got 'v3'"):

@@ -1,4 +1,4 @@
-"""Metrics read as arithmetic; the summary agrees with numbers computed one request at a time."""
+"""Tests of the metrics as arithmetic, and of the summary against one request at a time."""
 
 import statistics
 
@@ -33,7 +33,7 @@ def test_time_per_output_token_is_undefined_below_two_tokens(tokens):
     assert metrics.tpot(requests(dict(t_submit=0, t_first=5, t_last=9, output_tokens=tokens))).isna().item()
 
 
-def test_response_time_and_the_gateways_decision():
+def test_response_time_and_routing_time():
     found = requests(dict(t_submit=2 * S, t_routed=2 * S + 3 * MS, t_first=3 * S, t_last=7 * S))
     assert metrics.e2e(found).item() == 5
     assert metrics.routing(found).item() == 3
@@ -47,7 +47,7 @@ def test_failed_requests_and_unknown_times_have_no_latency():
         assert metric(found).isna().all()
 
 
-def test_inter_token_gaps_are_pooled_and_leave_failures_out():
+def test_inter_token_gaps_are_pooled_over_finished_requests():
     found = requests(
         dict(token_times=[0, 10 * MS, 30 * MS]),
         dict(token_times=[5 * MS, 6 * MS]),
@@ -63,7 +63,7 @@ def test_throughput_is_tokens_of_finished_requests_over_first_submission_to_last
     found = requests(
         dict(t_submit=1 * S, t_last=3 * S, output_tokens=30),
         dict(t_submit=2 * S, t_last=6 * S, output_tokens=20),
-        dict(t_submit=0, t_last=9 * S, output_tokens=400, status="timeout"),  # its time counts from its submission
+        dict(t_submit=0, t_last=9 * S, output_tokens=400, status="timeout"),  # its submission counts in measured time
     )
     assert metrics.measured_seconds(found) == 6
     assert metrics.output_throughput(found) == pytest.approx(50 / 6)
@@ -78,7 +78,7 @@ def test_throughput_of_several_runs_adds_their_times():
     assert metrics.output_throughput(found) == pytest.approx(60 / 6)
 
 
-def test_throughput_is_unknown_where_tokens_or_times_are():
+def test_throughput_is_unknown_without_tokens_or_times():
     assert pd.isna(metrics.output_throughput(requests(dict(t_submit=0, t_last=S))))
     assert pd.isna(metrics.output_throughput(requests(dict(t_submit=0, output_tokens=3))))
     assert pd.isna(metrics.output_throughput(requests(dict(t_submit=0, t_last=S, output_tokens=3, status="lost"))))
@@ -92,7 +92,7 @@ def test_percentiles_interpolate_linearly(values, q):
     assert metrics.percentile([*values, None], q) == pytest.approx(low + (place - int(place)) * (high - low), abs=1e-6)
 
 
-def test_percentile_of_nothing_is_unknown():
+def test_percentile_of_no_values_is_unknown():
     assert pd.isna(metrics.percentile([None, pd.NA], 50))
 
 
@@ -104,9 +104,9 @@ def test_summary_agrees_with_one_request_at_a_time(seed, failing):
     rows = found.requests.to_dict("records")
     assert table["requests"].sum() == len(rows)
     for cell in table.to_dict("records"):
-        mine = [r for r in rows if (r["system"], r["users"]) == (cell["system"], cell["users"])]
-        good = [r for r in mine if r["status"] == "ok"]
-        assert cell["failed"] == len(mine) - len(good)
+        cell_rows = [r for r in rows if (r["system"], r["users"]) == (cell["system"], cell["users"])]
+        good = [r for r in cell_rows if r["status"] == "ok"]
+        assert cell["failed"] == len(cell_rows) - len(good)
         if not good:
             assert pd.isna(cell["ttft_median_s"]) and pd.isna(cell["output_throughput"])
             continue
@@ -116,15 +116,15 @@ def test_summary_agrees_with_one_request_at_a_time(seed, failing):
         assert cell["ttft_min_s"] == pytest.approx(min(ttft))
         assert cell["ttft_p95_s"] == pytest.approx(np.percentile(ttft, 95))
         assert cell["tpot_median_ms"] == pytest.approx(statistics.median(tpot))
-        span = max(r["t_last"] for r in good) - min(r["t_submit"] for r in mine)
+        span = max(r["t_last"] for r in good) - min(r["t_submit"] for r in cell_rows)
         assert cell["output_throughput"] == pytest.approx(sum(r["output_tokens"] for r in good) / span * 1e9)
         assert pd.isna(cell["routing_median_ms"]) == (cell["system"] == "A")
 
 
-def test_summary_keeps_measured_and_simulated_apart():
+def test_summary_separates_measured_and_simulated():
     found = synthetic.both(synthetic.make("A", (1,)), synthetic.make("A", (1,), source="simulated"))
     assert list(metrics.summarise(found.requests)["source"]) == ["measured", "simulated"]
 
 
-def test_summary_of_nothing_has_no_rows():
+def test_summary_of_no_requests_has_no_rows():
     assert len(metrics.summarise(requests().iloc[:0])) == 0

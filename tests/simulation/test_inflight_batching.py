@@ -1,4 +1,4 @@
-"""In-flight batching: the fast engine against the plain loop, to the nanosecond, and properties any engine has."""
+"""Tests of in-flight batching: equality with a plain loop to the nanosecond, and invariants."""
 
 from array import array
 from dataclasses import replace
@@ -12,7 +12,7 @@ from plain_loop import plain_run
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.simulation import components, events
-from erlab.simulation.engine import POLICIES, Batching, Requests, SimulatedEngine
+from erlab.simulation.engine import KV_POLICIES, Batching, Requests, SimulatedEngine
 from erlab.simulation.hardware import gpu
 from erlab.simulation.steptimes import StepTimes
 
@@ -20,7 +20,7 @@ TIMES = StepTimes(components.roofline(paper.SYSTEMS["v2"]["E"].expert, gpu("H100
 
 
 def fast_run(batching, max_batch, pool, requests):
-    """`requests` as the plain loop takes them; the fast engine's first and last times, and the engine."""
+    """Serve requests of `plain_loop.plain_run` with the fast engine; return first and last times, and the engine."""
     columns = Requests.of([r["prompt"] for r in requests], [r["output"] for r in requests])
     engine = SimulatedEngine(TIMES, columns, batching, max_batch, pool)
     submit = array("q", [-1 if isinstance(r["at"], tuple) else r["at"] for r in requests])
@@ -34,7 +34,7 @@ def fast_run(batching, max_batch, pool, requests):
 
 @st.composite
 def loads(draw):
-    """A few users in a closed loop who begin at any time, and engines from roomy to barely large enough."""
+    """Draw closed-loop users with any start, and engines with any capacity that suffices."""
     turns = draw(st.integers(1, 4))
     users = draw(st.integers(1, 12))
     requests = []
@@ -48,9 +48,9 @@ def loads(draw):
     pool = -(-longest // block) * block + draw(st.integers(0, 300))
     max_batch = draw(st.integers(1, 8))
     chunked = draw(st.booleans())
-    widest = longest  # an evicted request prefills its answer so far too
+    widest = longest  # an evicted request also prefills its answer so far
     budget = draw(st.integers(max_batch + 1, 150)) if chunked else draw(st.integers(widest, widest + 150))
-    batching = Batching(budget, chunked, draw(st.sampled_from(POLICIES)), block, draw(st.booleans()))
+    batching = Batching(budget, chunked, draw(st.sampled_from(KV_POLICIES)), block, draw(st.booleans()))
     return requests, batching, max_batch, pool
 
 
@@ -68,7 +68,7 @@ def test_fast_forward_equals_the_plain_loop_to_the_nanosecond(load):
 
 @settings(max_examples=60, deadline=None)
 @given(loads())
-def test_the_pool_the_batch_and_the_token_budget_are_never_exceeded(load):
+def test_pool_batch_limit_and_token_budget_are_never_exceeded(load):
     requests, batching, max_batch, pool = load
     first, last, engine = fast_run(batching, max_batch, pool, requests)
     assert engine.least_free >= 0
@@ -92,8 +92,8 @@ def test_first_come_first_served(load):
     assert [first[i] for i in order] == sorted(first)
 
 
-def test_every_token_is_counted_in_time():
-    """One request alone: its prompt, then one iteration a token with the context growing by one."""
+def test_single_request_takes_the_sum_of_its_iterations():
+    """One prefill, then one iteration per token with a context that grows by one."""
     first, last, engine = fast_run(Batching(), 4, 1024, [dict(at=7, prompt=100, output=5)])
     prefill = TIMES.mixed(0, 0, 1, 100, 0, 1)
     assert first == [7 + prefill]
@@ -101,25 +101,25 @@ def test_every_token_is_counted_in_time():
     assert engine._iteration == 5
 
 
-def test_equal_requests_stay_in_step():
-    """Fixed lengths, all at once: everybody's first token comes together, and so does the last."""
+def test_equal_requests_stay_synchronised():
+    """Requests of equal lengths, submitted at once, get first and last tokens at the same times."""
     requests = [dict(at=0, prompt=50, output=20) for _ in range(6)]
     first, last, _ = fast_run(Batching(), 8, 4096, requests)
     assert len(set(first)) == len(set(last)) == 1
-    first, last, _ = fast_run(Batching(100), 8, 4096, requests)  # two prompts an iteration and the decodes beside
+    first, last, _ = fast_run(Batching(100), 8, 4096, requests)  # two prompts per iteration, beside decodes
     assert len(set(first)) > 1
 
 
-def test_chunked_context_keeps_decoding_while_a_long_prompt_is_read():
+def test_chunked_context_decodes_while_a_long_prompt_is_prefilled():
     short, long = dict(at=0, prompt=10, output=4), dict(at=1, prompt=390, output=2)
     whole = fast_run(Batching(400), 4, 4096, [short, long])
     chunked = fast_run(Batching(60, chunked_context=True), 4, 4096, [short, long])
-    assert chunked[1][0] < whole[1][0]  # the short one's answer is not held up
-    assert chunked[0][1] > whole[0][1]  # the long one waits longer for its first token
+    assert chunked[1][0] < whole[1][0]  # the short answer is not delayed
+    assert chunked[0][1] > whole[0][1]  # the long prompt gets its first token later
 
 
-def test_a_batch_chosen_ahead_leaves_out_who_comes_while_the_one_before_it_runs():
-    """A request that arrives during an iteration joins the one after next; the engine idle, the first is its own."""
+def test_batch_chosen_ahead_excludes_requests_that_arrive_during_the_previous_one():
+    """A request that arrives during an iteration joins the one after next, except during the first after idling."""
     requests = [dict(at=0, prompt=50, output=20), dict(at=0, prompt=50, output=20)]
     prefill = TIMES.mixed(0, 0, 1, 50, 0, 1)
     requests[1]["at"] = prefill + 1  # during the first decode iteration
@@ -127,11 +127,11 @@ def test_a_batch_chosen_ahead_leaves_out_who_comes_while_the_one_before_it_runs(
     joins = lambda n: prefill + sum(decodes[:n]) + TIMES.mixed(1, 50 + n, 1, 50, 0, 1)  # noqa: E731
     assert fast_run(Batching(), 4, 1024, requests)[0] == [prefill, joins(1)]
     assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0] == [prefill, joins(2)]
-    requests[1]["at"] = prefill - 1  # during the first iteration after idling, which had none before it
+    requests[1]["at"] = prefill - 1  # during the first iteration after idling
     assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0][1] == prefill + TIMES.mixed(1, 50, 1, 50, 0, 1)
 
 
-def test_guaranteed_no_evict_starts_a_request_only_with_its_whole_future_reserved():
+def test_guaranteed_no_evict_reserves_blocks_for_the_whole_request():
     requests = [dict(at=0, prompt=60, output=68) for _ in range(2)]
     first, last, engine = fast_run(Batching(block_tokens=64), 4, 192, requests)
     assert first[1] > last[0]
@@ -139,7 +139,7 @@ def test_guaranteed_no_evict_starts_a_request_only_with_its_whole_future_reserve
     assert first[0] == first[1]
 
 
-def test_max_utilization_starts_both_and_evicts_the_later_one():
+def test_max_utilization_starts_both_requests_and_evicts_the_later_one():
     requests = [dict(at=0, prompt=60, output=68) for _ in range(2)]
     batching = Batching(block_tokens=64, policy="max_utilization")
     first, last, _ = fast_run(batching, 4, 192, requests)
@@ -163,18 +163,18 @@ def test_max_utilization_starts_both_and_evicts_the_later_one():
         (dict(output=400), "must be at most 400, the longest context of the step times"),
     ],
 )
-def test_what_cannot_run_is_refused_with_the_numbers(change, message):
+def test_requests_that_cannot_run_raise_with_the_numbers(change, message):
     given = dict(batching=Batching(), max_batch=4, pool=1024, output=50) | change
     with pytest.raises(ErlabError, match=message):
         fast_run(given["batching"], given["max_batch"], given["pool"], [dict(at=0, prompt=100, output=given["output"])])
 
 
-def test_unknown_policies_are_refused():
+def test_unknown_policy_raises():
     with pytest.raises(ErlabError, match="guaranteed_no_evict, max_utilization. Got 'evict'"):
         Batching(policy="evict")
 
 
-def test_a_row_is_the_running_sum_of_decode_times():
+def test_row_is_the_cumulative_sum_of_decode_times():
     row = TIMES.row(5)
     assert [row[c + 1] - row[c] for c in range(400)] == [TIMES.decode(5, c) for c in range(400)]
     assert np.all(np.diff(np.diff(row)) >= 0)  # longer contexts never cost less on the roofline

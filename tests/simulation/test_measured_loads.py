@@ -1,4 +1,4 @@
-"""Measured loads beside the simulation: the same numbers as the validation's, and arithmetic for the bandwidth."""
+"""Tests of the comparison of measured loads with the simulation, and of the bandwidth share."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import pytest
 
 from erlab import paper
 from erlab.errors import ErlabError
+from erlab.serving.engines import openai_models
 from erlab.simulation import measured, validation
 from erlab.simulation.hardware import gpu
 from erlab.spec import BF16, Expert, System
@@ -18,7 +19,7 @@ ALONE = System("8B", "v2", EXPERT, 1, router=False)
 
 @pytest.fixture(scope="module")
 def h200():
-    """The measured H200 as request records."""
+    """Return the measurements of the H200 as request records."""
     rows = pd.read_parquet(validation.H200)
     names = ["t_submit", "t_first", "t_last"]
     times = (rows[["submit", "first", "last"]] * 1e9).astype("int64").set_axis(names, axis=1)
@@ -26,7 +27,7 @@ def h200():
     return times.assign(**known, users=rows["users"], system="8B", status="ok", run_id=rows["users"].astype(str))
 
 
-def test_a_measured_h200_is_compared_as_the_validation_does(h200):
+def test_comparison_agrees_with_the_validation(h200):
     chosen = h200[h200.users.isin([1, 16, 128])]
     host = {"prefill_overhead": validation.HOST_PER_LAYER * EXPERT.model.layers}
     found = measured.compare(chosen, ALONE, measured.vllm("H200", **host)).set_index("users")
@@ -38,7 +39,7 @@ def test_a_measured_h200_is_compared_as_the_validation_does(h200):
     assert found.bandwidth_share.max() < 1
 
 
-def test_what_shares_its_gpu_has_no_prediction(h200):
+def test_engines_that_share_a_gpu_have_no_prediction(h200):
     four = replace(ALONE, count=4, router=True)
     found = measured.compare(h200[h200.users == 4], four, measured.vllm("H200"))
     assert found.throughput.iloc[0] > 0
@@ -48,13 +49,18 @@ def test_what_shares_its_gpu_has_no_prediction(h200):
         measured.compare(mixed, ALONE, measured.vllm("H200"))
 
 
-def test_the_bandwidths_share_is_bytes_over_time():
+def test_bandwidth_share_is_bytes_over_time():
     row = {"user": 0, "turn": 0, "status": "ok", "run_id": "r", "users": 1}
-    row |= {"input_tokens": 100, "output_tokens": 101, "t_submit": 0, "t_first": 0, "t_last": 10**9}  # 10 ms a token
+    row |= {"input_tokens": 100, "output_tokens": 101, "t_submit": 0, "t_first": 0, "t_last": 10**9}  # 10 ms per token
     weights = paper.weight_bytes(EXPERT) - 128256 * 4096 * 2
     expected = (weights + 150.5 * 131_072) / 4.8e12 / 0.01
     frame = pd.DataFrame([row]).convert_dtypes()
     assert measured.bandwidth_share(frame, EXPERT, gpu("H200")) == pytest.approx(expected)
+
+
+def test_vllm_servers_are_started_with_the_batching_that_is_simulated():
+    batching = measured.VLLM.batching
+    assert (openai_models.BATCHED_TOKENS, openai_models.BLOCK) == (batching.max_num_tokens, batching.block_tokens)
 
 
 def test_failed_requests_are_counted_and_not_simulated(h200):

@@ -1,4 +1,4 @@
-"""Whole systems: conservation, determinism, monotony, identities of queueing theory, routing, records."""
+"""Tests of simulated systems: conservation, determinism, queueing theory, routing, records."""
 
 import sys
 from dataclasses import replace
@@ -22,37 +22,37 @@ A, D, E = (paper.SYSTEMS["v2"][k] for k in "ADE")
 
 @pytest.mark.parametrize("system", [A, D, E])
 @pytest.mark.parametrize("users", [1, 7, 300])
-def test_every_request_is_answered_in_order(system, users):
+def test_every_request_is_answered_in_the_order_of_its_session(system, users):
     found = simulate(system, users, workload=SHORT, setup=ROOF).requests
     assert len(found) == users * SHORT.turns_for(users)
     assert (found["t_submit"] < found["t_first"]).all() and (found["t_first"] <= found["t_last"]).all()
     one = found["output_tokens"] == 1
     assert (found["t_first"] == found["t_last"]).eq(one).all()
     later = found["turn"] > 0
-    assert (found["t_submit"] == found["t_last"].shift())[later].all()  # no think time
+    assert (found["t_submit"] == found["t_last"].shift())[later].all()  # no pause between requests
     assert (found.loc[~later, "t_submit"] == 0).all()
 
 
-def test_never_more_in_flight_than_users_and_always_that_many_until_the_first_leaves():
+def test_requests_in_flight_equal_users_until_the_first_user_finishes():
     users = 40
     found = simulate(E, users, workload=SHORT, setup=ROOF).requests
     last = found.groupby("user")["t_last"].max().min()
     moments = np.linspace(1, last - 1, 200)
-    flying = [((found["t_submit"] <= t) & (found["t_last"] > t)).sum() for t in moments]
-    assert set(flying) == {users}
+    in_flight = [((found["t_submit"] <= t) & (found["t_last"] > t)).sum() for t in moments]
+    assert set(in_flight) == {users}
 
 
-def test_more_users_never_have_less_in_flight_at_an_expert():
+def test_more_users_have_more_requests_in_flight():
     few, many = (simulate(D, n, workload=SHORT, setup=ROOF).requests for n in (50, 400))
     in_flight = lambda r: (r["t_last"] - r["t_submit"]).sum() / r["t_last"].max()  # noqa: E731 (Little's law)
     assert in_flight(many) > in_flight(few)
 
 
-def test_all_systems_are_asked_the_same_under_a_load():
-    asked = [simulate(s, 20, workload=SHORT, setup=ROOF).requests[["input_tokens", "output_tokens"]] for s in (A, E)]
-    assert asked[0].equals(asked[1])
+def test_all_systems_get_the_same_requests_at_a_load():
+    lengths = [simulate(s, 20, workload=SHORT, setup=ROOF).requests[["input_tokens", "output_tokens"]] for s in (A, E)]
+    assert lengths[0].equals(lengths[1])
     other = simulate(A, 20, workload=SHORT, setup=ROOF, seed=1).requests
-    assert not other["input_tokens"].equals(asked[0]["input_tokens"])
+    assert not other["input_tokens"].equals(lengths[0]["input_tokens"])
 
 
 def test_identities_of_queueing_theory():
@@ -72,16 +72,16 @@ def test_the_gateway_delays_router_systems_only():
     assert set((delays["t_routed"] - delays["t_submit"]) / 1e9) == set(measured)
 
 
-def test_shares_say_where_prompts_go():
+def test_prompts_follow_the_cluster_shares():
     shares = [0.5, 0.3, 0.2] + [0.0] * 5
     found = simulate(E, 400, workload=SHORT, setup=ROOF, shares=shares).requests
-    got = found["cluster"].value_counts(normalize=True)
-    assert set(got.index) == {0, 1, 2}
-    assert got[0] == pytest.approx(0.5, abs=0.06)
+    observed = found["cluster"].value_counts(normalize=True)
+    assert set(observed.index) == {0, 1, 2}
+    assert observed[0] == pytest.approx(0.5, abs=0.06)
     assert (found["expert"] == "E-expert-" + found["cluster"].astype(str)).all()
 
 
-def test_imbalance_costs_throughput():
+def test_imbalance_reduces_throughput():
     even, skewed = (
         metrics.output_throughput(simulate(D, 400, workload=SHORT, setup=ROOF, shares=s).requests)
         for s in (None, [0.65] + [0.05] * 7)
@@ -89,7 +89,7 @@ def test_imbalance_costs_throughput():
     assert skewed < 0.7 * even
 
 
-def test_a_real_routers_decisions_are_drawn_with_their_distances():
+def test_decisions_of_a_router_are_drawn_with_their_distances():
     from erlab.routing.compiled import Row
 
     orders = [tuple(np.roll(range(16), -c)) for c in range(16)]
@@ -107,7 +107,7 @@ def test_baselines_spread_users_over_replicas_evenly():
     assert sorted(two["t_last"]) == sorted([*one["t_last"], *one["t_last"]])
 
 
-def test_records_are_like_a_measured_runs(tmp_path):
+def test_records_have_the_schema_of_a_measured_run(tmp_path):
     found = simulate(E, 10, workload=SHORT, setup=ROOF)
     assert list(found.requests.columns) == records.SCHEMA.names
     records.save(tmp_path / "e.parquet", found)
@@ -118,30 +118,30 @@ def test_records_are_like_a_measured_runs(tmp_path):
     assert metrics.summarise(again.requests)["failed"].item() == 0
 
 
-def test_a_sweep_does_not_depend_on_where_it_runs():
+def test_sweep_does_not_depend_on_the_number_of_processes():
     systems = {"D": D, "E": E}
-    alone = sweep(systems, (1, 30), workload=SHORT, setup=ROOF, jobs=1)
-    spread = sweep(systems, (1, 30), workload=SHORT, setup=ROOF, jobs=2)
-    assert alone.requests.equals(spread.requests) and alone.runs.equals(spread.runs)
-    assert alone.requests["run_id"].nunique() == 4
+    serial = sweep(systems, (1, 30), workload=SHORT, setup=ROOF, jobs=1)
+    parallel = sweep(systems, (1, 30), workload=SHORT, setup=ROOF, jobs=2)
+    assert serial.requests.equals(parallel.requests) and serial.runs.equals(parallel.runs)
+    assert serial.requests["run_id"].nunique() == 4
 
 
-def test_a_sweep_on_a_local_dask_cluster_is_the_same():
+def test_sweep_on_a_local_dask_cluster_is_the_same():
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp") as cluster:
         spread = sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF, cluster=f"dask:{cluster.scheduler_address}")
     assert spread.requests.equals(sweep({"E": E}, (1, 30), workload=SHORT, setup=ROOF).requests)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999999"])
-def test_a_ray_cluster_that_is_not_there_is_named(monkeypatch, address):
-    """Ray's own client would try for minutes; it is no dependency, so a stand-in is imported."""
+def test_missing_ray_cluster_raises_with_its_address(monkeypatch, address):
+    """Ray is not a dependency, so a mock is imported; its own client would try for minutes."""
     for name in ("ray", "ray.util", "ray.util.joblib"):
         monkeypatch.setitem(sys.modules, name, Mock())
     with pytest.raises(ErlabError, match=f"^No Ray cluster answers at {address}: "):
         sweep({"E": E}, (1,), workload=SHORT, setup=ROOF, cluster=f"ray:{address}")
 
 
-def test_the_preliminary_systems_are_fig_3s():
+def test_preliminary_systems_are_those_of_fig_3():
     from erlab.results import selection
 
     found = sweep(preliminary_systems(limits=(8, 64)), (1, 20), workload=SHORT, setup=ROOF)
@@ -166,7 +166,7 @@ def test_the_preliminary_systems_are_fig_3s():
         (dict(users=3, decisions=[]), "'decisions' parameter of simulate must hold at least one decision"),
     ],
 )
-def test_bad_input_is_refused(given, message):
+def test_invalid_input_raises(given, message):
     with pytest.raises(ErlabError, match=message):
         simulate(E, given.pop("users", None), workload=SHORT, setup=ROOF, **given)
 
@@ -181,12 +181,12 @@ def test_bad_input_is_refused(given, message):
         (dict(prefill_overhead=-1), "'prefill_overhead' parameter of Setup must be at least 0 seconds. Got -1"),
     ],
 )
-def test_a_machine_that_cannot_be_is_refused_at_construction(change, message):
+def test_invalid_setup_raises_at_construction(change, message):
     with pytest.raises(ErlabError, match=message):
         Setup(**change)
 
 
-def test_a_baseline_takes_no_policy_and_a_load_no_half_columns():
+def test_policy_for_a_baseline_and_incomplete_traffic_raise():
     with pytest.raises(ErlabError, match="'policy' parameter of simulate must be left out for a baseline"):
         simulate(A, 3, policy="spill", setup=ROOF)
     with pytest.raises(ErlabError, match="'input_tokens' parameter of Traffic must have an entry for each of 2 .* Got 1"):
@@ -195,7 +195,7 @@ def test_a_baseline_takes_no_policy_and_a_load_no_half_columns():
         replace(fixed_lengths(2, 1, 5, 5), start=np.zeros(1))
 
 
-def test_a_trace_out_of_order_is_refused_at_the_place():
+def test_unordered_trace_raises_with_the_index():
     with pytest.raises(ErlabError, match=r"The load trace must rise from 0 s. Got 1.5 s after 2.0 s at request 2."):
         trace([0.0, 2.0, 1.5], [5] * 3, [5] * 3)
     with pytest.raises(ErlabError, match=r"Got -1.0 s after 0.0 s at request 0"):
@@ -206,13 +206,13 @@ def test_a_trace_out_of_order_is_refused_at_the_place():
     assert found["t_submit"].tolist() == [0, 10**9, 10**9]
 
 
-def test_what_does_not_fit_is_refused():
+def test_system_that_does_not_fit_raises():
     with pytest.raises(ErlabError, match="The KV pool of Llama 3 70B FP8 on 1 H100 holds"):
         simulate(D, 3, workload=SHORT, setup=replace(ROOF, reserve_gib=11.9))
     with pytest.raises(ErlabError, match="longest prompt"):
         simulate(E, 100, setup=replace(ROOF, batching=Batching(300)))
 
 
-def test_closed_loops_are_deterministic():
+def test_closed_loop_is_deterministic():
     a, b = closed_loop(SHORT, 30, 5), closed_loop(SHORT, 30, 5)
     assert (a.input_tokens == b.input_tokens).all() and (a.output_tokens == b.output_tokens).all()

@@ -1,4 +1,4 @@
-"""Step times: the kept table, interpolation against aiconfigurator, the roofline as a bound, INT8's derivation."""
+"""Tests of iteration times: stored tables, interpolation, roofline, INT8, era factors, KV pool."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from erlab import paper
 from erlab.errors import ErlabError
 from erlab.simulation import components, era, hardware, validation
 from erlab.simulation.components import BATCHES, CONTEXTS, TOKENS, Software, measured, roofline
-from erlab.simulation.hardware import gpu, kv_pool_tokens
+from erlab.simulation.hardware import free_gib, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import StepTimes
 from erlab.simulation.system import Setup, step_times
 from erlab.spec import BF16, FLOAT32, FP8, FP16, Expert, Model, Precision
@@ -24,17 +24,17 @@ def tables(tmp_path_factory):
     return tmp_path_factory.mktemp("steptimes")
 
 
-def test_a_table_is_made_once_and_read_after(tables, monkeypatch):
+def test_table_is_computed_once_and_then_read(tables, monkeypatch):
     made = measured(E, H100, folder=tables)
-    monkeypatch.setattr(components, "_tabulate", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(components, "_tabulate", lambda *a: pytest.fail("computed again"))
     again = measured(E, H100, folder=tables)
     for name in ("body", "logits", "decode", "prefill", "prefix"):
         np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
     assert [f.suffix for f in tables.iterdir()] == [".npz"] * len(list(tables.iterdir()))
 
 
-def test_the_sum_of_the_parts_is_aiconfigurators_own_step(tables):
-    """Parts asked one by one add up to what the undivided engine answers (its decode puts all heads' logits in too)."""
+def test_sum_of_the_parts_is_the_step_of_aiconfigurator(tables):
+    """The undivided engine includes the output head in its decode step."""
     from aiconfigurator.sdk.engine import EngineHandle
 
     whole = EngineHandle.compile(
@@ -47,7 +47,7 @@ def test_the_sum_of_the_parts_is_aiconfigurators_own_step(tables):
         assert ours == pytest.approx(whole.predict_decode_latency(batch, context, 2), rel=1e-6)
 
 
-def test_interpolation_is_close_at_random_points(tables):
+def test_interpolation_is_accurate_at_random_points(tables):
     found = validation.interpolation(E, Setup(era=None, tables=tables), points=60)
     errors = (found["ratio"] - 1).abs()
     assert errors.median() < 0.01 and errors.quantile(0.95) < 0.05
@@ -58,7 +58,7 @@ def test_no_kernel_beats_the_roofline(tables):
     assert (found["ratio"] >= 1).all()
 
 
-def test_the_roofline_is_bytes_over_bandwidth_and_flop_over_peak():
+def test_roofline_is_bytes_over_bandwidth_and_flop_over_peak():
     parts = roofline(E, H100)
     weights = E.model.parameters - E.model.embedding_parameters
     assert parts.body[0] == pytest.approx(2 * weights / 3.35e12)
@@ -69,7 +69,7 @@ def test_the_roofline_is_bytes_over_bandwidth_and_flop_over_peak():
     assert half.body[0] > roofline(D, H100).body[0] / 2  # all-reduces
 
 
-def test_int8_costs_no_less_than_fp8s_traffic_and_bf16s_arithmetic(tables):
+def test_int8_takes_at_least_the_traffic_of_fp8_and_the_arithmetic_of_bf16(tables):
     int8 = measured(paper.SYSTEMS["v1"]["70B-INT8"].expert, H100, folder=tables)
     same = replace(paper.SYSTEMS["v1"]["70B-INT8"].expert, precision=FP8)
     fp8, wide = measured(same, H100, folder=tables), measured(replace(same, precision=FP16), H100, folder=tables)
@@ -78,7 +78,7 @@ def test_int8_costs_no_less_than_fp8s_traffic_and_bf16s_arithmetic(tables):
     assert int8.body[-1] == pytest.approx(overhead * wide.body[-1])  # many tokens: arithmetic decides
 
 
-def test_bf16_is_fp16_and_a_wide_kv_cache_only_changes_attention(tables):
+def test_bf16_equals_fp16_and_a_wide_kv_cache_changes_attention_only(tables):
     same = measured(replace(E, precision=BF16), H100, folder=tables)
     np.testing.assert_array_equal(same.body, measured(E, H100, folder=tables).body)
     narrow = measured(replace(E, precision=FP8), H100, folder=tables)
@@ -87,14 +87,14 @@ def test_bf16_is_fp16_and_a_wide_kv_cache_only_changes_attention(tables):
     assert wide.decode[-5, -3] > 1.5 * narrow.decode[-5, -3]
 
 
-def test_mixed_iterations_cost_at_least_their_decoding():
+def test_mixed_iterations_take_longer_than_their_decoding():
     times = StepTimes(roofline(E, H100), 2048)
     assert times.mixed(16, 500, 1, 200, 0, 1) > times.decode(16, 500)
     assert times.mixed(16, 500, 2, 400, 0, 2) > times.mixed(16, 500, 1, 200, 0, 1)
     assert times.mixed(0, 0, 1, 64, 900, 1) >= times.mixed(0, 0, 1, 64, 0, 1)  # cached tokens are attended to
 
 
-def test_an_era_scales_decoding_and_what_prefilling_adds():
+def test_era_scales_decoding_and_the_time_that_prefilling_adds():
     parts = roofline(E, H100)
     now, then = StepTimes(parts, 2048), StepTimes(parts, 2048, (2.0, 3.0))
     assert then.decode(8, 300) == pytest.approx(2 * now.decode(8, 300), abs=2)
@@ -106,8 +106,8 @@ def test_an_era_scales_decoding_and_what_prefilling_adds():
         era.factors("0.12", "FP8", 1)
 
 
-def test_the_pool_is_what_weights_and_reserve_leave():
-    assert kv_pool_tokens(D, H100) == paper.kv_pool_tokens(D)
+def test_kv_pool_is_the_memory_that_weights_and_reserve_leave():
+    assert kv_pool_tokens(D, H100) == paper.kv_pool_tokens(D) == int(0.9 * (free_gib(D, H100, 4) * 2**30) / 163840)
     assert kv_pool_tokens(replace(D, kv_tokens=5000), H100) == 5000
     more = kv_pool_tokens(D, gpu("H200")) - kv_pool_tokens(D, H100)
     assert more == pytest.approx(0.9 * (gpu("H200").memory - H100.memory) / paper.kv_bytes_per_token(D), abs=1)
@@ -128,11 +128,11 @@ def test_the_pool_is_what_weights_and_reserve_leave():
         (lambda: Setup(gateway=-1), "'gateway' parameter of Setup must be at least 0 seconds"),
     ],
 )
-def test_bad_input_is_refused_with_the_numbers(make, message):
+def test_invalid_input_raises_with_the_numbers(make, message):
     with pytest.raises(ErlabError, match=message):
         make()
 
 
-def test_any_llama_can_be_simulated(tables):
+def test_any_llama_architecture_can_be_simulated(tables):
     odd = Expert(Model("odd", 2048, 4, 16, 4, 5632, 1000), FP16)
     assert step_times(odd, Setup(era=None, tables=tables)).decode(1, 10) > 0

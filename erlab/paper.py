@@ -1,7 +1,8 @@
-"""The paper, arXiv 2404.15153, as data: systems, loads, workload, assumptions and claims of both versions.
+"""The paper, arXiv 2404.15153, as data.
 
-Facts name their source. *stated*: in the abstract, a caption or a summary of the paper. *reported*: in a third party's
-review of the text. *assumed*: unknown; a parameter with this default, marked as an assumption wherever it appears.
+Systems, loads, workload, assumptions and claims of both versions. Facts name their source. *stated*: in the abstract, a
+caption or a summary of the paper. *reported*: in a third party's review of the text. *assumed*: unknown; a parameter
+with this default, marked as an assumption wherever it appears.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ WORKLOAD = Workload(Lengths(190.0, 0.95, 8, 1023), Lengths(240.0, 0.75, 3, 1023)
 
 @dataclass(frozen=True)
 class Assumption:
-    """Detail that the paper leaves open, with the value used here and the reason."""
+    """Detail that the paper leaves open, with value and reason."""
 
     id: str
     value: str
@@ -75,10 +76,10 @@ ASSUMPTIONS = {
             "output-length", "log-normal, median 240, sigma 0.75, cut at 1,024 tokens",
             "its mean then lies near the 294.45 tokens of MLPerf's reference run",
         ),
-        Assumption("clusters", "8, one an expert", "one expert a GPU"),
+        Assumption("clusters", "8, one per expert", "one expert per GPU"),
         Assumption(
             "kv-pool",
-            "90 % of what weights and 4 GiB of activations and reserve leave of 80 GB",
+            "90 % of the memory that weights and a reserve of 4 GiB for activations leave of 80 GB",
             "TensorRT-LLM's default share",
         ),
         Assumption("figures-6-7", "end-to-end response time and system throughput", "their captions are not known"),
@@ -95,14 +96,18 @@ FREE_FRACTION = 0.9  # TensorRT-LLM's kv_cache_free_gpu_mem_fraction
 
 
 def weight_bytes(expert: Expert) -> int:
-    """Return the bytes of an engine's weights over all GPUs; embeddings and output head have at least 16 bits."""
+    """Return the bytes of an engine's weights over all GPUs.
+
+    Embeddings and output head have at least 16 bits.
+    """
     model = expert.model
+    bits = expert.precision.weight_bits
     body = model.parameters - model.embedding_parameters
-    return (body * expert.precision.weight_bits + model.embedding_parameters * max(16, expert.precision.weight_bits)) // 8
+    return (body * bits + model.embedding_parameters * max(16, bits)) // 8
 
 
 def kv_bytes_per_token(expert: Expert) -> int:
-    """Return the bytes of one token's keys and values over all of the engine's GPUs."""
+    """Return the bytes of one token's KV cache over all GPUs."""
     model = expert.model
     return 2 * model.layers * model.kv_heads * model.head_dim * expert.precision.kv_bits // 8
 
@@ -110,7 +115,9 @@ def kv_bytes_per_token(expert: Expert) -> int:
 def kv_pool_tokens(
     expert: Expert, memory: int = GPU_MEMORY, reserve: float = RESERVE, free_fraction: float = FREE_FRACTION
 ) -> int:
-    """Return the number of tokens that the paged KV cache of an engine holds; 0 if the weights do not fit.
+    """Return the tokens that an engine's paged KV cache holds.
+
+    0 if the weights do not fit.
 
     Args:
         expert: Engine; its `kv_tokens` is ignored.
@@ -133,14 +140,29 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("v2-ttft-baselines", "v2", "The tensor-parallel baselines A, B and C have a lower median time to first token than D", "Fig. 4"),
+    Claim(
+        "v2-ttft-baselines", "v2",
+        "The tensor-parallel baselines A, B and C have a lower median time to first token than D", "Fig. 4",
+    ),  # fmt: skip
     Claim("v2-ttft-8b", "v2", "E's time to first token is similar to the tensor-parallel baselines'", "Fig. 4"),
-    Claim("v2-ttft-overhead", "v2", "The router systems' minimum time to first token is higher: the gateway's extra latency", "Fig. 4"),
+    Claim(
+        "v2-ttft-overhead", "v2",
+        "The router systems' minimum time to first token is higher: the gateway's extra latency", "Fig. 4",
+    ),  # fmt: skip
     Claim("v2-tpot-8b", "v2", "E has the lowest time per output token", "Fig. 5"),
     Claim("v2-tpot-comm", "v2", "C has a higher time per output token than A and B", "Fig. 5"),
-    Claim("v2-overhead-minimal", "v2", "The gateway's latency overhead is minimal; the experts' configuration dominates the outcome", "abstract"),
+    Claim(
+        "v2-overhead-minimal", "v2",
+        "The gateway's latency overhead is minimal; the experts' configuration dominates the outcome", "abstract",
+    ),  # fmt: skip
     Claim("v2-70b-moderate", "v2", "D keeps throughput and latency stable under moderate concurrency", "abstract"),
-    Claim("v2-8b-wide", "v2", "E stays competitive over a wider range of concurrency than the tensor-parallel baselines", "abstract"),
-    Claim("v1-throughput", "v1", "The router keeps throughput comparable to the TP8 baseline and beats it at high load", "abstract, summary"),
+    Claim(
+        "v2-8b-wide", "v2",
+        "E stays competitive over a wider range of concurrency than the tensor-parallel baselines", "abstract",
+    ),  # fmt: skip
+    Claim(
+        "v1-throughput", "v1",
+        "The router keeps throughput comparable to the TP8 baseline and beats it at high load", "abstract, summary",
+    ),  # fmt: skip
     Claim("v1-size", "v1", "Larger quantized experts cost no system throughput", "summary"),
 )

@@ -21,13 +21,13 @@ MOST_USERS = 100_000  # per load: more than a machine has ports for
 
 
 def require(condition: bool, parameter: str, owner: str, allowed: str, got: object) -> None:
-    """Raise ErlabError for a bad parameter, with its name, the allowed values and the value."""
+    """Raise ErlabError for a parameter that is not allowed."""
     if not condition:
         raise ErlabError(f"The {parameter!r} parameter of {owner} must {allowed}. Got {got!r}.")
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value, such as a notebook parameter from the command line, is a finite number."""
+    """Return whether a value of any type is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -57,7 +57,7 @@ class Model:
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of the input embedding and the output head, which are not quantized."""
+        """Parameters of embedding and output head, which are not quantized."""
         return 2 * self.vocab * self.hidden
 
     @property
@@ -69,7 +69,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bit widths of weights, of cached keys and values, and of activations."""
+    """Bit widths of weights, KV cache and activations."""
 
     name: str
     weight_bits: int
@@ -87,7 +87,7 @@ INT8_CPU = Precision("int8", 8, 32, 8)
 
 @dataclass(frozen=True)
 class Expert:
-    """One engine: a model at a precision on GPUs or CPU cores.
+    """One engine: a model at a precision on GPUs or cores.
 
     Attributes:
         model: Architecture.
@@ -137,7 +137,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class System:
-    """Row of Table I: engines of one kind, as experts behind the router or as replicas of a baseline.
+    """Row of Table I: experts behind a router, or equal replicas.
 
     The engines of a router system are distinct experts, among which the gateway chooses. The engines of a baseline have
     the same weights, and user i always uses replica i mod `count`.
@@ -162,21 +162,28 @@ class System:
 
     @property
     def title(self) -> str:
-        """Description for legends and tables, such as ``Llama 3 70B FP8, TP 4, 2 replicas``."""
+        """Description such as ``Llama 3 70B FP8, TP 4, 2 replicas``."""
         e = self.expert
         width = f"{e.cores} core{'s' * (e.cores > 1)}" if e.cores else f"TP {e.tensor_parallel}"
         count = f"{self.count} expert" if self.router else f"{self.count} replica"
         return f"{e.model.name} {e.precision.name}, {width}, {count}{'s' * (self.count > 1)}"
 
     def model_names(self, key: str) -> tuple[str, ...]:
-        """Return the names of the system's engines in Triton, such as ``E-expert-0`` for the key E."""
+        """Return the engines' names in Triton, such as ``E-expert-0``."""
         kind = "expert" if self.router else "replica"
         return tuple(f"{key}-{kind}-{i}" for i in range(self.count))
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Log-normal distribution of token lengths, redrawn outside [minimum, maximum]; `sigma` is its shape."""
+    """Log-normal distribution of token lengths, redrawn outside the limits.
+
+    Attributes:
+        median: Tokens, within the limits.
+        sigma: Standard deviation of the logarithm.
+        minimum: Tokens, at least 1.
+        maximum: Tokens.
+    """
 
     median: float
     sigma: float
@@ -215,14 +222,14 @@ class Workload:
         require(self.least_requests >= 1, "least_requests", "Workload", "be at least 1", self.least_requests)
 
     def turns_for(self, users: int) -> int:
-        """Return the requests per user at a load of `users` concurrent users."""
+        """Return the requests per user at this load."""
         require(users >= 1, "users", "Workload", "be at least 1", users)
         return max(self.turns, -(-self.least_requests // users))
 
 
 @dataclass(frozen=True)
 class Emulation:
-    """Load test of emulated experts, which measures the overhead of the gateway.
+    """Load test of emulated experts for the gateway's overhead.
 
     With the defaults, a quarter of the paper's input lengths and short answers, requests of 1,000 users finish within
     seconds, and two idle cores suffice for users, gateway and Triton.
@@ -316,7 +323,12 @@ class Profile:
 
 
 def checked_loads(loads: Iterable[int], name: str = "loads") -> tuple[int, ...]:
-    """Return the loads in ascending order without duplicates; ErlabError with the parameter's name if not allowed."""
+    """Return the loads in ascending order without duplicates.
+
+    Args:
+        loads: Numbers of concurrent users, 1 to `MOST_USERS`.
+        name: Parameter that an error names.
+    """
     numbers = tuple(loads) if isinstance(loads, Iterable) else ()
     if not numbers or not all(type(n) is int and 1 <= n <= MOST_USERS for n in numbers):
         allowed = f"be a list of whole numbers of users from 1 to {MOST_USERS}"

@@ -1,4 +1,4 @@
-"""Tests of the paper's claims: criterion in words, systems, and a margin over the threshold.
+"""Criteria of the paper's claims, evaluated as margins over thresholds.
 
 The margin is the ratio by which a claim meets its threshold: it holds from 1 on, 1.3 means 30 % to spare, and 0.8
 misses the threshold by 20 %. To test a claim of your own, add it to `paper.CLAIMS` and its check to `CHECKS`.
@@ -35,7 +35,11 @@ class Cells:
     values: Mapping[tuple[str, str], np.ndarray]
 
     def table(self, metric: str, systems: tuple[str, ...]) -> np.ndarray:
-        """Return a metric of `metrics.summarise`, shape (systems, draws, loads); raise `Unknown` if it is missing."""
+        """Return a metric, shape (systems, draws, loads).
+
+        Raises:
+            Unknown: A system has no value at some load.
+        """
         missing = [s for s in systems if np.isnan(self.values[metric, s][0]).any()]
         if missing:
             raise Unknown(f"{metric} is unknown for {', '.join(missing)} at some load")
@@ -43,7 +47,7 @@ class Cells:
 
 
 class Unknown(Exception):
-    """A metric of a claim is unknown or undefined in the records."""
+    """A claim's metric is unknown or undefined in the records."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,12 @@ class ClaimCheck:
 
 
 def _above(ratio: np.ndarray) -> np.ndarray:
-    """Make a ratio a margin that holds only above 1, not at 1."""
+    """Make a ratio a margin that misses at exactly 1."""
     return np.where(ratio == 1, np.nextafter(1, 0), ratio)
 
 
 def _lower(metric: str, lower: tuple[str, ...], higher: tuple[str, ...]):
-    """Return a judge: each of `lower` is below each of `higher` at more than half of the loads."""
+    """Return a judge of `lower` below `higher` at most loads."""
 
     def judge(cells: Cells) -> tuple[np.ndarray, str]:
         table, text, margins = cells.table(metric, lower + higher), [], []
@@ -132,13 +136,13 @@ def _stable(cells: Cells) -> tuple[np.ndarray, str]:
     moderate = [n for n in cells.loads if n <= math.sqrt(cells.loads[0] * cells.loads[-1])]
     throughput = cells.table("output_throughput", ("D",))[0][:, : len(moderate)]
     latency = cells.table("e2e_median_s", ("D",))[0][:, : len(moderate)]
-    kept = (throughput / np.maximum.accumulate(throughput, axis=-1)).min(axis=-1)
+    retained = (throughput / np.maximum.accumulate(throughput, axis=-1)).min(axis=-1)
     grown = latency.max(axis=-1) / latency[:, 0]
     text = (
-        f"{moderate[0]} to {moderate[-1]} users: throughput stays at {100 * kept[0]:.0f} % or more of the best so far, "
+        f"{moderate[0]} to {moderate[-1]} users: throughput stays at {100 * retained[0]:.0f} % or more of the best so far, "
         f"median response time grows to {grown[0]:.2f} times that at {moderate[0]}"
     )
-    return np.minimum(kept / 0.9, 2 / grown), text
+    return np.minimum(retained / 0.9, 2 / grown), text
 
 
 def _competitive(cells: Cells) -> tuple[np.ndarray, str]:
@@ -193,7 +197,8 @@ CHECKS = {
     ),
     "v2-overhead-minimal": ClaimCheck(
         "the time from submission to the gateway's decision is less than 5 % of the median time to first token of D "
-        "and E at every load, and the medians of D and E differ by at least 10 times that time, in median over the loads",
+        "and E at every load, and the medians of D and E differ by at least 10 times that time, in median over the "
+        "loads",
         "5 %, 10 times", ("D", "E"), "fig4", ("routing_median_ms", "ttft_median_s"), _minimal_overhead,
     ),
     "v2-70b-moderate": ClaimCheck(

@@ -1,8 +1,9 @@
-"""The claims ledger: value and verdict of each claim of `paper.CLAIMS` on request records.
+"""The claims ledger: value and verdict of each claim.
 
-A claim that does not hold is a finding; a claim whose systems or loads are missing is "not runnable here". Each source
-(measured, simulated) is judged separately, at the loads that all systems of a claim share. A verdict is "within noise"
-if too few bootstrap samples agree with it or one repetition contradicts it.
+The claims of `paper.CLAIMS` are tested on request records. A claim that does not hold is a finding; a claim whose
+systems or loads are missing is "not runnable here". Each source (measured, simulated) is judged separately, at the
+loads that all systems of a claim share. A verdict is "within noise" if too few bootstrap samples agree with it or one
+repetition contradicts it.
 
     from erlab.results import claims, records
     study = records.read("data/results/laptop/records")
@@ -95,7 +96,10 @@ def ledger(
 
 
 def rows(records: Records, claim: str) -> Records:
-    """Return the records behind a claim's verdict: those of its systems at the loads that all of them have."""
+    """Return the records behind a claim's verdict.
+
+    These are the records of its systems at the loads that all of them have.
+    """
     requests, runs = _requests(records), records.runs
     used = pd.MultiIndex.from_frame(cells(records, claim)[["source", "system", "users"]])
     requests = requests[requests["paper"] == _CLAIMS[claim].paper]
@@ -104,7 +108,11 @@ def rows(records: Records, claim: str) -> Records:
 
 
 def cells(records: Records, claim: str) -> pd.DataFrame:
-    """Return the metrics behind a claim's verdict, one row per (source, system, users)."""
+    """Return the metrics behind a claim's verdict.
+
+    Returns:
+        One row per (source, system, users).
+    """
     (tested,), check = _chosen([claim]), CHECKS[claim]
     table = _summary(records)
     table = table[table["system"].isin(check.systems) & (table["paper"] == tested.paper)]
@@ -116,7 +124,10 @@ def cells(records: Records, claim: str) -> pd.DataFrame:
 
 
 def verdict_text(row) -> str:
-    """Return verdict and confidence of a row as text: ``holds, within noise (margin 1.05, 0.67 to 1.40 over …)``."""
+    """Return verdict and confidence of a ledger's row as text.
+
+    For example ``holds, within noise (margin 1.05, 0.67 to 1.40 over …)``.
+    """
     if pd.isna(row.confidence):
         return row.verdict
     noise = f", {NOISE}" if row.confidence == NOISE else ""
@@ -126,7 +137,7 @@ def verdict_text(row) -> str:
 
 
 def shown(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return a ledger for reading: claim, statement, test, value, verdict with confidence, and basis or reason."""
+    """Return the columns of a ledger that are shown to readers."""
     table = verdicts.assign(
         verdict=[verdict_text(row) for row in verdicts.itertuples()],
         statement=verdicts["statement"] + " (" + verdicts["source"] + ")",
@@ -137,7 +148,10 @@ def shown(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def save(verdicts: pd.DataFrame, folder: str | Path, records: Records | None = None) -> list[Path]:
-    """Write a ledger as claims.md and claims.csv, and, given records, each claim's `cells` as claims/ID.csv."""
+    """Write a ledger as claims.md and claims.csv.
+
+    With records, also write each claim's `cells` as claims/ID.csv.
+    """
     folder = Path(folder)
     counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts["verdict"].value_counts().items())
     rounded = verdicts.round({"margin": 2, "margin_low": 2, "margin_high": 2, "agree": 3})
@@ -155,7 +169,7 @@ def read(folder: str | Path) -> pd.DataFrame:
 
 
 def select(version: str | None = None, only: Iterable[str] | None = None) -> list[str]:
-    """Return the ids of the claims of a version of the paper (None: both), restricted to `only` if given."""
+    """Return the ids of a version's claims, out of `only`."""
     versions = list(dict.fromkeys(claim.paper for claim in CLAIMS))
     require(version in (None, *versions), "paper", "claims", f"be one of {', '.join(versions)}", version)
     return [claim.id for claim in _chosen(only) if version in (None, claim.paper)]
@@ -169,7 +183,7 @@ def _chosen(only: Iterable[str] | None) -> list[Claim]:
 
 
 def _requests(records: Records) -> pd.DataFrame:
-    """Return the requests to systems of Table I; a missing version of the paper is derived from the system's name."""
+    """Return requests to Table I's systems; names imply missing versions."""
     try:
         requests = selection.systems(records)
     except ErlabError:
@@ -178,7 +192,10 @@ def _requests(records: Records) -> pd.DataFrame:
 
 
 def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed: int) -> Callable[[pd.Series], dict]:
-    """Return a function from a cell to its bootstrap samples, which do not depend on the claims that are tested."""
+    """Return a function from a cell to its bootstrap samples.
+
+    The samples do not depend on the claims that are tested.
+    """
     cells = requests[[*metrics.CELL, "repeat"]].join(confidence.timed(requests)).groupby(metrics.CELL)
     runs = repeated.groupby(metrics.CELL)["output_throughput"]
 
@@ -194,7 +211,7 @@ def _draws(requests: pd.DataFrame, repeated: pd.DataFrame, resamples: int, seed:
 
 @functools.lru_cache(maxsize=2)
 def _summary(records: Records) -> pd.DataFrame:
-    """Summarise the requests of all claims; cached, since every claim uses it."""
+    """Summarise the requests of all claims, cached."""
     return metrics.summarise(_requests(records))
 
 
@@ -248,7 +265,7 @@ def _judge(check: ClaimCheck, evidence: Evidence, source: str) -> dict:
 
 
 def _with_draws(check: ClaimCheck, used: pd.DataFrame, draws: Callable) -> Cells:
-    """Return the observed cells (ordered by load), each followed by its bootstrap samples."""
+    """Return the observed cells, each followed by its bootstrap samples."""
     values = {(metric, system): [] for metric in check.metrics for system in check.systems}
     for _, cell in used.iterrows():
         samples = draws(cell)
@@ -270,8 +287,10 @@ def _confidence(check: ClaimCheck, evidence: Evidence, holds: bool, margins: np.
 
 
 def _interval(margins: np.ndarray) -> np.ndarray:
-    """Compute the central bootstrap interval. A bound between infinite margins (all tokens received at once) is
-    infinite; numpy's interpolation gives NaN there."""
+    """Compute the central bootstrap interval of the margins.
+
+    A bound between infinite margins (all tokens received at once) is infinite; numpy's interpolation gives NaN there.
+    """
     tail = (1 - confidence.LEVEL) / 2
     with np.errstate(invalid="ignore"):
         bounds = np.quantile(margins, [tail, 1 - tail])
@@ -279,7 +298,7 @@ def _interval(margins: np.ndarray) -> np.ndarray:
 
 
 def _covers(runs: pd.Series) -> str:
-    """Return in words what the bootstrap of cells with these numbers of runs covers."""
+    """Return in words what the bootstrap covers."""
     least, most = int(runs.min()), int(runs.max())
     if most == 1:
         return "the requests of one run per load"
@@ -287,7 +306,7 @@ def _covers(runs: pd.Series) -> str:
 
 
 def _repeats_agree(check: ClaimCheck, repeated: pd.DataFrame, holds: bool) -> list[bool]:
-    """Return whether each repetition that all cells have gives the same verdict; empty without repetitions."""
+    """Return whether each common repetition gives the same verdict."""
     least = repeated.groupby(["system", "users"])["repeat"].max().min()
     if least < 1:
         return []

@@ -33,12 +33,15 @@ _QUANTILES = {"min": 0.0, "median": 0.5}
 
 
 def repetitions(count: int, resamples: int, seed: int) -> np.ndarray:
-    """Draw repetitions for each bootstrap sample, shape (resamples, count); the same for all cells."""
+    """Draw the repetitions of each bootstrap sample, shape (resamples, count).
+
+    They are the same for all cells.
+    """
     return np.random.default_rng([seed, count]).integers(0, count, (resamples, count))
 
 
 def timed(requests: pd.DataFrame) -> pd.DataFrame:
-    """Compute the per-request values that `resample` draws from, for all cells at once.
+    """Compute the per-request values that `resample` draws from.
 
     Returns:
         One row per request: times, named as in `metrics.summarise` without the quantile, and output tokens, as floats;
@@ -118,8 +121,11 @@ def quantiles(
 
 
 def _throughput(tokens, waits, repeat, throughputs, drawn, rng) -> np.ndarray:
-    """Draw output throughput: that of the drawn repetitions, times the change of tokens per second of response time
-    due to resampling their requests."""
+    """Draw bootstrap samples of output throughput.
+
+    A sample is the throughput of the drawn repetitions, times the change of tokens per second of response time that
+    resampling their requests makes.
+    """
     known = ~(np.isnan(tokens) | np.isnan(waits))
     pair, repeat = np.stack([tokens[known], waits[known]]), repeat[known]
     counts = np.bincount(repeat, minlength=drawn.shape[1])
@@ -138,13 +144,13 @@ def _throughput(tokens, waits, repeat, throughputs, drawn, rng) -> np.ndarray:
 
 
 def repeats(requests: pd.DataFrame) -> pd.Series:
-    """Return the repetition of each request: the index of its run among the runs of its cell."""
+    """Return the index of each request's run within its cell."""
     run = requests.groupby([*metrics.CELL, "run_id"], dropna=False).ngroup()
     return run - run.groupby(requests.groupby(metrics.CELL, dropna=False).ngroup()).transform("min")
 
 
 def bands(pooled: pd.DataFrame, runs: pd.DataFrame, column: str, cells: list[str]) -> pd.DataFrame:
-    """Compute the 95 % confidence band of a metric over repeated runs.
+    """Compute the 95 % confidence band over repeated runs.
 
     The band is the cell's value times exp(∓ t s / sqrt(n)), with s the standard deviation of the logarithms of its n
     runs and t of Student's distribution. Logarithms are used since values are positive and axes logarithmic.

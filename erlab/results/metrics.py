@@ -19,22 +19,27 @@ CELL = ["paper", "system", "source", "users"]  # columns that identify a cell, a
 
 
 def finished(requests: pd.DataFrame) -> pd.Series:
-    """Return whether each request finished (status "ok"); latencies and throughput count only these."""
+    """Return whether each request finished (status "ok").
+
+    Latencies and throughput count only finished requests.
+    """
     return requests["status"] == "ok"
 
 
 def ttft(requests: pd.DataFrame) -> pd.Series:
-    """Compute time to first token, seconds: t_first - t_submit, from submission to the first response with text.
+    """Compute time to first token, seconds: t_first - t_submit.
 
-    The benchmark of vLLM counts the first chunk even if it is empty; MLPerf starts at the scheduled time.
+    The first token is the first response with text. The benchmark of vLLM counts the first chunk even if it is empty;
+    MLPerf starts at the scheduled time.
     """
     return _between(requests, "t_submit", "t_first") / _SECOND
 
 
 def tpot(requests: pd.DataFrame) -> pd.Series:
-    """Compute time per output token after the first, milliseconds: (t_last - t_first) / (output_tokens - 1).
+    """Compute time per output token after the first, milliseconds.
 
-    NA below two tokens. As in vLLM and MLPerf; the TPOT of GuideLLM includes the first token.
+    (t_last - t_first) / (output_tokens - 1); NA below two tokens. As in vLLM and MLPerf; the TPOT of GuideLLM includes
+    the first token.
     """
     gaps = requests["output_tokens"] - 1
     return _between(requests, "t_first", "t_last") / gaps.where(gaps >= 1) / _MILLISECOND
@@ -46,28 +51,38 @@ def e2e(requests: pd.DataFrame) -> pd.Series:
 
 
 def routing(requests: pd.DataFrame) -> pd.Series:
-    """Compute time from submission to the gateway's decision, milliseconds: t_routed - t_submit; NA for baselines."""
+    """Compute time to the gateway's decision, milliseconds: t_routed - t_submit.
+
+    NA for baselines.
+    """
     return _between(requests, "t_submit", "t_routed") / _MILLISECOND
 
 
 def inter_token_gaps(requests: pd.DataFrame) -> np.ndarray:
-    """Return gaps between received responses of finished requests, milliseconds (AIPerf: inter-chunk latency)."""
+    """Return gaps between received responses of finished requests, milliseconds.
+
+    AIPerf calls this inter-chunk latency.
+    """
     times = requests.loc[finished(requests), "token_times"].dropna()
     gaps = [np.diff(np.asarray(t, dtype=np.int64)) for t in times]
     return np.concatenate(gaps, dtype=float) / _MILLISECOND if gaps else np.empty(0)
 
 
 def measured_seconds(requests: pd.DataFrame) -> float:
-    """Compute last completion - first submission, seconds, summed over runs; NA if no request finished."""
+    """Compute the measured time, seconds; NA if no request finished.
+
+    It is last completion - first submission, summed over runs.
+    """
     runs = requests.assign(t_last=requests["t_last"].where(finished(requests))).groupby("run_id")
     spans = (runs["t_last"].max() - runs["t_submit"].min()) / _SECOND
     return spans.sum(min_count=1)
 
 
 def output_throughput(requests: pd.DataFrame) -> float:
-    """Compute output tokens of finished requests per second of measured time; NA if tokens or times are unknown.
+    """Compute output tokens per second of measured time.
 
-    GenAI-Perf also divides by last response - first request. A failed request adds time but no tokens.
+    Finished requests count; NA if their tokens or times are unknown. GenAI-Perf also divides by last response - first
+    request. A failed request adds time but no tokens.
     """
     return _rate(requests.loc[finished(requests), "output_tokens"].sum(skipna=False), requests)
 
@@ -78,7 +93,10 @@ def request_throughput(requests: pd.DataFrame) -> float:
 
 
 def percentile(values: Iterable, q: float) -> float:
-    """Compute the q-th percentile, interpolated linearly like numpy (MLPerf: sorted[floor(n q)]); NA without values."""
+    """Compute the q-th percentile, interpolated linearly; NA without values.
+
+    MLPerf takes sorted[floor(n q)].
+    """
     known = pd.Series(values).dropna().to_numpy(dtype=float)
     return float(np.percentile(known, q)) if len(known) else pd.NA
 
@@ -88,7 +106,9 @@ _QUANTILES = {"min": 0.0, "p5": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "p9
 
 
 def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
-    """Compute the metrics of each cell. Runs of a cell are pooled; percentiles are never averaged.
+    """Compute the metrics of each cell.
+
+    Runs of a cell are pooled; percentiles are never averaged.
 
     Args:
         requests: Request records, one row per request.
@@ -116,7 +136,7 @@ def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
 
 
 def _quantiles(values: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
-    """Compute `_QUANTILES` (rows) of the known values of each cell (columns); NaN for a cell without values."""
+    """Compute quantiles (rows) of the known values of each cell (columns)."""
     order = np.argsort(cell, kind="stable")
     ends = np.cumsum(np.bincount(cell, minlength=cells))
     quantiles = np.full((len(_QUANTILES), cells), np.nan)

@@ -1,4 +1,4 @@
-"""Selection of records: systems of Table I, preliminary experiments, versions of the paper, valid runs."""
+"""Selection of records by experiment, version of the paper and validity."""
 
 import functools
 import re
@@ -15,14 +15,14 @@ _PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+
 
 
 def runs(records: Records) -> pd.DataFrame:
-    """Return the descriptions of the runs, indexed by run_id; empty if the records have none."""
+    """Return the descriptions of the runs, indexed by run_id."""
     if "run_id" not in records.runs:
         return pd.DataFrame(index=pd.Index([], name="run_id"))
     return records.runs.drop_duplicates("run_id", keep="last").set_index("run_id")
 
 
 def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series:
-    """Return a field of each request's run description, aligned with `requests`; None if unknown."""
+    """Return a field of each request's run description, None if unknown."""
     descriptions = runs(records)
     if field not in descriptions:
         return pd.Series(None, index=requests.index, dtype=object)
@@ -32,7 +32,7 @@ def described(records: Records, requests: pd.DataFrame, field: str) -> pd.Series
 
 
 def of_paper(records: Records, version: str) -> Records:
-    """Return the records of one version of the paper and those without a version."""
+    """Return records of a version of the paper, or without version."""
     check_version(version)
     requests = records.requests[records.requests["paper"].fillna(version) == version]
     descriptions = records.runs
@@ -47,20 +47,26 @@ def check_version(version: str) -> None:
 
 
 def died(records: Records) -> list[str]:
-    """Return the runs whose system died; figures and claims leave them out."""
+    """Return the runs whose system died, which are not evaluated."""
     descriptions = runs(records)
     return list(descriptions.index[descriptions["invalid"].notna()]) if "invalid" in descriptions else []
 
 
 def marked(records: Records) -> list[str]:
-    """Return the runs with too much client-side latency (`erlab.experiments.clients`); they count, with a warning."""
+    """Return the runs with too much client-side latency.
+
+    They are evaluated, with a warning. `erlab.experiments.clients` marks them.
+    """
     descriptions = runs(records)
     slow = "client_invalid" in descriptions
     return list(descriptions.index[descriptions["client_invalid"].notna()]) if slow else []
 
 
 def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
-    """Return the model that answered each request on a user's server with one model for all experts, else None."""
+    """Return each request's model where one model plays all experts.
+
+    Such runs used an external server of the user; None for other runs.
+    """
     attached = described(records, requests, "attached") == True  # noqa: E712  (None if unknown)
     return described(records, requests, "model").where(attached, None)
 
@@ -76,10 +82,10 @@ def by_one(models: pd.Series) -> str:
 
 
 def warning(run_ids: Iterable[str], marked: Iterable[str]) -> str:
-    """Return a warning if some of the runs are `marked`, else an empty text.
+    """Return a warning if some runs are marked, else "".
 
     >>> warning(["a", "b", "b", "c"], ["b"])
-    "in 1 of 3 runs the client-side latency is too large a share of the measured latency"
+    'in 1 of 3 runs the client-side latency is too large a share of the measured latency'
     """
     run_ids = set(pd.unique(pd.Series(run_ids)))
     if not (slow := len(run_ids & set(marked))):
@@ -89,9 +95,10 @@ def warning(run_ids: Iterable[str], marked: Iterable[str]) -> str:
 
 @functools.lru_cache(maxsize=2)
 def systems(records: Records) -> pd.DataFrame:
-    """Return the requests to systems of Table I: all but those to preliminary systems and to emulated experts.
+    """Return the requests to systems of Table I.
 
-    Cached, since nearly every figure and claim uses it. Raises ErlabError if there are none.
+    These are all but requests to preliminary systems and to emulated experts. Cached, since nearly every figure and
+    claim uses it. Raises ErlabError if there are none.
     """
     requests = _valid(records)
     chosen = requests[~_is_preliminary(records, requests) & ~_is_emulated(requests)]
@@ -101,9 +108,10 @@ def systems(records: Records) -> pd.DataFrame:
 
 
 def preliminary_requests(records: Records) -> pd.DataFrame:
-    """Return the requests of the preliminary experiments, with columns half, precision and max_batch_size.
+    """Return the requests of the preliminary experiments.
 
-    Values come from the run's description, else from the system's name. Raises ErlabError if there are none.
+    Columns half, precision and max_batch_size are added. Their values come from the run's description, else from the
+    system's name. Raises ErlabError if there are none.
     """
     requests = _valid(records)
     chosen = requests[_is_preliminary(records, requests)]
@@ -119,12 +127,12 @@ def preliminary_requests(records: Records) -> pd.DataFrame:
 
 
 def router_systems(requests: pd.DataFrame) -> set[str]:
-    """Return the systems with a router: those whose requests have a cluster."""
+    """Return the systems whose requests have a cluster."""
     return set(requests.loc[requests["cluster"].notna(), "system"].unique())
 
 
 def basis(source: str, machines: pd.Series) -> str:
-    """Return source and machines of some records as text, such as ``simulated on DGX H100``."""
+    """Return source and machines as text: ``simulated on DGX H100``."""
     names = sorted({name.removesuffix(f" ({source})") for name in machines.dropna().unique()})
     return f"{source} on {', '.join(names) or 'an unnamed machine'}"
 
@@ -144,6 +152,6 @@ def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:
 
 
 def _named(requests: pd.DataFrame, pattern: str) -> pd.Series:
-    """Return which requests are to a system whose name matches; matches each name once, since requests are many."""
+    """Return which requests are to a system whose name matches."""
     names = requests["system"].dropna().unique()
     return requests["system"].isin([name for name in names if re.match(pattern, name)]).astype(bool)

@@ -1,4 +1,6 @@
-"""Simulation of the paper's DGX H100: measured kernel times, in-flight batching, closed-loop users, virtual time.
+"""Simulation of the paper's DGX H100 in virtual time.
+
+It combines measured kernel times, in-flight batching and closed-loop users.
 
 >>> from erlab import paper
 >>> records = simulate(paper.SYSTEMS["v2"]["E"], users=2, setup=Setup(steps="roofline", era=None))

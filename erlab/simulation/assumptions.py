@@ -35,14 +35,14 @@ class Variation:
 
 
 def zipf(n: int, exponent: float) -> list[float]:
-    """Return the shares of `n` clusters proportional to 1 / rank**exponent; exponent 0 is even."""
+    """Return Zipf-distributed shares of `n` clusters, proportional to 1 / rank**exponent."""
     require(n >= 1, "n", "zipf", "be at least 1", n)
     weights = np.arange(1, n + 1) ** -float(exponent)
     return (weights / weights.sum()).tolist()
 
 
 def with_kv_pool(system: System, gib: float) -> System:
-    """Return the system with `gib` GiB of KV cache on each GPU."""
+    """Return the system with `gib` GiB of KV cache per GPU."""
     require(gib > 0, "gib", "with_kv_pool", "be above 0", gib)
     expert = system.expert
     tokens = int(gib * GIB * expert.tensor_parallel) // paper.kv_bytes_per_token(expert)
@@ -58,7 +58,7 @@ def of_paper(
     steps: str = "measured",
     gateway: float = 0.002,
 ) -> tuple[System, Setup]:
-    """Return a system of the paper and its simulated machine, with some assumptions changed.
+    """Return a system of the paper and its simulated machine.
 
     Args:
         version: Version of the paper, v1 or v2.

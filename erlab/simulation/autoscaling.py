@@ -1,4 +1,4 @@
-"""Autoscaling of experts on a fixed number of GPUs under an open-loop load that changes.
+"""Autoscaling of experts on a fixed number of GPUs.
 
 Every `interval` seconds a controller determines the demand of each expert: its unfinished requests (by Little's law,
 arrival rate × response time). An expert with more than `target` per replica takes a GPU from an expert that can spare
@@ -51,7 +51,7 @@ class Controller:
 
 
 def demand(history: list[float], horizon: float, forecast: bool, level: float = 0.2, trend: float = 0.05) -> float:
-    """Return the demand to plan for: the last value, or Holt's linear forecast, at least 0.
+    """Return the last demand or Holt's linear forecast, at least 0.
 
     Args:
         history: Demand at each past interval, oldest first.
@@ -99,7 +99,7 @@ def shifting_load(
 
 
 class _Replicas:
-    """State of the replicas, one per engine: expert, time from which it answers, and whether it is given up."""
+    """State of the replicas, one per engine."""
 
     def __init__(self, engines: list[SimulatedEngine], experts: int, controller: Controller):
         self.engines, self.controller = engines, controller
@@ -110,7 +110,7 @@ class _Replicas:
         self.tick, self.moves = 0, 0
 
     def choose(self, expert: int, now: int) -> int:
-        """Return the expert's answering replica with the fewest unfinished requests, after decisions until `now`."""
+        """Return the expert's answering replica with the fewest unfinished requests."""
         while self.controller.kind != "fixed" and self.tick <= now:
             self._plan(self.tick)
             self.tick += round(self.controller.interval * NS)
@@ -176,7 +176,7 @@ def simulate_autoscaled(
     controller: Controller,
     setup: Setup = Setup(),
 ) -> records.Records:
-    """Simulate a load on the engines of a system that several experts share. There is no gateway delay.
+    """Simulate experts that share a system's engines, without gateway delay.
 
     Args:
         system: System whose engines are shared; engine g begins with expert g mod `experts`.

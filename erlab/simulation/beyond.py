@@ -1,4 +1,4 @@
-"""Studies beyond the paper: routing policies, goodput under latency limits, cost and energy.
+"""Studies beyond the paper: policies, goodput, cost and energy.
 
     from erlab import paper
     from erlab.simulation import beyond
@@ -20,7 +20,13 @@ from erlab.spec import System, is_number, require
 
 @dataclass(frozen=True)
 class LatencyLimits:
-    """Limits on the 99th percentiles of time to first token (s) and time per output token (ms)."""
+    """Limits on 99th percentiles of latencies.
+
+    Attributes:
+        name: Name in tables.
+        ttft_s: Limit on time to first token, seconds.
+        tpot_ms: Limit on time per output token, milliseconds.
+    """
 
     name: str
     ttft_s: float
@@ -32,26 +38,29 @@ INTERACTIVE = LatencyLimits("MLPerf interactive", 0.45, 40.0)
 
 
 def within(requests: pd.DataFrame, limits: LatencyLimits) -> pd.Series:
-    """Return whether each request finished within both limits; a single token has no time per output token to miss."""
+    """Return whether each request finished within both limits.
+
+    An answer of one token has no time per output token and meets that limit.
+    """
     tpot = metrics.tpot(requests)
     fast = (metrics.ttft(requests) <= limits.ttft_s) & (tpot.isna() | (tpot <= limits.tpot_ms))
     return metrics.finished(requests) & fast.fillna(False)
 
 
 def goodput(requests: pd.DataFrame, limits: LatencyLimits) -> float:
-    """Compute the rate of requests (1/s) that met both limits; NA if no time is known."""
+    """Compute requests/s within both limits; NA if no time is known."""
     seconds = metrics.measured_seconds(requests)
     return float(within(requests, limits).sum() / seconds) if pd.notna(seconds) and seconds > 0 else pd.NA
 
 
 def holds(requests: pd.DataFrame, limits: LatencyLimits) -> bool:
-    """Return whether the 99th percentiles of both latencies are within the limits."""
+    """Return whether both 99th percentiles are within the limits."""
     ttft, tpot = metrics.percentile(metrics.ttft(requests), 99), metrics.percentile(metrics.tpot(requests), 99)
     return bool(ttft <= limits.ttft_s and (pd.isna(tpot) or tpot <= limits.tpot_ms))
 
 
 def largest_load(system: System, limits: LatencyLimits, *, most: int = 4096, **options) -> int:
-    """Find the largest number of closed-loop users that a system serves within latency limits.
+    """Find the most closed-loop users served within latency limits.
 
     The search is a bisection, so it assumes that a system that meets the limits at one load meets them with fewer
     users.
@@ -69,7 +78,7 @@ def largest_load(system: System, limits: LatencyLimits, *, most: int = 4096, **o
 
 
 def _largest(run: Callable[[int], pd.DataFrame], limits: LatencyLimits, most: int) -> int:
-    """`largest_load` of the requests that `run` returns for a number of users."""
+    """Apply `largest_load` to the requests that `run` returns."""
     good = lambda users: holds(run(users), limits)  # noqa: E731
     low, high = 0, 1
     while high <= most and good(high):
@@ -165,7 +174,7 @@ def served_within(
     most: int = 4096,
     **options,
 ) -> pd.DataFrame:
-    """Find the largest load of each system within each pair of latency limits.
+    """Find the largest load per system and pair of limits.
 
     Args:
         systems: Systems by name.

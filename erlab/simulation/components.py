@@ -1,4 +1,6 @@
-"""Times of the parts of one engine iteration, tabulated once per engine and stored on disk.
+"""Tabulated times of the parts of one engine iteration.
+
+A table is computed once per engine and stored on disk.
 
 The time of an iteration that decodes `b` sequences and prefills some prompt tokens is the sum of four parts:
 
@@ -15,6 +17,7 @@ traffic) and the bf16 arithmetic of its tensor-core instructions (bf16's time pe
 `INT8_OVERHEAD` for dequantisation; its INT8 KV cache is read like that of FP8.
 
 >>> from erlab.paper import SYSTEMS
+>>> from erlab.simulation.hardware import gpu
 >>> parts = roofline(SYSTEMS["v2"]["E"].expert, gpu("H100"))
 >>> bool(parts.body[0] > 15.0 / 3350 * 0.9)  # one token reads 14 GB of weights at 3.35 TB/s
 True
@@ -51,7 +54,7 @@ SCHEMA = 2  # version of the files on disk; increase it when grids or meaning ch
 
 @dataclass(frozen=True)
 class Components:
-    """Times of the parts of an iteration on the grids above, in seconds.
+    """Times (s) of an iteration's parts on the grids above.
 
     Attributes:
         body: Shape (TOKENS,).
@@ -70,7 +73,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Software:
-    """Serving software whose kernels were measured: backend and data version of aiconfigurator."""
+    """Serving software: backend and data version of aiconfigurator."""
 
     backend: str = "trtllm"
     version: str = "1.2.0rc5"
@@ -80,7 +83,7 @@ class Software:
 
 
 def measured(expert: Expert, gpu: Gpu, software: Software = Software(), folder: Path | None = None) -> Components:
-    """Read the measured table of an engine, or make and store it.
+    """Read an engine's measured table, or make and store it.
 
     Args:
         expert: Engine.
@@ -121,7 +124,7 @@ def _tabulate(expert: Expert, gpu: Gpu, software: Software) -> Components:
 
 @dataclass(frozen=True)
 class Parts:
-    """The four parts of an iteration as functions of one point that return ms."""
+    """Times (ms) of an iteration's parts, as functions of one point."""
 
     body: Callable[[int], float]
     logits: Callable[[int], float]
@@ -130,7 +133,7 @@ class Parts:
 
 
 def unavailable() -> str | None:
-    """Return why measured step times are not available on this machine, or None if they are."""
+    """Return why measured step times are unavailable here, or None."""
     if importlib.util.find_spec("aiconfigurator"):
         return None
     return "aiconfigurator, which has wheels for Linux only, is not installed (pip install aiconfigurator==0.10.0)"
@@ -242,10 +245,10 @@ def _query(parts: Parts) -> Components:
 
 
 def roofline(expert: Expert, gpu: Gpu) -> Components:
-    """Compute the roofline of each part: the larger of arithmetic at peak rate and bytes at full bandwidth.
+    """Compute the roofline of each part of an iteration.
 
-    Communication is the volume of a ring all-reduce, 2 (p − 1) / p of each activation, at NVLink's bandwidth, twice
-    per layer.
+    It is the larger of arithmetic at peak rate and bytes at full bandwidth. Communication is the volume of a ring
+    all-reduce, 2 (p − 1) / p of each activation, at NVLink's bandwidth, twice per layer.
     """
     model, tp = expert.model, expert.tensor_parallel
     rate = tp * (gpu.flops8 if arithmetic(expert.precision) == "FP8" else gpu.flops16)

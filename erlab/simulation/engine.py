@@ -50,7 +50,7 @@ class Batching:
     schedules_ahead: bool = False
 
     def __post_init__(self):
-        allowed = f"be 1 to {MAX_TOKENS}, what step times are known for"
+        allowed = f"be 1 to {MAX_TOKENS}, the range of the step times"
         require(1 <= self.max_num_tokens <= MAX_TOKENS, "max_num_tokens", "Batching", allowed, self.max_num_tokens)
         require(self.block_tokens >= 1, "block_tokens", "Batching", "be at least 1", self.block_tokens)
         require(self.policy in KV_POLICIES, "policy", "Batching", f"be one of {', '.join(KV_POLICIES)}", self.policy)
@@ -102,7 +102,7 @@ class SimulatedEngine:
     def __init__(self, times: StepTimes, requests: Requests, batching: Batching, max_batch_size: int, pool_tokens: int):
         longest = requests.longest
         blocks = pool_tokens // batching.block_tokens
-        allowed = f"be 1 to {MAX_BATCH}, what step times are known for"
+        allowed = f"be 1 to {MAX_BATCH}, the range of the step times"
         require(1 <= max_batch_size <= MAX_BATCH, "max_batch_size", "Engine", allowed, max_batch_size)
         limit = f"be at most {times.longest}, the longest context of the step times"
         require(longest <= times.longest, "prompt + output", "Engine", limit, longest)
@@ -151,7 +151,7 @@ class SimulatedEngine:
         return waiting + self.running + len(self._prefilled) + (self._partial is not None)
 
     def arrive(self, request: int, now: int) -> bool:
-        """Queue a request; return True if the engine is idle or its stretch became shorter."""
+        """Queue a request; return whether a new event is due."""
         waited = bool(self.queue or self._coming)
         if self._ahead:
             self._coming.append((now, request))
@@ -172,7 +172,7 @@ class SimulatedEngine:
         return True
 
     def start(self, now: int) -> int | None:
-        """Begin the next stretch and return its end, or None without work."""
+        """Begin the next stretch; return its end, None without work."""
         if self._ahead:
             self._let_in(now)
         evicted = self._evicts and self._make_room()
@@ -198,7 +198,7 @@ class SimulatedEngine:
         return self.end
 
     def _let_in(self, now: int) -> None:
-        """Queue requests that arrived before this iteration's batch was chosen, at the start of the previous one."""
+        """Queue requests that arrived before this batch was chosen."""
         idle = not (self.queue or self.running or self._partial)
         chosen = now if idle or self._woken else self._before
         while self._coming and self._coming[0][0] <= chosen:
@@ -206,7 +206,7 @@ class SimulatedEngine:
         self._woken = idle
 
     def _until_event(self) -> int:
-        """Iterations until a sequence ends or the pool has no block for the next token."""
+        """Return the iterations until a sequence ends or blocks run out."""
         ends, active = self._ends, self._active
         if not self._evicts:
             return ends[0][0] - self._iteration
@@ -223,7 +223,7 @@ class SimulatedEngine:
         return min(steps, possible)
 
     def _make_room(self) -> bool:
-        """Evict the sequences started last until the pool has blocks for the next tokens; return whether any was."""
+        """Evict the latest sequences until the next tokens have blocks."""
         evicted = False
         while self.free < self._grows[self._iteration % self._block]:
             request, end = self._active.popitem()
@@ -238,7 +238,7 @@ class SimulatedEngine:
         return evicted
 
     def _forget(self, held: int) -> None:
-        """Free the blocks of a sequence with `held` cached tokens and subtract it from the sums."""
+        """Remove a sequence with `held` cached tokens and free its blocks."""
         self.running -= 1
         self.context -= held
         if self._evicts:
@@ -248,7 +248,7 @@ class SimulatedEngine:
             self.free += -(-(held + 1) // self._block)  # it has finished; its last token is not cached
 
     def _admit(self, evicted: bool) -> tuple[int, int, int]:
-        """Take prompts from the queue; return their number, new tokens, and the first one's cached tokens."""
+        """Take prompts; return number, new tokens, first one's cached tokens."""
         budget, sequences = self._budget - self.running, self.running
         prompts = tokens = begun = 0
         prompt, output = self._requests.prompt, self._requests.output
@@ -285,7 +285,7 @@ class SimulatedEngine:
         return prompts, tokens, begun
 
     def finish(self) -> list[int]:
-        """Apply the stretch that ends now; return the requests that got their last token, in order of completion."""
+        """Apply the stretch that ends now; return completed requests in order."""
         now, steps, requests = self.end, self._steps, self._requests
         if self._ahead:
             self._before = self._begun

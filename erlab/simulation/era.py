@@ -26,7 +26,7 @@ FACTORS: dict[str, dict[tuple[str, int], tuple[float, float]]] = {
 
 
 def factors(era: str | tuple[float, float] | None, precision: str, tensor_parallel: int) -> tuple[float, float]:
-    """Return the factors on the time of decoding and on the time that prefilling adds.
+    """Return the factors on decode time and added prefill time.
 
     Args:
         era: Name in `FACTORS`; None for the kernels as measured (1 and 1); or the two factors themselves, above 0.

@@ -1,4 +1,4 @@
-"""Event loop of a simulated system: users, gateway and engines on one virtual clock.
+"""Event loop of a simulated system in virtual time.
 
 At one instant engines finish first, then requests arrive, then engines start, so a request that arrives as an iteration
 ends can join the next one.
@@ -21,7 +21,9 @@ def run(
     route: Callable[[int], int] | Sequence[int],
     pause: int = 0,
 ) -> array:
-    """Run until every request has its last token. Their tokens and times are in the `Requests` that engines share.
+    """Run until every request has its last token.
+
+    Tokens and times of requests are in the `Requests` that the engines share.
 
     Args:
         engines: Engines, all idle.

@@ -1,4 +1,4 @@
-"""GPUs of the simulated machines, and the KV cache that fits on them.
+"""GPUs of simulated machines, and their KV cache capacity.
 
 Memory is what the driver reports; bandwidth, FLOP rates and board power are from NVIDIA's data sheets (H100 SXM,
 H200 SXM; dense, without sparsity).
@@ -45,14 +45,16 @@ _ARITHMETIC = {(16, 16): "FP16", (8, 8): "FP8", (8, 16): "INT8"}  # (weight bits
 
 
 def gpu(name: str) -> Gpu:
-    """Return a GPU of `GPUS` by name; ErlabError for any other name."""
+    """Return a GPU by name; ErlabError if it is unknown."""
     if name not in GPUS:
         raise ErlabError(f"The 'gpu' parameter must be one of {', '.join(GPUS)}. Got {name!r}.")
     return GPUS[name]
 
 
 def arithmetic(precision: Precision) -> str:
-    """Return the kernels that a precision runs on: FP16 (BF16 is as fast), FP8 or INT8 (weight-only).
+    """Return the kernels of a precision: FP16, FP8 or INT8.
+
+    FP16 includes BF16, which is as fast; INT8 is weight-only.
 
     Raises:
         ErlabError: No kernel was measured for these bit widths.
@@ -67,14 +69,16 @@ def arithmetic(precision: Precision) -> str:
 
 
 def free_gib(expert: Expert, gpu: Gpu, reserve_gib: float) -> float:
-    """Return the memory (GiB, over all of the expert's GPUs) that weights and reserve leave; negative if none."""
+    """Return GiB left by weights and reserve over all GPUs."""
     return expert.tensor_parallel * (gpu.memory / GIB - reserve_gib) - paper.weight_bytes(expert) / GIB
 
 
 def kv_pool_tokens(
     expert: Expert, gpu: Gpu, reserve_gib: float = paper.RESERVE / GIB, free_fraction: float = paper.FREE_FRACTION
 ) -> int:
-    """Return `paper.kv_pool_tokens` on a GPU, checked; or the expert's `kv_tokens`, where set.
+    """Return the tokens that a KV cache holds, checked to suffice.
+
+    The result is the expert's `kv_tokens` where set, else `paper.kv_pool_tokens` on this GPU.
 
     Args:
         expert: Engine.

@@ -1,4 +1,4 @@
-"""Measured loads of one engine, compared with its simulation and with the memory bandwidth.
+"""Comparison of measured loads of one engine with its simulation.
 
     from erlab.results import records
     requests = records.read("data/results/gpu/records/gpu").requests
@@ -35,12 +35,12 @@ VLLM = Setup(  # vLLM with its server's defaults: no blocks reserved for tokens 
 
 
 def vllm(machine: str, **changes) -> Setup:
-    """Return `VLLM` on a GPU of `hardware.GPUS`; `changes` are fields of `Setup`."""
+    """Return `VLLM` on a GPU of `GPUS`, with fields changed."""
     return replace(VLLM, gpu=machine, **changes)
 
 
 def compare(requests: pd.DataFrame, system: System, setup: Setup) -> pd.DataFrame:
-    """Compare measured requests of one system with their simulation, for each load.
+    """Compare measured requests of one system with their simulation.
 
     Args:
         requests: Measured request records of one system.
@@ -71,7 +71,7 @@ def _compare_load(rows: pd.DataFrame, system: System, setup: Setup) -> dict:
 
 
 def ratios(measured: pd.DataFrame, simulated: pd.DataFrame | None) -> dict:
-    """Return each metric of `COMPARED` as measured, as simulated (NA without simulation), and their ratio."""
+    """Return the metrics of `COMPARED`: measured, predicted and their ratio."""
     values = {}
     for name, metric in COMPARED.items():
         observed = metric(measured)

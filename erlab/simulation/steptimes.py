@@ -25,7 +25,9 @@ MAX_TOKENS, MAX_BATCH = int(TOKENS[-1]), int(BATCHES[-1])  # limits of one itera
 
 
 class StepTimes:
-    """Iteration times of one engine, shared by all engines of the same kind. Rows are computed on first use.
+    """Iteration times of one engine.
+
+    Rows are computed on first use; all engines of the same kind share an instance.
 
     Args:
         parts: Tabulated times of the parts of an iteration.
@@ -54,7 +56,10 @@ class StepTimes:
         self._unattended = [0.0, *alone]  # time of decoding without attention, by batch size
 
     def row(self, batch: int) -> array:
-        """Return a cumulative sum: ``row[c + k] - row[c]`` ns are `k` decode iterations from mean context `c`."""
+        """Return the cumulative sum of decode times over contexts.
+
+        ``row[c + k] - row[c]`` is the time (ns) of `k` decode iterations that start at mean context `c`.
+        """
         row = self._rows.get(batch)
         if row is None:
             row = self._rows[batch] = self._make_row(batch)
@@ -71,12 +76,12 @@ class StepTimes:
         return array("q", np.r_[0, np.cumsum(np.rint(steps).astype(np.int64))].tobytes())
 
     def decode(self, batch: int, context: int) -> int:
-        """Return the time (ns) of one iteration that decodes `batch` sequences of mean context `context`."""
+        """Return the time (ns) of one decode iteration."""
         row = self.row(batch)
         return row[context + 1] - row[context]
 
     def mixed(self, batch: int, context: int, prompts: int, tokens: int, begun: int = 0, finished: int = 0) -> int:
-        """Return the time (ns) of one iteration that decodes and prefills.
+        """Return the time (ns) of an iteration that decodes and prefills.
 
         Args:
             batch: Sequences that decode.
@@ -100,7 +105,7 @@ class StepTimes:
         return prefill + row[context + 1] - row[context]
 
     def _prefill_row(self, prompts: int) -> list[float]:
-        """Attention time (ns) of `prompts` prompts by mean length; linear in `prompts` beyond the table."""
+        """Return the attention time (ns) of `prompts` prompts by mean length."""
         counted = min(prompts, int(PROMPTS[-1]))
         surface = [np.interp(counted, PROMPTS, column) for column in self._parts.prefill.T]
         grid = np.interp(np.arange(MAX_TOKENS // prompts + 1), LENGTHS, surface)

@@ -1,6 +1,6 @@
-"""Sweeps over systems and loads, on local processes or on a Dask or Ray cluster.
+"""Sweeps over systems and loads, local or on a cluster.
 
-The result does not depend on where the simulations run.
+The result does not depend on where the simulations run: local processes, Dask or Ray.
 
     from erlab import paper, simulation
     records = simulation.sweep(paper.SYSTEMS["v2"])                         # Figs. 2 and 4 to 7
@@ -123,7 +123,10 @@ def _backend(cluster: str | None):
 
 
 def preliminary_systems(limits: Iterable[int] = paper.BATCH_LIMITS) -> dict[str, System]:
-    """Return the systems of Fig. 3: one 70B engine on 4 ("half") or 8 ("all") GPUs, per precision and batch limit."""
+    """Return the systems of Fig. 3.
+
+    They have one 70B engine on 4 ("half") or 8 ("all") GPUs, for each precision and batch limit.
+    """
     systems = {}
     for half, tensor_parallel in (("half", 4), ("all", 8)):
         for letter in ("A", "B"):  # FP8 and FP16

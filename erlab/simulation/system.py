@@ -1,4 +1,4 @@
-"""Simulation of a whole system: closed-loop users, gateway delay, routing and engines.
+"""Simulation of a system: users, gateway delay, routing and engines.
 
 >>> from erlab.paper import SYSTEMS
 >>> records = simulate(SYSTEMS["v2"]["E"], users=2, setup=Setup(steps="roofline", era=None))
@@ -36,7 +36,7 @@ SIMULATED_POLICIES = tuple(name for name in POLICIES if name not in _NEED_SPECIA
 
 @dataclass(frozen=True)
 class Setup:
-    """Simulated machine and serving software; every field is an assumption with a default.
+    """Simulated machine and serving software, assumed where not measured.
 
     Attributes:
         gpu: Name in `hardware.GPUS`.
@@ -87,7 +87,7 @@ class Setup:
 
 @lru_cache(maxsize=64)
 def step_times(expert: Expert, setup: Setup) -> StepTimes:
-    """Return the iteration times of an expert, shared by all simulations of this process."""
+    """Return an expert's iteration times, cached for this process."""
     if setup.steps == "roofline":
         parts = components.roofline(expert, gpu(setup.gpu))
     else:
@@ -98,7 +98,7 @@ def step_times(expert: Expert, setup: Setup) -> StepTimes:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests of a simulated load, grouped by user and ordered by turn.
+    """Requests of a load, grouped by user and ordered by turn.
 
     Attributes:
         user: User of each request, from 0; shape (n,), like the next three.
@@ -132,9 +132,10 @@ class Traffic:
 
 
 def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
-    """Draw the load of closed-loop users, equal for every system at the same number of users and seed.
+    """Draw the load of closed-loop users.
 
-    Each of `users` users makes `workload.turns_for(users)` requests.
+    It depends only on the arguments, so all systems get the same requests. Each of `users` users makes
+    `workload.turns_for(users)` requests.
     """
     turns = workload.turns_for(users)
     rng = np.random.default_rng([seed, users])
@@ -144,7 +145,7 @@ def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
 
 
 def fixed_lengths(users: int, turns: int, input_tokens: int, output_tokens: int) -> Traffic:
-    """Make a closed-loop load of `turns` requests per user, all of the same lengths."""
+    """Make a closed-loop load whose requests have equal lengths."""
     require(users >= 1, "users", "the load", "be at least 1", users)
     require(turns >= 1, "turns", "the load", "be at least 1", turns)
     n = users * turns
@@ -153,7 +154,13 @@ def fixed_lengths(users: int, turns: int, input_tokens: int, output_tokens: int)
 
 
 def trace(at: Sequence[float], input_tokens: Sequence[int], output_tokens: Sequence[int]) -> Traffic:
-    """Make an open-loop load: request i is submitted at `at[i]` seconds (ascending) by a user of its own."""
+    """Make an open-loop load with one user per request.
+
+    Args:
+        at: Submission times, seconds, ascending from 0.
+        input_tokens: Prompt tokens of each request.
+        output_tokens: Output tokens of each request.
+    """
     at = np.asarray(at, float)
     n = len(at)
     rises = np.diff(at, prepend=0.0) >= 0  # False for NaN
@@ -225,7 +232,7 @@ def simulate(
 
 
 def make_engines(system: System, traffic: Traffic, setup: Setup) -> tuple[Requests, list[SimulatedEngine]]:
-    """Make the requests of a load and the idle engines of a system that share them."""
+    """Make a load's requests and the idle engines that share them."""
     requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
     times, pool = step_times(system.expert, setup), setup.pool(system.expert)
     limit = system.expert.max_batch_size
@@ -234,7 +241,7 @@ def make_engines(system: System, traffic: Traffic, setup: Setup) -> tuple[Reques
 
 
 def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, columns: dict) -> records.Records:
-    """Make request records of a finished run; `columns` are those that depend on the kind of system."""
+    """Make request records of a finished run, with further `columns`."""
     n = len(traffic.user)
     columns = columns | {
         "user": traffic.user, "turn": traffic.turn,
@@ -247,13 +254,13 @@ def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, c
 
 
 def expert_names(system: str, count: int, indices: Sequence[int]) -> pa.Array:
-    """Return the names of experts given by index, as an Arrow array."""
+    """Return the names of experts given by index."""
     names = [f"{system}-expert-{i}" for i in range(count)]
     return pa.DictionaryArray.from_arrays(pa.array(np.asarray(indices)), pa.array(names)).cast(pa.string())
 
 
 def schedule(traffic: Traffic) -> tuple[array, list[int]]:
-    """Return `submit` (ns) and `following` of each request, as `events.run` takes them."""
+    """Return the arguments `submit` and `following` of `events.run`."""
     n = len(traffic.user)
     again = np.r_[traffic.user[1:] == traffic.user[:-1], False]
     following = np.where(again, np.arange(1, n + 1), -1)
@@ -268,7 +275,10 @@ def _gateway_delays(gateway: float | tuple[float, ...], rng: np.random.Generator
 
 
 def _routes(system, engines, rng, n, shares, decisions, policy):
-    """Return the expert of each request (a list, or a function for policies that depend on load) and record columns."""
+    """Return the expert of each request and the router's record columns.
+
+    The experts are a list, or a function of the request for policies that depend on load.
+    """
     count = system.count
     if decisions is None:
         p = np.full(count, 1 / count) if shares is None else np.asarray(shares, float)
@@ -306,13 +316,13 @@ class _Outstanding(Sequence):
 
 
 def _row(cluster: int, clusters: int) -> Row:
-    """Make a decision from a cluster alone; the other clusters follow in cyclic order."""
+    """Make a decision from a cluster; the others follow cyclically."""
     order = tuple((cluster + j) % clusters for j in range(clusters))
     return Row(cluster=cluster, distance=None, margin=None, runner_up=order[1 % clusters], order=order)
 
 
 def describe(system: System, users: int, setup: Setup, seed: int) -> dict:
-    """Return the description of a run for the metadata of its records."""
+    """Return a run's description for the metadata of its records."""
     expert = system.expert
     described = dataclasses.asdict(setup) | {"tables": None}
     if not isinstance(setup.gateway, (int, float)):

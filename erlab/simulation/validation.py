@@ -1,4 +1,6 @@
-"""Validation of the simulation: published throughputs, a measured H200, queueing theory, its own interpolation.
+"""Validation of the simulation.
+
+It is compared with published throughputs, a measured H200, queueing theory, and direct queries of aiconfigurator.
 
     from erlab.simulation import validation
     cells = validation.validate_published("1.0")
@@ -118,17 +120,17 @@ def _tokens(cells: pd.DataFrame) -> pd.Series:
 
 
 def _saturate_all(setup: Setup, engine: tuple, shapes: list[tuple[int, int]]) -> dict[tuple, tuple[float, float]]:
-    """Apply `_saturate` to the cells of one engine; the result is keyed by input and output length."""
+    """Apply `_saturate` to an engine's cells, keyed by their lengths."""
     return {shape: _saturate(setup, *engine, shape) for shape in shapes}
 
 
 def _saturate(
     setup: Setup, machine: str, model: Model, quant: str, tp: int, lengths: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return the time (s) of decoding and the time that prefilling adds, all requests submitted at once.
+    """Return the time (s) of decoding and that added by prefilling.
 
-    The schedule of such requests does not depend on iteration times, so the total time is linear in both era factors
-    and two simulations separate the parts.
+    All requests are submitted at once. The schedule of such requests does not depend on iteration times, so the total
+    time is linear in both era factors and two simulations separate the parts.
     """
     require(quant in _PRECISIONS, "quant", "the published cells", f"hold one of {', '.join(_PRECISIONS)}", quant)
     expert, setup = Expert(model, _PRECISIONS[quant], tp, None, 2048, *lengths), replace(setup, gpu=machine)
@@ -145,14 +147,21 @@ def _saturate(
 
 
 def _factors(cells: pd.DataFrame) -> np.ndarray:
-    """Fit the decode and prefill factors to the published times (relative errors, soft L1 loss)."""
+    """Fit decode and prefill factors to published times (soft L1)."""
     parts, target = cells[["decode_s", "prefill_s"]].to_numpy(float), cells["published_s"].to_numpy(float)
     misfit = lambda x: np.log(parts @ x / target)  # noqa: E731
     return least_squares(misfit, [1.0, 1.0], bounds=(0.3, 5.0), loss="soft_l1", f_scale=0.1).x
 
 
 def fit_era(cells: pd.DataFrame) -> dict[tuple[str, int], tuple[float, float]]:
-    """Fit decode and prefill factor per precision and tensor-parallel size on rows of `validate_published`."""
+    """Fit era factors per precision and tensor-parallel size.
+
+    Args:
+        cells: Rows of `validate_published`.
+
+    Returns:
+        (precision, size): (decode factor, prefill factor).
+    """
     known = cells.dropna(subset=["decode_s"])
     return {
         (quant.upper(), int(tp)): tuple(float(x) for x in _factors(rows))
@@ -161,7 +170,7 @@ def fit_era(cells: pd.DataFrame) -> dict[tuple[str, int], tuple[float, float]]:
 
 
 def _cross_validated(cells: pd.DataFrame) -> pd.Series:
-    """Predict the time (s) of each cell with factors fitted on cells of its precision and size with other lengths."""
+    """Predict each cell's time (s) with factors fitted on others."""
     seconds = pd.Series(np.nan, index=cells.index)
     known = cells.dropna(subset=["decode_s"])
     for _, rows in known.groupby(["quant", "tp"]):
@@ -173,7 +182,12 @@ def _cross_validated(cells: pd.DataFrame) -> pd.Series:
 
 
 def summary(cells: pd.DataFrame) -> pd.DataFrame:
-    """Compute median absolute errors per precision and size and overall, untuned and with cross-validated factors."""
+    """Compute median absolute errors of rows of `validate_published`.
+
+    Returns:
+        One row per precision and size, and one for all cells: `error` untuned, `error fitted` with cross-validated
+        factors.
+    """
     errors = cells.assign(predicted=(cells["ratio"] - 1).abs(), fitted=(cells["fitted_ratio"] - 1).abs())
     groups = [(f"{quant} TP {tp}", rows) for (quant, tp), rows in errors.groupby(["quant", "tp"])]
     return pd.DataFrame(
@@ -189,9 +203,9 @@ def summary(cells: pd.DataFrame) -> pd.DataFrame:
 def implied_kv_pool(
     model: str = "LLaMA v3.1 70B", file: Path = PUBLISHED, setup: Setup = BENCHMARK, reserves: tuple = (4, 5, 6, 7, 8)
 ) -> pd.DataFrame:
-    """Estimate the KV pool behind the published 0.13 cells of a 70B FP8 model on one GPU.
+    """Estimate the KV pool behind published cells of one GPU.
 
-    The pool limits the throughput of these cells.
+    These are the 0.13 cells of a 70B FP8 model; the pool limits their throughput.
 
     Args:
         model: `model` of the published cells.
@@ -225,7 +239,7 @@ _VLLM = measured.vllm("H200")
 
 
 def validate_h200(file: Path = H200, host_per_layer: float = HOST_PER_LAYER) -> pd.DataFrame:
-    """Compare a closed loop measured on one H200 (vLLM) with its simulation.
+    """Compare a closed loop measured on an H200 with its simulation.
 
     The simulated users start when the measured ones did and pause for the same time between answer and next request.
 
@@ -266,9 +280,9 @@ def _compare_load(rows: pd.DataFrame, host_per_layer: float) -> dict:
 
 
 def fit_host(file: Path = H200) -> pd.DataFrame:
-    """Fit the host's time per layer to every second load of a file, and compare it with `HOST_PER_LAYER`.
+    """Fit the host's time per layer and compare with `HOST_PER_LAYER`.
 
-    The fit minimises the mean absolute logarithm of predicted / measured throughput.
+    The fit uses every second load and minimises the mean absolute logarithm of predicted / measured throughput.
 
     Returns:
         Two rows, `fitted` and `in use`: `host_us_per_layer`, and the median absolute errors of throughput, time per
@@ -326,7 +340,7 @@ def identities(setup: Setup = Setup(), seed: int = 0) -> pd.DataFrame:
 
 
 def bounds(setup: Setup = Setup(era=None), systems: dict[str, System] = paper.SYSTEMS["v2"]) -> pd.DataFrame:
-    """Compare decode and prefill times (ms) of each system's engine with the roofline, which no kernel beats."""
+    """Compare step times (ms) of each system's engine with the roofline."""
     rows = []
     for name, system in systems.items():
         times = step_times(system.expert, setup)
@@ -342,7 +356,7 @@ def bounds(setup: Setup = Setup(era=None), systems: dict[str, System] = paper.SY
 
 
 def interpolation(expert: Expert, setup: Setup = Setup(era=None), points: int = 200, seed: int = 0) -> pd.DataFrame:
-    """Compare interpolated iteration times with direct queries of aiconfigurator at random points, in ms."""
+    """Compare interpolated iteration times (ms) with aiconfigurator at random points."""
     times, parts = step_times(expert, setup), components.engine_parts(expert, gpu(setup.gpu), setup.software)
     rng = np.random.default_rng(seed)
     rows = []

@@ -46,7 +46,10 @@ def test_parameters_equal_a_count_by_hand():
     assert TINY.parameters == 2 * 260 * 64 + 2 * layer + 64
 
 
-@pytest.mark.parametrize("model, billions", [(paper.LLAMA_3_8B, 8.03), (paper.LLAMA_3_70B, 70.6), (paper.LLAMA_2_13B, 13.0), (paper.LLAMA_2_70B, 69.0)])
+@pytest.mark.parametrize(
+    "model, billions",
+    [(paper.LLAMA_3_8B, 8.03), (paper.LLAMA_3_70B, 70.6), (paper.LLAMA_2_13B, 13.0), (paper.LLAMA_2_70B, 69.0)],
+)
 def test_parameters_match_the_published_sizes(model, billions):
     assert model.parameters / 1e9 == pytest.approx(billions, rel=0.005)
 

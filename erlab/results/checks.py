@@ -12,7 +12,7 @@ import numpy as np
 
 BASELINES = ("A", "B", "C")
 _V1_ROUTERS = ("70B-INT8", "13B-FP16", "13B-FP8")
-_RESTS_ON = {  # system: assumptions of `paper.ASSUMPTIONS` about it
+_ASSUMPTIONS = {  # system: assumptions of `paper.ASSUMPTIONS` about it
     **dict.fromkeys(BASELINES, ("baselines", "replicas")),
     "D": ("D-precision", "kv-pool", "clusters"),
     "E": ("E-precision", "clusters"),
@@ -75,7 +75,7 @@ class ClaimCheck:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """Assumptions of `paper.ASSUMPTIONS` that a verdict depends on."""
-        return tuple(dict.fromkeys([a for s in self.systems for a in _RESTS_ON.get(s, ())] + list(_ALWAYS)))
+        return tuple(dict.fromkeys([a for s in self.systems for a in _ASSUMPTIONS.get(s, ())] + list(_ALWAYS)))
 
 
 def _above(ratio: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def _above(ratio: np.ndarray) -> np.ndarray:
 
 
 def _lower(metric: str, lower: tuple[str, ...], higher: tuple[str, ...]):
-    """Return a judge of `lower` below `higher` at most loads."""
+    """Return a judge of `lower` below `higher` at a majority of loads."""
 
     def judge(cells: Cells) -> tuple[np.ndarray, str]:
         table, text, margins = cells.table(metric, lower + higher), [], []

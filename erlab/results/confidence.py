@@ -4,8 +4,8 @@ A bootstrap sample draws as many requests as there are, with replacement, and co
 variation between requests, not the variation between runs. Where runs are repeated (simulated ones, each with its own
 seed), whole repetitions are drawn first, then as many requests from them. The k-th run of every system and load is one
 repetition, since a seed gives all systems the same users. The resulting interval is slightly too wide where repetitions
-differ only by their requests, and too narrow by sqrt(1 - 1/n) where n repetitions differ by everything else. It covers
-neither the error of a simulation nor that of an assumption.
+differ only by their requests, and too narrow by sqrt(1 - 1/n) where the variation between n repetitions dominates that
+between requests. It covers neither the error of a simulation nor that of an assumption.
 
 >>> times = np.array([1.0, 2.0, 3.0, 4.0, 100.0])
 >>> (drawn,) = quantiles(times, [0.5], repetitions(1, 1000, seed=0), np.random.default_rng(0))

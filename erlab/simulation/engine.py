@@ -62,7 +62,7 @@ class Requests:
 
     Attributes:
         prompt: Prompt tokens; eviction adds the answer so far.
-        output: Output tokens still to generate; eviction subtracts those generated.
+        output: Output tokens; eviction subtracts those generated before.
         first: Times of first tokens, ns; -1 before.
         last: Times of last tokens, ns; -1 before.
         widest: Tokens of the longest prompt.

@@ -26,7 +26,8 @@ def test_quantiles_of_repetitions_have_the_distribution_of_explicit_samples(q):
     rng = np.random.default_rng(3)
     parts = [rng.lognormal(mean=0.4 * r, size=size) for r, size in enumerate((9, 14, 9))]  # repetitions that differ
     values, repeat = np.concatenate(parts), np.repeat(range(3), [len(part) for part in parts])
-    (quick,) = confidence.quantiles(values, [q], confidence.repetitions(3, 4000, seed=0), np.random.default_rng(1), repeat)
+    drawn = confidence.repetitions(3, 4000, seed=0)
+    (quick,) = confidence.quantiles(values, [q], drawn, np.random.default_rng(1), repeat)
     slow = []
     for _ in range(4000):
         pool = np.concatenate([parts[r] for r in rng.integers(0, 3, 3)])

@@ -128,7 +128,8 @@ def test_batch_chosen_ahead_excludes_requests_that_arrive_during_the_previous_on
     assert fast_run(Batching(), 4, 1024, requests)[0] == [prefill, joins(1)]
     assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0] == [prefill, joins(2)]
     requests[1]["at"] = prefill - 1  # during the first iteration after idling
-    assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0][1] == prefill + TIMES.mixed(1, 50, 1, 50, 0, 1)
+    joined = prefill + TIMES.mixed(1, 50, 1, 50, 0, 1)
+    assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0][1] == joined
 
 
 def test_guaranteed_no_evict_reserves_blocks_for_the_whole_request():

@@ -189,7 +189,7 @@ def test_invalid_setup_raises_at_construction(change, message):
 def test_policy_for_a_baseline_and_incomplete_traffic_raise():
     with pytest.raises(ErlabError, match="'policy' parameter of simulate must be left out for a baseline"):
         simulate(A, 3, policy="spill", setup=ROOF)
-    with pytest.raises(ErlabError, match="'input_tokens' parameter of Traffic must have an entry for each of 2 .* Got 1"):
+    with pytest.raises(ErlabError, match="'input_tokens' .* Traffic must have an entry for each of 2 .* Got 1"):
         trace([0, 1], [5], [5, 5])
     with pytest.raises(ErlabError, match="'start' parameter of Traffic must have 2 users' entries. Got 1"):
         replace(fixed_lengths(2, 1, 5, 5), start=np.zeros(1))

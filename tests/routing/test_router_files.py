@@ -122,7 +122,7 @@ def test_incomplete_descriptions_are_refused(folder, changes):
 
 def test_arrays_that_do_not_fit_are_refused(folder):
     _, arrays = storage.load(folder)
-    centers = arrays["head.centers"]
+    table, centers = arrays["encoder.table"], arrays["head.centers"]
     wrong = [
         {name: array for name, array in arrays.items() if name != left_out} for left_out in arrays
     ] + [

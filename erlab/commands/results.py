@@ -50,10 +50,11 @@ def figures(
     for name in formats:
         if name not in look.FORMATS:
             raise ErlabError(f"--format must name some of {', '.join(look.FORMATS)}. Got {name!r}.")
+    data = paper_figures.data(found)
     with look.using(style, look.inches(width)):
-        for file in paper_figures.save_all(found, paths.figures(out), formats=formats):
+        for file in paper_figures.save_all(data, paths.figures(out), formats):
             printed.line(file)
-    for name, reason in paper_figures.missing(found).items():
+    for name, reason in data.missing.items():
         printed.line(f"{name}: left out, {reason}")
 
 

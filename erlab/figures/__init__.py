@@ -1,18 +1,31 @@
-"""The paper's seven figures and Table I, each a function of request records.
+"""Figures 1 to 7 and Table I of the paper, drawn from request records.
 
-A figure's module has a CAPTION, `data(records)`, the plotted numbers, and `plot(records)`, the picture. Both raise
-ErlabError, saying what is missing, where the records don't hold what the figure shows.
+    from erlab import figures
+    from erlab.results import records
 
-    from erlab import figures, records
-    found = records.read("data/results/laptop/records")
-    figures.fig4.plot(found)
-    figures.save_all(found, "figures")
-    figures.save_all(figures.overlay({"before": one, "after": other}), "compared", formats=("pdf", "pgf"))
+    data = figures.data(records.read("data/results/laptop/records"))
+    figures.show("fig4", data)
+    figures.save_all(data, "figures")
+    data.missing
 
-To add a figure, write such a module and name it in FIGURES.
+Records drawn over one another instead of in separate panels (Figs. 4 to 7):
+
+    joined = figures.overlay({"before": old_records, "after": new_records})
+    figures.save_all(figures.data(joined), "compared", formats=("pdf", "pgf"))
+
+A figure is a module with
+
+- ``CAPTION``: text under the figure in the report;
+- ``data(records) -> DataFrame``: the plotted numbers, with what else the figure shows (such as the line of provenance)
+  in the table's ``attrs``; raises ErlabError where the records lack what the figure shows;
+- ``plot(table) -> Figure``: the figure of such a table;
+- ``files(table) -> dict``: optional, further files by name.
+
+To add a figure, write such a module and add it to `FIGURES`, which `erlab figures` and the report read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -27,65 +40,81 @@ from erlab.spec import require
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
 
 
-def missing(records: Records, only: Iterable[str] | None = None) -> dict[str, str]:
-    """The figures (of `only`, or of all) that these records can't make, by name, and why."""
-    reasons = {}
-    for name in _chosen(only):
+@dataclass(frozen=True)
+class FigureData:
+    """Plotted numbers of several figures.
+
+    Attributes:
+        tables: Table of each figure that the records can make, by the figure's name.
+        missing: Reason for each figure that the records cannot make, by the figure's name.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    missing: dict[str, str]
+
+
+def data(records: Records, only: Iterable[str] | None = None) -> FigureData:
+    """Compute the plotted numbers of figures.
+
+    Args:
+        records: Request records.
+        only: Names of figures; None for all of FIGURES.
+
+    Raises:
+        ErlabError: `only` names an unknown figure.
+    """
+    tables, missing = {}, {}
+    for name in FIGURES if only is None else only:
+        require(name in FIGURES, "only", "figures.data", f"name figures of {', '.join(FIGURES)}", name)
         try:
-            FIGURES[name].data(records)
+            tables[name] = FIGURES[name].data(records)
         except ErlabError as e:
-            reasons[name] = str(e)
-    return reasons
+            missing[name] = str(e)
+    return FigureData(tables, missing)
 
 
-def show(name: str, records: Records) -> Figure | str:
-    """The figure `name`, or why these records can't make it: what a notebook's cell ends with."""
-    _chosen([name])
-    try:
-        return FIGURES[name].plot(records)
-    except ErlabError as e:
-        return f"{name} is left out: {e}"
+def show(name: str, data: FigureData) -> Figure | str:
+    """Draw one figure, for the end of a notebook cell; return a line with the reason if it is missing."""
+    known = [*data.tables, *data.missing]
+    require(name in known, "name", "figures.show", f"be one of {', '.join(known)}", name)
+    if name in data.missing:
+        return f"{name} is left out: {data.missing[name]}"
+    return FIGURES[name].plot(data.tables[name])
+
+
+def save_all(data: FigureData, folder: str | Path, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Write each figure, and its plotted numbers as CSV.
+
+    The same records give the same bytes. `style.using` sets sizes.
+
+    Args:
+        data: Plotted numbers; missing figures are left out.
+        folder: Output folder.
+        formats: File formats: any of pdf, png, svg, pgf.
+
+    Returns:
+        The written files; Table I is also written as Markdown.
+    """
+    return [path for name in data.tables for path in _save(name, data.tables[name], Path(folder), formats)]
+
+
+def _save(name: str, table: pd.DataFrame, folder: Path, formats: Sequence[str]) -> list[Path]:
+    module = FIGURES[name]
+    figure = module.plot(table)
+    contents = {f"{name}.{kind}": style.render(figure, kind) for kind in formats}
+    contents[f"{name}.csv"] = table.to_csv(index=False)
+    if hasattr(module, "files"):
+        contents |= module.files(table)
+    return [textfiles.save(folder / file, content) for file, content in contents.items()]
 
 
 def overlay(parts: Mapping[str, Records]) -> Records:
-    """Several records joined, to be drawn over one another in Figs. 4 to 7 instead of in panels of their own.
+    """Join records to be drawn over one another in Figs. 4 to 7.
 
-    The keys name them in the legend, with measured or simulated behind.
+    Args:
+        parts: Records by the name that the legend shows, followed by measured or simulated.
     """
     joined = join(*parts.values())
     names = [name for name, part in parts.items() for _ in range(len(part.requests))]
     labels = pd.array(names) + ", " + joined.requests["source"]
     return Records(joined.requests.assign(**{curves.LABEL: labels}), joined.runs)
-
-
-def save_all(
-    records: Records,
-    folder: str | Path,
-    only: Iterable[str] | None = None,
-    formats: Sequence[str] = ("pdf", "png"),
-) -> list[Path]:
-    """Write each figure in these formats (pdf, png, svg, pgf) and its plotted numbers as CSV (Table I also as
-    Markdown); return the files.
-
-    A figure that the records can't make is left out; `missing` says why. `style.using` sets sizes. The same records
-    give the same bytes.
-    """
-    folder, absent = Path(folder), missing(records, only)
-    return [path for name in _chosen(only) if name not in absent for path in _save(name, records, folder, formats)]
-
-
-def _save(name: str, records: Records, folder: Path, formats: Sequence[str]) -> list[Path]:
-    module = FIGURES[name]
-    picture = module.plot(records)
-    contents = {f"{name}.{kind}": style.render(picture, kind) for kind in formats}
-    contents[f"{name}.csv"] = module.data(records).to_csv(index=False)
-    if hasattr(module, "files"):
-        contents |= module.files(records)
-    return [textfiles.save(folder / file, content) for file, content in contents.items()]
-
-
-def _chosen(only: Iterable[str] | None) -> list[str]:
-    chosen = list(FIGURES) if only is None else list(only)
-    for name in chosen:
-        require(name in FIGURES, "only", "save_all", f"name figures of {', '.join(FIGURES)}", name)
-    return chosen

@@ -1,6 +1,6 @@
-"""A metric over concurrent users, one line a system: what Figs. 4 to 7 share.
+"""Metric over concurrent users, one line per system: common to Figs. 4 to 7.
 
-A panel a paper version and source; records that are overlaid (`figures.overlay`) share a panel.
+One panel per paper version and source; overlaid records (`figures.overlay`) share a panel.
 """
 
 import functools
@@ -16,21 +16,21 @@ from erlab.figures import style
 from erlab.results import confidence, metrics, selection
 from erlab.results.records import Records
 
-LABEL = "label"  # a column of requests that are overlaid: which of the records they are from
+LABEL = "label"  # column of overlaid requests: name of the records they belong to
 BAND = ["band_low", "band_high"]
-Lines = dict[tuple[str, str | None], style.Look]  # the look of each (system, label)
+Looks = dict[tuple[str, str | None], style.Look]  # by (system, label)
 
 
 @functools.lru_cache(maxsize=2)
 def cells(records: Records) -> pd.DataFrame:
-    """`metrics.summarise` of Table I's systems; kept, since several figures show it."""
+    """Summarise the systems of Table I (`metrics.summarise`); cached, since several figures show them."""
     requests = selection.systems(records)
     return metrics.summarise(requests, _cell(requests))
 
 
 @functools.lru_cache(maxsize=2)
 def _runs(records: Records) -> pd.DataFrame:
-    """The same of each run alone."""
+    """Summarise each run of the systems of Table I."""
     requests = selection.systems(records)
     return metrics.summarise(requests, [*_cell(requests), "run_id"])
 
@@ -40,99 +40,135 @@ def _cell(table: pd.DataFrame) -> list[str]:
 
 
 def summary(records: Records, *columns: str) -> pd.DataFrame:
-    """`metrics.summarise` of Table I's systems: the cell, requests, failed, runs and the named columns.
+    """Select metrics of the systems of Table I, for `draw` and `panels`.
 
-    band_low and band_high are the 95 % confidence band of the first column where a cell has several runs
-    (`confidence.bands`), else NA.
+    Args:
+        records: Request records.
+        *columns: Columns of `metrics.summarise`; cells where one of them is unknown are left out.
+
+    Returns:
+        One row per (paper, system, source, users), and per label if records are overlaid: requests, failed, runs,
+        `columns`, and the 95 % confidence band of the first column (`confidence.bands`; NA for a single run).
+        `attrs`: systems, routers, labels, provenance.
+
+    Raises:
+        ErlabError: No finished request has the metrics.
     """
-    found = cells(records)
-    cell = _cell(found)
-    frame = found[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
-    if frame.empty:
+    requests, table = selection.systems(records), cells(records)
+    cell = _cell(table)
+    table = table[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
+    if table.empty:
         raise ErlabError(f"No finished request has what {columns[0]} needs.")
-    return banded(frame, _runs(records), columns[0], cell)
+    table = banded(table, _runs(records), columns[0], cell)
+    table.attrs = {
+        "systems": sorted(requests["system"].unique()),
+        "routers": sorted(selection.router_systems(requests)),
+        "labels": list(requests[LABEL].unique()) if LABEL in requests else [],
+        "provenance": style.provenance(records, requests),
+    }
+    return table
 
 
-def banded(frame: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
-    """The frame with the confidence band of a column as BAND; `runs` are the same cells' runs, each alone."""
-    bands = confidence.bands(frame, runs, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
+def banded(table: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
+    """Add the confidence band of a column over repeated runs.
+
+    Args:
+        table: One row per cell.
+        runs: One row per cell and run.
+        column: Column of both.
+        cell: Columns that identify a cell.
+    """
+    bands = confidence.bands(table, runs, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
     if bands.empty:
-        return frame.reset_index(drop=True).assign(**{name: pd.array([pd.NA] * len(frame), "Float64") for name in BAND})
-    return frame.merge(bands, on=cell, how="left")
+        return table.reset_index(drop=True).assign(**{name: pd.array([pd.NA] * len(table), "Float64") for name in BAND})
+    return table.merge(bands, on=cell, how="left")
 
 
-def shade(ax: Axes, rows: pd.DataFrame, color: str, at: Sequence[float] | None = None) -> None:
-    """The confidence band of a line over users, or over the places `at`, where it has one."""
+def shade(ax: Axes, rows: pd.DataFrame, color: str, x: Sequence[float] | None = None) -> None:
+    """Shade the confidence band of a line over `x` (None: over users), if it has one."""
     low, high = (rows[c].to_numpy(float, na_value=float("nan")) for c in BAND)
     if rows[BAND].notna().any(axis=None):
-        x = rows["users"].to_numpy(float) if at is None else at
+        x = rows["users"].to_numpy(float) if x is None else x
         ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
 
 
-def draw(records: Records, frame: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None) -> Figure:
-    """Lines of `y` over users, their confidence band and, paler, the columns `spread` (lower, upper) shaded.
+def draw(table: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None) -> Figure:
+    """Draw a metric over users on logarithmic axes, with its confidence band.
 
-    Logarithmic, since the systems differ by an order of magnitude.
+    Args:
+        table: Table of `summary`.
+        y: Column of the metric.
+        label: Label of the y axis.
+        spread: Lower and upper column of a pale shade, such as quartiles.
     """
 
-    def lines(ax: Axes, part: pd.DataFrame, looks: Lines) -> None:
-        for key, rows in series(part):
-            look, x = looks[key], rows["users"].to_numpy(float)
+    def lines(ax: Axes, rows: pd.DataFrame, looks: Looks) -> None:
+        for key, line in series(rows):
+            look, x = looks[key], line["users"].to_numpy(float)
             if spread:
-                low, high = (rows[c].to_numpy(float) for c in spread)
+                low, high = (line[c].to_numpy(float) for c in spread)
                 ax.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
-            shade(ax, rows, look.color)
-            ax.plot(x, rows[y].to_numpy(float), **look.line())
-        style.users_axis(ax, sorted(part["users"].unique()))
+            shade(ax, line, look.color)
+            ax.plot(x, line[y].to_numpy(float), **look.line())
+        style.users_axis(ax, sorted(rows["users"].unique()))
         style.log_values(ax)
 
-    return panels(records, frame, label, lines, style.COLUMN, 2.6)
+    return panels(table, label, lines, style.COLUMN, 2.6)
 
 
-def series(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str | None], pd.DataFrame]]:
-    """The rows of each line: of each (system, label); the label is None where nothing is overlaid."""
-    if LABEL in frame:
-        yield from frame.groupby(["system", LABEL])
+def series(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str | None], pd.DataFrame]]:
+    """Iterate over lines: (system, label) and rows; the label is None unless records are overlaid."""
+    if LABEL in table:
+        yield from table.groupby(["system", LABEL])
     else:
-        yield from (((system, None), rows) for system, rows in frame.groupby("system"))
+        yield from (((system, None), rows) for system, rows in table.groupby("system"))
 
 
-def panels(records: Records, frame: pd.DataFrame, label: str, draw: Callable, width: float, height: float) -> Figure:
-    """One panel a (paper, source) of `frame`, side by side or, where the figure is narrow or one panel as wide as a
-    page, below one another.
+def panels(
+    table: pd.DataFrame, label: str, draw: Callable[[Axes, pd.DataFrame, Looks], None], width: float, height: float
+) -> Figure:
+    """Draw one panel per paper version and source, or per paper version if records are overlaid.
 
-    `draw(ax, rows, looks)` fills a panel. Overlaid records have one panel a version of the paper.
+    Panels stand side by side; they are stacked if the figure is narrow or a panel as wide as a page.
+
+    Args:
+        table: Table of `summary`.
+        label: Label of the y axis.
+        draw: Function that draws the rows of a panel on its axes.
+        width: Width of a single panel in inches.
+        height: Height of a panel in inches.
     """
-    requests = selection.systems(records)
-    looks, labels = _looks(requests, frame)
-    overlaid, versions = LABEL in frame, frame["paper"].nunique(dropna=False)
-    parts = list(frame.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))
+    looks, overlaid, versions = _looks(table), LABEL in table, table["paper"].nunique(dropna=False)
+    parts = list(table.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))
     stacked = style.narrow() or width == style.DOUBLE
     shape = (len(parts), 1) if stacked else (1, len(parts))
     fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height * shape[0])
     axes = fig.subplots(*shape, squeeze=False).ravel()
     for ax, ((version, *source), rows) in zip(axes, parts):
         draw(ax, rows, looks)
-        words = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
-        ax.set_title(", ".join(words) if len(parts) > 1 else "")
+        title = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
+        ax.set_title(", ".join(title) if len(parts) > 1 else "")
     for ax in axes[: None if stacked else 1]:
         ax.set_ylabel(label)
-    routers, shown = selection.router_systems(requests), sorted(frame["system"].unique())
-    plain = style.looks(requests["system"].unique())
-    handles = [style.handle(plain[s], f"{s} (router)" if s in routers else s) for s in shown]
-    handles += [Line2D([], [], **(style.overlaid(_GREY, i).line() | {"label": name})) for i, name in enumerate(labels)]
-    style.legend(fig, handles)
-    style.footer(fig, records, requests)
+    style.legend(fig, _handles(table))
+    style.note(fig, table.attrs["provenance"])
     return fig
 
 
 _GREY = style.Look(style.GREY, "o", "-")
 
 
-def _looks(requests: pd.DataFrame, frame: pd.DataFrame) -> tuple[Lines, list[str]]:
-    """Each line's look, and the labels of overlaid records."""
-    plain = style.looks(requests["system"].unique())
-    if LABEL not in frame:
-        return {(system, None): look for system, look in plain.items()}, []
-    labels = list(dict.fromkeys(requests[LABEL]))
-    return {(s, name): style.overlaid(plain[s], i) for s in plain for i, name in enumerate(labels)}, labels
+def _handles(table: pd.DataFrame) -> list[Line2D]:
+    """Create the legend: a handle per system, then a grey one per label."""
+    looks, routers = style.looks(table.attrs["systems"]), table.attrs["routers"]
+    systems = sorted(table["system"].unique())
+    handles = [style.handle(looks[s], f"{s} (router)" if s in routers else s) for s in systems]
+    return handles + [style.handle(style.overlaid(_GREY, i), name) for i, name in enumerate(table.attrs["labels"])]
+
+
+def _looks(table: pd.DataFrame) -> Looks:
+    """Map each line to its look."""
+    looks, labels = style.looks(table.attrs["systems"]), table.attrs["labels"]
+    if not labels:
+        return {(system, None): look for system, look in looks.items()}
+    return {(s, name): style.overlaid(looks[s], i) for s in looks for i, name in enumerate(labels)}

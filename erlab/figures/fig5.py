@@ -1,4 +1,4 @@
-"""Fig. 5: median time per output token over users with the interquartile range shaded."""
+"""Fig. 5: median time per output token over users, with its quartiles."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,17 +7,18 @@ from erlab.figures import curves, style
 from erlab.results.records import Records
 
 CAPTION = (
-    "Median time per output token over concurrent users; the pale shade spans the quartiles, a darker one, where runs "
-    "were repeated, is the 95 % confidence band over them."
+    "Median time per output token over concurrent users. Pale shade: interquartile range. Darker shade, if runs were "
+    "repeated: 95 % confidence band of the median."
 )
 _SPREAD = ("tpot_q1_ms", "tpot_q3_ms")
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, runs, quartiles of the time per output token, ms."""
+    """Summarise the median and quartiles of the time per output token (ms); see `curves.summary`."""
     return curves.summary(records, "tpot_median_ms", *_SPREAD)
 
 
 @style.context()
-def plot(records: Records) -> Figure:
-    return curves.draw(records, data(records), "tpot_median_ms", "Time per output token (ms)", _SPREAD)
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw the median with the interquartile range shaded."""
+    return curves.draw(table, "tpot_median_ms", "Time per output token (ms)", _SPREAD)

@@ -1,4 +1,4 @@
-"""Fig. 6: median end-to-end response time over users (that this is the paper's Fig. 6 is an assumption)."""
+"""Fig. 6: median end-to-end response time over users (content of the paper's Fig. 6 assumed)."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,16 +7,17 @@ from erlab.figures import curves, style
 from erlab.results.records import Records
 
 CAPTION = (
-    "Median end-to-end response time over concurrent users (shade, where runs were repeated: the 95 % "
-    "confidence band over them)."
+    "Median end-to-end response time over concurrent users. Shade, if runs were repeated: 95 % confidence band of the "
+    "median."
 )
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, runs, median response time, s."""
+    """Summarise the median response time (s); see `curves.summary`."""
     return curves.summary(records, "e2e_median_s")
 
 
 @style.context()
-def plot(records: Records) -> Figure:
-    return curves.draw(records, data(records), "e2e_median_s", "Median response time (s)")
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw the median response time."""
+    return curves.draw(table, "e2e_median_s", "Median response time (s)")

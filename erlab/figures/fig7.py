@@ -1,4 +1,4 @@
-"""Fig. 7: output throughput of the whole system over users (that this is the paper's Fig. 7 is an assumption)."""
+"""Fig. 7: output throughput of the whole system over users (content of the paper's Fig. 7 assumed)."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,16 +7,17 @@ from erlab.figures import curves, style
 from erlab.results.records import Records
 
 CAPTION = (
-    "System throughput over concurrent users: output tokens of finished requests a second "
-    "(shade, where runs were repeated: the 95 % confidence band over them)."
+    "System throughput over concurrent users: output tokens of finished requests per second. Shade, if runs were "
+    "repeated: 95 % confidence band."
 )
 
 
 def data(records: Records) -> pd.DataFrame:
-    """A row a (paper, system, source, users): requests, failed, runs, output tokens a second."""
+    """Summarise the output throughput (tokens/s); see `curves.summary`."""
     return curves.summary(records, "output_throughput")
 
 
 @style.context()
-def plot(records: Records) -> Figure:
-    return curves.draw(records, data(records), "output_throughput", "Throughput (tokens/s)")
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw the output throughput."""
+    return curves.draw(table, "output_throughput", "Throughput (tokens/s)")

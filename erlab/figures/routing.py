@@ -1,5 +1,4 @@
-"""A trained router's clusters as pictures, from `evaluation.summary` alone, and recipes compared, from
-`evaluation.compare`'s table."""
+"""Figures of a trained router's clusters (`evaluation.summary`) and of compared recipes (`evaluation.compare`)."""
 
 from collections.abc import Mapping
 
@@ -15,8 +14,11 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"]
 
 
 def projection(summary: dict) -> Figure:
-    """A sample of the prompts in a plane that keeps neighbours together, coloured by domain; a number marks the
-    middle of each cluster."""
+    """Draw a sample of prompts, projected to two dimensions, by domain; numbers mark the median of each cluster.
+
+    Args:
+        summary: Summary of a router by `evaluation.summary`.
+    """
     points = pd.DataFrame(summary["points"])
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     domains = sorted(points["domain"].unique())
@@ -39,15 +41,19 @@ def projection(summary: dict) -> Figure:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, title="domain", fontsize="small")
     for cluster, members in points.groupby("cluster"):
         box = dict(boxstyle="circle,pad=0.15", facecolor="white", edgecolor="0.3", alpha=0.85)
-        where = members[["x", "y"]].median()
-        axes.annotate(str(cluster), where, ha="center", va="center", fontsize="small", fontweight="bold", bbox=box)
+        center = members[["x", "y"]].median()
+        axes.annotate(str(cluster), center, ha="center", va="center", fontsize="small", fontweight="bold", bbox=box)
     axes.set(xlabel="", ylabel="", xticks=[], yticks=[])
     sns.despine(figure, left=True, bottom=True)
     return figure
 
 
 def composition(summary: dict) -> Figure:
-    """Which domains each cluster holds (share of the domain's training prompts), and how many prompts that makes."""
+    """Draw the size of each cluster and the share of each domain's training prompts in it.
+
+    Args:
+        summary: Summary of a router by `evaluation.summary`.
+    """
     clusters = summary["clusters"]
     counts = pd.DataFrame([c["domains"] for c in clusters], index=[c["cluster"] for c in clusters]).fillna(0).T
     counts = counts.reindex(columns=[c["cluster"] for c in sorted(clusters, key=lambda c: -c["size"])])
@@ -79,12 +85,15 @@ def composition(summary: dict) -> Figure:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Accuracy on unseen prompts over the latency of one decision, a named point a recipe of `evaluation.compare`; the
-    line joins those that none beats in both."""
+    """Draw routing accuracy on unseen prompts over the latency of a decision, with the Pareto frontier.
+
+    Args:
+        table: One row per recipe, by `evaluation.compare`: p50_ms and unseen.
+    """
     table = table.sort_values("p50_ms")
     families = [str(recipe).partition(",")[0] for recipe in table.index]
     figure, axes = plt.subplots(figsize=(7.5, max(3.4, 1.2 + 0.24 * len(table))), layout="constrained")
-    looks = dict(hue=families, style=families, palette="colorblind", s=55, legend=False)  # every point has its name
+    looks = dict(hue=families, style=families, palette="colorblind", s=55, legend=False)  # points are labelled
     sns.scatterplot(x=table["p50_ms"], y=table["unseen"], ax=axes, **looks)
     best = table[table["unseen"] >= table["unseen"].cummax()]
     axes.step(best["p50_ms"], best["unseen"], where="post", color="0.6", linewidth=1, zorder=0)
@@ -99,7 +108,7 @@ def frontier(table: pd.DataFrame) -> Figure:
 
 
 def _name_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
-    """Each point's name in a column at the right, as near to its height as the others leave room, with a thin line."""
+    """Label the points in a column at the right, close to their heights without overlap, with leader lines."""
     order = y.sort_values(kind="stable").index
     low, high = axes.get_ylim()
     gap = 1 / max(len(order), 10)
@@ -123,7 +132,11 @@ def _name_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
 
 
 def loads(table: pd.DataFrame) -> Figure:
-    """Largest cluster to mean on unseen prompts, a bar a recipe of `evaluation.compare`; 1 (dashed) is an even load."""
+    """Draw the ratio of the largest cluster to the mean on unseen prompts; 1 (dashed) is an even load.
+
+    Args:
+        table: One row per recipe, by `evaluation.compare`: load.
+    """
     table = table.sort_values("load")
     figure, axes = plt.subplots(figsize=(6, 0.8 + 0.28 * len(table)), layout="constrained")
     axes.barh(table.index, table["load"], color=sns.color_palette("colorblind")[0])
@@ -135,13 +148,16 @@ def loads(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def confusions(found: Mapping[str, pd.DataFrame]) -> Figure:
-    """Where each domain's unseen prompts go, in %, one panel a recipe (`evaluation.confusion`): on the diagonal those
-    that reach a cluster of their own domain."""
-    rows = max(len(shares) for shares in found.values())
-    size = 2 + 3.3 * len(found), 1.8 + 0.26 * rows
-    figure, panels = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axes, (name, shares) in zip(panels[0], found.items(), strict=True):
+def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the share (%) of each domain's unseen prompts by the domain of their cluster, one panel per recipe.
+
+    Args:
+        matrices: Confusion matrix (`evaluation.confusion`) by recipe.
+    """
+    rows = max(len(shares) for shares in matrices.values())
+    size = 2 + 3.3 * len(matrices), 1.8 + 0.26 * rows
+    figure, panels = plt.subplots(1, len(matrices), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, (name, shares) in zip(panels[0], matrices.items(), strict=True):
         shares = shares.reindex(columns=shares.index.union(shares.columns), fill_value=0)
         labels = (100 * shares).round().astype(int).map(lambda v: str(v) if v else "")
         sns.heatmap(

@@ -1,6 +1,6 @@
-"""Pictures of what only the simulation says: routing policies, autoscaling, cost, goodput, sensitivity, validation.
+"""Figures of simulation studies: routing policies, autoscaling, cost, goodput, sensitivity, validation.
 
-Each takes one of the tables of `erlab.experiments.studies` and returns a figure; `PLOTS` names them like the tables' files. Those of
+Each function draws a table of `erlab.experiments.studies`; `PLOTS` maps the names of the tables to them. Figures of
 several panels span two columns where figures are narrow (`style.using`).
 """
 
@@ -30,10 +30,10 @@ _VERDICTS = {  # colour and mark
 
 
 @style.context()
-def policies(frame: pd.DataFrame) -> Figure:
-    """Throughput and the slowest first tokens of each clusterer and policy; a row of panels a load."""
-    names, loads = list(dict.fromkeys(frame["policy"])), sorted(frame["users"].unique())
-    imbalance = frame.groupby("clusterer")["largest cluster"].first().sort_values()
+def policies(table: pd.DataFrame) -> Figure:
+    """Draw throughput and p99 time to first token of each clusterer and policy, one row of panels per load."""
+    names, loads = list(dict.fromkeys(table["policy"])), sorted(table["users"].unique())
+    imbalance = table.groupby("clusterer")["largest cluster"].first().sort_values()
     places = {name: i for i, name in enumerate(imbalance.index)}
     looks = _looks(names)
     fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.36 * len(places)), diagram=True)
@@ -42,45 +42,45 @@ def policies(frame: pd.DataFrame) -> Figure:
     for users, row in zip(loads, axes):
         for ax, (column, label) in zip(row, columns.items()):
             for i, name in enumerate(names):
-                cells = frame[(frame["policy"] == name) & (frame["users"] == users)]
+                cells = table[(table["policy"] == name) & (table["users"] == users)]
                 y = cells["clusterer"].map(places) + (i / (len(names) - 1 or 1) - 0.5) * 0.7
                 ax.plot(cells[column].astype(float), y, linestyle="", **looks[name])
             ax.set_title(f"{users:,} user{'s' * (users > 1)}")
             ax.set_xlabel(label if users == loads[-1] else "")
             ax.grid(axis="y", visible=False)
-            ax.set_xlim(0, 1.08 * frame.loc[frame["users"] == users, column].max())
+            ax.set_xlim(0, 1.08 * table.loc[table["users"] == users, column].max())
             for edge in np.arange(0.5, len(places) - 1):
                 ax.axhline(edge, color="#e4e4e4", linewidth=0.5)
         row[0].set_yticks(list(places.values()), [f"{n}\nlargest {s:.0%}" for n, s in imbalance.items()])
     _legend(fig, looks)
-    return _noted(fig, f"{_ONCE}, system {_only(frame, 'system')}; decisions on held-back prompts are real")
+    return _noted(fig, f"{_ONCE}, system {_only(table, 'system')}; decisions on held-back prompts are real")
 
 
 @style.context()
-def autoscaling(frame: pd.DataFrame) -> Figure:
-    """Share of requests within MLPerf's limits over the rate, a line a controller."""
-    names = dict.fromkeys(frame["controller"])
+def autoscaling(table: pd.DataFrame) -> Figure:
+    """Draw the share of requests within MLPerf's limits over the arrival rate, one line per controller."""
+    names = dict.fromkeys(table["controller"])
     looks = {n: look | {"linestyle": dash} for (n, look), dash in zip(_looks(names).items(), style.DASHES)}
     fig = style.figure(style.COLUMN, 2.6)
     ax = fig.subplots()
-    for name, rows in frame.groupby("controller", sort=False):
+    for name, rows in table.groupby("controller", sort=False):
         ax.plot(rows["rate"], rows["within"], **looks[name])
-    ax.set_xticks(sorted(frame["rate"].unique()))
+    ax.set_xticks(sorted(table["rate"].unique()))
     ax.set_xlabel("Requests a second, all experts together")
     ax.set_ylabel("Within MLPerf's limits")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _legend(fig, looks)
-    cold = _only(frame, "cold_start_s")
-    return _noted(fig, f"{_ONCE}, system {_only(frame, 'system')}; cold start {cold:g} s (assumed)")
+    cold = _only(table, "cold_start_s")
+    return _noted(fig, f"{_ONCE}, system {_only(table, 'system')}; cold start {cold:g} s (assumed)")
 
 
 @style.context()
-def economics(frame: pd.DataFrame) -> Figure:
-    """Cost and energy a token over users; a column of panels a version of the paper."""
+def economics(table: pd.DataFrame) -> Figure:
+    """Draw cost and energy per token over users, one column of panels per version of the paper."""
     rows = {"dollars_per_million_tokens": "$ per million output tokens", "joules_per_token": "J per output token"}
-    price = _only(frame, "dollars_per_gpu_hour")
+    price = _only(table, "dollars_per_gpu_hour")
     return _over_users(
-        frame,
+        table,
         list(rows.items()),
         style.log_values,
         f"{_SIMULATED}; ${price:g} a GPU hour (assumed), board power the whole time",
@@ -88,32 +88,33 @@ def economics(frame: pd.DataFrame) -> Figure:
 
 
 @style.context()
-def goodput(frame: pd.DataFrame) -> Figure:
-    """Requests a second that met both latency limits, over users; a row of panels a pair of limits."""
-    wide = frame.pivot_table(index=["paper", "system", "users"], columns="limits", values="goodput").reset_index()
-    labels = [(name, f"Requests/s within\n{name}'s limits") for name in dict.fromkeys(frame["limits"])]
+def goodput(table: pd.DataFrame) -> Figure:
+    """Draw the rate of requests within both latency limits over users, one row of panels per pair of limits."""
+    wide = table.pivot_table(index=["paper", "system", "users"], columns="limits", values="goodput").reset_index()
+    labels = [(name, f"Requests/s within\n{name}'s limits") for name in dict.fromkeys(table["limits"])]
     return _over_users(wide, labels, lambda ax: ax.set_ylim(bottom=0), _SIMULATED)
 
 
 def _over_users(
-    frame: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str
+    table: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str
 ) -> Figure:
-    """Lines over users, a row of panels a column of `frame`, a column of panels a version of the paper."""
-    versions = sorted(frame["paper"].unique(), reverse=True)
-    fig = style.figure(style.DOUBLE if len(versions) > 1 else style.COLUMN, 0.9 + 1.7 * len(rows), diagram=len(versions) > 1)
-    looks = style.looks(frame["system"])
+    """Draw lines over users: one row of panels per (column, label), one column of panels per version of the paper."""
+    versions = sorted(table["paper"].unique(), reverse=True)
+    several = len(versions) > 1
+    fig = style.figure(style.DOUBLE if several else style.COLUMN, 0.9 + 1.7 * len(rows), diagram=several)
+    looks = style.looks(table["system"])
     axes = fig.subplots(len(rows), len(versions), squeeze=False, sharex=True)
     for (column, label), line in zip(rows, axes):
         for version, ax in zip(versions, line):
-            for system, part in frame[frame["paper"] == version].groupby("system"):
+            for system, part in table[table["paper"] == version].groupby("system"):
                 look, y = looks[system], part[column].astype(float)
                 ax.plot(part["users"], y, color=look.color, marker=look.marker, linestyle=look.dash)
-            style.users_axis(ax, sorted(frame["users"].unique()))
+            style.users_axis(ax, sorted(table["users"].unique()))
             scale(ax)
         line[0].set_ylabel(label)
     for version, ax in zip(versions, axes[0]):  # a legend a version: their systems share some looks
         ax.set_title(f"paper {version}")
-        shown = sorted(set(frame.loc[frame["paper"] == version, "system"]))
+        shown = sorted(set(table.loc[table["paper"] == version, "system"]))
         ax.legend(handles=[style.handle(looks[system], system) for system in shown])
     for ax in axes[:-1].flat:
         ax.set_xlabel("")
@@ -121,11 +122,11 @@ def _over_users(
 
 
 @style.context()
-def sensitivity(frame: pd.DataFrame) -> Figure:
-    """Each claim's verdict under each assumption, one changed at a time; framed where it differs from the default's."""
-    case = frame["assumption"] + frame["value"].fillna("").map(lambda v: f": {v}" if v else "")  # as read from CSV
-    cases, ids = list(dict.fromkeys(case)), list(dict.fromkeys(frame["id"]))
-    verdicts = frame.assign(case=case).pivot_table(index="case", columns="id", values="verdict", aggfunc="first")
+def sensitivity(table: pd.DataFrame) -> Figure:
+    """Draw each claim's verdict under each changed assumption, framed where it differs from the default's."""
+    case = table["assumption"] + table["value"].fillna("").map(lambda v: f": {v}" if v else "")
+    cases, ids = list(dict.fromkeys(case)), list(dict.fromkeys(table["id"]))
+    verdicts = table.assign(case=case).pivot_table(index="case", columns="id", values="verdict", aggfunc="first")
     fig = style.figure(style.DOUBLE, 1.6 + 0.17 * len(cases), diagram=True)
     ax = fig.subplots()
     for y, name in enumerate(cases):
@@ -148,21 +149,21 @@ def sensitivity(frame: pd.DataFrame) -> Figure:
     handles = [Patch(facecolor=color, label=f"{mark} {verdict}") for verdict, (color, mark) in _VERDICTS.items()]
     handles.append(Patch(facecolor="none", edgecolor="black", label="differs from the default"))
     fig.legend(handles=handles, loc="outside upper center", ncols=4)
-    loads = _only(frame, "loads")
+    loads = _only(table, "loads")
     return _noted(fig, f"{_ONCE}, at {loads} users; the default first, then one assumption changed at a time")
 
 
 @style.context()
-def published(frame: pd.DataFrame) -> Figure:
-    """Predicted over published throughput of each cell, a panel a version, the band of its target shaded."""
-    versions = sorted(frame["version"].unique(), reverse=True)
-    sizes = sorted(frame["tp"].unique())
+def published(table: pd.DataFrame) -> Figure:
+    """Draw the ratio of predicted to published throughput, one panel per version, with the target shaded."""
+    versions = sorted(table["version"].unique(), reverse=True)
+    sizes = sorted(table["tp"].unique())
     colors = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.85, len(sizes)))))  # from dark to light
     fig = style.figure(style.DOUBLE, 2.9, diagram=True)
     axes = fig.subplots(1, len(versions), squeeze=False, sharey=True)[0]
     markers = {"fp8": "o", "fp16": "s"}
     for version, ax in zip(versions, axes):
-        rows = frame[frame["version"] == version]
+        rows = table[table["version"] == version]
         target = rows["target"].iloc[0]
         ax.axhspan(1 / (1 + target), 1 + target, color="#e8eef4", linewidth=0)
         ax.axhline(1, color=style.GREY, linewidth=0.7)
@@ -190,8 +191,8 @@ def published(frame: pd.DataFrame) -> Figure:
 
 
 @style.context()
-def h200(frame: pd.DataFrame) -> Figure:
-    """Measured and predicted throughput, time per output token and time to first token over users."""
+def h200(table: pd.DataFrame) -> Figure:
+    """Draw measured and predicted throughput, time per output token and time to first token over users."""
     panels = {
         "throughput": "Output tokens/s",
         "tpot_ms": "Median time per\noutput token, ms",
@@ -204,9 +205,9 @@ def h200(frame: pd.DataFrame) -> Figure:
         "predicted": dict(color="#D55E00", marker="D", label="simulated", **dashed),
     }
     for ax, (column, label) in zip(fig.subplots(1, 3), panels.items()):
-        ax.plot(frame["users"], frame[column], **looks["measured"])
-        ax.plot(frame["users"], frame[f"{column}_predicted"], **looks["predicted"])
-        style.users_axis(ax, frame["users"].tolist())
+        ax.plot(table["users"], table[column], **looks["measured"])
+        ax.plot(table["users"], table[f"{column}_predicted"], **looks["predicted"])
+        style.users_axis(ax, table["users"].tolist())
         style.log_values(ax)
         ax.set_ylabel(label)
     _legend(fig, looks)
@@ -220,7 +221,7 @@ PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict]:
-    """A colour and a marker for each name, as matplotlib's options."""
+    """Map each name to its colour, marker and label, as keyword arguments of `Axes.plot`."""
     pairs = map(style.color_and_marker, range(len(names)))
     return {n: dict(color=color, marker=marker, label=n) for n, (color, marker) in zip(names, pairs)}
 
@@ -229,9 +230,9 @@ def _legend(fig: Figure, looks: dict[str, dict]) -> None:
     style.legend(fig, [Line2D([], [], **{"linestyle": "", **look}) for look in looks.values()])
 
 
-def _only(frame: pd.DataFrame, column: str):
-    """The one value that a column holds."""
-    return frame[column].iloc[0]
+def _only(table: pd.DataFrame, column: str):
+    """Return the value that all rows of a column share."""
+    return table[column].iloc[0]
 
 
 def _noted(fig: Figure, text: str) -> Figure:
@@ -239,6 +240,6 @@ def _noted(fig: Figure, text: str) -> Figure:
     return fig
 
 
-def show(folder: Path, name: str, frame: pd.DataFrame) -> Figure:
-    """Draw a table by `PLOTS`; write it as CSV and its picture as PDF and PNG; return the picture."""
-    return style.save(PLOTS[name](frame), folder, name, frame)
+def show(folder: Path, name: str, table: pd.DataFrame) -> Figure:
+    """Draw a table with the function of that name in `PLOTS`; write it as CSV and the figure as PDF and PNG."""
+    return style.save(PLOTS[name](table), folder, name, table)

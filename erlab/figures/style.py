@@ -1,11 +1,11 @@
-"""One look for every figure: sizes, fonts, colours, axes of users, the line under it and its files.
+"""Common style of all figures: sizes, fonts, colours, axes, provenance and file formats.
 
-A system has one colour, marker and dash everywhere: baselines cool, router systems warm. The colours are told apart
-with the common colour vision deficiencies (Okabe and Ito; the rest from Paul Tol's muted set), and no two series of a
-figure differ in hue alone, so that a grey copy can be read.
+A system has the same colour, marker and dash in every figure: cool colours for baselines, warm ones for router systems.
+The colours are distinguishable with the common colour vision deficiencies (Okabe and Ito; the others from Paul Tol's
+muted set). No two series of a figure differ in hue alone, so a greyscale copy is readable.
 
     with style.using("talk", width=6):
-        figures.save_all(found, "slides", formats=("svg",))
+        figures.save_all(figures.data(records), "slides", formats=("svg",))
 """
 
 import contextlib
@@ -16,13 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
-from matplotlib.backends.backend_pgf import RendererPgf
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -33,12 +31,12 @@ from erlab.results.records import Records
 from erlab.spec import require
 
 COLUMN, DOUBLE = 3.5, 7.16  # inches: one column and the full width of a two-column paper
-STYLES = {"paper": 1.0, "notebook": 4 / 3, "talk": 12 / 7}  # how much larger than on paper everything is
-_NARROW = 5.0  # inches: panels stand side by side from here on, and diagrams are legible
+STYLES = {"paper": 1.0, "notebook": 4 / 3, "talk": 12 / 7}  # scale factor relative to paper
+_NARROW = 5.0  # inches: minimum width for panels side by side and for legible diagrams
 DPI = 220
 GREY = "#555555"
 _RC = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so available on every machine
     "font.size": 7.5,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -58,10 +56,10 @@ _RC = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # embedded TrueType
-    "text.parse_math": False,  # names come from records, and none of ours is mathematics
-    "svg.fonttype": "path",  # needs no font
-    "svg.hashsalt": "erlab",  # the same names of its parts every time
-    "pgf.rcfonts": False,  # the document's fonts
+    "text.parse_math": False,  # names come from records and hold no mathematics
+    "svg.fonttype": "path",  # text as outlines: needs no font
+    "svg.hashsalt": "erlab",  # deterministic element ids
+    "pgf.rcfonts": False,  # use the fonts of the LaTeX document
     "pgf.texsystem": "lualatex",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -70,7 +68,7 @@ _RC = {
 
 _SIZES = tuple(key for key, value in _RC.items() if isinstance(value, float | int) and not isinstance(value, bool))
 _SCALED = tuple(key for key in _SIZES if key not in ("pdf.fonttype", "legend.handlelength", "legend.columnspacing"))
-_UNDATED = {  # a format: what leaves its date and the software's version out
+_UNDATED = {  # format: savefig options that leave out the date and the software's version
     "pdf": dict(metadata={"CreationDate": None}),
     "png": dict(metadata={"Software": None}),
     "svg": dict(metadata={"Date": None}),
@@ -81,7 +79,7 @@ FORMATS = tuple(_UNDATED)
 
 @dataclass(frozen=True)
 class Size:
-    """How large figures are made: the factor over paper's sizes, and their width in inches (None: each its own)."""
+    """Scale factor relative to paper, and the width of all figures in inches (None: the figure's own width)."""
 
     scale: float = 1.0
     width: float | None = None
@@ -92,9 +90,16 @@ _SIZE: ContextVar[Size] = ContextVar("size", default=Size())
 
 @contextlib.contextmanager
 def using(style: str = "paper", width: float | None = None) -> Iterator[None]:
-    """Figures made inside have this style, of STYLES, and this width in inches.
+    """Set the style and width of the figures created inside the context.
 
-    What is narrow has its panels below one another; a diagram or table that would not be legible spans two columns.
+    Panels of a narrow figure are stacked; a diagram or table that would be illegible spans two columns.
+
+    Args:
+        style: One of STYLES.
+        width: Width of each figure in inches, from 1.5 to 40; None for the figure's own width.
+
+    Raises:
+        ErlabError: `style` or `width` is not allowed.
     """
     require(style in STYLES, "style", "figures", f"be one of {', '.join(STYLES)}", style)
     require(width is None or 1.5 <= width <= 40, "width", "figures", "be between 1.5 and 40 inches", width)
@@ -106,21 +111,21 @@ def using(style: str = "paper", width: float | None = None) -> Iterator[None]:
 
 
 def inches(length: str | None) -> float | None:
-    """A length as inches: ``3.5in``, ``89mm``, ``8.9cm``, ``252pt`` or a plain number of inches.
+    """Convert a length to inches: ``3.5in``, ``89mm``, ``8.9cm``, ``252pt`` or a number of inches.
 
     >>> inches("25.4mm"), inches("72pt"), inches("3.5")
     (1.0, 1.0, 3.5)
     """
     if length is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(in|mm|cm|pt|)", length.strip())
-    require(found, "width", "figures", "be a length such as 3.5in, 89mm, 8.9cm or 252pt", length)
-    return float(found[1]) / {"in": 1, "": 1, "mm": 25.4, "cm": 2.54, "pt": 72}[found[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(in|mm|cm|pt|)", length.strip())
+    require(match, "width", "figures", "be a length such as 3.5in, 89mm, 8.9cm or 252pt", length)
+    return float(match[1]) / {"in": 1, "": 1, "mm": 25.4, "cm": 2.54, "pt": 72}[match[2]]
 
 
 @dataclass(frozen=True)
 class Look:
-    """A line's colour, marker (filled or hollow) and dash."""
+    """Colour, marker (filled or hollow) and dash of a line."""
 
     color: str
     marker: str
@@ -128,7 +133,7 @@ class Look:
     filled: bool = True
 
     def line(self) -> dict:
-        """As matplotlib's options of a line."""
+        """Return the look as keyword arguments of `Axes.plot`."""
         face = self.color if self.filled else "white"
         return dict(color=self.color, marker=self.marker, linestyle=self.dash, markerfacecolor=face)
 
@@ -150,35 +155,38 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
 def color_and_marker(i: int) -> tuple[str, str]:
-    """Those of the i-th of many things: a hundred pairs, of which ten in a row share neither."""
+    """Return the i-th of a hundred pairs; ten consecutive pairs share neither colour nor marker."""
     return PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
-    """Each system's look; systems that aren't the paper's share the rest of the palette in the order of their names."""
+    """Map each system to its look; systems that are not of the paper get one by the order of their names."""
     names = sorted(set(systems))
     others = [n for n in names if n not in _SYSTEMS]
-    free = {n: Look(*color_and_marker(i), "-") for i, n in enumerate(others)}
-    return {n: _SYSTEMS[n] if n in _SYSTEMS else free[n] for n in names}
+    known = _SYSTEMS | {n: Look(*color_and_marker(i), "-") for i, n in enumerate(others)}
+    return {n: known[n] for n in names}
 
 
-def overlaid(look: Look, place: int) -> Look:
-    """A system's look in the `place`-th of several records drawn over one another: its colour, another dash (and, from
-    the fifth on, the other filling)."""
-    return replace(look, dash=DASHES[place % len(DASHES)], filled=(place + place // len(DASHES)) % 2 == 0)
+def overlaid(look: Look, index: int) -> Look:
+    """Vary a system's look for the `index`-th of several overlaid records: same colour, other dash and filling."""
+    return replace(look, dash=DASHES[index % len(DASHES)], filled=(index + index // len(DASHES)) % 2 == 0)
 
 
 class Picture(Figure):
-    """A figure that Jupyter shows without pyplot, so that nothing is kept open behind it."""
+    """Figure that Jupyter displays without pyplot, which would keep it open."""
 
     def _repr_png_(self) -> bytes:
         return render(self, "png")
 
 
 def figure(width: float, height: float, diagram: bool = False, **layout) -> Figure:
-    """An empty figure, inches on paper (`using` changes them); what is drawn on it later is styled by `context`.
+    """Create an empty figure; `context` styles what is drawn on it later.
 
-    A diagram keeps its proportions and is never narrow.
+    Args:
+        width: Width on paper in inches; `using` scales or replaces it.
+        height: Height on paper in inches, scaled likewise.
+        diagram: Keep the proportions, and use two columns where `using` asks for a narrow figure.
+        **layout: Further arguments of matplotlib's Figure.
     """
     size = _SIZE.get()
     wide = size.width or width * size.scale
@@ -189,53 +197,71 @@ def figure(width: float, height: float, diagram: bool = False, **layout) -> Figu
 
 
 def narrow() -> bool:
-    """Whether figures are made in a width that has no room for panels side by side."""
+    """Return whether the width set by `using` has no room for panels side by side."""
     size = _SIZE.get()
     return size.width is not None and size.width < _NARROW * size.scale
 
 
 def scale() -> float:
-    """How much larger than on paper lines and markers are drawn."""
+    """Return the scale factor of lines and markers relative to paper."""
     return _SIZE.get().scale
 
 
 @contextlib.contextmanager
 def context() -> Iterator[None]:
-    """The style, as a context manager or a decorator."""
+    """Apply the style; works as a context manager and as a decorator."""
     factor = scale()
     with matplotlib.rc_context(_RC | {key: _RC[key] * factor for key in _SCALED}):
         yield
 
 
 def render(fig: Figure, format: str) -> bytes:
-    """The figure as a file's bytes (pdf, png, svg or pgf): the same for the same input, hence without dates, and however
-    often it is asked for: the first time lays the figure out for good.
+    """Render a figure as the content of a file.
 
-    Texts of a pgf are measured with this style's font, so that no LaTeX is needed to write it.
+    The bytes are the same for the same input: they hold no date, and the first call fixes the layout.
+
+    Args:
+        fig: Figure to render.
+        format: One of FORMATS. PGF needs no LaTeX installation.
+
+    Raises:
+        ErlabError: `format` is not allowed.
     """
     require(format in FORMATS, "format", "figures", f"be one of {', '.join(FORMATS)}", format)
     buffer = io.BytesIO()
-    measure = RendererBase.get_text_width_height_descent
-    with context(), mock.patch.object(RendererPgf, measure.__name__, measure):
-        if layout := fig.get_layout_engine():  # each layout would start from the last and move things a little
-            for _ in range(2):  # as often as savefig would
+    with context(), _pgf_without_latex() if format == "pgf" else contextlib.nullcontext():
+        if layout := fig.get_layout_engine():  # each run of the layout would start from the last and move the axes
+            for _ in range(2):  # as savefig does
                 layout.execute(fig)
             fig.set_layout_engine(None)
         fig.savefig(buffer, format=format, dpi=DPI, **_UNDATED[format])
     return buffer.getvalue()
 
 
-def save(fig: Figure, folder: Path, name: str, frame: pd.DataFrame | None = None) -> Figure:
-    """Write a picture as PDF and PNG and, if given, its numbers as CSV; return the picture."""
+@contextlib.contextmanager
+def _pgf_without_latex() -> Iterator[None]:
+    """Measure the text of PGF files with matplotlib's font metrics instead of LaTeX's."""
+    from matplotlib.backends.backend_pgf import RendererPgf  # slow to import, and needed by this format alone
+
+    by_latex = RendererPgf.get_text_width_height_descent
+    RendererPgf.get_text_width_height_descent = RendererBase.get_text_width_height_descent
+    try:
+        yield
+    finally:
+        RendererPgf.get_text_width_height_descent = by_latex
+
+
+def save(fig: Figure, folder: Path, name: str, table: pd.DataFrame | None = None) -> Figure:
+    """Write a figure as PDF and PNG and, if given, its plotted numbers as CSV; return the figure."""
     for kind in ("pdf", "png"):
         textfiles.save(folder / f"{name}.{kind}", render(fig, kind))
-    if frame is not None:
-        textfiles.save(folder / f"{name}.csv", frame.to_csv(index=False))
+    if table is not None:
+        textfiles.save(folder / f"{name}.csv", table.to_csv(index=False))
     return fig
 
 
 def users_axis(ax: Axes, loads: Sequence[int]) -> None:
-    """Concurrent users on a base-2 logarithm with a tick at each real load; labels that would touch are left out."""
+    """Format the x axis: concurrent users, base-2 logarithm, one tick per load, no overlapping labels."""
     ax.set_xscale("log", base=2)
     ax.set_xlim(min(loads) / 1.25, max(loads) * 1.25)
     ax.set_xticks(loads, _thinned(loads, room=labels_beside(ax) if len(loads) > 1 else 1))
@@ -244,23 +270,23 @@ def users_axis(ax: Axes, loads: Sequence[int]) -> None:
 
 
 def labels_beside(ax: Axes) -> int:
-    """How many labels of a few digits stand side by side under a panel without touching."""
+    """Return how many labels of a few digits fit side by side under a panel."""
     return max(2, int(3.2 * ax.figure.figure.get_figwidth() / scale() / ax.get_subplotspec().get_gridspec().ncols))
 
 
 def _thinned(loads: Sequence[int], room: int) -> list[str]:
-    """Labels from the largest load down, each at least 1/room of the axis from the last."""
-    least = (max(loads) / min(loads)) ** (1 / room)
+    """Return one label per load, empty where it is closer than 1/room of the axis to the next larger label."""
+    ratio = (max(loads) / min(loads)) ** (1 / room)
     labels, last = [], float("inf")
     for load in sorted(loads, reverse=True):
-        keep = load * least <= last * 1.0001
-        labels.append(f"{load:g}" if keep else "")
-        last = load if keep else last
+        fits = load * ratio <= last * 1.0001
+        labels.append(f"{load:g}" if fits else "")
+        last = load if fits else last
     return labels[::-1]
 
 
 def log_values(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 of every decade, and at least two of them."""
+    """Format the y axis: logarithmic, with plain numbers at 1, 2 and 5 of each decade, at least two of them."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     steps = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
@@ -277,58 +303,63 @@ def log_values(ax: Axes) -> None:
 
 
 def handle(look: Look, label: str) -> Line2D:
+    """Create the legend handle of a look."""
     return Line2D([], [], label=label, **look.line())
 
 
 def legend(fig: Figure | SubFigure, handles: Sequence[Line2D], columns: int | None = None) -> None:
-    """A legend above all axes, where it covers nothing; as many columns as fit if not given."""
+    """Add a legend above all axes, with as many columns as fit unless `columns` is given."""
     labels = [str(h.get_label()) for h in handles]
     columns = columns or _columns(labels, fig.figure.get_figwidth() / scale())
     fig.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
-    """How many columns of a legend, filled one after the other, fit into so many inches on paper."""
+    """Return how many columns of a legend, filled column by column, fit into a width in inches on paper."""
     for columns in range(len(labels), 1, -1):
         rows = -(-len(labels) // columns)
         longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
         if sum(0.42 + 0.06 * n for n in longest) <= width:
-            return -(-len(labels) // rows)  # no more than have a label in each row but the last
+            return -(-len(labels) // rows)  # no column stays empty
     return 1
 
 
-def footer(fig: Figure, records: Records, requests: pd.DataFrame) -> None:
-    """The line under a figure: measured or simulated, on what, from which commit."""
-    note(fig, provenance(records, requests))
-
-
 def note(fig: Figure, text: str) -> None:
-    """A line of text under a figure, wrapped to its width."""
+    """Add a line of text under a figure, wrapped to its width."""
     size = matplotlib.rcParams["legend.fontsize"]
-    kept = text.replace("commit ", "commit\xa0")  # on one line with its number
-    wrapped = "\n".join(textwrap.wrap(kept, int(fig.get_figwidth() * 120 / size), break_long_words=False))
+    joined = text.replace("commit ", "commit\xa0")  # keep the word and its number on one line
+    wrapped = "\n".join(textwrap.wrap(joined, int(fig.get_figwidth() * 120 / size), break_long_words=False))
     fig.supxlabel(wrapped.replace("\xa0", " "), x=0.01, ha="left", fontsize=size, color=GREY)
 
 
 def provenance(records: Records, requests: pd.DataFrame) -> str:
-    """How the requests came about: ``measured on 2-core X (scale model: each core plays a GPU), one seed · commit abc1234``."""
+    """Describe how requests were obtained: source, machine, repetitions, warnings and commits.
+
+    The line under each figure, for example
+    ``measured on 2-core X (scale model: each core plays a GPU), one seed · commit abc1234``.
+
+    Args:
+        records: Records with the descriptions of the runs.
+        requests: The rows of `records.requests` that are shown.
+    """
     runs = records.runs
     runs = runs[runs["run_id"].isin(requests["run_id"].unique())] if "run_id" in runs else pd.DataFrame()
     parts = []
     for source, rows in requests.groupby("source"):
-        mine = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
-        scaled = source == "measured" and "cores" in mine and mine["cores"].notna().any()
-        where = selection.basis(source, rows["machine"]) + selection.by_one(selection.of_attached(records, rows))
-        where += " (scale model: each core plays a GPU)" if scaled else ""
-        parts.append(f"{where}, {_repeated(rows, 'seed' in mine and mine['seed'].notna().all())}")
+        source_runs = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
+        on_cores = source == "measured" and "cores" in source_runs and source_runs["cores"].notna().any()
+        machines = selection.basis(source, rows["machine"]) + selection.by_one(selection.of_attached(records, rows))
+        machines += " (scale model: each core plays a GPU)" if on_cores else ""
+        seeded = "seed" in source_runs and source_runs["seed"].notna().all()
+        parts.append(f"{machines}, {_repetitions(rows, seeded)}")
         if warning := selection.warning(rows["run_id"], selection.marked(records)):
             parts.append(warning)
     commits = sorted(runs["commit"].dropna().unique()) if "commit" in runs else []
     return "; ".join(parts) + " · commit " + (", ".join(commits) or "unknown")
 
 
-def _repeated(requests: pd.DataFrame, seeded: bool) -> str:
-    """How often each system was run under each load, in words; a run of a known seed is called by that."""
+def _repetitions(requests: pd.DataFrame, seeded: bool) -> str:
+    """Describe how often each system was run at each load, as seeds if all runs have one."""
     counts = requests.drop_duplicates("run_id").groupby(metrics.CELL, dropna=False).size()
     least, most = counts.min(), counts.max()
     word = "seed" if seeded else "run"

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from erlab import figures, paper, textfiles
 from erlab.errors import ErlabError
-from erlab.figures import curves, fig1, fig7, style, table1
+from erlab.figures import FigureData, curves, fig7, style, table1
 from erlab.report import links
 from erlab.results import metrics, selection, tables
 from erlab.results.checks import CHECKS
@@ -83,7 +83,8 @@ def build(
         requests = selection.systems(records)
     except ErlabError:
         requests = records.requests.iloc[:0]
-    shown = _figures(records, figures_folder, folder)
+    data = figures.data(records)
+    shown = _figures(data, figures_folder, folder) + _older(records)
     content = dict(
         titles=paper.TITLE,
         arxiv=paper.ARXIV,
@@ -96,8 +97,8 @@ def build(
         claims=_claims(ledger, folder, shown),
         chip={HOLDS: "yes", NOT_RUNNABLE: "unknown"},
         figures=shown,
-        systems=_table(table1.shown(table1.data(records))) if len(requests) else None,
-        clusters=_clusters(records),
+        systems=_table(table1.shown(data.tables["table1"])) if "table1" in data.tables else None,
+        clusters=_clusters(data.tables["fig1"]) if "fig1" in data.tables else None,
         recipes=_picture(folder / "routing" / "frontier.png"),
         summary=_summary(records, requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
@@ -222,14 +223,13 @@ def _facts(records: Records) -> dict[str, str]:
     return facts
 
 
-def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]:
+def _figures(data: FigureData, figures_folder: Path, folder: Path) -> list[dict]:
     """Each figure but Table I: name, heading, caption, and its picture as a data URI or why it is missing."""
-    absent = figures.missing(records)
     found = []
     for name, module in figures.FIGURES.items():
         if name == "table1":
             continue
-        picture, reason = figures_folder / f"{name}.png", absent.get(name)
+        picture, reason = figures_folder / f"{name}.png", data.missing.get(name)
         if not reason and not picture.is_file():
             reason = f"{picture.name} is not in the folder of figures."
         found.append(
@@ -244,7 +244,7 @@ def _figures(records: Records, figures_folder: Path, folder: Path) -> list[dict]
                 "files": [] if reason else links.relative(figures_folder.glob(f"{name}[._]*"), folder),
             }
         )
-    return found + _older(records)
+    return found
 
 
 def _older(records: Records) -> list[dict]:
@@ -253,7 +253,7 @@ def _older(records: Records) -> list[dict]:
     if not of_v1.any():
         return []
     try:
-        picture = style.render(fig7.plot(Records(records.requests[of_v1], records.runs)), "png")
+        picture = style.render(fig7.plot(fig7.data(Records(records.requests[of_v1], records.runs))), "png")
     except ErlabError:
         return []
     caption = f"The same of the systems of the paper's first version. {fig7.CAPTION}"
@@ -262,12 +262,8 @@ def _older(records: Records) -> list[dict]:
     return [{"name": "fig7-v1", "title": "Fig. 7, version 1", "caption": caption, "files": []} | drawn]
 
 
-def _clusters(records: Records) -> dict | None:
+def _clusters(frame: pd.DataFrame) -> dict:
     """The clusters of Fig. 1 with the experts that served them."""
-    try:
-        frame = fig1.data(records)
-    except ErlabError:
-        return None
     experts = frame.dropna(subset="expert").groupby("cluster")["expert"].agg(", ".join)
     frame = frame.drop_duplicates("cluster")
     frame = frame.assign(share=frame["share"].map("{:.1%}".format))

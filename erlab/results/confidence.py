@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from erlab.results import metrics
 
@@ -164,6 +163,8 @@ def bands(pooled: pd.DataFrame, runs: pd.DataFrame, column: str, cells: list[str
     Returns:
         One row per cell with more than one run: `cells`, low and high.
     """
+    from scipy.special import stdtrit  # slow to import, and needed here alone
+
     logs = np.log(pd.to_numeric(runs[column], errors="coerce").astype(float).where(lambda v: v > 0))
     spread = runs[cells].assign(log=logs).groupby(cells, dropna=False)["log"].agg(["std", "count"]).reset_index()
     table = pooled[[*cells, column]].merge(spread[spread["count"] > 1], on=cells)

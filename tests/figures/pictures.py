@@ -60,19 +60,21 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def added() -> pd.DataFrame:
-    """What `erlab.experiments.overhead.compare` gives."""
+    """A table as by `erlab.figures.overhead.data`."""
     times = {f"{part}_p{q}_ms": 1.0 + q / 10 for part in ("ttft", "outside") for q in (50, 99)}
-    return pd.DataFrame([{"way": way, "users": n} | times for way in ("direct", "gateway") for n in (1, 10)])
+    table = pd.DataFrame([{"way": way, "users": n} | times for way in ("direct", "gateway") for n in (1, 10)])
+    table.attrs = {"provenance": "emulated"}
+    return table
 
 
 def draw() -> dict[str, Figure]:
     """Every picture by its name."""
-    found = study()
+    data = figures.data(study())
     overlaid = figures.overlay({name: synthetic.make("CD", (1, 8), source=name) for name in ("measured", "simulated")})
     recipes = pd.DataFrame({"p50_ms": [0.1, 2.0], "unseen": [0.7, 0.9]}, ["words, even", "MiniLM"])
-    drawn = {name: module.plot(found) for name, module in figures.FIGURES.items()}
+    drawn = {name: figures.show(name, data) for name in figures.FIGURES}
     drawn |= {name: simulation.PLOTS[name](frame) for name, frame in tables().items()}
-    drawn |= {"overlaid fig7": figures.fig7.plot(overlaid), "overhead": overhead.plot(added(), "emulated")}
+    drawn |= {"overlaid fig7": figures.fig7.plot(figures.fig7.data(overlaid)), "overhead": overhead.plot(added())}
     return drawn | {"frontier": routing.frontier(recipes)}
 
 

@@ -1,1 +1,1 @@
-"""Settings and widgets of the notebook explore.ipynb."""
+"""Settings and widgets of the notebook `explore`."""

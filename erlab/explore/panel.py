@@ -1,9 +1,9 @@
-"""Widgets in front of `erlab.explore.settings`, for JupyterLab, Notebook 7 and VS Code: controls, a picture, a line of errors.
+"""Widgets of the notebook `explore`, for JupyterLab, Notebook 7 and VS Code.
 
-    from erlab import explore, panel
-    panel.Panel(explore.Setting(system="D"), explore.Setting(system="E"))
+    from erlab.explore import panel, settings
+    panel.Panel(settings.Setting(system="D"), settings.Setting(system="E"))
 
-Only ipywidgets of its core set and a PNG; whatever is worked out, `explore` does.
+The widgets are core ipywidgets and PNG images; `erlab.explore.settings` computes what they show.
 """
 
 import html
@@ -20,16 +20,22 @@ from erlab.explore import settings as explore
 from erlab.explore.settings import Setting
 from erlab.figures import style
 
-_KV = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 60)  # GiB a GPU
-_NONE = ""  # stands for None, which for a widget means that nothing is chosen
+_KV = (2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 60)  # GiB per GPU
+_NONE = ""  # for None, which a widget takes as no selection
 _GATEWAY = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # ms
 _LINES = ("Solid line", "Dashed line")
 _WIDE = widgets.Layout(width="330px")
-_STYLE = {"description_width": "110px"}
+_STYLE = {"description_width": "120px"}
 
 
 class Controls(widgets.VBox):
-    """The controls of one setting; `setting(users)` is what they say, `on_change` is told of every change."""
+    """Controls of one setting.
+
+    Args:
+        title: HTML above the controls.
+        start: Initial setting.
+        on_change: Called after each change.
+    """
 
     def __init__(self, title: str, start: Setting, on_change: Callable[[], None]):
         self._start, self._on_change, self._changing = start, on_change, False
@@ -45,8 +51,8 @@ class Controls(widgets.VBox):
             "paper": choice("paper", [(v, v) for v in paper.SYSTEMS], description="Paper version"),
             "system": choice("system", _systems(start.paper), description="System"),
             "precision": choice("precision", _or("paper's", explore.PRECISIONS), description="Precision"),
-            "tensor_parallel": choice("tensor_parallel", _or("paper's", explore.SIZES), description="GPUs an engine"),
-            "kv_gib": choice("kv_gib", _or("all left", _KV), description="KV GiB a GPU", **slider),
+            "tensor_parallel": choice("tensor_parallel", _or("paper's", explore.SIZES), description="GPUs per engine"),
+            "kv_gib": choice("kv_gib", _or("all left", _KV), description="KV GiB per GPU", **slider),
             "clusterer": choice("clusterer", _or("equal clusters", explore.clusterers()), description="Clusterer"),
             "policy": choice("policy", [(p, p) for p in explore.POLICIES], description="Policy"),
             "gateway_ms": choice("gateway_ms", _numbers(_GATEWAY), description="Gateway (ms)", **slider),
@@ -57,6 +63,7 @@ class Controls(widgets.VBox):
         super().__init__([widgets.HTML(title), *self.controls.values()])
 
     def setting(self, users: int) -> Setting:
+        """Return the setting that the controls show, with `users` as its largest load."""
         chosen = {name: control.value for name, control in self.controls.items() if not control.disabled}
         values = {name: None if value == _NONE else value for name, value in chosen.items()}
         reset = {f.name: f.default for f in fields(Setting) if f.name in self.controls}
@@ -65,7 +72,7 @@ class Controls(widgets.VBox):
     def _changed(self, name: str) -> None:
         if self._changing:
             return
-        self._changing = True  # the systems of another paper are several changes, but one to be drawn
+        self._changing = True  # choosing another paper changes several controls, but is drawn once
         if name == "paper":
             self.controls["system"].options = _systems(self.controls["paper"].value)
         self._enable()
@@ -73,14 +80,19 @@ class Controls(widgets.VBox):
         self._on_change()
 
     def _enable(self) -> None:
-        """A baseline has no router whose options could be changed."""
+        """Disable the options of the router for a baseline."""
         router = paper.SYSTEMS[self.controls["paper"].value][self.controls["system"].value].router
         for name in ("clusterer", "policy", "gateway_ms"):
             self.controls[name].disabled = not router
 
 
 class Panel(widgets.VBox):
-    """Curves of a setting, and of another one beside it, that follow the controls; `settings` are those now shown."""
+    """Curves of one or two settings, updated by their controls.
+
+    Args:
+        first: Initial setting of the solid lines.
+        second: Initial setting of the dashed lines; None for no comparison.
+    """
 
     def __init__(self, first: Setting, second: Setting | None = None):
         loads = sorted({*paper.LOADS, first.users})
@@ -100,10 +112,11 @@ class Panel(widgets.VBox):
 
     @property
     def settings(self) -> list[Setting]:
+        """Settings that the controls show: the solid one, and the dashed one if compared."""
         return [c.setting(self.users.value) for c in self.controls[: 1 + self.compare.value]]
 
     def draw(self) -> None:
-        """Draw what can be; a setting that cannot be served leaves a line that says why."""
+        """Simulate and draw the settings; one that cannot be served gets an error line instead."""
         started, shown, errors = time.perf_counter(), [None, None], []
         self.controls[1].layout.display = "" if self.compare.value else "none"
         for i, controls in enumerate(self.controls[: 1 + self.compare.value]):
@@ -122,13 +135,20 @@ class Panel(widgets.VBox):
         self.status.value = f"Simulated and drawn in {time.perf_counter() - started:.2f} s."
 
     def _numbers(self, shown: list[Setting | None]) -> pd.DataFrame:
-        found = explore.numbers(*filter(None, shown))
-        found.columns = [line for line, setting in zip(_LINES, shown) if setting]
-        return found.drop("Concurrent users").reset_index(names=f"At {self.users.value} users")
+        table = explore.numbers(*filter(None, shown))
+        table.columns = [line for line, setting in zip(_LINES, shown) if setting]
+        return table.drop("Concurrent users").reset_index(names=f"At {self.users.value} users")
 
 
 class Requirements(widgets.VBox):
-    """The fewest GPUs that hold a load within limits, for the panel's solid setting; works when asked to."""
+    """Search for the fewest GPUs that serve a load within latency limits, for a panel's solid setting.
+
+    Args:
+        panel: Panel with the setting.
+        users: Initial number of concurrent users.
+        ttft_s: Initial limit of the 99th percentile of the time to first token, seconds.
+        tpot_ms: Initial limit of the 99th percentile of the time per output token, ms.
+    """
 
     def __init__(self, panel: Panel, users: int = 400, ttft_s: float = 2.0, tpot_ms: float = 200.0):
         same = dict(layout=_WIDE, style=_STYLE)
@@ -144,15 +164,16 @@ class Requirements(widgets.VBox):
         self.search()
 
     def search(self) -> None:
+        """Search and show the result, or an error line."""
         self.table.value = ""
         try:
             setting = self.panel.settings[0]
-            found = explore.what_it_takes(setting, self.users.value, self.ttft.value, self.tpot.value)
+            table = explore.what_it_takes(setting, self.users.value, self.ttft.value, self.tpot.value)
         except ErlabError as e:
             self.answer.value = _error([str(e)])
             return
-        self.table.value = _table(found)
-        self.answer.value = f"System {setting.system} as set above: <b>{html.escape(explore.answer(found))}</b>"
+        self.table.value = _table(table)
+        self.answer.value = f"System {setting.system} as set above: <b>{html.escape(explore.answer(table))}</b>"
 
 
 _WRAP = widgets.Layout(flex_flow="row wrap")

@@ -1,7 +1,7 @@
-"""What notebook `explore` tries out: one system of the paper with parts of it changed, on the simulated DGX H100.
+"""Settings of the notebook `explore`: systems of the paper with changes, simulated on a DGX H100.
 
-A `Setting` is data; the functions here turn it into curves, a picture, the GPUs it would take, and files that make it
-again. `erlab.explore.panel` puts widgets in front of them.
+The functions compute a setting's curves, figure, required number of GPUs, and files that reproduce it.
+`erlab.explore.panel` has the widgets.
 
 >>> setting = Setting(system="D", users=10, steps="roofline")
 >>> summary(setting).users.tolist(), round(summary(setting).ttft_median_s.iloc[0], 2) < 1
@@ -51,13 +51,24 @@ def clusterers() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A system of the paper, and what is changed in it; None leaves the paper's or the study's value.
+    """System of the paper with changes.
 
-    `users`: the largest load. `kv_gib`: KV cache on each GPU. `clusterer`: what sorts `prompts` (as in
-    `datasets.load`; None: the project's own) into eight clusters; None: clusters of equal size. `gateway_ms`: what the
-    gateway takes. `steps`: measured (kernels) or roofline (the limit); None: measured where that can be had.
+    Attributes:
+        paper: Version of the paper: v2 or v1.
+        system: System of that version, such as D.
+        users: Largest number of concurrent users, at least 1.
+        precision: One of PRECISIONS; None for the paper's.
+        tensor_parallel: GPUs per engine, a divisor of 8; None for the paper's.
+        kv_gib: KV cache per GPU in GiB; None for all memory that weights and the reserve leave.
+        clusterer: Clusterer of the prompts; None for eight clusters of equal size. Router systems only.
+        policy: Routing policy. Router systems only.
+        gateway_ms: Delay of the gateway in ms, at least 0.
+        prompts: Prompts to cluster, as in `datasets.load`; None for the project's own.
+        steps: Iteration times: measured (kernels) or roofline; None for measured if available.
+        seed: Random seed.
 
-    Raises ErlabError for a value that is not allowed, and for a router's options on a baseline.
+    Raises:
+        ErlabError: A value is not allowed, or a baseline has options of a router.
     """
 
     paper: str = "v2"
@@ -94,90 +105,110 @@ class Setting:
 
 
 def step_source(setting: Setting) -> str:
-    """Where iteration times come from: measured or roofline."""
+    """Return the source of iteration times: measured or roofline."""
     return setting.steps or ("roofline" if components.unavailable() else "measured")
 
 
 def setup(setting: Setting) -> simulation.Setup:
-    """The simulated machine."""
+    """Return the simulated machine."""
     steps = step_source(setting)
     era = None if steps == "roofline" else simulation.Setup.era
     return simulation.Setup(steps=steps, era=era, gateway=setting.gateway_ms / 1e3)
 
 
 def system(setting: Setting) -> System:
-    """The changed system on eight GPUs; ErlabError where it cannot be served there."""
-    found = the_paper.SYSTEMS[setting.paper][setting.system]
-    expert = found.expert
+    """Return the changed system on eight GPUs; raises ErlabError if it cannot be served there."""
+    system = the_paper.SYSTEMS[setting.paper][setting.system]
+    expert = system.expert
     if setting.precision:
         expert = replace(expert, precision=PRECISIONS[setting.precision])
     if setting.tensor_parallel is not None:
         size = setting.tensor_parallel
         expert = replace(expert, tensor_parallel=size)
         require(the_paper.GPUS % size == 0, "tensor_parallel", "a setting", f"divide {the_paper.GPUS} GPUs", size)
-        found = replace(found, count=the_paper.GPUS // size)
-    found = replace(found, expert=expert)
+        system = replace(system, count=the_paper.GPUS // size)
+    system = replace(system, expert=expert)
     machine = setup(setting)
     machine.pool(expert)
     if setting.kv_gib is None:
-        return found
+        return system
     left = free_gib(expert, gpu(machine.gpu), machine.reserve_gib) / expert.tensor_parallel
     allowed = f"be at most the {left:.2f} GiB that weights and reserve leave on each {machine.gpu}"
     require(setting.kv_gib <= left, "kv_gib", "a setting", allowed, setting.kv_gib)
-    return assumptions.with_kv_pool(found, setting.kv_gib)
+    return assumptions.with_kv_pool(system, setting.kv_gib)
 
 
 def loads(setting: Setting) -> list[int]:
-    """The paper's loads below `users`, and `users`."""
+    """Return the paper's loads below `users`, and `users`."""
     return [n for n in the_paper.LOADS if n < setting.users] + [setting.users]
 
 
 def simulate(setting: Setting, users: Sequence[int] | None = None, count: int | None = None) -> pd.DataFrame:
-    """Request records of the setting under its `loads`, or of `users`; with `count` engines where that is given."""
-    found = system(setting)
+    """Simulate a setting.
+
+    Args:
+        setting: Setting.
+        users: Loads; None for `loads`.
+        count: Number of engines; None for the setting's.
+
+    Returns:
+        Request records, one row per request.
+    """
+    changed = system(setting)
     if count is not None:
-        found = replace(found, count=count)
-    routing = {"policy": setting.policy} if found.router else {}
+        changed = replace(changed, count=count)
+    routing = {"policy": setting.policy} if changed.router else {}
     if setting.clusterer:
         routing["decisions"] = decisions(setting.clusterer, setting.prompts, setting.seed)
     options = routing | {"setup": setup(setting), "seed": setting.seed}
-    parts = [simulation.simulate(found, n, **options).requests for n in users or loads(setting)]
+    parts = [simulation.simulate(changed, n, **options).requests for n in users or loads(setting)]
     return pd.concat(parts, ignore_index=True)
 
 
 @lru_cache(maxsize=512)
 def summary(setting: Setting) -> pd.DataFrame:
-    """`metrics.summarise` of the setting, a row a load; kept, so that a setting seen before costs nothing."""
+    """Summarise a simulated setting (`metrics.summarise`), one row per load; cached."""
     return metrics.summarise(simulate(setting))
 
 
 @lru_cache(maxsize=32)
 def decisions(clusterer: str, prompts: str | None = None, seed: int = 0) -> tuple:
-    """What the paper's recipe with this clusterer decides on held-back prompts (rows of `routing.compiled.Row`)."""
-    from threadpoolctl import threadpool_limits
+    """Train the paper's router with a clusterer and return its decisions on held-back prompts (`routing.compiled.Row`).
+
+    Cached.
+    """
+    from threadpoolctl import threadpool_limits  # slow to import, like scikit-learn below
 
     from erlab.prompts import datasets
     from erlab.routing import PromptRouter
 
     rows = datasets.load(prompts, seed=seed).to_pandas()
     train, held_back = (rows["text"][rows["split"] == split].tolist() for split in ("train", "held_back"))
-    with threadpool_limits(1):  # OpenMP's threads spin where cores are busy
-        routing = PromptRouter(the_paper.GPUS, clusterer=clusterer, seed=seed).fit(train).route(held_back)
-    return tuple(routing.row(i) for i in range(len(held_back)))
+    with threadpool_limits(1):  # more OpenMP threads spin on busy cores
+        routed = PromptRouter(the_paper.GPUS, clusterer=clusterer, seed=seed).fit(train).route(held_back)
+    return tuple(routed.row(i) for i in range(len(held_back)))
 
 
 def label(setting: Setting) -> str:
-    """One line that says all that is not as in the paper."""
+    """Describe a setting in one line."""
     parts = [f"{setting.system}: {system(setting).title}"]
     if setting.kv_gib is not None:
-        parts.append(f"KV {setting.kv_gib:g} GiB a GPU")
+        parts.append(f"KV {setting.kv_gib:g} GiB per GPU")
     if the_paper.SYSTEMS[setting.paper][setting.system].router:
         parts += [f"{setting.clusterer or 'equal'} clusters", setting.policy, f"gateway {setting.gateway_ms:g} ms"]
     return ", ".join(parts)
 
 
 def picture(first: Setting | None, second: Setting | None = None) -> Figure:
-    """The curves over users of one setting (solid lines), of another (dashed), or of both; one panel a metric."""
+    """Draw the curves of one or two settings over users, one panel per metric.
+
+    Args:
+        first: Setting drawn with solid lines, or None.
+        second: Setting drawn with dashed lines, or None.
+
+    Raises:
+        ErlabError: Both are None.
+    """
     shown = [(setting, look) for setting, look in zip((first, second), _LOOKS) if setting]
     require(bool(shown), "first", "picture", "be a setting where second is none", first)
     tables = [summary(setting) for setting, _ in shown]
@@ -195,11 +226,11 @@ def picture(first: Setting | None, second: Setting | None = None) -> Figure:
     return fig
 
 
-_LOOKS = (style.Look("#D55E00", "o", "-"), style.Look("#0072B2", "s", (0, (4, 1.5))))  # the first's, the second's
+_LOOKS = (style.Look("#D55E00", "o", "-"), style.Look("#0072B2", "s", (0, (4, 1.5))))  # first, second
 
 
 def provenance(*settings: Setting) -> str:
-    """The line under a picture: on what, from which iteration times, at which commit."""
+    """Describe how the curves were obtained: machine, source of iteration times and commit."""
     names = {"measured": "measured H100 kernels", "roofline": "the roofline, the limit that no kernel beats"}
     sources = " and ".join(dict.fromkeys(names[step_source(s)] for s in settings))
     commit = (manifest.commit() or "unknown")[:7]
@@ -207,17 +238,24 @@ def provenance(*settings: Setting) -> str:
 
 
 def numbers(*settings: Setting) -> pd.DataFrame:
-    """The curves' values at each setting's largest load, a column a setting."""
+    """Return the values of the curves at each setting's largest load, one column per setting."""
     names = {"users": "Concurrent users"} | CURVES
     columns = {label(s): summary(s).iloc[-1][list(names)].astype(float) for s in settings}
     return pd.DataFrame(columns).rename(index=names).round(3)
 
 
 def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, most: int = 32) -> pd.DataFrame:
-    """The fewest GPUs, up to `most`, that hold `users` closed-loop users with 99th percentiles within the limits.
+    """Find the fewest GPUs that serve a load within latency limits, trying every number of engines in turn.
 
-    A row a tensor-parallel size: engines, GPUs, both percentiles there, and why not where there is no such number.
-    All else is the setting's. Every number of engines is tried in turn, so nothing is assumed of how they add up.
+    Args:
+        setting: Setting; its tensor parallelism and number of engines are varied.
+        users: Concurrent users.
+        ttft_s: Limit of the 99th percentile of the time to first token in seconds, above 0.
+        tpot_ms: Limit of the 99th percentile of the time per output token in ms, above 0.
+        most: Largest number of GPUs to try.
+
+    Returns:
+        One row per tensor-parallel size: engines, GPUs, both percentiles, and the reason where there is no solution.
     """
     limits = beyond.LatencyLimits("asked for", ttft_s, tpot_ms)
     require(ttft_s > 0 and tpot_ms > 0, "limits", "what_it_takes", "be above 0", (ttft_s, tpot_ms))
@@ -226,11 +264,11 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
         row = {"tensor parallelism": size, "engines": None, "GPUs": None, "p99 TTFT (s)": None, "p99 TPOT (ms)": None}
         try:
             for count in range(1, most // size + 1):
-                found = _simulated(replace(setting, tensor_parallel=size), users, count)
-                if beyond.holds(found, limits):
+                requests = _simulated(replace(setting, tensor_parallel=size), users, count)
+                if beyond.holds(requests, limits):
                     row |= {"engines": count, "GPUs": count * size}
-                    row["p99 TTFT (s)"] = metrics.percentile(metrics.ttft(found), 99)
-                    row["p99 TPOT (ms)"] = metrics.percentile(metrics.tpot(found), 99)
+                    row["p99 TTFT (s)"] = metrics.percentile(metrics.ttft(requests), 99)
+                    row["p99 TPOT (ms)"] = metrics.percentile(metrics.tpot(requests), 99)
                     rows.append(row | {"why not": ""})
                     break
             else:
@@ -240,12 +278,12 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
     return pd.DataFrame(rows).astype({"engines": "Int64", "GPUs": "Int64"}).round(3)
 
 
-def answer(found: pd.DataFrame) -> str:
-    """What `what_it_takes` found, as a sentence."""
-    if found["GPUs"].isna().all():
-        return "No number of GPUs tried holds this load within these limits."
-    best = found.loc[found["GPUs"].idxmin()]
-    return f"GPUs needed: {best['GPUs']} (engines: {best['engines']}, each on {best['tensor parallelism']})."
+def answer(table: pd.DataFrame) -> str:
+    """Summarise the table of `what_it_takes` in a sentence."""
+    if table["GPUs"].isna().all():
+        return "No number of GPUs tried serves this load within these limits."
+    best = table.loc[table["GPUs"].idxmin()]
+    return f"GPUs needed: {best['GPUs']} (engines: {best['engines']}, GPUs per engine: {best['tensor parallelism']})."
 
 
 @lru_cache(maxsize=256)
@@ -253,45 +291,44 @@ def _simulated(setting: Setting, users: int, count: int) -> pd.DataFrame:
     return simulate(setting, [users], count)
 
 
-def spec(of: System) -> str:
-    """A system as JSON, of which `from_spec` makes it again."""
-    return json.dumps(asdict(of), indent=1)
+def spec(system: System) -> str:
+    """Serialise a system as JSON for `from_spec`."""
+    return json.dumps(asdict(system), indent=1)
 
 
 def from_spec(text: str) -> System:
-    """The system that `spec` wrote; ErlabError where the text is no such JSON or contradicts itself."""
+    """Create a system from the JSON of `spec`; raises ErlabError if the text is not such JSON or is contradictory."""
     try:
-        found = json.loads(text)
-        expert = found["expert"]
+        fields = json.loads(text)
+        expert = fields["expert"]
         parts = {"model": Model(**expert["model"]), "precision": Precision(**expert["precision"])}
-        return System(**found | {"expert": Expert(**expert | parts)})
+        return System(**fields | {"expert": Expert(**expert | parts)})
     except (ValueError, KeyError, TypeError) as e:
-        raise ErlabError(f"This is no system as explore.spec writes it: {type(e).__name__}: {e}") from None
+        raise ErlabError(f"Not a system as written by settings.spec: {type(e).__name__}: {e}") from None
 
 
 def parameters(setting: Setting, other: Setting | None = None) -> str:
-    """The settings as JSON, for ``papermill notebooks/explore.ipynb OUT.ipynb -f FILE``."""
+    """Serialise settings as JSON for ``papermill notebooks/explore.ipynb OUT.ipynb -f FILE``."""
     return json.dumps(asdict(setting) | {"other": asdict(other) if other else None}, indent=1)
 
 
 def command(setting: Setting) -> str:
-    """The `erlab reproduce` line for what the study's own notebooks know of a setting: 08 for a router system, 04 for
-    a baseline."""
+    """Return the `erlab reproduce` command closest to a setting: notebook 08 for router systems, 04 for baselines."""
     if the_paper.SYSTEMS[setting.paper][setting.system].router:
         clusterers = [setting.clusterer] if setting.clusterer else []
         values = {"system": setting.system, "loads": [setting.users], "clusterers": clusterers}
-        given = ["--only", "08"]
+        options = ["--only", "08"]
     else:
-        values, given = {"papers": [setting.paper]}, ["--only", "04"]
+        values, options = {"papers": [setting.paper]}, ["--only", "04"]
     for name, value in values.items():
-        given += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
-    given += ["--seed", str(setting.seed)] if setting.seed else []
-    given += ["--prompts", setting.prompts] if setting.prompts else []
-    return shlex.join(["erlab", "reproduce", *given])
+        options += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
+    options += ["--seed", str(setting.seed)] if setting.seed else []
+    options += ["--prompts", setting.prompts] if setting.prompts else []
+    return shlex.join(["erlab", "reproduce", *options])
 
 
 def save(folder: str | Path, setting: Setting, other: Setting | None = None) -> list[Path]:
-    """Write the setting's parameters, spec, curves and picture into `folder`; return the files."""
+    """Write the parameters, system, curves and figure of one or two settings into a folder; return the files."""
     shown = [setting] + [other] * (other is not None)
     curves = pd.concat([summary(s).assign(setting=label(s)) for s in shown], ignore_index=True)
     contents = {

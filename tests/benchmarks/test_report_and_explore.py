@@ -22,15 +22,16 @@ start = clocks()
 """
 _REPORT = """
 from pathlib import Path
-from erlab import claims, records, report
+from erlab import report
+from erlab.results import claims, records
 folder = Path(sys.argv[1])
 found = records.read(folder / "records")
 report.build(folder, found, folder / "figures", claims.ledger(found), {})
 print(json.dumps([since(start)]))
 """
 _EXPLORE = """
-from erlab import explore, panel
-shown = panel.Panel(explore.Setting(system="D", steps="roofline"), explore.Setting(system="E", steps="roofline"))
+from erlab.explore import panel, settings
+shown = panel.Panel(*(settings.Setting(system=name, steps="roofline") for name in "DE"))
 first, start = since(start), clocks()
 shown.controls[0].controls["gateway_ms"].value = 50.0
 print(json.dumps([first, since(start)]))
@@ -51,7 +52,7 @@ def study(tmp_path_factory):
     swept = [simulation.sweep(s, setup=setup, seed=seed) for s in paper.SYSTEMS.values() for seed in range(5)]
     found = records.join(*swept, simulation.sweep(simulation.preliminary_systems(), setup=setup), synthetic.make())
     records.save(folder / "records" / "all.parquet", found)
-    figures.save_all(records.Records(synthetic.make().requests, synthetic.make().runs), folder / "figures")
+    figures.save_all(figures.data(synthetic.make()), folder / "figures")
     return folder
 
 

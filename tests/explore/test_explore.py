@@ -1,4 +1,4 @@
-"""The exploration: settings become systems, curves, pictures and files; refused ones become a line."""
+"""Notebook explore: settings, their curves, figures and files, error lines and widgets."""
 
 import json
 import shlex
@@ -24,20 +24,20 @@ ALL = [(version, name) for version, systems in paper.SYSTEMS.items() for name in
 
 
 @pytest.mark.parametrize("version, name", ALL)
-def test_nothing_changed_is_the_papers_system(version, name):
+def test_an_unchanged_setting_is_the_system_of_the_paper(version, name):
     assert explore.system(replace(ROOF, paper=version, system=name)) == paper.SYSTEMS[version][name]
 
 
 def test_every_change_reaches_the_system():
     changed = replace(ROOF, system="A", precision="INT8", tensor_parallel=2, kv_gib=10)
-    found = explore.system(changed)
-    assert (found.expert.precision.name, found.expert.tensor_parallel, found.count) == ("INT8", 2, 4)
-    bytes_a_token = 2 * 80 * 8 * 128  # keys and values, layers, KV heads, head size; one byte each
-    assert found.expert.kv_tokens == 2 * 10 * 2**30 // bytes_a_token
+    system = explore.system(changed)
+    assert (system.expert.precision.name, system.expert.tensor_parallel, system.count) == ("INT8", 2, 4)
+    bytes_per_token = 2 * 80 * 8 * 128  # keys and values, layers, KV heads, head size; one byte each
+    assert system.expert.kv_tokens == 2 * 10 * 2**30 // bytes_per_token
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, reason",
     [
         (dict(system="A", tensor_parallel=3), "8 KV heads of Llama 3 70B"),
         (dict(paper="v1", system="13B-FP16", tensor_parallel=5), "divide 8 GPUs"),
@@ -54,32 +54,32 @@ def test_every_change_reaches_the_system():
         (dict(gateway_ms=-1.0), "'gateway_ms'"),
     ],
 )
-def test_what_cannot_be_served_is_refused_in_one_line(changes, says):
+def test_a_setting_that_cannot_be_served_is_refused_in_one_line(changes, reason):
     with pytest.raises(ErlabError) as refused:
         explore.system(replace(ROOF, **changes))
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_curves_are_those_of_the_sweep_with_the_same_changes():
+def test_curves_equal_those_of_a_sweep_with_the_same_changes():
     setting = replace(ROOF, system="E", kv_gib=5.0, gateway_ms=20.0, policy="least_outstanding", seed=3)
     system = assumptions.with_kv_pool(paper.SYSTEMS["v2"]["E"], 5.0)
     setup = simulation.Setup(steps="roofline", era=None, gateway=0.02)
     swept = simulation.sweep({"E": system}, [1, 10], setup=setup, seed=3, policy="least_outstanding")
     expected = metrics.summarise(swept.requests)
-    found = explore.summary(setting)
+    summary = explore.summary(setting)
     for column in explore.CURVES:
-        assert found[column].tolist() == expected[column].tolist()
-    assert explore.summary(setting) is found, "kept"
+        assert summary[column].tolist() == expected[column].tolist()
+    assert explore.summary(setting) is summary, "cached"
 
 
 def test_real_clusters_are_less_even_than_equal_ones():
-    def largest(setting: Setting) -> float:
+    def largest_share(setting: Setting) -> float:
         return explore.simulate(setting, [100]).cluster.value_counts(normalize=True).max()
 
-    assert largest(replace(ROOF, clusterer="ward")) > 1.5 * largest(ROOF)
+    assert largest_share(replace(ROOF, clusterer="ward")) > 1.5 * largest_share(ROOF)
 
 
-def test_a_picture_shows_the_summaries_the_second_dashed():
+def test_the_figure_shows_the_summaries_and_the_second_dashed():
     settings = ROOF, replace(ROOF, system="E")
     axes = explore.picture(*settings).axes
     assert [ax.get_ylabel() for ax in axes] == list(explore.CURVES.values())
@@ -90,7 +90,7 @@ def test_a_picture_shows_the_summaries_the_second_dashed():
         assert ax.lines[0].get_linestyle() == "-" and ax.lines[1].get_linestyle() == "--"
 
 
-def test_without_kernels_the_roofline_stands_in_and_says_so(monkeypatch):
+def test_without_kernel_times_the_roofline_is_used_and_named(monkeypatch):
     monkeypatch.setattr(components, "unavailable", lambda: "aiconfigurator is not installed")
     setting = Setting(users=1)
     assert explore.step_source(setting) == "roofline" and "roofline" in explore.provenance(setting)
@@ -98,48 +98,49 @@ def test_without_kernels_the_roofline_stands_in_and_says_so(monkeypatch):
     explore.summary.cache_clear()
 
 
-def test_the_fewest_gpus_hold_the_load_and_one_engine_less_does_not():
-    asked, users = replace(ROOF, system="A", precision="FP16"), 100
-    alone = explore.simulate(replace(asked, tensor_parallel=2), [users], count=1)
+def test_the_fewest_gpus_serve_the_load_and_one_engine_less_does_not():
+    setting, users = replace(ROOF, system="A", precision="FP16"), 100
+    alone = explore.simulate(replace(setting, tensor_parallel=2), [users], count=1)
     limits = beyond.LatencyLimits("", 1000.0, metrics.percentile(metrics.tpot(alone), 99) * 0.7)
-    found = explore.what_it_takes(asked, users, limits.ttft_s, limits.tpot_ms, most=8).set_index("tensor parallelism")
-    assert "does not fit 1 H100" in found["why not"][1]
-    assert found["engines"][2] > 1
-    for size, row in found.dropna(subset=["GPUs"]).iterrows():
+    table = explore.what_it_takes(setting, users, limits.ttft_s, limits.tpot_ms, most=8)
+    by_size = table.set_index("tensor parallelism")
+    assert "does not fit 1 H100" in by_size["why not"][1]
+    assert by_size["engines"][2] > 1
+    for size, row in by_size.dropna(subset=["GPUs"]).iterrows():
         assert row["GPUs"] == size * row["engines"]
         for count in range(1, row["engines"] + 1):
-            rows = explore.simulate(replace(asked, tensor_parallel=size), [users], count)
+            rows = explore.simulate(replace(setting, tensor_parallel=size), [users], count)
             assert beyond.holds(rows, limits) == (count == row["engines"])
-    assert explore.answer(found.reset_index()).startswith(f"GPUs needed: {found['GPUs'].min()} (")
+    assert explore.answer(table).startswith(f"GPUs needed: {table['GPUs'].min()} (")
 
 
-def test_limits_that_nothing_meets_have_no_number():
-    found = explore.what_it_takes(ROOF, 5, ttft_s=1e-6, tpot_ms=1e-6, most=2)
-    assert found["GPUs"].isna().all() and (found["why not"] != "").all()
-    assert explore.answer(found) == "No number of GPUs tried holds this load within these limits."
+def test_unreachable_limits_have_no_solution():
+    table = explore.what_it_takes(ROOF, 5, ttft_s=1e-6, tpot_ms=1e-6, most=2)
+    assert table["GPUs"].isna().all() and (table["why not"] != "").all()
+    assert explore.answer(table) == "No number of GPUs tried serves this load within these limits."
 
 
 @pytest.mark.parametrize("version, name", ALL)
-def test_a_spec_makes_its_system_again(version, name):
+def test_a_spec_restores_its_system(version, name):
     system = explore.system(replace(ROOF, paper=version, system=name))
     assert explore.from_spec(explore.spec(system)) == system
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"expert": {"model": {}, "precision": {}}}'])
-def test_what_is_no_spec_is_refused(text):
-    with pytest.raises(ErlabError, match="no system as"):
+def test_other_text_is_refused_as_a_spec(text):
+    with pytest.raises(ErlabError, match="Not a system as written by settings.spec"):
         explore.from_spec(text)
 
 
 @pytest.mark.parametrize("name", ["A", "D"])
-def test_the_command_is_one_that_reproduce_takes(name, tmp_path):
+def test_the_command_is_accepted_by_reproduce(name, tmp_path):
     words = shlex.split(explore.command(replace(ROOF, system=name, seed=2)))
     done = CliRunner().invoke(app, [*words[1:], "--results", str(tmp_path), "--dry-run"])
     assert words[0] == "erlab" and done.exit_code == 0, done.output
 
 
 def test_the_notebook_runs_and_its_parameters_run_it_again(tmp_path):
-    """papermill: once as it is but small, then with the parameters it saved."""
+    """papermill runs a small setting, then the parameters that it saved."""
 
     def run(name: str, **values) -> list:
         results = tmp_path / name
@@ -162,8 +163,8 @@ def test_the_notebook_runs_and_its_parameters_run_it_again(tmp_path):
 # ---- widgets
 
 
-def test_only_widgets_that_every_frontend_brings_are_used():
-    """Those of ipywidgets itself: VS Code and Notebook 7 would have to fetch any other."""
+def test_only_core_widgets_are_used():
+    """VS Code and Notebook 7 would have to download any others."""
     shown = panel.Panel(ROOF, replace(ROOF, system="E"))
     waiting, used = [shown, panel.Requirements(shown, users=5, ttft_s=10.0, tpot_ms=1000.0)], set()
     while waiting:
@@ -174,7 +175,7 @@ def test_only_widgets_that_every_frontend_brings_are_used():
     assert shown.image.format == "png" and bytes(shown.image.value).startswith(b"\x89PNG")
 
 
-def test_a_control_that_moves_changes_the_picture():
+def test_changing_a_control_changes_the_figure():
     shown = panel.Panel(ROOF, replace(ROOF, system="E"))
     before, control = bytes(shown.image.value), shown.controls[0].controls
     control["gateway_ms"].value = 100.0
@@ -186,7 +187,7 @@ def test_a_control_that_moves_changes_the_picture():
     assert shown.image.value != before and len(shown.settings) == 1
 
 
-def test_a_refused_combination_is_a_line_and_the_other_setting_stays():
+def test_a_refused_setting_shows_a_line_and_the_other_setting_stays():
     shown = panel.Panel(ROOF, replace(ROOF, system="E"))
     shown.controls[0].controls["precision"].value = "FP16"
     assert "does not fit 1 H100" in shown.error.value and shown.image.layout.visibility == "visible"
@@ -196,7 +197,7 @@ def test_a_refused_combination_is_a_line_and_the_other_setting_stays():
     assert not shown.error.value and shown.image.layout.visibility == "visible"
 
 
-def test_another_paper_has_other_systems_and_a_baseline_no_router():
+def test_another_paper_has_other_systems_and_a_baseline_has_no_router_options():
     shown = panel.Panel(replace(ROOF, policy="spill"))
     control = shown.controls[0].controls
     control["paper"].value = "v1"
@@ -210,18 +211,20 @@ def test_another_paper_has_other_systems_and_a_baseline_no_router():
     "changes",
     [dict(users=37), dict(kv_gib=4.2), dict(gateway_ms=3.3), dict(system="A", tensor_parallel=3)],
 )
-def test_values_that_no_control_offers_are_kept(changes):
+def test_values_outside_of_the_offered_ones_are_kept(changes):
     setting = replace(ROOF, **changes)
     assert panel.Panel(setting).settings == [setting]
 
 
 def test_requirements_follow_the_panel():
     shown = panel.Panel(ROOF)
-    asked = panel.Requirements(shown, users=5, ttft_s=10.0, tpot_ms=1000.0)
-    assert "GPUs needed: 1 (engines: 1, each on 1)" in asked.answer.value and "does not fit" not in asked.table.value
+    search = panel.Requirements(shown, users=5, ttft_s=10.0, tpot_ms=1000.0)
+    assert "GPUs needed: 1 (engines: 1, GPUs per engine: 1)" in search.answer.value
+    assert "does not fit" not in search.table.value
     shown.controls[0].controls["precision"].value = "FP16"
-    asked.button.click()
-    assert "GPUs needed: 2 (engines: 1, each on 2)" in asked.answer.value and "does not fit 1 H100" in asked.table.value
-    asked.ttft.value = 0
-    asked.button.click()
-    assert "must be above 0" in asked.answer.value and not asked.table.value
+    search.button.click()
+    assert "GPUs needed: 2 (engines: 1, GPUs per engine: 2)" in search.answer.value
+    assert "does not fit 1 H100" in search.table.value
+    search.ttft.value = 0
+    search.button.click()
+    assert "must be above 0" in search.answer.value and not search.table.value

@@ -1,6 +1,6 @@
-"""Every picture that a study draws, from small tables made up for tests: what the tests of files and of series draw.
+"""All figures of a study, drawn from small synthetic tables, for the tests.
 
-As a program it prints the hash of each picture's file in each format: ``python pictures.py``.
+``python pictures.py`` prints the hash of each figure in each format.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from erlab.results.records import Records
 
 
 def study() -> Records:
-    """Measured and simulated runs, the latter repeated; preliminary ones."""
+    """Create records of measured, repeated simulated and preliminary runs."""
     seeds = [synthetic.make("CDE", (1, 8), source="simulated", seed=seed) for seed in (0, 1)]
     return synthetic.both(synthetic.make(loads=(1, 8)), *seeds, synthetic.preliminary((1, 8)))
 
 
 def tables() -> dict[str, pd.DataFrame]:
-    """A table for each of `figures.simulation.PLOTS`, with every series that its picture can have."""
+    """Create a table for each of `figures.simulation.PLOTS`, with every series that its figure can have."""
     policies = [
         {"clusterer": c, "policy": p, "users": n, "system": "D", "largest cluster": 0.1 + 0.2 * i}
         | {"output_throughput": 100.0 * (i + j + n), "ttft_p99_s": 1.0 + i + j}
@@ -60,7 +60,7 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def added() -> pd.DataFrame:
-    """A table as by `erlab.figures.overhead.data`."""
+    """Create a table as of `erlab.figures.overhead.data`."""
     times = {f"{part}_p{q}_ms": 1.0 + q / 10 for part in ("ttft", "outside") for q in (50, 99)}
     table = pd.DataFrame([{"way": way, "users": n} | times for way in ("direct", "gateway") for n in (1, 10)])
     table.attrs = {"provenance": "emulated"}
@@ -68,7 +68,7 @@ def added() -> pd.DataFrame:
 
 
 def draw() -> dict[str, Figure]:
-    """Every picture by its name."""
+    """Draw all figures, by name."""
     data = figures.data(study())
     overlaid = figures.overlay({name: synthetic.make("CD", (1, 8), source=name) for name in ("measured", "simulated")})
     recipes = pd.DataFrame({"p50_ms": [0.1, 2.0], "unseen": [0.7, 0.9]}, ["words, even", "MiniLM"])
@@ -79,12 +79,9 @@ def draw() -> dict[str, Figure]:
 
 
 def hashes(drawn: dict[str, Figure]) -> dict[str, str]:
-    """The hash of each picture's file in each format."""
-    found = {}
-    for name, fig in drawn.items():
-        for kind in style.FORMATS:
-            found[f"{name}.{kind}"] = hashlib.sha256(style.render(fig, kind)).hexdigest()
-    return found
+    """Hash each figure in each format."""
+    files = ((name, kind) for name in drawn for kind in style.FORMATS)
+    return {f"{name}.{kind}": hashlib.sha256(style.render(drawn[name], kind)).hexdigest() for name, kind in files}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of the users' own records: sizes, formats, bands, overlays, and the plotted numbers against stored ones."""
+"""Figures of any records: sizes, formats, confidence bands, overlays, and plotted numbers against stored ones."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from erlab import figures
 from erlab.commands.app import app
 from erlab.errors import ErlabError
-from erlab.figures import fig1, fig3, fig4, fig6, fig7, style
+from erlab.figures import fig4, fig6, fig7, style
 from erlab.results import confidence, metrics, records
 
 STORED = Path(__file__).parent / "stored_curves.csv"
@@ -27,7 +27,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
-    """A parquet file written by hand: a system of the author's own and one of the paper's, few columns."""
+    """Write a parquet file with few columns: a system of the user and one of the paper."""
     rows = [
         dict(run_id=f"{system}{users}", system=system, source="measured", users=users, status="ok", output_tokens=20,
              t_submit=i * 10**8, t_first=i * 10**8 + first * 10**6, t_last=i * 10**8 + (first + 19 * 5) * 10**6)
@@ -39,7 +39,7 @@ def foreign(tmp_path_factory):
     return path
 
 
-def test_a_foreign_file_makes_figures_of_the_width_and_formats_asked_for(foreign, tmp_path):
+def test_figures_of_a_foreign_file_have_the_given_width_and_formats(foreign, tmp_path):
     done = run("figures", "--records", foreign, "--width", "89mm", "--format", "pdf,svg,pgf", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "fig2: left out, No request's input_tokens is known." in done.output
@@ -48,34 +48,34 @@ def test_a_foreign_file_makes_figures_of_the_width_and_formats_asked_for(foreign
         assert float(box[1]) == pytest.approx(89 / 25.4 * 72, abs=0.01)
         svg = (tmp_path / f"{name}.svg").read_text()
         assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) == pytest.approx(89 / 25.4 * 72, abs=0.01)
-        assert "<text" not in svg, "letters are outlines, which need no font"
+        assert "<text" not in svg, "text is drawn as outlines, which need no font"
         assert "\\pgfqpoint{3.503937in}" in (tmp_path / f"{name}.pgf").read_text()
         assert not any(sys.prefix.encode() in file.read_bytes() for file in tmp_path.glob(f"{name}.*"))
     numbers = pd.read_csv(tmp_path / "fig6.csv").set_index(["system", "users"]).e2e_median_s
     assert numbers["mine", 1] == pytest.approx(0.08 + 0.095) and numbers["C", 8] == pytest.approx(0.0505 + 0.095)
 
 
-def test_a_pgf_holds_only_letters_that_latex_sets():
-    """LaTeX stops at (or LuaLaTeX leaves out) what its fonts lack: a Greek letter or a relation outside of formulas."""
-    found = synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary((1,)))
+def test_pgf_files_have_only_characters_of_latex_fonts():
+    """LaTeX stops at characters that its fonts lack, such as Greek letters outside of formulas."""
+    data = figures.data(synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary((1,))))
     for name in ("fig1", "fig2", "fig3", "fig4", "table1"):
-        text = style.render(figures.FIGURES[name].plot(found), "pgf").decode()
+        text = style.render(figures.show(name, data), "pgf").decode()
         assert not re.sub("[\0-\xff–]", "", text), name
 
 
-def test_plotted_numbers_are_those_stored():
-    """`stored_curves.csv` holds them as they were when this test was written: definitions must not drift."""
-    found = curves_of(synthetic.both(synthetic.make("CDE", (1, 8, 64), failing=0.02), synthetic.preliminary((1, 8))))
+def test_plotted_numbers_equal_the_stored_ones():
+    """`stored_curves.csv` guards the definitions of the metrics."""
+    plotted = curves_of(synthetic.both(synthetic.make("CDE", (1, 8, 64), failing=0.02), synthetic.preliminary((1, 8))))
     stored = pd.read_csv(STORED)
-    assert found["curve"].tolist() == stored["curve"].tolist()
-    np.testing.assert_allclose(found["value"].astype(float), stored["value"], rtol=1e-6)
+    assert plotted["curve"].tolist() == stored["curve"].tolist()
+    np.testing.assert_allclose(plotted["value"].astype(float), stored["value"], rtol=1e-6)
 
 
-def curves_of(found: records.Records) -> pd.DataFrame:
-    """All plotted numbers of Figs. 3 to 7, a row a number."""
+def curves_of(study: records.Records) -> pd.DataFrame:
+    """Return all plotted numbers of Figs. 3 to 7, one per row."""
     rows = []
     for name in ("fig3", "fig4", "fig5", "fig6", "fig7"):
-        table = figures.FIGURES[name].data(found)
+        table = figures.FIGURES[name].data(study)
         keys = [c for c in ("half", "precision", "max_batch_size", "system", "users") if c in table]
         values = [c for c in table if re.search(r"_(s|ms)$|throughput$", c)]
         long = table.melt(keys, values)
@@ -84,15 +84,15 @@ def curves_of(found: records.Records) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)[["curve", "value"]]
 
 
-def test_repeated_runs_get_a_band_and_single_ones_none():
+def test_repeated_runs_have_a_confidence_band_and_single_runs_none():
     several = synthetic.both(*(synthetic.make("CD", (1, 8), seed=s) for s in range(3)), synthetic.make("E", (1, 8)))
-    frame = fig7.data(several)
-    assert frame.set_index("system").runs.to_dict() == {"C": 3, "D": 3, "E": 1}
-    assert frame.query("system == 'E'").band_low.isna().all()
-    known = frame[frame.system != "E"]
+    table = fig7.data(several)
+    assert table.set_index("system").runs.to_dict() == {"C": 3, "D": 3, "E": 1}
+    assert table.query("system == 'E'").band_low.isna().all()
+    known = table[table.system != "E"]
     assert (known.band_low < known.output_throughput).all() and (known.output_throughput < known.band_high).all()
     for module in (fig4, fig7):
-        drawn = [c for c in module.plot(several).axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
+        drawn = [c for c in module.plot(module.data(several)).axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
         assert {to_hex(c.get_facecolor()[0]) for c in drawn} == {"#009e73", "#d55e00"}
     assert "AMD EPYC (scale model: each core plays a GPU), 1 to 3 seeds ·" in style.provenance(several, several.requests)
     cell = ["system", "users"]
@@ -104,7 +104,8 @@ def test_repeated_runs_get_a_band_and_single_ones_none():
 
 def test_overlaid_records_share_a_panel_and_a_systems_colour(tmp_path):
     one, other = synthetic.make("CD", (1, 8)), synthetic.make("D", (1, 8, 64), source="simulated")
-    fig = fig7.plot(figures.overlay({"one": one, "other": other}))
+    overlaid = figures.overlay({"one": one, "other": other})
+    fig = fig7.plot(fig7.data(overlaid))
     assert len(fig.axes) == 1
     lines = [line for line in fig.axes[0].get_lines() if len(line.get_xdata()) > 1]
     drawn = [(line.get_color(), len(line.get_xdata())) for line in lines]
@@ -112,12 +113,12 @@ def test_overlaid_records_share_a_panel_and_a_systems_colour(tmp_path):
     assert lines[1].get_linestyle() != lines[2].get_linestyle()
     legend = [text.get_text() for text in fig.legends[0].get_texts()]
     assert legend == ["C", "D (router)", "one, measured", "other, simulated"]
-    frame = fig4.data(figures.overlay({"one": one, "other": other}))
-    others = frame[frame.label == "other, simulated"].drop(columns="label").reset_index(drop=True)
+    table = fig4.data(overlaid)
+    others = table[table.label == "other, simulated"].drop(columns="label").reset_index(drop=True)
     pd.testing.assert_frame_equal(others, fig4.data(other), check_dtype=False)
 
 
-def test_files_named_alike_are_overlaid_under_their_folders(foreign, tmp_path):
+def test_overlaid_files_of_the_same_name_are_labelled_with_their_folders(foreign, tmp_path):
     records.save(tmp_path / foreign.name, records.read(foreign))
     copy = tmp_path / foreign.name
     done = run("figures", "--records", foreign, copy, "--overlay", "--format", "svg", "--out", tmp_path)
@@ -128,29 +129,29 @@ def test_files_named_alike_are_overlaid_under_their_folders(foreign, tmp_path):
 
 def test_narrow_figures_stack_their_panels_and_diagrams_span_two_columns():
     simulated = synthetic.make("AD", (1, 100), source="simulated")
-    found = synthetic.both(synthetic.make(), simulated, synthetic.preliminary())
+    data = figures.data(synthetic.both(synthetic.make(), simulated, synthetic.preliminary()))
     with style.using("paper", 3.5):
-        for module in (fig3, fig4, fig7):
-            fig = module.plot(found)
+        for name in ("fig3", "fig4", "fig7"):
+            fig = figures.show(name, data)
             fig.draw_without_rendering()
             left = {round(ax.get_position().x0, 2) for ax in fig.axes}
             assert fig.get_figwidth() == 3.5 and len(left) == 1 and len(fig.axes) == 2
             page = fig.bbox
             assert all(page.x0 - 1 <= t.get_window_extent().x0 and t.get_window_extent().x1 <= page.x1 + 1
                        for legend in fig.legends for t in legend.get_texts())  # fmt: skip
-        assert fig1.plot(found).get_figwidth() == pytest.approx(7.16)
+        assert figures.show("fig1", data).get_figwidth() == pytest.approx(7.16)
 
 
-def test_a_talks_figures_are_the_papers_larger():
-    found = synthetic.make("CD", (1, 8))
-    paper = fig7.plot(found)
+def test_figures_of_a_talk_are_scaled_figures_of_the_paper():
+    table = fig7.data(synthetic.make("CD", (1, 8)))
+    paper = fig7.plot(table)
     with style.using("talk"):
-        talk = fig7.plot(found)
+        talk = fig7.plot(table)
     factor = style.STYLES["talk"]
     for get in (lambda f: f.get_figwidth(), lambda f: f.axes[0].yaxis.label.get_fontsize(),
                 lambda f: f.axes[0].get_lines()[0].get_linewidth()):  # fmt: skip
         assert get(talk) == pytest.approx(factor * get(paper))
-    assert fig7.plot(found).get_figwidth() == paper.get_figwidth(), "it ends with the block"
+    assert fig7.plot(table).get_figwidth() == paper.get_figwidth(), "the style ends with the block"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_talks_figures_are_the_papers_larger():
         (("--overlay",), "--overlay needs at least two --records. Got 1."),
     ],
 )
-def test_mistakes_are_told(options, message, foreign, tmp_path):
+def test_wrong_options_are_reported(options, message, foreign, tmp_path):
     done = run("figures", "--records", foreign, "--out", tmp_path, *options)
     assert done.exit_code == 2 and message in done.output and not list(tmp_path.iterdir())
 

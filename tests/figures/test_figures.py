@@ -1,7 +1,9 @@
-"""The plotted numbers against arithmetic; the pictures for what a printer and a colour-blind reader need."""
+"""Figures of the paper: plotted numbers against arithmetic, files, and legibility in print and without colours."""
 
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -29,13 +31,18 @@ def two_sources():
 
 
 @pytest.fixture(scope="module")
-def drawn(study):
-    """Each figure of the study by name, laid out."""
+def data(study):
+    return figures.data(study)
+
+
+@pytest.fixture(scope="module")
+def drawn(data):
+    """Draw each figure of the study and lay it out."""
     with style.context():
-        found = {name: module.plot(study) for name, module in figures.FIGURES.items()}
-        for fig in found.values():
+        drawn = {name: figures.show(name, data) for name in figures.FIGURES}
+        for fig in drawn.values():
             fig.draw_without_rendering()
-    return found
+    return drawn
 
 
 def hand_written(*rows):
@@ -43,95 +50,124 @@ def hand_written(*rows):
     return synthetic.from_rows([common | row for row in rows])
 
 
-def test_plotted_medians_are_those_of_the_requests(study):
+def test_plotted_medians_equal_those_of_the_requests(study):
     requests = study.requests
     for system, users in (("A", 4), ("E", 64)):
-        mine = requests[(requests.system == system) & (requests.users == users) & (requests.status == "ok")]
-        times = (mine.t_first - mine.t_submit).to_numpy(float) / 1e9
+        rows = requests[(requests.system == system) & (requests.users == users) & (requests.status == "ok")]
+        times = (rows.t_first - rows.t_submit).to_numpy(float) / 1e9
         cell = fig4.data(study).query("system == @system and users == @users").iloc[0]
         assert cell.ttft_median_s == pytest.approx(np.median(times))
         assert cell.ttft_p95_s == pytest.approx(np.percentile(times, 95))
 
 
 def test_fig5_to_fig7_of_two_requests_by_hand():
-    found = hand_written(
+    two = hand_written(
         dict(system="X", users=2, t_first=100 * MS, t_last=200 * MS, output_tokens=11),
         dict(system="X", users=2, t_first=100 * MS, t_last=500 * MS, output_tokens=21),
     )
-    assert fig5.data(found).tpot_median_ms.item() == 15
-    assert fig5.data(found).tpot_q1_ms.item() == 12.5
-    assert fig6.data(found).e2e_median_s.item() == pytest.approx(0.35)
-    assert fig7.data(found).output_throughput.item() == pytest.approx(64)
+    assert fig5.data(two).tpot_median_ms.item() == 15
+    assert fig5.data(two).tpot_q1_ms.item() == 12.5
+    assert fig6.data(two).e2e_median_s.item() == pytest.approx(0.35)
+    assert fig7.data(two).output_throughput.item() == pytest.approx(64)
 
 
-def test_fig2_bars_hold_every_request_and_the_assumed_shares_sum_to_one(study):
-    frame, width = fig2.data(study), fig2.data(study).eval("to_tokens - from_tokens")
-    assert frame.requests.sum() == (~study.requests.system.str.startswith("P-")).sum()
-    assert (frame.density * width).sum() == pytest.approx(1)
-    assert (frame.assumed_density * width).sum() == pytest.approx(1, abs=0.02)
+def test_fig2_counts_every_request_and_the_densities_integrate_to_one(study):
+    table = fig2.data(study)
+    width = table.to_tokens - table.from_tokens
+    assert table.requests.sum() == (~study.requests.system.str.startswith("P-")).sum()
+    assert (table.density * width).sum() == pytest.approx(1)
+    assert (table.assumed_density * width).sum() == pytest.approx(1, abs=0.02)
 
 
-def test_fig2_assumed_density_is_the_log_normals():
+def test_fig2_assumed_density_is_log_normal():
     shape = dict(median=40.0, sigma=0.8, minimum=1, maximum=10_000)
     rng = np.random.default_rng(0)
     rows = [
         dict(system="A", users=1, input_tokens=int(n)) for n in np.clip(rng.lognormal(math.log(40), 0.8, 3000), 1, 400)
     ]
-    found = synthetic.from_rows(
+    described = synthetic.from_rows(
         [dict(run_id="r", source="measured", status="ok", t_submit=0) | r for r in rows],
         [dict(run_id="r", workload={"input": shape, "output": shape})],
     )
-    for row in fig2.data(found).itertuples():
+    for row in fig2.data(described).itertuples():
         x = np.linspace(max(row.from_tokens, 1), row.to_tokens, 2001)
         density = np.exp(-((np.log(x / 40) / 0.8) ** 2) / 2) / (x * 0.8 * math.sqrt(2 * math.pi))
         share = (density[:-1] + density[1:]).sum() / 2 * (x[1] - x[0])
         assert row.assumed_density * (row.to_tokens - row.from_tokens) == pytest.approx(share, rel=1e-3, abs=1e-6)
 
 
-def test_fig2_draws_no_line_where_runs_disagree_or_say_nothing(study):
-    study = records.Records(study.requests, study.runs.assign(workload=None))
-    assert fig2.data(study).assumed_density.isna().all()
-    fig2.plot(study)
+def test_fig2_draws_no_line_for_an_unknown_workload(study):
+    table = fig2.data(records.Records(study.requests, study.runs.assign(workload=None)))
+    assert table.assumed_density.isna().all()
+    assert not fig2.plot(table).axes[0].get_lines()
 
 
-def test_fig3_shows_the_preliminary_systems_and_the_others_show_none_of_them(study):
-    frame = fig3.data(study)
-    assert set(zip(frame.half, frame.precision, frame.max_batch_size)) == {
+def test_fig3_alone_shows_the_preliminary_systems(study):
+    table = fig3.data(study)
+    assert set(zip(table.half, table.precision, table.max_batch_size)) == {
         (h, p, b) for h in ("half", "all") for p in ("float32", "int8") for b in (8, 16, 32)
     }
     for module in (fig4, fig5, fig6, fig7, table1):
         assert set(module.data(study).system) == set("ABCDE")
-    cell = frame.query(
+    cell = table.query(
         "half == 'all' and precision == 'int8' and max_batch_size == 16 and users == 8"
     ).e2e_median_s.item()
-    mine = study.requests[(study.requests.system == "P-all-int8-b16") & (study.requests.users == 8)]
-    assert cell == pytest.approx(((mine.t_last - mine.t_submit) / 1e9).median())
+    rows = study.requests[(study.requests.system == "P-all-int8-b16") & (study.requests.users == 8)]
+    assert cell == pytest.approx(((rows.t_last - rows.t_submit) / 1e9).median())
 
 
-def test_fig1_names_each_clusters_expert_and_counts_its_requests(study):
-    frame = fig1.data(study)
+def test_fig1_names_the_expert_of_each_cluster_and_counts_its_requests(study):
+    table = fig1.data(study)
     routed = study.requests[(study.requests.system == "D")]
-    assert frame.requests.sum() == len(routed)
-    for row in frame.itertuples():
+    assert table.requests.sum() == len(routed)
+    for row in table.itertuples():
         assert row.expert == f"D-expert{row.cluster % 2}"
         assert row.requests == (routed.cluster == row.cluster).sum()
 
 
+def test_fig1_skips_a_described_run_without_requests(study):
+    described = study.runs.drop_duplicates("system").query("system == 'D'")
+    runs = pd.concat([described.assign(run_id="no requests", system="C2"), study.runs], ignore_index=True)
+    assert set(fig1.data(records.Records(study.requests, runs)).system) == {"D"}
+
+
 def test_table1_counts_requests_and_failures(study):
-    frame = table1.data(study)
-    assert frame.failed.sum() == (study.requests.status != "ok").sum()
-    assert frame.set_index("system").loads["C"] == "1–64"
-    assert table1.files(study)["table1.md"].count("\n") == 2 + 5
+    table = table1.data(study)
+    assert table.failed.sum() == (study.requests.status != "ok").sum()
+    assert table.set_index("system").loads["C"] == "1–64"
+    assert table1.files(table)["table1.md"].count("\n") == 2 + 5
 
 
-def test_a_run_whose_system_died_counts_nowhere(study):
+def test_a_run_whose_system_died_is_left_out(study):
     dead = study.runs.run_id == "measured-B-64-s0"
-    found = records.Records(study.requests, study.runs.assign(invalid=np.where(dead, "replica 0 ended.", None)))
-    assert fig4.data(found).query("system == 'B'").users.max() == 32
+    died = records.Records(study.requests, study.runs.assign(invalid=np.where(dead, "replica 0 ended.", None)))
+    assert fig4.data(died).query("system == 'B'").users.max() == 32
 
 
-def test_files_are_pdf_png_csv_and_the_csv_holds_the_plotted_numbers(study, tmp_path):
-    files = figures.save_all(study, tmp_path)
+def test_data_are_computed_once_and_drawing_needs_no_records(study, tmp_path, monkeypatch):
+    calls = []
+    compute = fig7.data
+    monkeypatch.setattr(fig7, "data", lambda records: calls.append(records) or compute(records))
+    data = figures.data(study, ["fig7"])
+    figures.save_all(data, tmp_path)
+    figures.show("fig7", data)
+    assert calls == [study] and data.missing == {}
+
+
+def test_a_filtered_table_is_drawn_with_its_provenance_and_colours(data, drawn):
+    fig = fig7.plot(data.tables["fig7"].query("system in ['B', 'D']"))
+    whole = _legend_colors(drawn["fig7"])
+    assert _legend_colors(fig) == {name: whole[name] for name in ("B", "D (router)")}
+    assert fig.get_supxlabel() == drawn["fig7"].get_supxlabel()
+
+
+def _legend_colors(fig):
+    (legend,) = fig.legends
+    return {text.get_text(): line.get_color() for text, line in zip(legend.get_texts(), legend.get_lines())}
+
+
+def test_files_are_pdf_png_csv_and_the_csv_has_the_plotted_numbers(data, tmp_path):
+    files = figures.save_all(data, tmp_path)
     expected = {f"{n}.{k}" for n in figures.FIGURES for k in ("pdf", "png", "csv")} | {"fig1_points.csv", "table1.md"}
     assert {f.name for f in files} == {f.name for f in tmp_path.iterdir()} == expected
     for name in expected:
@@ -139,7 +175,7 @@ def test_files_are_pdf_png_csv_and_the_csv_holds_the_plotted_numbers(study, tmp_
         assert not name.endswith(".pdf") or start == b"%PDF-"
         assert not name.endswith(".png") or start == b"\x89PNG\r"
     stored = pd.read_csv(tmp_path / "fig7.csv")
-    assert np.allclose(stored.output_throughput, fig7.data(study).output_throughput.astype(float))
+    assert np.allclose(stored.output_throughput, data.tables["fig7"].output_throughput.astype(float))
     for pdf in tmp_path.glob("*.pdf"):
         content = pdf.read_bytes()
         assert b"/FontFile2" in content and b"/Type3" not in content, "fonts are embedded as TrueType"
@@ -147,8 +183,8 @@ def test_files_are_pdf_png_csv_and_the_csv_holds_the_plotted_numbers(study, tmp_
 
 
 @pytest.mark.parametrize("name", [*figures.FIGURES, "two sources"])
-def test_text_is_large_enough_inside_the_page_and_free_of_the_legend(name, drawn, two_sources):
-    fig = drawn[name] if name in drawn else fig4.plot(two_sources)
+def test_text_is_legible_inside_the_page_and_outside_of_the_legend(name, drawn, two_sources):
+    fig = drawn[name] if name in drawn else fig4.plot(fig4.data(two_sources))
     with style.context():
         fig.draw_without_rendering()
     page = fig.bbox
@@ -163,11 +199,11 @@ def test_text_is_large_enough_inside_the_page_and_free_of_the_legend(name, drawn
         assert not any(area.overlaps(ax.get_tightbbox()) for ax in fig.axes)
     for ax in fig.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
-        assert not any(a.x1 > b.x0 for a, b in zip(boxes, boxes[1:])), "tick labels touch"
+        assert not any(a.x1 > b.x0 for a, b in zip(boxes, boxes[1:])), "tick labels overlap"
 
 
 def _off_axis(fig):
-    """The labels of ticks beyond their axis, which are never drawn."""
+    """Return the labels of ticks beyond their axis, which are not drawn."""
     ticks = [(axis, tick) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_major_ticks()]
     beyond = [
         t for axis, t in ticks if not min(axis.get_view_interval()) <= t.get_loc() <= max(axis.get_view_interval())
@@ -176,23 +212,19 @@ def _off_axis(fig):
 
 
 def test_a_system_keeps_its_colour_in_every_figure(drawn):
-    found = {
-        name: {t.get_text()[0]: h.get_color() for t, h in zip(fig.legends[0].get_texts(), fig.legends[0].get_lines())}
-        for name in ("fig4", "fig5", "fig6", "fig7")
-        for fig in [drawn[name]]
-    }
-    assert all(colors == found["fig4"] for colors in found.values())
-    assert len(set(found["fig4"].values())) == 5
-    alone = fig7.plot(synthetic.make("D", (1, 2))).legends[0].get_lines()[0]
-    assert alone.get_color() == found["fig4"]["D"]
+    colors = {name: _legend_colors(drawn[name]) for name in ("fig4", "fig5", "fig6", "fig7")}
+    assert all(of_figure == colors["fig4"] for of_figure in colors.values())
+    assert len(set(colors["fig4"].values())) == 5
+    alone = fig7.plot(fig7.data(synthetic.make("D", (1, 2))))
+    assert _legend_colors(alone).items() <= colors["fig4"].items()
 
 
-def test_other_systems_get_looks_of_their_own():
-    looks = style.looks(["A", "mine", "yours", "D"])
+def test_other_systems_have_distinct_looks():
+    looks = style.looks(["A", "other", "another", "D"])
     assert len({look.color for look in looks.values()}) == 4
 
 
-def test_every_figure_says_what_it_comes_from(drawn):
+def test_every_figure_states_its_provenance(drawn):
     for name, fig in drawn.items():
         line = fig._supxlabel.get_text().replace("\n", " ")
         assert re.fullmatch(
@@ -200,9 +232,9 @@ def test_every_figure_says_what_it_comes_from(drawn):
         ), name
 
 
-def test_measured_and_simulated_stand_in_panels_of_their_own(two_sources):
+def test_measured_and_simulated_have_separate_panels(two_sources):
     for module in (fig4, fig5, fig6, fig7):
-        fig = module.plot(two_sources)
+        fig = module.plot(module.data(two_sources))
         assert [ax.get_title() for ax in fig.axes] == ["measured", "simulated"]
     assert style.provenance(two_sources, two_sources.requests).startswith(
         "measured on 2-core AMD EPYC (scale model: each core plays a GPU), one seed; simulated on 8 H100, one seed"
@@ -210,7 +242,7 @@ def test_measured_and_simulated_stand_in_panels_of_their_own(two_sources):
 
 
 def test_records_written_by_hand_make_figures_2_to_7(tmp_path):
-    found = synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary())
+    study = synthetic.both(synthetic.make("AE", (1, 8)), synthetic.preliminary())
     needed = [
         "run_id",
         "system",
@@ -223,37 +255,39 @@ def test_records_written_by_hand_make_figures_2_to_7(tmp_path):
         "output_tokens",
         "input_tokens",
     ]
-    found.requests[needed].to_parquet(tmp_path / "mine.parquet")
-    found = records.read(tmp_path / "mine.parquet")
-    assert figures.missing(found) == {"fig1": "No run describes its router (router_summary)."}
-    files = {f.name for f in figures.save_all(found, tmp_path / "figures")}
+    study.requests[needed].to_parquet(tmp_path / "few columns.parquet")
+    data = figures.data(records.read(tmp_path / "few columns.parquet"))
+    assert data.missing == {"fig1": "No run describes its router (router_summary)."}
+    files = {f.name for f in figures.save_all(data, tmp_path / "figures")}
     assert {f"fig{i}.png" for i in range(2, 8)} <= files and "fig1.png" not in files
-    assert "commit unknown" in fig4.plot(found)._supxlabel.get_text().replace("\n", " ")
+    assert "commit unknown" in figures.show("fig4", data).get_supxlabel().replace("\n", " ")
 
 
-def test_what_is_missing_is_told_and_the_rest_is_drawn():
-    dead = hand_written(dict(system="A", users=1, status="lost"))
-    reasons = figures.missing(dead)
-    assert set(reasons) == set(figures.FIGURES) - {"table1"}
-    assert "preliminary" in reasons["fig3"] and "input_tokens" in reasons["fig2"]
+def test_missing_figures_have_a_reason_and_the_others_are_drawn():
+    data = figures.data(hand_written(dict(system="A", users=1, status="lost")))
+    assert set(data.missing) == set(figures.FIGURES) - {"table1"} and set(data.tables) == {"table1"}
+    assert "preliminary" in data.missing["fig3"] and "input_tokens" in data.missing["fig2"]
+    assert figures.show("fig2", data) == "fig2 is left out: No request's input_tokens is known."
 
 
 def test_one_load_and_equal_values_still_have_an_axis():
-    found = hand_written(dict(system="A", users=3, t_first=30 * MS, t_last=150 * MS, output_tokens=7, input_tokens=5))
+    one = hand_written(dict(system="A", users=3, t_first=30 * MS, t_last=150 * MS, output_tokens=7, input_tokens=5))
     for module in (fig2, fig4, fig5, fig6, fig7):
-        fig = module.plot(found)
+        fig = module.plot(module.data(one))
         assert len(fig.axes[0].get_yticks()) >= 2
 
 
-def test_an_unknown_figure_is_refused_by_name(tmp_path):
-    with pytest.raises(ErlabError, match="'only' parameter of save_all must name figures of fig1, .*Got 'fig9'"):
-        figures.save_all(synthetic.make("A", (1,)), tmp_path, ["fig9"])
+def test_an_unknown_figure_is_refused_by_name(data):
+    with pytest.raises(ErlabError, match="'only' parameter of figures.data must name figures of fig1, .*Got 'fig9'"):
+        figures.data(synthetic.make("A", (1,)), ["fig9"])
+    with pytest.raises(ErlabError, match="'name' parameter of figures.show must be one of fig1, .*Got 'fig9'"):
+        figures.show("fig9", data)
 
 
-def test_figures_are_kept_open_nowhere(study):
+def test_pyplot_keeps_no_figure_open(data):
     import matplotlib.pyplot as plt
 
-    fig7.plot(study)
+    figures.show("fig7", data)
     assert plt.get_fignums() == []
 
 
@@ -267,5 +301,21 @@ def test_names_from_records_are_drawn_as_they_are(tmp_path, column):
         frame.assign(**{column: frame[column].where(frame[column].isna(), hostile)}) if column in frame else frame
         for frame in (found.requests, found.runs)
     )
-    figures.save_all(type(found)(requests, runs), tmp_path, formats=["png"])
+    figures.save_all(figures.data(type(found)(requests, runs)), tmp_path, formats=["png"])
     assert (tmp_path / "fig1.png").is_file() and (tmp_path / "fig4.png").is_file()
+
+
+def test_a_pgf_leaves_matplotlibs_renderer_as_it_was(data):
+    from matplotlib.backends.backend_pgf import RendererPgf
+
+    before = RendererPgf.get_text_width_height_descent
+    style.render(figures.show("fig7", data), "pgf")
+    assert RendererPgf.get_text_width_height_descent is before
+
+
+def test_importing_figures_loads_no_slow_module_that_it_does_not_need():
+    """Some figures and formats need these modules, loading the package does not."""
+    slow = {"asyncio", "matplotlib.pyplot", "matplotlib.backends.backend_pgf", "scipy", "seaborn", "unittest.mock"}
+    code = f"import sys; from erlab import figures; print(*({slow} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -56,7 +56,7 @@ def study():
 def built(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     results, pictures = folder / "results", folder / "figures"
-    figures.save_all(study, pictures)
+    figures.save_all(figures.data(study), pictures)
     for name in ("notebooks/00_environment.html", "records/baselines/A-0001users.parquet", "manifest.json"):
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()
@@ -246,7 +246,7 @@ def test_missing_parts_are_said(tmp_path):
 
 
 def test_a_figure_the_records_cannot_make_is_not_taken_from_an_older_run(study, tmp_path):
-    figures.save_all(study, tmp_path, ["fig3"])
+    figures.save_all(figures.data(study, ["fig3"]), tmp_path)
     found = synthetic.make("C", (1,))
     assert not Page(report.build(tmp_path, found, tmp_path, claims.ledger(found), {})).images
 

@@ -85,11 +85,11 @@ def move_a_widget(folder, address, page, tmp_path):
     after = image.get_attribute("src")
     assert image.evaluate("img => img.complete && img.naturalWidth > 600") and image.screenshot() != drawn
     page.screenshot(path=tmp_path / "after.png")
-    choose("GPUs an engine", "1")
+    choose("GPUs per engine", "1")
     choose("Precision", "FP16")
     page.get_by_text("Llama 3 70B FP16 does not fit 1 H100").wait_for()
     choose("Precision", "paper's")
-    choose("GPUs an engine", "paper's")
+    choose("GPUs per engine", "paper's")
     page.wait_for_function("src => document.querySelector('img.widget-image').src !== src", arg=after)
     assert not browser.errors(page)
 

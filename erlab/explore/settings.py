@@ -210,7 +210,7 @@ def picture(first: Setting | None, second: Setting | None = None) -> Figure:
         ErlabError: Both are None.
     """
     shown = [(setting, look) for setting, look in zip((first, second), _LOOKS) if setting]
-    require(bool(shown), "first", "picture", "be a setting where second is none", first)
+    require(bool(shown), "first", "picture", "be a setting if second is None", first)
     tables = [summary(setting) for setting, _ in shown]
     with style.context():
         fig = style.figure(style.DOUBLE, 4.4)

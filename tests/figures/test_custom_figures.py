@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,11 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
-from erlab import figures
+from erlab import figures, report
 from erlab.commands.app import app
 from erlab.errors import ErlabError
-from erlab.figures import fig4, fig6, fig7, style
-from erlab.results import confidence, metrics, records
+from erlab.figures import curves, fig4, fig6, fig7, style
+from erlab.results import claims, confidence, metrics, records
 
 STORED = Path(__file__).parent / "stored_curves.csv"
 
@@ -140,6 +141,22 @@ def test_narrow_figures_stack_their_panels_and_diagrams_span_two_columns():
             assert all(page.x0 - 1 <= t.get_window_extent().x0 and t.get_window_extent().x1 <= page.x1 + 1
                        for legend in fig.legends for t in legend.get_texts())  # fmt: skip
         assert figures.show("fig1", data).get_figwidth() == pytest.approx(7.16)
+
+
+def test_an_added_figure_is_drawn_by_the_command_and_shown_in_the_report(tmp_path, monkeypatch):
+    added = SimpleNamespace(
+        CAPTION="Slowest first tokens.",
+        data=lambda found: curves.summary(found, "ttft_p99_s"),
+        plot=lambda table: curves.draw(table, "ttft_p99_s", "p99 time to first token (s)"),
+    )
+    monkeypatch.setitem(figures.FIGURES, "fig8", added)
+    study = synthetic.make("CD", (1, 8))
+    records.save(tmp_path / "records.parquet", study)
+    done = run("figures", "--records", tmp_path / "records.parquet", "--out", tmp_path / "figures")
+    assert done.exit_code == 0, done.output
+    assert pd.read_csv(tmp_path / "figures" / "fig8.csv").ttft_p99_s.notna().all()
+    report.build(tmp_path, study, tmp_path / "figures", claims.ledger(study, resamples=0), {})
+    assert "![Slowest first tokens.](figures/fig8.png)" in (tmp_path / "report.md").read_text()
 
 
 def test_figures_of_a_talk_are_scaled_figures_of_the_paper():

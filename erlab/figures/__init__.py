@@ -18,7 +18,7 @@ A figure is a module with
 - ``CAPTION``: text under the figure in the report;
 - ``data(records) -> DataFrame``: the plotted numbers, with what else the figure shows (such as the line of provenance)
   in the table's ``attrs``; raises ErlabError where the records lack what the figure shows;
-- ``plot(table) -> Figure``: the figure of such a table;
+- ``plot(table) -> Figure``: the figure of such a table, in the common style (`style.context`, `curves.draw`);
 - ``files(table) -> dict``: optional, further files by name.
 
 To add a figure, write such a module and add it to `FIGURES`, which `erlab figures` and the report read.

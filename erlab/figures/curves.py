@@ -124,6 +124,7 @@ def series(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str | None], pd.Dat
         yield from (((system, None), rows) for system, rows in table.groupby("system"))
 
 
+@style.context()
 def panels(
     table: pd.DataFrame, label: str, draw: Callable[[Axes, pd.DataFrame, Looks], None], width: float, height: float
 ) -> Figure:

@@ -20,7 +20,6 @@ def data(records: Records) -> pd.DataFrame:
     return curves.summary(records, "ttft_median_s", *others)
 
 
-@style.context()
 def plot(table: pd.DataFrame) -> Figure:
     """Draw the boxes of all systems side by side at each load, with loads evenly spaced and panels stacked."""
     return curves.panels(table, "Time to first token (s)", _boxes, style.DOUBLE, 2.6)

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab.figures import curves, style
+from erlab.figures import curves
 from erlab.results.records import Records
 
 CAPTION = (
@@ -18,7 +18,6 @@ def data(records: Records) -> pd.DataFrame:
     return curves.summary(records, "tpot_median_ms", *_SPREAD)
 
 
-@style.context()
 def plot(table: pd.DataFrame) -> Figure:
     """Draw the median with the interquartile range shaded."""
     return curves.draw(table, "tpot_median_ms", "Time per output token (ms)", _SPREAD)

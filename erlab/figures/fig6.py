@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab.figures import curves, style
+from erlab.figures import curves
 from erlab.results.records import Records
 
 CAPTION = (
@@ -17,7 +17,6 @@ def data(records: Records) -> pd.DataFrame:
     return curves.summary(records, "e2e_median_s")
 
 
-@style.context()
 def plot(table: pd.DataFrame) -> Figure:
     """Draw the median response time."""
     return curves.draw(table, "e2e_median_s", "Median response time (s)")

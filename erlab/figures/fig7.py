@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab.figures import curves, style
+from erlab.figures import curves
 from erlab.results.records import Records
 
 CAPTION = (
@@ -17,7 +17,6 @@ def data(records: Records) -> pd.DataFrame:
     return curves.summary(records, "output_throughput")
 
 
-@style.context()
 def plot(table: pd.DataFrame) -> Figure:
     """Draw the output throughput."""
     return curves.draw(table, "output_throughput", "Throughput (tokens/s)")

@@ -93,9 +93,11 @@ def test_repeated_runs_have_a_confidence_band_and_single_runs_none():
     known = table[table.system != "E"]
     assert (known.band_low < known.output_throughput).all() and (known.output_throughput < known.band_high).all()
     for module in (fig4, fig7):
-        drawn = [c for c in module.plot(module.data(several)).axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
+        ax = module.plot(module.data(several)).axes[0]
+        drawn = [c for c in ax.collections if isinstance(c, FillBetweenPolyCollection)]
         assert {to_hex(c.get_facecolor()[0]) for c in drawn} == {"#009e73", "#d55e00"}
-    assert "AMD EPYC (scale model: each core plays a GPU), 1 to 3 seeds ·" in style.provenance(several, several.requests)
+    line = style.provenance(several, several.requests)
+    assert "AMD EPYC (scale model: each core plays a GPU), 1 to 3 seeds ·" in line
     cell = ["system", "users"]
     pooled, runs = (metrics.summarise(several.requests, by) for by in (cell, [*cell, "run_id"]))
     expected = confidence.bands(pooled, runs, "e2e_median_s", cell)

@@ -141,7 +141,7 @@ class Panel(widgets.VBox):
 
 
 class Requirements(widgets.VBox):
-    """Search for the fewest GPUs that serve a load within latency limits, for a panel's solid setting.
+    """Search for the fewest GPUs for the solid setting of a panel.
 
     Args:
         panel: Panel with the setting.

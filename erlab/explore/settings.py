@@ -1,6 +1,6 @@
-"""Settings of the notebook `explore`: systems of the paper with changes, simulated on a DGX H100.
+"""Settings of the notebook `explore`: changed systems of the paper.
 
-The functions compute a setting's curves, figure, required number of GPUs, and files that reproduce it.
+A setting is simulated on a DGX H100. The functions compute a setting's curves, figure, required number of GPUs, and files that reproduce it.
 `erlab.explore.panel` has the widgets.
 
 >>> setting = Setting(system="D", users=10, steps="roofline")
@@ -117,7 +117,11 @@ def setup(setting: Setting) -> simulation.Setup:
 
 
 def system(setting: Setting) -> System:
-    """Return the changed system on eight GPUs; raises ErlabError if it cannot be served there."""
+    """Return the changed system on eight GPUs.
+
+    Raises:
+        ErlabError: The system cannot be served there.
+    """
     system = the_paper.SYSTEMS[setting.paper][setting.system]
     expert = system.expert
     if setting.precision:
@@ -173,9 +177,10 @@ def summary(setting: Setting) -> pd.DataFrame:
 
 @lru_cache(maxsize=32)
 def decisions(clusterer: str, prompts: str | None = None, seed: int = 0) -> tuple:
-    """Train the paper's router with a clusterer and return its decisions on held-back prompts (`routing.compiled.Row`).
+    """Route held-back prompts with a clusterer; cached.
 
-    Cached.
+    Returns:
+        Decisions (`routing.compiled.Row`) of the paper's router, trained with the clusterer.
     """
     from threadpoolctl import threadpool_limits  # slow to import, like scikit-learn below
 
@@ -245,7 +250,9 @@ def numbers(*settings: Setting) -> pd.DataFrame:
 
 
 def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, most: int = 32) -> pd.DataFrame:
-    """Find the fewest GPUs that serve a load within latency limits, trying every number of engines in turn.
+    """Find the fewest GPUs that serve a load within latency limits.
+
+    Every number of engines is tried in turn, so no scaling is assumed.
 
     Args:
         setting: Setting; its tensor parallelism and number of engines are varied.
@@ -297,7 +304,11 @@ def spec(system: System) -> str:
 
 
 def from_spec(text: str) -> System:
-    """Create a system from the JSON of `spec`; raises ErlabError if the text is not such JSON or is contradictory."""
+    """Create a system from the JSON of `spec`.
+
+    Raises:
+        ErlabError: The text is not such JSON, or is contradictory.
+    """
     try:
         fields = json.loads(text)
         expert = fields["expert"]
@@ -313,7 +324,10 @@ def parameters(setting: Setting, other: Setting | None = None) -> str:
 
 
 def command(setting: Setting) -> str:
-    """Return the `erlab reproduce` command closest to a setting: notebook 08 for router systems, 04 for baselines."""
+    """Return the `erlab reproduce` command closest to a setting.
+
+    It runs notebook 08 for router systems and 04 for baselines.
+    """
     if the_paper.SYSTEMS[setting.paper][setting.system].router:
         clusterers = [setting.clusterer] if setting.clusterer else []
         values = {"system": setting.system, "loads": [setting.users], "clusterers": clusterers}
@@ -328,7 +342,7 @@ def command(setting: Setting) -> str:
 
 
 def save(folder: str | Path, setting: Setting, other: Setting | None = None) -> list[Path]:
-    """Write the parameters, system, curves and figure of one or two settings into a folder; return the files."""
+    """Write parameters, system, curves and figure into a folder; return the files."""
     shown = [setting] + [other] * (other is not None)
     curves = pd.concat([summary(s).assign(setting=label(s)) for s in shown], ignore_index=True)
     contents = {

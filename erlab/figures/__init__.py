@@ -74,7 +74,7 @@ def data(records: Records, only: Iterable[str] | None = None) -> FigureData:
 
 
 def show(name: str, data: FigureData) -> Figure | str:
-    """Draw one figure, for the end of a notebook cell; return a line with the reason if it is missing."""
+    """Draw one figure in a notebook; return the reason as text if it is missing."""
     known = [*data.tables, *data.missing]
     require(name in known, "name", "figures.show", f"be one of {', '.join(known)}", name)
     if name in data.missing:

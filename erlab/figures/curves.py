@@ -85,7 +85,7 @@ def banded(table: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]
 
 
 def shade(ax: Axes, rows: pd.DataFrame, color: str, x: Sequence[float] | None = None) -> None:
-    """Shade the confidence band of a line over `x` (None: over users), if it has one."""
+    """Shade a line's confidence band, if any, over `x` (None: users)."""
     low, high = (rows[c].to_numpy(float, na_value=float("nan")) for c in BAND)
     if rows[BAND].notna().any(axis=None):
         x = rows["users"].to_numpy(float) if x is None else x

@@ -71,7 +71,7 @@ def files(table: pd.DataFrame) -> dict[str, str]:
 
 @style.context()
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw the users, the gateway with its clusters, and the servers with the experts, from left to right."""
+    """Draw users, gateway with clusters, and servers with experts."""
     points, (least, most) = pd.DataFrame(table.attrs["points"]), table.attrs["users"]
     clusters = table.drop_duplicates("cluster").nlargest(_SHOWN, "share").sort_values("cluster")
     experts = sorted(table["expert"].dropna().unique())
@@ -165,7 +165,7 @@ def _arrow(ax: Axes, start: tuple, end: tuple, label: str) -> None:
 
 
 def _label(cluster) -> str:
-    """Name a cluster: its share of the prompts and as many of its terms as fit, at least one."""
+    """Format a cluster's share and as many of its terms as fit."""
     share, *terms = f"{100 * cluster.share:.0f} %", *cluster.terms.split(", ")
     while len(terms) > 1 and len(", ".join(terms)) > 22:
         terms.pop()

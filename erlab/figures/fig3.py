@@ -1,4 +1,4 @@
-"""Fig. 3: response time over users for batch limits and precisions, on half and all of the devices."""
+"""Fig. 3: response time of the preliminary experiments over users."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def data(records: Records) -> pd.DataFrame:
 
 
 def _titles(records: Records, requests: pd.DataFrame, source: str) -> dict[str, str]:
-    """Name the devices of each half, and their tensor parallelism in the paper; CPU cores unless described."""
+    """Name the devices of each half, and their tensor parallelism in the paper."""
     titles = {}
     for half, rows in requests.groupby("half"):
         share, paper_tp = _SHARES[half]
@@ -58,7 +58,10 @@ def _titles(records: Records, requests: pd.DataFrame, source: str) -> dict[str, 
 
 @style.context()
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw one row of panels per source, one panel per half; colour and filling: precision, marker and dash: limit."""
+    """Draw one row of panels per source, one panel per half.
+
+    Colour and filling show the precision, marker and dash the batch limit.
+    """
     sources = list(table.groupby("source"))
     fig = style.figure(style.DOUBLE, (4.9 if style.narrow() else 2.7) * len(sources))
     for part, (source, rows) in zip(fig.subfigures(len(sources), 1, squeeze=False)[:, 0], sources):

@@ -21,7 +21,7 @@ def data(records: Records) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw the boxes of all systems side by side at each load, with loads evenly spaced and panels stacked."""
+    """Draw the boxes of all systems side by side at each load."""
     return curves.panels(table, "Time to first token (s)", _boxes, style.DOUBLE, 2.6)
 
 

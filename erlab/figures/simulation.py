@@ -98,7 +98,7 @@ def goodput(table: pd.DataFrame) -> Figure:
 def _over_users(
     table: pd.DataFrame, rows: Sequence[tuple[str, str]], scale: Callable[[Axes], None], text: str
 ) -> Figure:
-    """Draw lines over users: one row of panels per (column, label), one column of panels per version of the paper."""
+    """Draw lines over users: a row of panels per metric, a column per version."""
     versions = sorted(table["paper"].unique(), reverse=True)
     several = len(versions) > 1
     fig = style.figure(style.DOUBLE if several else style.COLUMN, 0.9 + 1.7 * len(rows), diagram=several)
@@ -241,5 +241,5 @@ def _noted(fig: Figure, text: str) -> Figure:
 
 
 def show(folder: Path, name: str, table: pd.DataFrame) -> Figure:
-    """Draw a table with the function of that name in `PLOTS`; write it as CSV and the figure as PDF and PNG."""
+    """Draw a table with its function in `PLOTS`; write both to a folder."""
     return style.save(PLOTS[name](table), folder, name, table)

@@ -160,7 +160,7 @@ def color_and_marker(i: int) -> tuple[str, str]:
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
-    """Map each system to its look; systems that are not of the paper get one by the order of their names."""
+    """Map each system to its look; other systems than the paper's follow by name."""
     names = sorted(set(systems))
     others = [n for n in names if n not in _SYSTEMS]
     known = _SYSTEMS | {n: Look(*color_and_marker(i), "-") for i, n in enumerate(others)}
@@ -168,7 +168,7 @@ def looks(systems: Iterable[str]) -> dict[str, Look]:
 
 
 def overlaid(look: Look, index: int) -> Look:
-    """Vary a system's look for the `index`-th of several overlaid records: same colour, other dash and filling."""
+    """Vary a look for the `index`-th overlaid records: same colour, other dash."""
     return replace(look, dash=DASHES[index % len(DASHES)], filled=(index + index // len(DASHES)) % 2 == 0)
 
 
@@ -252,7 +252,7 @@ def _pgf_without_latex() -> Iterator[None]:
 
 
 def save(fig: Figure, folder: Path, name: str, table: pd.DataFrame | None = None) -> Figure:
-    """Write a figure as PDF and PNG and, if given, its plotted numbers as CSV; return the figure."""
+    """Write a figure as PDF and PNG, and its table as CSV; return it."""
     for kind in ("pdf", "png"):
         textfiles.save(folder / f"{name}.{kind}", render(fig, kind))
     if table is not None:

@@ -1,7 +1,7 @@
 """Settings of the notebook `explore`: changed systems of the paper.
 
-A setting is simulated on a DGX H100. The functions compute a setting's curves, figure, required number of GPUs, and files that reproduce it.
-`erlab.explore.panel` has the widgets.
+A setting is simulated on a DGX H100. The functions compute its curves, figure, required number of GPUs, and files that
+reproduce it. `erlab.explore.panel` has the widgets.
 
 >>> setting = Setting(system="D", users=10, steps="roofline")
 >>> summary(setting).users.tolist(), round(summary(setting).ttft_median_s.iloc[0], 2) < 1

@@ -124,7 +124,7 @@ def _over_users(
 @style.context()
 def sensitivity(table: pd.DataFrame) -> Figure:
     """Draw each claim's verdict under each changed assumption, framed where it differs from the default's."""
-    case = table["assumption"] + table["value"].fillna("").map(lambda v: f": {v}" if v else "")  # None, or NaN from a CSV
+    case = table["assumption"] + table["value"].fillna("").map(lambda v: f": {v}" if v else "")  # NaN in a CSV
     cases, ids = list(dict.fromkeys(case)), list(dict.fromkeys(table["id"]))
     verdicts = table.assign(case=case).pivot_table(index="case", columns="id", values="verdict", aggfunc="first")
     fig = style.figure(style.DOUBLE, 1.6 + 0.17 * len(cases), diagram=True)

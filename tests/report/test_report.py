@@ -186,7 +186,7 @@ STRANGE = "res #1 50% (a b) 'c' \"d\" [e] <f> ? & ü → 日本"
 def test_links_lead_somewhere_whatever_the_folders_are_called(study, tmp_path):
     """Percent-encoded once, in both pages, as a browser and a reader of Markdown take them."""
     results, pictures = tmp_path / STRANGE, tmp_path / f"figures {STRANGE}"
-    figures.save_all(study, pictures, formats=["png"])
+    figures.save_all(figures.data(study), pictures, formats=["png"])
     for name in ("notebooks/00_environment.html", f"records/{STRANGE}/{STRANGE}.parquet", "manifest.json"):
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).touch()

@@ -1,6 +1,5 @@
 """What every test shares: two workers, seeded generators, closed figures, the folder of real prompts, a whole study."""
 
-import contextlib
 import fcntl
 import os
 import random
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+from leftovers import nobodys_shared_memory
 
 from erlab import paths
 
@@ -90,12 +90,3 @@ def reproduce(folder: Path) -> None:
     while (left := nobodys_shared_memory() - before) and time.monotonic() < deadline:  # another test's server just ends
         time.sleep(0.2)
     assert not left, "shared memory is left behind"
-
-
-def nobodys_shared_memory() -> set[Path]:
-    """The shared memory of Triton servers that no process has open: servers of other tests may run beside this one."""
-    opened = ""
-    for file in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            opened += file.read_text()
-    return {file for file in Path("/dev/shm").glob("erlab-triton-*") if str(file) not in opened}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import nobodys_shared_memory
+from leftovers import nobodys_shared_memory
 
 from erlab import fingerprint, paper, users
 from erlab.experiments import studies

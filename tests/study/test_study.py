@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from attacks import assert_strangers_are_refused
 from leftovers import nobodys_shared_memory
 
 from erlab import fingerprint, paper, users
@@ -205,6 +206,7 @@ def test_a_system_is_served_by_the_policy_that_was_asked_for(study, tmp_path):
             address = re.search(r"answers at (\S+) ", told)[1]
             asked = [[Request(str(i), "d", texts[i], 9, 2)] for i in chosen]
             rows = users.run(address, ("router",), asked, timeout=60)
+            assert_strangers_are_refused(process.pid, tmp_path / "marker")
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 130
         finally:

@@ -7,8 +7,8 @@ import socket
 import urllib.request
 
 import grpc
-import psutil
 import pytest
+from attacks import CODE, CONFIG, attacks, inline, listening
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
@@ -17,21 +17,6 @@ from erlab.serving.triton import Server
 from erlab.serving.triton import server as module
 
 pytestmark = pytest.mark.skipif(bool(module.available()), reason=f"no embedded Triton: {module.available()}")
-
-CODE = """
-open({marker!r}, "w").write("ran")
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return []
-"""
-CONFIG = {
-    "name": "evil",
-    "backend": "python",
-    "max_batch_size": 0,
-    "output": [{"name": "o", "data_type": "TYPE_INT32", "dims": [1]}],
-}
-
 
 @pytest.fixture(scope="module")
 def marker(tmp_path_factory):
@@ -44,50 +29,14 @@ def attacked(echo):
         yield running
 
 
-def inline(marker, name="evil"):
-    """The call that makes Triton import Python of the caller's."""
-    call = messages.RepositoryModelLoadRequest(model_name=name)
-    call.parameters["config"].string_param = json.dumps(CONFIG | {"name": name})
-    call.parameters["file:1/model.py"].bytes_param = CODE.format(marker=str(marker)).encode()
-    return call
-
-
-def attacks(marker):
-    tracing = messages.TraceSettingRequest()
-    tracing.settings["trace_file"].value.append(str(marker))
-    tracing.settings["trace_level"].value.append("TIMESTAMPS")
-    logging = messages.LogSettingsRequest()
-    logging.settings["log_file"].string_param = str(marker)
-    memory = messages.SystemSharedMemoryRegisterRequest(name="r", key="/r", offset=0, byte_size=8)
-    return {
-        "RepositoryModelLoad": inline(marker),
-        "RepositoryModelUnload": messages.RepositoryModelUnloadRequest(model_name="echo"),
-        "RepositoryIndex": messages.RepositoryIndexRequest(),
-        "TraceSetting": tracing,
-        "LogSettings": logging,
-        "SystemSharedMemoryRegister": memory,
-        "SystemSharedMemoryUnregister": messages.SystemSharedMemoryUnregisterRequest(),
-        "SystemSharedMemoryStatus": messages.SystemSharedMemoryStatusRequest(),
-        "CudaSharedMemoryRegister": messages.CudaSharedMemoryRegisterRequest(name="r", byte_size=8),
-    }
-
-
-def listening(server):
-    """What the server and all that it started listen on, as (address, port)."""
-    keeper = psutil.Process(server._keeper.pid)
-    found = [c for p in [keeper, *keeper.children(recursive=True)] for c in p.net_connections("inet")]
-    found = [c.laddr for c in found if c.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)]  # TCP and UDP
-    return {(ip.removeprefix("::ffff:"), port) for ip, port in found}
-
-
 def test_only_grpc_and_metrics_listen_and_only_on_the_loopback(attacked):
-    assert {f"{ip}:{port}" for ip, port in listening(attacked)} == {attacked.grpc, attacked.metrics}
+    assert {f"{ip}:{port}" for ip, port in listening(attacked._keeper.pid)} == {attacked.grpc, attacked.metrics}
 
 
 @pytest.mark.parametrize("headers", [(), (("triton-grpc-protocol-erlab-key", "guess"),)], ids=["no key", "a guess"])
 @pytest.mark.parametrize("method", attacks(""))
 def test_grpc_refuses_what_changes_the_server(attacked, marker, method, headers):
-    for _, port in listening(attacked):
+    for _, port in listening(attacked._keeper.pid):
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=kserve.CHANNEL_OPTIONS) as channel:
             call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
             with pytest.raises(grpc.RpcError) as refused:
@@ -115,7 +64,7 @@ def test_a_web_page_reaches_nothing(attacked, marker, path, body):
     if "parameters" in body:
         code = base64.b64encode(CODE.format(marker=str(marker)).encode()).decode()
         body = {"parameters": body["parameters"] | {"file:1/model.py": code}}
-    for _, port in listening(attacked):
+    for _, port in listening(attacked._keeper.pid):
         url = f"http://127.0.0.1:{port}/{path}"
         with pytest.raises((OSError, http.client.HTTPException)) as refused:  # gRPC's port does not speak HTTP/1.1
             urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30)

@@ -132,7 +132,7 @@ def chosen(profile: Profile, recipes: str | Sequence[str] | None, seeds: int | N
     return _names(profile, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
 
 
-def display_table(table: pd.DataFrame) -> pd.DataFrame:
+def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Format a comparison for display: best accuracy first, readable names, no empty columns."""
     known = table.dropna(axis=1, how="all").astype(float).sort_values("unseen", ascending=False, kind="stable")
     return known[[column for column in _LABELS if column in known]].round(3).rename(columns=_LABELS)

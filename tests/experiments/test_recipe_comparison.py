@@ -73,7 +73,7 @@ def test_the_profiles_recipes_are_compared_and_saved(table, prompts, tmp_path):
     kept = pd.read_csv(folders.routing / "comparison.csv", index_col="recipe")
     assert list(kept.index) == ["words, balanced"] and kept["stability"].isna().all()
     assert kept["unseen"].item() == pytest.approx(named["unseen"].item())
-    shown = recipes.display_table(named)
+    shown = recipes.shown(named)
     assert "stability" not in shown and shown["accuracy, unseen"].item() == round(named["unseen"].item(), 3)
 
 

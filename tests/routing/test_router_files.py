@@ -56,7 +56,8 @@ def test_saved_routers_of_earlier_versions_decide_the_same(name, tmp_path):
                 value = list(value) if field == "order" else value
                 assert value == (pytest.approx(expected[field]) if isinstance(value, float) else expected[field]), field
     again = PromptRouter.load(SAVED / name).save(tmp_path / name)
-    assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in (SAVED / name).iterdir()}
+    before, after = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (SAVED / name, again))
+    assert before == after
 
 
 def test_saving_replaces_an_older_router_only(texts, folder):

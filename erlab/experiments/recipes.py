@@ -1,9 +1,8 @@
-"""Routing recipes compared on a study's prompts, for notebook 02: which recipes, which prompts, which targets.
+"""Comparison of routing recipes on the prompts of a study, for notebook 02.
 
-    from erlab import comparison, deployment, experiments, profiles
-    to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
-    table = comparison.compare(to, folders, workload.stored(folders))
-    figures.style.save(figures.routing.frontier(table), folders.routing, "frontier")
+    profile, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
+    table = recipes.compare(profile, folders, workload.stored(folders))
+    style.save(routing.frontier(table), folders.routing, "frontier")
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,15 +18,18 @@ from erlab.paths import Folders
 from erlab.progress import report
 from erlab.prompts import datasets
 from erlab.routing import PromptRouter, evaluation
+from erlab.routing.clusterers import SUPERVISED
 from erlab.routing.evaluation import RECIPES
+from erlab.routing.features import FEATURES
 from erlab.spec import Profile, require
 
-QUICK_PROMPTS, QUICK_SEEDS, SEEDS = 100, 2, 5  # prompts a domain, of which four fifths train; fits a recipe
-UNKNOWN = "unknown"  # the domain of prompts that have none: outliers, which no recipe is trained on
+QUICK_PROMPTS, QUICK_SEEDS = 100, 2  # prompts per domain and fits per recipe for the recipes of the profile
+SEEDS = 5  # fits per recipe otherwise
+UNKNOWN = "unknown"  # domain of prompts that belong to none; recipes are not trained on them
 CORE = tuple("banking_support cooking finance law math medicine music python_code security spanish sql travel".split())
-_FAMILIES = {"words": "TF-IDF", "characters": "TF-IDF", "static": "static embedding", "minilm": "sentence embedding"}
+_FAMILIES = ("TF-IDF", "static embedding", "sentence embedding")  # of features with targets
 _BALANCED = ("balanced", "capacity")
-_TARGETS = {  # measure: its column, the sign of better, and the target of TF-IDF, static and sentence embeddings
+_TARGETS = {  # measure: column, sign of an improvement, target of each family
     "macro routing accuracy, unseen prompts": ("unseen", 1, (0.85, 0.93, 0.96)),
     "one decision, p50 (ms)": ("p50_ms", -1, (0.3, 0.1, 8.0)),
     "largest / mean load, unseen prompts": ("load", -1, (1.3, 1.3, 1.3)),
@@ -35,7 +37,7 @@ _TARGETS = {  # measure: its column, the sign of better, and the target of TF-ID
     "stability between seeds": ("stability", 1, (0.9, 0.9, 0.9)),
     "accuracy that 8-bit weights cost": ("cost", -1, (None, None, 0.005)),
 }
-_SHOWN = {
+_LABELS = {  # column of a comparison: label
     "unseen": "accuracy, unseen",
     "other": "accuracy, other sources",
     "purity": "purity, trained",
@@ -52,23 +54,30 @@ _SHOWN = {
 }
 
 
-def compared(prompts: Dataset, per_domain: int | None = None) -> tuple[Dataset, list[str]]:
-    """The prompts that recipes are compared on, at most `per_domain` of each domain, and the texts of no domain.
+def select_prompts(prompts: Dataset, per_domain: int | None = None) -> tuple[Dataset, list[str]]:
+    """Select the prompts on which recipes are compared.
 
-    Domains of which no prompt is for training are left out, and where all twelve `CORE` domains are there, for which
-    the targets are stated, so are the others.
+    Domains without training prompts are left out. If all `CORE` domains are present, for which the targets are stated,
+    all other domains are left out as well.
+
+    Args:
+        prompts: Columns domain, text and split.
+        per_domain: Largest number of prompts per domain; None for all.
+
+    Returns:
+        The prompts of known domains, and the texts of unknown domain.
     """
     rows = prompts.to_pandas()
     domains = set(rows["domain"][rows["split"] == "train"])
     unknown = rows["domain"] == UNKNOWN if domains != {UNKNOWN} else pd.Series(False, index=rows.index)
-    chosen = rows[rows["domain"].isin(CORE if domains >= set(CORE) else domains) & ~unknown]
+    known = rows[rows["domain"].isin(CORE if domains >= set(CORE) else domains) & ~unknown]
     if per_domain is not None:
-        chosen = chosen.groupby("domain").head(per_domain)
-    return Dataset.from_pandas(chosen, preserve_index=False), rows["text"][unknown].tolist()
+        known = known.groupby("domain").head(per_domain)
+    return Dataset.from_pandas(known, preserve_index=False), rows["text"][unknown].tolist()
 
 
 def compare(
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     prompts: Dataset,
     recipes: str | Sequence[str] | None = None,
@@ -77,25 +86,37 @@ def compare(
     other: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`evaluation.compare` with as many clusters as domains, or `clusters` of one domain; also kept as CSV.
+    """Measure recipes with `evaluation.compare` and save the table as CSV.
 
-    recipes: None for the profile's few on a part of the prompts, "all", or names of `evaluation.RECIPES`; both of these
-    use all prompts. seeds: fits a recipe (2 for a few recipes, 5 for all). other: prompts of the same domains from
-    other sources (see `datasets.load`).
+    Args:
+        profile: Gives the recipes if `recipes` is None.
+        folders: Folders of the study.
+        prompts: Columns domain, text and split; as many clusters as domains are trained.
+        recipes: "all" or names in `evaluation.RECIPES`, compared on all prompts; None for the recipes of the profile,
+            compared on at most 100 prompts per domain.
+        seeds: Fits per recipe, at least 1 (default 2 if `recipes` is None, else 5).
+        clusters: Number of clusters if there is only one domain.
+        other: Prompts of the same domains from other sources, see `datasets.load`.
+        seed: First random seed.
+
+    Returns:
+        One row per recipe, see `evaluation.compare`.
+
+    Raises:
+        ErlabError: A parameter is not allowed, or no prompts are held back.
     """
-    names, seeds = chosen(to, recipes, seeds)
-    quick = recipes is None
-    known, unknown = compared(prompts, QUICK_PROMPTS if quick else None)
+    names, seeds = chosen(profile, recipes, seeds)
+    known, unknown = select_prompts(prompts, QUICK_PROMPTS if recipes is None else None)
     domains = known.unique("domain")
-    if len(domains) == 1:  # nothing to tell apart: only load and speed say something
-        names = [name for name in names if RECIPES[name]["clusterer"] != "supervised"]
+    if len(domains) == 1:  # a supervised router needs at least two domains
+        names = [name for name in names if RECIPES[name]["clusterer"] != SUPERVISED]
     done = count()
     table = evaluation.compare(
         known,
         recipes={name: RECIPES[name] for name in names},
-        clusters=len(domains) if len(domains) > 1 else clusters or to.clusters,
+        clusters=len(domains) if len(domains) > 1 else clusters or profile.clusters,
         seeds=range(seed, seed + seeds),
-        other=_of_domains(other, domains, to, seed) if other else None,
+        other=_of_domains(other, domains, profile, seed) if other else None,
         unknown=unknown or None,
         progress=lambda name: report(next(done), len(names), f"recipe {name}"),
     )
@@ -104,37 +125,43 @@ def compare(
     return table
 
 
-def chosen(to: Profile, recipes: str | Sequence[str] | None, seeds: int | None) -> tuple[list[str], int]:
-    """The recipes' names and the fits of each that `compare` takes; ErlabError for what it refuses."""
-    fits = seeds is None or (isinstance(seeds, int) and seeds >= 1)
-    require(fits, "seeds", "notebook 02", "be a whole number from 1", seeds)
-    return _names(to, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
+def chosen(profile: Profile, recipes: str | Sequence[str] | None, seeds: int | None) -> tuple[list[str], int]:
+    """Check the parameters of `compare`; return the names of the recipes and the number of fits per recipe."""
+    valid = seeds is None or (isinstance(seeds, int) and seeds >= 1)
+    require(valid, "seeds", "notebook 02", "be a whole number from 1", seeds)
+    return _names(profile, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparison to be read: what its prompts tell, under names that say what it is, best accuracy first."""
+    """Format a comparison for display: best accuracy first, readable names, no empty columns."""
     known = table.dropna(axis=1, how="all").astype(float).sort_values("unseen", ascending=False, kind="stable")
-    return known[[column for column in _SHOWN if column in known]].round(3).rename(columns=_SHOWN)
+    return known[[column for column in _LABELS if column in known]].round(3).rename(columns=_LABELS)
 
 
 def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
-    """A row a target: what the most accurate recipe of balanced training in each family of features reached.
+    """Compare the most accurate balanced recipe of each family of features with the targets.
 
-    The targets are stated for the `CORE` domains with 400 training prompts of each and five seeds; without these
-    domains the table says so instead.
+    The targets are stated for the `CORE` domains with 400 training prompts per domain and five seeds.
+
+    Args:
+        table: Result of `compare`.
+        prompts: Prompts that were compared.
+
+    Returns:
+        One row per family and target, or a remark if the prompts lack one of the `CORE` domains.
     """
     if not set(CORE) <= set(prompts.unique("domain")):
         return pd.DataFrame([{"left out": f"The targets are stated for prompts of {', '.join(CORE)}."}])
     table = table.assign(cost=table["exact"] - table["unseen"])
     rows = []
-    for i, family in enumerate(dict.fromkeys(_FAMILIES.values())):
-        mine = [n for n in table.index if _FAMILIES[RECIPES[n]["features"]] == family]
-        mine = table.loc[[n for n in mine if RECIPES[n]["clusterer"] in _BALANCED]]
-        if mine.empty:
+    for i, family in enumerate(_FAMILIES):
+        names = [n for n in table.index if FEATURES[RECIPES[n]["features"]].family == family]
+        balanced = table.loc[[n for n in names if RECIPES[n]["clusterer"] in _BALANCED]]
+        if balanced.empty:
             continue
-        best = mine["unseen"].idxmax()
-        for measure, (column, sign, wanted) in _TARGETS.items():
-            reached, target = mine[column][best], wanted[i]
+        best = balanced["unseen"].idxmax()
+        for measure, (column, sign, family_targets) in _TARGETS.items():
+            reached, target = balanced[column][best], family_targets[i]
             if target is not None and pd.notna(reached):
                 rows.append(
                     {
@@ -152,35 +179,43 @@ def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
 def confusions(
     table: pd.DataFrame, prompts: Dataset, recipes: str | Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
-    """`evaluation.confusion` of the table's first recipe and of its most accurate one that is not told the domains, on
-    the prompts that `compare` took for these `recipes`."""
-    untold = [name for name in table.index if RECIPES[name]["clusterer"] != "supervised"]
-    best = table.loc[untold, "unseen"].idxmax()
-    known, _ = compared(prompts, QUICK_PROMPTS if recipes is None else None)
+    """Compute `evaluation.confusion` of the first and of the most accurate unsupervised recipe.
+
+    Args:
+        table: Result of `compare`.
+        prompts: As for `compare`.
+        recipes: As for `compare`.
+        seed: Random seed.
+
+    Returns:
+        Confusion tables by name of the recipe.
+    """
+    unsupervised = [name for name in table.index if RECIPES[name]["clusterer"] != SUPERVISED]
+    best = table.loc[unsupervised, "unseen"].idxmax()
+    known, _ = select_prompts(prompts, QUICK_PROMPTS if recipes is None else None)
     rows = known.to_pandas()
     train = rows["text"][rows["split"] == "train"]
-    found = {}
-    for name in dict.fromkeys([untold[0], best]):
+    tables = {}
+    for name in dict.fromkeys([unsupervised[0], best]):
         router = PromptRouter(max(2, len(known.unique("domain"))), seed=seed, **RECIPES[name]).fit(train)
-        found[name] = evaluation.confusion(router, known)
-    return found
+        tables[name] = evaluation.confusion(router, known)
+    return tables
 
 
-def _names(to: Profile, recipes: str | Sequence[str] | None) -> list[str]:
+def _names(profile: Profile, recipes: str | Sequence[str] | None) -> list[str]:
     if recipes is None:
-        return list(to.compared_recipes)
+        return list(profile.compared_recipes)
     if recipes == "all":
         return list(RECIPES)
     names = [recipes] if isinstance(recipes, str) else recipes
-    known = isinstance(names, list | tuple) and bool(names) and all(name in tuple(RECIPES) for name in names)
-    require(known, "recipes", "notebook 02", f"be None, all or a list out of {'; '.join(RECIPES)}", recipes)
+    valid = isinstance(names, list | tuple) and bool(names) and all(name in tuple(RECIPES) for name in names)
+    require(valid, "recipes", "notebook 02", f"be None, all or a list out of {'; '.join(RECIPES)}", recipes)
     return list(names)
 
 
-def _of_domains(source: str | Path, domains: Iterable[str], to: Profile, seed: int) -> Dataset:
-    found = datasets.load(source, seed=seed, per_domain=to.prompts_per_domain)
-    rows = found.to_pandas()
-    mine = rows[rows["domain"].isin(list(domains))]
-    if mine.empty:
+def _of_domains(source: str | Path, domains: Iterable[str], profile: Profile, seed: int) -> Dataset:
+    rows = datasets.load(source, seed=seed, per_domain=profile.prompts_per_domain).to_pandas()
+    rows = rows[rows["domain"].isin(list(domains))]
+    if rows.empty:
         raise ErlabError(f"{source}: holds no prompts of the domains {', '.join(sorted(domains))}.")
-    return Dataset.from_pandas(mine, preserve_index=False)
+    return Dataset.from_pandas(rows, preserve_index=False)

@@ -54,7 +54,7 @@ class Controls(widgets.VBox):
             "tensor_parallel": choice("tensor_parallel", _or("paper's", explore.SIZES), description="GPUs per engine"),
             "kv_gib": choice("kv_gib", _or("all left", _KV), description="KV GiB per GPU", **slider),
             "clusterer": choice("clusterer", _or("equal clusters", explore.clusterers()), description="Clusterer"),
-            "policy": choice("policy", [(p, p) for p in explore.POLICIES], description="Policy"),
+            "policy": choice("policy", [(p, p) for p in explore.simulated_policies()], description="Policy"),
             "gateway_ms": choice("gateway_ms", _numbers(_GATEWAY), description="Gateway (ms)", **slider),
         }
         for name, control in self.controls.items():

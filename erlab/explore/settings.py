@@ -28,12 +28,11 @@ from erlab.figures import style
 from erlab.results import metrics
 from erlab.simulation import assumptions, beyond, components
 from erlab.simulation.hardware import free_gib, gpu
-from erlab.simulation.system import SIMULATED_POLICIES
+from erlab.simulation.system import simulated_policies
 from erlab.spec import FP8, FP16, INT8, Expert, Model, Precision, System, require
 
 PRECISIONS = {precision.name: precision for precision in (FP16, FP8, INT8)}
 SIZES = (1, 2, 4, 8)  # tensor parallelism
-POLICIES = SIMULATED_POLICIES
 CURVES = {  # column of `metrics.summarise`: axis label
     "ttft_median_s": "Time to first token (s)",
     "tpot_median_ms": "Time per output token (ms)",
@@ -94,7 +93,7 @@ class Setting:
         one_of("precision", (None, *PRECISIONS))
         if self.clusterer is not None:
             one_of("clusterer", (None, *clusterers()))
-        one_of("policy", POLICIES)
+        one_of("policy", simulated_policies())
         one_of("steps", (None, "measured", "roofline"))
         whole = isinstance(self.users, int) and self.users >= 1
         require(whole, "users", "a setting", "be a whole number from 1", self.users)

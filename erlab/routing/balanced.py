@@ -1,9 +1,9 @@
-"""The cheapest assignment of prompts to clusters of equal capacity, the step that balanced k-means repeats.
+"""Optimal assignment of prompts to clusters of equal capacity, one step of balanced k-means.
 
-c-BTM's published code (kernelmachine/balanced-kmeans) solves it approximately, by auction. Here it is solved exactly,
-as a transport problem: prompts start at their cheapest cluster, then whole chains of moves, each the cheapest there
-is, lead from clusters over capacity to clusters with room. The chains' costs give the optimum's dual prices: with a
-cluster's price added to its costs, the cheapest cluster is the balanced one, for unseen prompts too.
+c-BTM's published code (kernelmachine/balanced-kmeans) approximates it by an auction. Here it is solved exactly, as a
+transport problem: every prompt starts at its cheapest cluster; then the cheapest chains of moves lead from clusters
+above capacity to clusters with room. The costs of the chains give the dual prices of the optimum: if each cluster's
+price is added to its costs, the cheapest cluster is the balanced one, for unseen prompts as well.
 
 >>> labels, prices = assign(np.array([[0.0, 5.0], [0.0, 2.0], [0.0, 3.0], [4.0, 0.0]]))
 >>> labels.tolist()
@@ -16,10 +16,14 @@ _ROUNDING = 1e-12
 
 
 def assign(costs: np.ndarray, prices: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """The cheapest assignment of n rows to k columns with at most ceil(n / k) rows a column, and its prices.
+    """Assign n rows to k columns at the least total cost, with at most ceil(n / k) rows per column.
 
-    costs: (n, k). prices: (k,) to start from, such as an earlier answer's. Returns labels (n,) and prices (k,) with
-    mean 0, for which every row's costs + prices are least (up to rounding) at its label.
+    Args:
+        costs: (n, k).
+        prices: Initial prices (k,), such as those of a previous call.
+
+    Returns:
+        Labels (n,) and prices (k,) with mean 0: costs + prices of each row are smallest, up to rounding, at its label.
     """
     n, k = costs.shape
     labels = (costs + prices).argmin(axis=1)
@@ -27,7 +31,7 @@ def assign(costs: np.ndarray, prices: np.ndarray | float = 0.0) -> tuple[np.ndar
     moves, mover = np.full((k, k), np.inf), np.zeros((k, k), dtype=int)
 
     def refresh(column: int) -> None:
-        """Find the cheapest row to move from `column` to each other column, and what that costs."""
+        """Find the cheapest row to move from `column` to each other column, and the cost of the move."""
         rows = np.flatnonzero(labels == column)
         if len(rows):
             extra = costs[rows] - costs[rows, column, None]
@@ -56,9 +60,10 @@ def assign(costs: np.ndarray, prices: np.ndarray | float = 0.0) -> tuple[np.ndar
 
 
 def _cheapest_chains(moves: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cost of the cheapest chain of moves from any source to each column, and the column before it (-1: none).
+    """Return the cost of the cheapest chain of moves from any source to each column, and its last column but one or -1.
 
-    Bellman and Ford's algorithm: a move may pay off, but in an optimal assignment no ring of moves does."""
+    Bellman-Ford algorithm: a single move may have a negative cost, but no cycle of moves does.
+    """
     reach = np.where(sources, 0.0, np.inf)
     before = np.full(len(reach), -1)
     for _ in reach:
@@ -73,10 +78,11 @@ def _cheapest_chains(moves: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray
 
 
 def _prices(moves: np.ndarray) -> np.ndarray:
-    """Prices under which no move pays, in the middle of those that are possible, with mean 0.
+    """Return dual prices with mean 0: no move has a negative cost under them.
 
-    Costs of the cheapest chains to any one column are such prices, and so are negated costs of those from it; their
-    mean lies between. An empty column's price is the lowest that attracts no row."""
+    The costs of the cheapest chains to any one column are such prices, and so are the negated costs of the chains from
+    it; the mean of both is used. The price of an empty column is the lowest that attracts no row.
+    """
     filled = np.isfinite(moves).all(axis=1)
     inner = moves[np.ix_(filled, filled)]
     chains = np.stack([_cheapest_chains(inner, np.arange(len(inner)) == column)[0] for column in range(len(inner))])

@@ -1,6 +1,6 @@
-"""`CompiledRouter`: says for a prompt which cluster it belongs to and how surely, from what a `PromptRouter` learned.
+"""Compiled router: decides by the arrays that a trained `PromptRouter` saved.
 
-It decides without scikit-learn, which takes longer to import than a gateway to start.
+It needs no scikit-learn, which takes longer to import than a gateway takes to start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,16 @@ import numpy as np
 
 from erlab.errors import ErlabError
 from erlab.routing import storage
-from erlab.routing.difficulty import Difficulty
 from erlab.routing.encoders import ENCODERS
 from erlab.routing.heads import HEADS
-from erlab.routing.outliers import OutlierScore
+from erlab.routing.scores import Difficulty, OutlierScore
 
 
 class Row(NamedTuple):
-    """One prompt's decision (see `Routing`); `order` lists all clusters, best first."""
+    """Decision for one prompt, the input of policies.
+
+    The fields are those of `Routing`; `order` lists all clusters by cost, lowest first.
+    """
 
     cluster: int
     distance: float
@@ -32,14 +34,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Decisions for n prompts among k clusters, as arrays.
+    """Decisions for n prompts among k clusters.
 
-    cluster: (n,) int, the one of least cost. distance: (n,) to its centre (Euclidean; vectors have length one, or zero
-    where the router knows nothing in the prompt). margin: (n,) how much more the runner-up costs; infinite if k is 1.
-    runner_up: (n,) int, -1 if k is 1. costs: (n, k), what is decided by: the distances themselves for nearest-centre
-    recipes. outlier: (n,) bool, beyond the calibrated threshold, or a prompt in which the router knows nothing; all
-    False before `PromptRouter.calibrate`.
-    difficulty: (n,) from 0 to 1, or None before `PromptRouter.fit_difficulty`.
+    Attributes:
+        cluster: Cluster of lowest cost, (n,) int.
+        distance: Euclidean distance to the cluster's centre, (n,). Vectors have length one, or zero without known
+            features.
+        margin: Cost of the runner-up minus cost of the cluster, (n,); infinite if k is 1.
+        runner_up: Cluster of second lowest cost, (n,) int; -1 if k is 1.
+        costs: Costs of all clusters, (n, k); equal to the distances for nearest-centre clusterers.
+        outlier: Whether the outlier score exceeds the threshold or the prompt has no known features, (n,) bool; all
+            False before `PromptRouter.calibrate`.
+        difficulty: Probability that the prompt needs the strong expert, (n,); None before
+            `PromptRouter.fit_difficulty`.
     """
 
     cluster: np.ndarray
@@ -54,7 +61,7 @@ class Routing:
         return len(self.cluster)
 
     def row(self, i: int) -> Row:
-        """Prompt i's decision in plain Python values, as policies take it."""
+        """Return the decision for prompt i in plain Python values."""
         order = tuple(np.argsort(self.costs[i], kind="stable").tolist())
         difficulty = None if self.difficulty is None else float(self.difficulty[i])
         distance, margin = float(self.distance[i]), float(self.margin[i])
@@ -62,30 +69,34 @@ class Routing:
 
 
 class CompiledRouter:
-    """What `PromptRouter.save` wrote, ready to decide: `load` makes one. Its attributes are those that a `PromptRouter`
-    learns, without `labels_` and `features_`."""
+    """Router loaded from a folder that `PromptRouter.save` wrote.
+
+    It has the learned attributes of `PromptRouter` except `labels_` and `features_`.
+    """
 
     @property
     def centers_(self) -> np.ndarray:
-        """The clusters' centres, (clusters, dimensions_)."""
+        """Centres of the clusters, (clusters, dimensions_)."""
         return self.head_.centers
 
     @property
     def dimensions_(self) -> int:
-        """Dimensions of the space that the prompts really gave."""
+        """Dimensions of the vectors; fewer than requested if the training prompts have fewer features."""
         return self.head_.centers.shape[1]
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The prompts' vectors, (n, dimensions_), of length one or zero."""
-        return self.encoder_.encode(checked(texts))
+        """Return the vectors of n prompts, (n, dimensions_), of length one or zero."""
+        return self.encoder_.encode(check_texts(texts))
 
     def route(self, texts: Sequence[str]) -> Routing:
-        """Decide for each prompt, by its first `text.CONSIDERED` characters. Text without known features, such as empty
-        text, is decided as the zero vector."""
+        """Decide for each prompt by its first `text.CONSIDERED` characters.
+
+        A prompt without known features, such as an empty one, is decided as the zero vector.
+        """
         return self.decide(self.embed(texts))
 
     def decide(self, vectors: np.ndarray) -> Routing:
-        """The decisions for prompts of which `embed` gave the vectors, (n, dimensions_)."""
+        """Decide for vectors (n, dimensions_) of prompts, as `embed` returns them."""
         distances = self.head_.distances(vectors)
         costs = self.head_.costs(vectors, distances)
         rows = np.arange(len(costs))
@@ -93,7 +104,7 @@ class CompiledRouter:
         distance = distances[rows, cluster]
         outlier = np.zeros(len(rows), dtype=bool)
         if self.threshold_ is not None:
-            unknown = ~vectors.any(axis=1)  # as close to all clusters as to none, which the score does not tell
+            unknown = ~vectors.any(axis=1)  # no known features: the outlier score says nothing about the zero vector
             outlier = unknown | (self.outlier_score_(vectors) > self.threshold_)
         difficulty = None if self.difficulty_ is None else self.difficulty_(vectors)
         if costs.shape[1] == 1:
@@ -106,12 +117,16 @@ class CompiledRouter:
         return Routing(cluster, distance, margin, runner_up, costs, outlier, difficulty)
 
     def outlier_scores(self, texts: Sequence[str]) -> np.ndarray:
-        """How badly each prompt fits the cluster it fits best, (n,); see `outliers`."""
+        """Return the outlier scores of n prompts, (n,); see `scores.OutlierScore`."""
         return self.outlier_score_(self.embed(texts))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """A router as saved, ready to decide; ErlabError naming the file if it is wrong, damaged or newer."""
+        """Load a saved router.
+
+        Raises:
+            ErlabError: A file is missing, invalid, damaged or of a newer version; the message names the file.
+        """
         content, arrays = storage.load(folder)
         router = cls()
         try:
@@ -121,7 +136,7 @@ class CompiledRouter:
         return router
 
     def _restore(self, content: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
-        """Become the router with this saved content."""
+        """Set the learned attributes from a saved router."""
         parts = {part: {} for part in ("encoder", "head", "outliers")}
         for name, array in arrays.items():
             part, _, name = name.partition(".")
@@ -131,24 +146,24 @@ class CompiledRouter:
         self.outlier_score_ = OutlierScore.restore(parts["outliers"])
         clusters = content["parameters"]["clusters"]
         if type(clusters) is not int or clusters < 1:
-            raise ValueError(f"the number of clusters must be a whole number from 1. Got {clusters!r:.40}")
+            raise ValueError(f"the number of clusters must be an integer from 1. Got {clusters!r:.40}")
         shape = clusters, self.encoder_.dimensions
         if not self.centers_.shape == self.outlier_score_.centers.shape == shape:
-            raise ValueError("centres and features differ in shape")
+            raise ValueError("the shapes of centres and features do not match")
         self.difficulty_ = Difficulty.restore(parts["difficulty"]) if "difficulty" in parts else None
         if self.difficulty_ is not None and self.difficulty_.weights.shape != shape[1:]:
-            raise ValueError("difficulty and features differ in shape")
+            raise ValueError("the shapes of difficulty and features do not match")
         self.terms_, self.threshold_ = content["terms"], content["threshold"]
         if not (isinstance(self.terms_, list) and len(self.terms_) == clusters):
-            raise ValueError("the clusters' terms are missing")
+            raise ValueError("the terms of the clusters are missing")
         if not all(isinstance(terms, list) and all(isinstance(t, str) for t in terms) for terms in self.terms_):
-            raise ValueError("the clusters' terms are no lists of text")
+            raise ValueError("the terms of the clusters must be lists of text")
         if not (self.threshold_ is None or isinstance(self.threshold_, float) and np.isfinite(self.threshold_)):
-            raise ValueError("the outliers' threshold is no finite number")
+            raise ValueError("the outlier threshold must be a finite number")
 
 
-def checked(texts: Sequence[str]) -> list[str]:
-    """The prompts as a list; ErlabError if they are no sequence of texts."""
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """Return prompts as a list; ErlabError unless they are a sequence of text."""
     if isinstance(texts, str):
         raise ErlabError("The 'texts' parameter of PromptRouter must be a list of prompts. Got one text.")
     texts = list(texts)

@@ -1,7 +1,8 @@
-"""Compiled features: from prompt to vector by dictionary look-up and one small product, without scikit-learn.
+"""Encoders: compiled features that turn a prompt into a vector without scikit-learn. `ENCODERS` is the registry.
 
-An encoder gives the vectors of the transformer it was compiled from (`erlab.routing.features`). It knows its settings
-(plain JSON) and its arrays and can be made from them again, which is all that saving and loading need.
+An encoder returns the same vectors as the transformer from which it was compiled (`erlab.routing.features`), by a
+dictionary look-up and one small matrix product. It is saved as its `kind`, `settings` (JSON) and `arrays` and created
+from them by `restore`.
 """
 
 from collections import Counter
@@ -16,12 +17,15 @@ from tokenizers import Tokenizer
 from erlab.routing.minilm import QuantizedModel
 from erlab.routing.text import considered, encodable, tokens
 
-_REMEMBERED_WORDS, _REMEMBERED_LENGTH = 20_000, 64
+_CACHED_WORDS, _CACHED_LENGTH = 20_000, 64
 
 
 class _Table:
-    """A row of `table` a feature: a prompt's vector is the sum of its features' rows, as often as they occur, scaled to
-    length one; zeros where it has none."""
+    """Base of encoders with one table row per feature.
+
+    The vector of a prompt is the sum of the rows of its features, repeated features included, scaled to length one; it
+    is zero for a prompt without known features.
+    """
 
     def __init__(self, table: np.ndarray):
         self.table = np.ascontiguousarray(table)
@@ -31,17 +35,17 @@ class _Table:
         return self.table.shape[1]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of the prompts, shape (len(texts), dimensions), float64."""
+        """Return the vectors of prompts, (len(texts), dimensions), float64."""
         vectors = np.zeros((len(texts), self.dimensions))
         for vector, text in zip(vectors, texts, strict=True):
-            found = self.sum(text)
-            length = np.sqrt(found @ found)
+            total = self.sum(text)
+            length = np.sqrt(total @ total)
             if length > 0:
-                np.divide(found, length, out=vector)
+                np.divide(total, length, out=vector)
         return vectors
 
-    def _weigh(self, counts: Mapping[int, int]) -> np.ndarray:
-        """The sum of rows, each times its count."""
+    def _weighted_sum(self, counts: Mapping[int, int]) -> np.ndarray:
+        """Return the sum of table rows, each multiplied by its count."""
         if not counts:
             return np.zeros(self.dimensions)
         rows = self.table.take(list(counts), axis=0)
@@ -52,9 +56,12 @@ class _Table:
 
 
 class WordTable(_Table):
-    """Features are `words.words`; other tokens are in no vocabulary, so a prompt's need no sorting out. TF-IDF, SVD
-    and normalisation are linear up to the final length, so a word's row is its inverse document frequency times its row
-    of the SVD's components; TF-IDF's own normalisation cancels."""
+    """Features are the words of a prompt (`text.words`).
+
+    TF-IDF, SVD and normalisation are linear up to the final length. The row of a word is its inverse document frequency
+    times its row of the SVD components; the normalisation of TF-IDF cancels. Stop words are not in the vocabulary, so
+    `text.tokens` is enough.
+    """
 
     kind = "words"
 
@@ -64,7 +71,7 @@ class WordTable(_Table):
         self._row = {word: row for row, word in enumerate(self.vocabulary)}
 
     def sum(self, text: str) -> np.ndarray:
-        return self._weigh(_known(self._row, tokens(text)))
+        return self._weighted_sum(_row_counts(self._row, tokens(text)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary}
@@ -75,8 +82,10 @@ class WordTable(_Table):
 
 
 class CharacterTable(_Table):
-    """Features are character n-grams within words (scikit-learn's char_wb). None crosses a word's border, so a prompt
-    is the sum of its words' vectors, and each word's is worked out once."""
+    """Features are character n-grams within words (scikit-learn's char_wb).
+
+    No n-gram crosses a word boundary, so a prompt is the sum of its words' vectors, which are cached.
+    """
 
     kind = "characters"
 
@@ -84,17 +93,17 @@ class CharacterTable(_Table):
         super().__init__(table)
         self.vocabulary, self.sizes = list(vocabulary), tuple(sizes)
         self._row = {ngram: row for row, ngram in enumerate(self.vocabulary)}
-        self._remembered = lru_cache(_REMEMBERED_WORDS)(self._word)
+        self._cached_word = lru_cache(_CACHED_WORDS)(self._word)
 
     def sum(self, text: str) -> np.ndarray:
         counts = Counter(considered(text).split())
         if not counts:
             return np.zeros(self.dimensions)
-        vectors = [self._remembered(w) if len(w) <= _REMEMBERED_LENGTH else self._word(w) for w in counts]
+        vectors = [self._cached_word(w) if len(w) <= _CACHED_LENGTH else self._word(w) for w in counts]
         return np.fromiter(counts.values(), np.float64, len(counts)) @ np.array(vectors)
 
     def _word(self, word: str) -> np.ndarray:
-        return self._weigh(_known(self._row, _ngrams(word, *self.sizes)))
+        return self._weighted_sum(_row_counts(self._row, _ngrams(word, *self.sizes)))
 
     def settings(self) -> dict:
         return {"vocabulary": self.vocabulary, "sizes": list(self.sizes)}
@@ -103,17 +112,21 @@ class CharacterTable(_Table):
     def restore(cls, settings: dict, arrays: dict[str, np.ndarray]) -> "CharacterTable":
         sizes = settings["sizes"]
         if not (isinstance(sizes, list) and len(sizes) == 2 and all(type(s) is int and 1 <= s <= 9 for s in sizes)):
-            raise ValueError("the n-grams' sizes are no two numbers from 1 to 9")
+            raise ValueError("the sizes of the n-grams must be two integers from 1 to 9")
         return cls(_vocabulary(settings, arrays), sizes, arrays["table"])
 
 
 class TokenTable(_Table):
-    """Features are a language model's tokens, as its own tokenizer (Hugging Face `tokenizers`) cuts them."""
+    """Features are the tokens of a language model's tokenizer (Hugging Face `tokenizers`).
+
+    Args:
+        tokenizer: Content of a tokenizer.json.
+        table: (vocabulary, dimensions).
+    """
 
     kind = "tokens"
 
     def __init__(self, tokenizer: str, table: np.ndarray):
-        """tokenizer: the text of a tokenizer.json."""
         super().__init__(table)
         self.tokenizer = tokenizer
         self._tokenizer = Tokenizer.from_str(tokenizer)
@@ -121,7 +134,7 @@ class TokenTable(_Table):
         self._tokenizer.no_truncation()
 
     def sum(self, text: str) -> np.ndarray:
-        return self._weigh(Counter(self._tokenizer.encode(encodable(text), add_special_tokens=False).ids))
+        return self._weighted_sum(Counter(self._tokenizer.encode(encodable(text), add_special_tokens=False).ids))
 
     def settings(self) -> dict:
         return {"tokenizer": self.tokenizer}
@@ -139,7 +152,7 @@ class TokenTable(_Table):
 
 
 def token_counts(tokenizer: str, texts: Sequence[str]) -> csr_matrix:
-    """How often each token occurs in each prompt, (len(texts), vocabulary)."""
+    """Count the tokens of each prompt; (len(texts), vocabulary)."""
     reader = TokenTable(tokenizer, np.zeros((0, 1)))._tokenizer
     ids = [e.ids for e in reader.encode_batch(list(map(encodable, texts)), add_special_tokens=False)]
     pointers = np.cumsum([0, *map(len, ids)])
@@ -150,7 +163,7 @@ def token_counts(tokenizer: str, texts: Sequence[str]) -> csr_matrix:
 
 
 def _ngrams(word: str, shortest: int, longest: int) -> Iterator[str]:
-    """A word's n-grams as scikit-learn's char_wb gives them: with a space at each end, a short word once as a whole.
+    """Yield the n-grams of a word as scikit-learn's char_wb does: padded by spaces, a short word once as a whole.
 
     >>> list(_ngrams("tax", 3, 5))
     [' ta', 'tax', 'ax ', ' tax', 'tax ', ' tax ']
@@ -162,18 +175,18 @@ def _ngrams(word: str, shortest: int, longest: int) -> Iterator[str]:
             return
 
 
-def _known(rows: Mapping[str, int], features: Iterable[str]) -> Counter[int]:
-    """How often each row occurs; features without one are left out."""
+def _row_counts(rows: Mapping[str, int], features: Iterable[str]) -> Counter[int]:
+    """Count the table rows of features; unknown features are left out."""
     counts = Counter(map(rows.get, features))
     counts.pop(None, None)
     return counts
 
 
 def _vocabulary(settings: dict, arrays: dict[str, np.ndarray]) -> list[str]:
-    """The vocabulary, if it is one and fits the table."""
+    """Return the vocabulary if it is valid and matches the table."""
     vocabulary, table = settings["vocabulary"], arrays["table"]
     if not (isinstance(vocabulary, list) and all(isinstance(w, str) for w in vocabulary)):
-        raise ValueError("the vocabulary is no list of words")
+        raise ValueError("the vocabulary must be a list of words")
     if table.ndim != 2 or len(table) != len(vocabulary) or table.shape[1] < 1:
         raise ValueError("the table does not match the vocabulary")
     return vocabulary

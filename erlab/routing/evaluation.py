@@ -1,7 +1,8 @@
-"""How good a router's clusters are, measured against the prompts' known domains.
+"""Evaluation of routers against the prompts' known domains.
 
-Domains are never shown to a router, the supervised one aside; a cluster plays the domain that most of its training
-prompts have. `summary` describes one router, `compare` many recipes in one table.
+Only the supervised router is trained on domains. A cluster represents the most frequent domain of its training prompts.
+`summary` describes one router; `compare` measures recipes, which combine features and a clusterer. `RECIPES` is their
+registry.
 """
 
 import tempfile
@@ -19,54 +20,69 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, r
 from threadpoolctl import threadpool_limits
 
 from erlab.errors import ErlabError
+from erlab.routing.clusterers import SUPERVISED
+from erlab.routing.features import FEATURES
 from erlab.routing.router import PromptRouter
 
-POINTS = 400
+POINTS = 400  # prompts in the projection of a summary
 RECIPES = {
     "paper": {"features": "words", "clusterer": "kmeans"},
     "words, balanced": {"features": "words", "clusterer": "balanced"},
     "characters, k-means": {"features": "characters", "clusterer": "kmeans"},
     "characters, balanced": {"features": "characters", "clusterer": "balanced"},
-    "characters, supervised": {"features": "characters", "clusterer": "supervised"},
+    "characters, supervised": {"features": "characters", "clusterer": SUPERVISED},
     "static, k-means": {"features": "static", "clusterer": "kmeans"},
     "static, spherical": {"features": "static", "clusterer": "spherical"},
     "static, gaussian": {"features": "static", "clusterer": "gaussian"},
     "static, Ward": {"features": "static", "clusterer": "ward"},
     "static, balanced": {"features": "static", "clusterer": "balanced"},
     "static, capacity": {"features": "static", "clusterer": "capacity"},
-    "static, supervised": {"features": "static", "clusterer": "supervised"},
+    "static, supervised": {"features": "static", "clusterer": SUPERVISED},
     "MiniLM, k-means": {"features": "minilm", "clusterer": "kmeans"},
     "MiniLM, balanced": {"features": "minilm", "clusterer": "balanced"},
-    "MiniLM, supervised": {"features": "minilm", "clusterer": "supervised"},
+    "MiniLM, supervised": {"features": "minilm", "clusterer": SUPERVISED},
 }
-SENT = 0.05  # share of the domains' own prompts that an outliers' threshold sends away
-_TIMED = 300  # prompts decided one by one for the latency
+SENT = 0.05  # share of unseen prompts above the outlier threshold
+_TIMED = 300  # prompts whose decisions are timed one by one
 
 
 def summary(router: PromptRouter, prompts: Dataset) -> dict:
-    """What a router's clusters hold, in plain JSON types (below 40 KB), from `prompts` with the columns domain, text
-    and split ("train" or "held_back").
+    """Describe the clusters of a router.
 
-    clusters: per cluster its size among the training prompts, share, top_domain, purity, domains {name: count} and
-    terms; purity, nmi, ari of the training prompts; held_back_accuracy: `macro_accuracy` of the others;
-    largest_to_mean {split: load ratio}; points: x, y, cluster, domain of at most 400 training prompts in a plane
-    that keeps neighbours together (t-SNE; its distances mean nothing else). None where a split has no prompts.
+    Args:
+        router: Trained router.
+        prompts: Columns domain, text and split ("train" or "held_back").
+
+    Returns:
+        Plain JSON types, below 40 KB; None where a split has no prompts:
+
+        - prompts: number of prompts per split; dimensions
+        - clusters: one dictionary per cluster with its size (training prompts), share, top_domain, purity, domains
+          {name: count} and terms
+        - purity, nmi, ari: of the training prompts
+        - held_back_accuracy: `macro_accuracy` of the held-back prompts
+        - largest_to_mean: `largest_to_mean` per split
+        - points: x, y, cluster and domain of at most 400 training prompts, projected by t-SNE, which preserves
+          neighbourhoods, not distances
+
+    Raises:
+        ErlabError: There are no training prompts.
     """
-    split, domains, texts = (np.asarray(prompts[c][:], dtype=object) for c in ("split", "domain", "text"))
-    train, held = split == "train", split == "held_back"
+    split, domains, texts = _columns(prompts)
+    train, held_back = split == "train", split == "held_back"
     if not train.any():
         raise ErlabError("The 'prompts' parameter of summary must hold prompts of the split 'train'. Got none.")
     clusters = router.predict(texts[train])
     tops = top_domains(clusters, domains[train], router.clusters)
-    unseen = router.predict(texts[held])
+    unseen = router.predict(texts[held_back])
     return {
-        "prompts": {"train": int(train.sum()), "held_back": int(held.sum())},
+        "prompts": {"train": int(train.sum()), "held_back": int(held_back.sum())},
         "dimensions": router.dimensions_,
         "clusters": _clusters(clusters, domains[train], router.terms_),
         "purity": purity(clusters, domains[train]),
         "nmi": float(normalized_mutual_info_score(domains[train], clusters)),
         "ari": float(adjusted_rand_score(domains[train], clusters)),
-        "held_back_accuracy": macro_accuracy(unseen, domains[held], tops),
+        "held_back_accuracy": macro_accuracy(unseen, domains[held_back], tops),
         "largest_to_mean": {
             "train": largest_to_mean(clusters, router.clusters),
             "held_back": largest_to_mean(unseen, router.clusters),
@@ -75,8 +91,13 @@ def summary(router: PromptRouter, prompts: Dataset) -> dict:
     }
 
 
+def _columns(prompts: Dataset) -> tuple[np.ndarray, ...]:
+    """Return the columns split, domain and text."""
+    return tuple(np.asarray(prompts[c][:], dtype=object) for c in ("split", "domain", "text"))
+
+
 def top_domains(clusters: np.ndarray, domains: np.ndarray, count: int) -> list[str | None]:
-    """Each cluster's most frequent domain, the alphabetically first among equals; None for an empty cluster."""
+    """Return the most frequent domain of each cluster; first by name among equals, None for an empty cluster."""
     return [_top(Counter(domains[clusters == c].tolist())) for c in range(count)]
 
 
@@ -85,23 +106,32 @@ def _top(counts: Counter) -> str | None:
 
 
 def purity(clusters: np.ndarray, domains: np.ndarray) -> float:
-    """Share of the prompts that have their cluster's most frequent domain (Manning et al. 2008, section 16.3)."""
-    most = sum(max(Counter(domains[clusters == c].tolist()).values()) for c in np.unique(clusters))
-    return most / len(clusters)
+    """Return the share of prompts in a cluster of their own domain (Manning et al. 2008, section 16.3)."""
+    majorities = sum(max(Counter(domains[clusters == c].tolist()).values()) for c in np.unique(clusters))
+    return majorities / len(clusters)
 
 
 def macro_accuracy(clusters: np.ndarray, domains: np.ndarray, tops: list[str | None]) -> float | None:
-    """Mean over the domains of the share of their prompts that land in a cluster of that domain (`tops`).
+    """Return the routing accuracy averaged over domains.
 
-    A domain that is the top of no cluster counts with 0. None without prompts."""
+    The accuracy of a domain is the share of its prompts in a cluster whose top domain it is; 0 without such a cluster.
+
+    Args:
+        clusters: Clusters of the prompts, (n,).
+        domains: Domains of the prompts, (n,).
+        tops: Top domain of each cluster, see `top_domains`.
+
+    Returns:
+        Macro accuracy, 0 to 1; None without prompts.
+    """
     if not len(clusters):
         return None
-    right = np.array([tops[c] == d for c, d in zip(clusters, domains, strict=True)])
-    return float(np.mean([right[domains == d].mean() for d in np.unique(domains)]))
+    correct = np.array([tops[c] == d for c, d in zip(clusters, domains, strict=True)])
+    return float(np.mean([correct[domains == d].mean() for d in np.unique(domains)]))
 
 
 def largest_to_mean(clusters: np.ndarray, count: int) -> float | None:
-    """Prompts of the fullest cluster over the mean of all `count` clusters: 1 is an even load. None without prompts."""
+    """Return the largest of `count` clusters relative to the mean (1: even load), or None without prompts."""
     if not len(clusters):
         return None
     return float(np.bincount(clusters, minlength=count).max() * count / len(clusters))
@@ -127,13 +157,13 @@ def _clusters(clusters: np.ndarray, domains: np.ndarray, terms: list[list[str]])
 
 
 def _points(router: PromptRouter, texts: np.ndarray, clusters: np.ndarray, domains: np.ndarray) -> dict:
-    """A sample of the prompts, drawn with the router's seed, in a plane that keeps neighbours (t-SNE, cosine)."""
+    """Project a random sample of prompts, drawn with the router's seed, by t-SNE with cosine distances."""
     chosen = np.sort(np.random.default_rng(router.seed).permutation(len(texts))[:POINTS])
     plane = np.zeros((len(chosen), 2))
     if len(chosen) > 2:
         perplexity = min(30, (len(chosen) - 1) / 3)
         tsne = TSNE(perplexity=perplexity, init="random", metric="cosine", random_state=router.seed)
-        with threadpool_limits(1):  # OpenMP's threads spin where cores are busy: many times slower, same picture
+        with threadpool_limits(1):  # more OpenMP threads spin on busy cores; the projection is the same
             plane = tsne.fit_transform(router.embed(texts[chosen]))
     x, y = plane.astype(float).round(3).T.tolist()
     return {"x": x, "y": y, "cluster": clusters[chosen].tolist(), "domain": domains[chosen].tolist()}
@@ -149,21 +179,36 @@ def compare(
     unknown: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda recipe: None,
 ) -> pd.DataFrame:
-    """One row a recipe, means over fits with these seeds; NA where a column's prompts are not given.
+    """Measure recipes on held-back prompts.
 
-    prompts: as for `summary`. other: prompts of the same domains from other sources (columns domain, text).
-    unknown: prompts of no domain. Columns: purity, nmi, ari of the training prompts; unseen and other, macro routing
-    accuracy; exact, unseen again, by the transformer that was fitted instead of its compiled encoder (MiniLM's is the
-    model without 8-bit weights); load, largest cluster to mean on unseen prompts; stability, mean adjusted Rand index
-    between the fits' decisions on unseen prompts; outliers, area under the ROC curve of unknown against unseen prompts;
-    sent, share of the unknown ones beyond the threshold that sends 5 % of the unseen to a generalist; p50_ms of a
-    single decision and batch_ms a prompt decided together; fit_s, a fit once a sentence model's vectors are known;
-    size_mb as saved (a MiniLM router's folder leaves the model outside).
+    Args:
+        prompts: Columns domain, text and split, as for `summary`.
+        recipes: Parameters of `PromptRouter` by name of the recipe.
+        clusters: Number of clusters.
+        seeds: Random seeds; one fit per seed.
+        other: Prompts of the same domains from other sources (columns domain and text).
+        unknown: Prompts of no domain.
+        progress: Called with the name of each recipe before it is measured.
 
-    Raises ErlabError where no prompts are held back, and where `PromptRouter.fit` does.
+    Returns:
+        One row per recipe, means over the fits; NA in columns whose prompts are not given:
+
+        - purity, nmi, ari: of the training prompts
+        - unseen, other: macro routing accuracy of held-back and other prompts
+        - exact: unseen with the fitted transformer instead of its compiled encoder (MiniLM without 8-bit weights)
+        - load: largest cluster relative to the mean, held-back prompts
+        - stability: mean adjusted Rand index between the fits' decisions on held-back prompts
+        - outliers: area under the ROC curve of unknown against held-back prompts
+        - sent: share of unknown prompts above the threshold that 5 % of the held-back prompts exceed
+        - p50_ms, batch_ms: median time of a single decision, and time per prompt in a batch
+        - fit_s: time of a fit, without the vectors of the sentence-embedding model
+        - size_mb: size of the saved router, without the sentence-embedding model
+
+    Raises:
+        ErlabError: No prompts are held back, or `PromptRouter.fit` fails.
     """
-    split, domains, texts = (np.asarray(prompts[c][:], dtype=object) for c in ("split", "domain", "text"))
-    train, held = split == "train", split == "held_back"
+    split, domains, texts = _columns(prompts)
+    train, held_back = split == "train", split == "held_back"
     require_held_back(split)
     seeds = list(seeds)
     rows = {}
@@ -172,23 +217,23 @@ def compare(
         fits = []
         for seed in seeds:
             router = PromptRouter(clusters, seed=seed, **parameters)
-            if not fits and router.features in ("static", "minilm"):
-                PromptRouter(clusters, features=router.features, restarts=1).fit(texts[train])  # the model's vectors
+            if not fits and FEATURES[router.features].needs_model:  # cache the model's vectors
+                PromptRouter(clusters, features=router.features, restarts=1).fit(texts[train])
             start = time.perf_counter()
             router.fit(texts[train], domains[train])
             fits.append((router, time.perf_counter() - start))
-        rows[name] = _row(fits, domains[train], texts[held], domains[held], other, unknown)
+        rows[name] = _measures(fits, domains[train], texts[held_back], domains[held_back], other, unknown)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("recipe")
 
 
 def require_held_back(split: Sequence[str]) -> None:
-    """Refuse prompts of these splits where the router would see them all."""
+    """Raise ErlabError if no prompt has the split held_back."""
     if "held_back" not in split:
-        raise ErlabError(f"None of the {len(split)} prompts is held back to compare on: more are needed.")
+        raise ErlabError(f"None of the {len(split)} prompts is held back for the comparison; more prompts are needed.")
 
 
-def _row(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:
-    """One recipe's measures, means over its fits."""
+def _measures(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:
+    """Return the row of a recipe in `compare`."""
     vectors = _Vectors()
     measures, decisions = [], []
     for router, seconds in fits:
@@ -205,13 +250,13 @@ def _row(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:
             "fit_s": seconds,
         }
         if other is not None:
-            found = router.decide(vectors.of(router, "other", other["text"][:])).cluster
-            measure["other"] = macro_accuracy(found, np.asarray(other["domain"][:], dtype=object), tops)
+            clusters = router.decide(vectors.of(router, "other", other["text"][:])).cluster
+            measure["other"] = macro_accuracy(clusters, np.asarray(other["domain"][:], dtype=object), tops)
         if unknown is not None:
             inside = router.outlier_score_(vectors.of(router, "held", held_texts))
             outside = router.outlier_score_(vectors.of(router, "unknown", unknown))
-            truth = np.repeat([0, 1], [len(inside), len(outside)])
-            measure["outliers"] = roc_auc_score(truth, np.concatenate([inside, outside]))
+            is_unknown = np.repeat([0, 1], [len(inside), len(outside)])
+            measure["outliers"] = roc_auc_score(is_unknown, np.concatenate([inside, outside]))
             measure["sent"] = float((outside > np.quantile(inside, 1 - SENT)).mean())
         measures.append(measure)
     pairs = [adjusted_rand_score(a, b) for a, b in combinations(decisions, 2)]
@@ -225,35 +270,43 @@ def _row(fits, train_domains, held_texts, held_domains, other, unknown) -> dict:
 
 
 def _exact(router: PromptRouter, texts: np.ndarray, domains: np.ndarray, tops: list[str | None]) -> float:
-    """`macro_accuracy` of what would be decided on the transformer's own vectors."""
+    """Return the `macro_accuracy` of decisions on the fitted transformer's vectors."""
     return macro_accuracy(router.decide(router.features_.transform(list(texts))).cluster, domains, tops)
 
 
 class _Vectors:
-    """Prompts' vectors, worked out once an encoder: fits of one sentence model share theirs."""
+    """Vectors of prompts, computed once per encoder: fits with one sentence-embedding model share an encoder."""
 
     def __init__(self):
-        self._known = {}
+        self._cache = {}
 
     def of(self, router: PromptRouter, name: str, texts: Sequence[str]) -> np.ndarray:
         key = id(router.encoder_), name
-        if key not in self._known:
-            self._known[key] = router.embed(texts)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = router.embed(texts)
+        return self._cache[key]
 
 
 def confusion(router: PromptRouter, prompts: Dataset) -> pd.DataFrame:
-    """Where a fitted router sends the unseen prompts: a row a domain, a column a domain that some cluster stands for
-    (`top_domains` of the prompts it was fitted on), shares that add up to 1 in each row. prompts: as for `summary`."""
-    found = prompts.to_pandas()
-    train, held = (found[found["split"] == split] for split in ("train", "held_back"))
+    """Tabulate the domains to which a router sends the held-back prompts.
+
+    Args:
+        router: Router fitted to the training prompts.
+        prompts: As for `summary`.
+
+    Returns:
+        One row per domain, one column per top domain of the clusters; shares that sum to 1 in each row.
+    """
+    rows = prompts.to_pandas()
+    train, held_back = (rows[rows["split"] == split] for split in ("train", "held_back"))
     tops = top_domains(router.labels_, train["domain"].to_numpy(), router.clusters)
-    sent = pd.Series([tops[c] for c in router.predict(held["text"])], index=held.index, name="sent to", dtype=object)
-    return pd.crosstab(held["domain"], sent, normalize="index")
+    sent = [tops[c] for c in router.predict(held_back["text"])]
+    sent = pd.Series(sent, index=held_back.index, name="sent to", dtype=object)
+    return pd.crosstab(held_back["domain"], sent, normalize="index")
 
 
 def latency(router: PromptRouter, texts: Sequence[str]) -> dict[str, float]:
-    """p50_ms of deciding one prompt, over up to 300 of them after a warm-up, and batch_ms a prompt decided together."""
+    """Time decisions on at most 300 prompts: p50_ms of single prompts, batch_ms per prompt of a batch."""
     sample = list(texts[:: max(1, len(texts) // _TIMED)][:_TIMED])
     for text in sample[:20]:
         router.route([text])

@@ -1,4 +1,4 @@
-"""Why a prompt goes where it goes: the nearest centres, and the words that set their clusters apart.
+"""Explanations of decisions: nearest clusters and the words that distinguish them.
 
 >>> from erlab.routing import PromptRouter
 >>> router = PromptRouter(clusters=2).fit(["boil the pasta", "salt the pasta", "sue the landlord", "landlord law"])
@@ -21,20 +21,29 @@ _SUMMARY_BYTES = 16 * 2**20
 
 
 def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
-    """A decision a prompt, in plain JSON types: text, known (whether the router knows anything in it), cluster,
-    distance, margin (None if there is no runner-up), outlier (None before calibration), and `clusters`: the best
-    `nearest` ones, each with its cost, its terms, and which of them the prompt holds."""
+    """Explain the decision for each prompt.
+
+    Args:
+        router: Trained router.
+        texts: Prompts.
+        nearest: Number of clusters to describe.
+
+    Returns:
+        One dictionary per prompt, in plain JSON types: text, known (whether the prompt has known features), cluster,
+        distance, margin (None without a runner-up), outlier (None before calibration), and clusters: the `nearest`
+        clusters of lowest cost, each with cluster, cost, terms, and held (those terms that the prompt contains).
+    """
     vectors = router.embed(texts)
     routing = router.decide(vectors)
     decisions = []
     for i, text in enumerate(texts):
-        row, held = routing.row(i), set(tokens(text))
+        row, words = routing.row(i), set(tokens(text))
         clusters = [
             {
                 "cluster": c,
                 "cost": float(routing.costs[i, c]),
                 "terms": router.terms_[c],
-                "held": [term for term in router.terms_[c] if term in held],
+                "held": [term for term in router.terms_[c] if term in words],
             }
             for c in row.order[:nearest]
         ]
@@ -53,21 +62,28 @@ def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> l
 
 
 def title(decision: dict) -> str:
-    """A decision in a line."""
-    margin = "the only one" if decision["margin"] is None else f"by {decision['margin']:.3f}"
-    doubt = ", but it fits no cluster" if decision["outlier"] else ""
+    """Describe a decision in one line."""
+    margin = "the only one" if decision["margin"] is None else f"margin {decision['margin']:.3f}"
+    remark = " (outlier: fits no cluster)" if decision["outlier"] else ""
     if not decision["known"]:
-        doubt = ", though the router knows nothing in it"
-    return f"{shown(decision['text'])} → cluster {decision['cluster']}, {margin}{doubt}"
+        remark = " (no known features)"
+    return f"{one_line(decision['text'])} → cluster {decision['cluster']}, {margin}{remark}"
 
 
 def nearest_table(decision: dict, domains: Mapping[int, str]) -> pd.DataFrame:
-    """Why: a row a cluster of the decision, nearest first, with its cost and terms; those that the prompt holds are in
-    [brackets]. domains: what most of a cluster's training prompts are, where that is known."""
+    """Tabulate the clusters of a decision.
+
+    Args:
+        decision: One element of `explain`.
+        domains: Most frequent domain of clusters, as far as known.
+
+    Returns:
+        One row per cluster, nearest first; terms that the prompt contains are in [brackets].
+    """
     rows = [
         {
             "cluster": c["cluster"],
-            "mostly": domains.get(c["cluster"], ""),
+            "top domain": domains.get(c["cluster"], ""),
             "cost": c["cost"],
             "terms": " ".join(f"[{t}]" if t in c["held"] else t for t in c["terms"]),
         }
@@ -77,38 +93,38 @@ def nearest_table(decision: dict, domains: Mapping[int, str]) -> pd.DataFrame:
 
 
 def decisions_table(decisions: Sequence[dict], domains: Mapping[int, str]) -> pd.DataFrame:
-    """A row a decision: the prompt, its cluster, by how much it is nearer than the next, and the words that say why."""
+    """Tabulate decisions, one row per prompt; `domains` as in `nearest_table`."""
     rows = [
         {
-            "prompt": shown(d["text"], 60),
+            "prompt": one_line(d["text"], 60),
             "cluster": d["cluster"],
-            "mostly": domains.get(d["cluster"], ""),
+            "top domain": domains.get(d["cluster"], ""),
             "margin": d["margin"],
             "outlier": d["outlier"],
-            "its words": " ".join(d["clusters"][0]["held"]) if d["known"] else "(nothing known)",
+            "matching terms": " ".join(d["clusters"][0]["held"]) if d["known"] else "(none known)",
         }
         for d in decisions
     ]
     return pd.DataFrame(rows, dtype=object).dropna(axis=1, how="all")
 
 
-def shown(text: str, width: int = 100) -> str:
-    """A prompt on one line of at most `width` characters, with what can't be printed as replacement characters."""
+def one_line(text: str, width: int = 100) -> str:
+    """Shorten a prompt to one line of at most `width` characters; unprintable characters are replaced."""
     line = textfiles.printable(" ".join(text[: 20 * width].split()))
     return (line if len(line) <= width else f"{line[: width - 1]}…") or "(empty)"
 
 
 def top_domains(folder: str | Path) -> dict[int, str]:
-    """What most of each cluster's training prompts are, from the summary that notebook 02 keeps beside a router."""
+    """Return the most frequent domain of clusters from the summary that notebook 02 saves with a router."""
     try:
         clusters = json.loads(textfiles.read(Path(folder) / "summary.json", _SUMMARY_BYTES))["clusters"]
         return {int(row["cluster"]): str(row["top_domain"]) for row in clusters if row["top_domain"] is not None}
     except (ErlabError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return {}  # a router without one decides the same
+        return {}  # decisions do not depend on the summary
 
 
 def read_texts(file: str | Path) -> list[str]:
-    """The prompts of a file: a .jsonl file's `text` fields, or any other text file's lines that are not blank."""
+    """Read the prompts of a file: field `text` of each line (.jsonl) or the non-blank lines (any other text file)."""
     file = Path(file)
     lines = textfiles.lines(textfiles.read(file))
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]

@@ -1,11 +1,12 @@
-"""From prompts to vectors: scikit-learn transformers, each with the compiled encoder that decides with it.
+"""Features: scikit-learn transformers from prompts to vectors. `FEATURES` is the registry.
 
-`FEATURES` names them: `words` is the paper's recipe, `characters` its strongest relative, `minilm` a sentence-embedding
-model, `static` a table of token vectors distilled from that model on the training prompts. All look at a prompt's
-first `text.CONSIDERED` characters only, when they learn and when they decide.
+`words` are the paper's features, `characters` use n-grams instead of words, `minilm` is a sentence-embedding model,
+`static` a table of token vectors distilled from that model on the training prompts. All use only the first
+`text.CONSIDERED` characters of a prompt. `fit` also creates the encoder (`erlab.routing.encoders`) that computes the
+same vectors at run time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import solve
@@ -18,16 +19,36 @@ from sklearn.preprocessing import Normalizer, normalize
 from erlab.errors import ErlabError
 from erlab.routing import minilm
 from erlab.routing.encoders import CharacterTable, TokenTable, WordTable, token_counts
-from erlab.routing.text import considered
-from erlab.routing.words import words
+from erlab.routing.text import considered, words
 
 
-class _Lexical(TransformerMixin, BaseEstimator):
-    """TF-IDF, truncated SVD, normalisation. Learned: `pipeline_` (scikit-learn's) and `encoder_`, its compiled form."""
+class Features(TransformerMixin, BaseEstimator):
+    """Base class of features; subclasses implement `fit`, which sets `encoder_`, and `transform`.
 
-    def __init__(self, dimensions: int = 100, seed: int = 0):
+    Args:
+        dimensions: Largest number of dimensions of the vectors.
+        seed: Random seed.
+        model: Sentence-embedding model, see `minilm.find`.
+
+    Attributes:
+        family: Kind of features in the comparison of recipes.
+        needs_model: Whether a sentence-embedding model is used.
+        encoder_: Compiled form (after `fit`).
+    """
+
+    family: str
+    needs_model = False
+
+    def __init__(self, dimensions: int = 100, seed: int = 0, model: str | None = None):
         self.dimensions = dimensions
         self.seed = seed
+        self.model = model
+
+
+class _Lexical(Features):
+    """TF-IDF, truncated SVD and normalisation; `pipeline_` is the fitted scikit-learn pipeline."""
+
+    family = "TF-IDF"
 
     def fit(self, texts: Sequence[str], y: object = None) -> "_Lexical":
         self.fit_transform(texts)
@@ -42,7 +63,7 @@ class _Lexical(TransformerMixin, BaseEstimator):
         if weights.shape[1] < 2:
             raise ErlabError(f"The {len(texts)} prompts hold fewer than two different {self.unit}: nothing to learn.")
         svd = TruncatedSVD(min(self.dimensions, *weights.shape), random_state=self.seed)
-        with np.errstate(invalid="ignore", divide="ignore"):  # prompts all alike: 0 / 0 is explained
+        with np.errstate(invalid="ignore", divide="ignore"):  # identical prompts: the explained variance is 0 / 0
             vectors = Normalizer(copy=False).fit_transform(svd.fit_transform(weights))
         self.pipeline_ = Pipeline([("tfidf", tfidf), ("svd", svd), ("normalizer", Normalizer())])
         table = tfidf.idf_[:, None] * svd.components_.T
@@ -54,7 +75,7 @@ class _Lexical(TransformerMixin, BaseEstimator):
 
 
 class WordFeatures(_Lexical):
-    """The paper's: c-BTM's words (no stop words, no numbers), TF-IDF, truncated SVD, normalisation."""
+    """TF-IDF of words without stop words and numbers, the paper's features (c-BTM)."""
 
     unit = "words besides stop words and numbers"
 
@@ -66,8 +87,13 @@ class WordFeatures(_Lexical):
 
 
 class CharacterFeatures(_Lexical):
-    """Character n-grams within words instead of words: no stop words, no language assumed, parts of unknown words
-    count. From 100 prompts on, n-grams of a single prompt are left out."""
+    """TF-IDF of character n-grams within words: independent of the language, covers parts of unknown words.
+
+    With 100 prompts or more, n-grams of a single prompt are left out.
+
+    Attributes:
+        sizes: Shortest and longest n-gram.
+    """
 
     unit = "groups of characters"
     sizes = (3, 4)
@@ -80,26 +106,23 @@ class CharacterFeatures(_Lexical):
         return CharacterTable(vocabulary, self.sizes, table)
 
 
-class StaticFeatures(TransformerMixin, BaseEstimator):
-    """A vector a token, distilled from a sentence-embedding model: a prompt is the sum of its tokens' vectors.
+class StaticFeatures(Features):
+    """Token vectors distilled from a sentence-embedding model; a prompt is the sum of its tokens' vectors.
 
-    Tokens start with the model's vectors of each token alone. Ridge regression then moves them, as little as possible,
-    so that the training prompts' weighted sums come close to the model's own vectors of these prompts:
+    Each token starts with the model's vector of this token alone. Ridge regression then moves the vectors, as little as
+    possible, so that the weighted sums of the training prompts approximate the model's vectors of these prompts:
 
         table = start + B' (B B' + strength I)^-1 (vectors - B start)
 
-    with B the prompts' shares of weighted tokens, (n, vocabulary). Rare tokens weigh more: a / (a + frequency), the SIF
-    weights of Arora et al. (2017). The table's principal `dimensions` are kept. Model2Vec and
-    `StaticEmbedding.from_distillation` stop at the start and weights; the regression is solved exactly in seconds.
-    Learned: `encoder_`.
+    where B holds the prompts' shares of weighted tokens, (n, vocabulary). Rare tokens weigh more: a / (a + frequency),
+    the SIF weights of Arora et al. (2017). The table is reduced to its principal `dimensions`. Model2Vec and
+    `StaticEmbedding.from_distillation` use the start and the weights without the regression.
     """
 
+    family = "static embedding"
+    needs_model = True
     smoothing = 1e-3  # a of the SIF weights
-    strength = 2.0  # times the mean of B B's diagonal
-
-    def __init__(self, dimensions: int = 100, model: str | None = None):
-        self.dimensions = dimensions
-        self.model = model
+    strength = 2.0  # relative to the mean of the diagonal of B B'
 
     def fit(self, texts: Sequence[str], y: object = None) -> "StaticFeatures":
         folder = minilm.find(self.model)
@@ -114,13 +137,13 @@ class StaticFeatures(TransformerMixin, BaseEstimator):
         frequency = (np.asarray(counts.sum(axis=0)).ravel() + 1) / (counts.sum() + counts.shape[1])
         weights = self.smoothing / (self.smoothing + frequency)
         shares = normalize(counts.multiply(weights).tocsr(), norm="l1")
-        first = shares @ start
-        start *= (first * vectors).sum() / (first**2).sum()
+        sums = shares @ start
+        start *= (sums * vectors).sum() / (sums**2).sum()
         kernel = (shares @ shares.T).toarray()
         kernel[np.diag_indices_from(kernel)] += self.strength * kernel.trace() / len(texts)
         moves = solve(kernel, vectors - shares @ start, assume_a="pos", overwrite_a=True)
         table = weights[:, None] * (start + shares.T @ moves)
-        with np.errstate(invalid="ignore", divide="ignore"):  # as above
+        with np.errstate(invalid="ignore", divide="ignore"):  # identical prompts, as above
             components = TruncatedSVD(min(self.dimensions, *vectors.shape), random_state=0).fit(vectors).components_
         self.encoder_ = TokenTable(tokenizer, (table @ components.T).astype(np.float32))
         return self
@@ -129,11 +152,11 @@ class StaticFeatures(TransformerMixin, BaseEstimator):
         return self.encoder_.encode(texts)
 
 
-class SentenceFeatures(TransformerMixin, BaseEstimator):
-    """A sentence-embedding model's own vectors, in float32. Learned: `encoder_`, the model with 8-bit weights."""
+class SentenceFeatures(Features):
+    """Vectors of a sentence-embedding model in float32; the encoder is the model with 8-bit weights."""
 
-    def __init__(self, model: str | None = None):
-        self.model = model
+    family = "sentence embedding"
+    needs_model = True
 
     def fit(self, texts: Sequence[str], y: object = None) -> "SentenceFeatures":
         self.encoder_ = minilm.quantized_model(self.model)
@@ -143,9 +166,9 @@ class SentenceFeatures(TransformerMixin, BaseEstimator):
         return minilm.sentence_model(minilm.find(self.model)).encode(texts)
 
 
-FEATURES: dict[str, Callable[[int, int, str | None], TransformerMixin]] = {
-    "words": lambda dimensions, seed, model: WordFeatures(dimensions, seed),
-    "characters": lambda dimensions, seed, model: CharacterFeatures(dimensions, seed),
-    "static": lambda dimensions, seed, model: StaticFeatures(dimensions, model),
-    "minilm": lambda dimensions, seed, model: SentenceFeatures(model),
+FEATURES: dict[str, type[Features]] = {
+    "words": WordFeatures,
+    "characters": CharacterFeatures,
+    "static": StaticFeatures,
+    "minilm": SentenceFeatures,
 }

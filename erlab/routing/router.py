@@ -1,8 +1,8 @@
-"""`PromptRouter`: learns clusters of prompts and says, for a new prompt, which cluster it belongs to and how surely.
+"""Prompt router: learns clusters of prompts and assigns new prompts to them.
 
-The default is the paper's recipe as c-BTM published it (kernelmachine/cbtm, metaseq/scripts/train_clusterer.py):
-stop words and numbers removed, TF-IDF, truncated SVD to 100 dimensions, normalisation, k-means, nearest centre.
-scikit-learn fits it; decisions run on a compiled form that gives the same answers and is all that is saved.
+The default is the paper's recipe as c-BTM published it (kernelmachine/cbtm, metaseq/scripts/train_clusterer.py): stop
+words and numbers removed, TF-IDF, truncated SVD to 100 dimensions, normalisation, k-means, nearest centre.
+scikit-learn fits the router; decisions use a compiled form that gives the same results and is all that is saved.
 
 >>> router = PromptRouter(clusters=2).fit(["boil the pasta", "salt the pasta", "sue the landlord", "landlord law"])
 >>> routing = router.route(["fresh pasta"])
@@ -19,25 +19,35 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
 from erlab.routing import storage
-from erlab.routing.clusterers import CLUSTERERS, fit_supervised
-from erlab.routing.compiled import CompiledRouter, checked
-from erlab.routing.difficulty import Difficulty
+from erlab.routing.clusterers import CLUSTERERS, SUPERVISED, fit_supervised
+from erlab.routing.compiled import CompiledRouter, check_texts
 from erlab.routing.features import FEATURES
-from erlab.routing.outliers import OutlierScore
-from erlab.routing.words import top_terms
+from erlab.routing.scores import Difficulty, OutlierScore
+from erlab.routing.text import top_terms
 from erlab.spec import require
 
 
 class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator):
-    """A scikit-learn clusterer of texts.
+    """scikit-learn clusterer of prompts.
 
-    Parameters: `clusters` (k); `features`, a name of `features.FEATURES`; `clusterer`, a name of
-    `clusterers.CLUSTERERS` or "supervised", which needs the prompts' domains in `fit`; `dimensions` of the vectors
-    (fewer where the prompts have fewer features, see `dimensions_`); `restarts` of the clusterer, of which the best is
-    kept; the `seed`; and, for features that need a sentence-embedding model, that `model` (see `minilm.find`).
-    Learned: `encoder_` and `head_`, the compiled decision; `centers_` (k, dimensions_); `labels_` of the training
-    prompts; `terms_`, the words that set each cluster apart; `outlier_score_` and, once calibrated, `threshold_`;
-    `difficulty_`, once fitted; `features_`, the transformer (absent in a loaded router).
+    Args:
+        clusters: Number of clusters, at least 1.
+        features: Name in `features.FEATURES`.
+        clusterer: Name in `clusterers.CLUSTERERS`, or "supervised", which needs the prompts' domains in `fit`.
+        dimensions: Dimensions of the vectors, at least 1; fewer if the prompts have fewer features (`dimensions_`).
+        restarts: Restarts of the clusterer, at least 1; the best one is used.
+        seed: Random seed.
+        model: Sentence-embedding model for features that need one, see `minilm.find`.
+
+    Attributes:
+        encoder_, head_: Compiled decision.
+        centers_: Centres of the clusters, (clusters, dimensions_).
+        labels_: Clusters of the training prompts, (n,); not in a loaded router.
+        terms_: Words that distinguish each cluster, highest score first.
+        outlier_score_: `scores.OutlierScore` of the training prompts.
+        threshold_: Outlier score above which a prompt is an outlier; None before `calibrate`.
+        difficulty_: `scores.Difficulty`; None before `fit_difficulty`.
+        features_: Fitted transformer; not in a loaded router.
     """
 
     def __init__(
@@ -59,25 +69,28 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         self.model = model
 
     def fit(self, texts: Sequence[str], y: Sequence | None = None) -> "PromptRouter":
-        """Learn from the prompts; ErlabError where they are fewer or less different than the clusters.
+        """Learn the clusters of training prompts.
 
-        y: the prompts' domains, which only the supervised router looks at: cluster c is the c-th domain by name.
+        Args:
+            texts: Prompts.
+            y: Domains of the prompts, used by the supervised router only: cluster c is the c-th domain by name.
+
+        Raises:
+            ErlabError: A parameter is not allowed, or fewer prompts differ than there are clusters.
         """
-        texts = checked(texts)
+        texts = check_texts(texts)
         self.check(len(set(texts)))
         self.features_ = FEATURES[self.features](self.dimensions, self.seed, self.model)
         vectors = self.features_.fit_transform(texts)
-        if self.clusterer == "supervised":
-            self.labels_ = self._labels_of(y, len(texts))
+        if self.clusterer == SUPERVISED:
+            self.labels_ = self._domain_labels(y, len(texts))
             self.head_ = fit_supervised(vectors, self.labels_)
         else:
-            different = len(np.unique(vectors.round(9), axis=0))
-            allowed = f"be at most {different}, the prompts that differ in their features"
-            require(self.clusters <= different, "clusters", "PromptRouter", allowed, self.clusters)
-            cluster = CLUSTERERS[self.clusterer]
-            # Threads wait by spinning: many times slower where cores are busy, and the clusters are the same.
-            with threadpool_limits(1):
-                self.labels_, self.head_ = cluster(vectors, self.clusters, self.restarts, self.seed)
+            distinct = len(np.unique(vectors.round(9), axis=0))
+            allowed = f"be at most {distinct}, the prompts that differ in their features"
+            require(self.clusters <= distinct, "clusters", "PromptRouter", allowed, self.clusters)
+            with threadpool_limits(1):  # more OpenMP threads spin on busy cores; the clusters are the same
+                self.labels_, self.head_ = CLUSTERERS[self.clusterer](vectors, self.clusters, self.restarts, self.seed)
         self.encoder_ = self.features_.encoder_
         self.outlier_score_ = OutlierScore.fit(vectors, self.labels_, self.clusters)
         self.terms_ = top_terms(texts, self.labels_, self.clusters)
@@ -85,32 +98,42 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         return self
 
     def calibrate(self, texts: Sequence[str], share: float = 0.05) -> "PromptRouter":
-        """Set the outliers' threshold so that this share of `texts`, held-back prompts of the domains, is beyond it."""
+        """Set the outlier threshold so that a share of held-back prompts exceeds it.
+
+        Args:
+            texts: Prompts of the same domains as the training prompts, at least one.
+            share: Between 0 and 1, both excluded.
+        """
         require(0 < share < 1, "share", "calibrate", "lie between 0 and 1", share)
         require(len(texts) > 0, "texts", "calibrate", "hold prompts", len(texts))
         self.threshold_ = float(np.quantile(self.outlier_scores(texts), 1 - share))
         return self
 
     def fit_difficulty(self, texts: Sequence[str], hard: Sequence[bool]) -> "PromptRouter":
-        """Learn from prompts that needed the strong expert and others how difficult a prompt is; see `difficulty`."""
+        """Learn the difficulty of prompts, see `scores.Difficulty`.
+
+        Args:
+            texts: Prompts.
+            hard: Whether each prompt needed the strong expert; both values must occur.
+        """
         require(len(hard) == len(texts), "hard", "fit_difficulty", f"hold {len(texts)} values", len(hard))
-        kinds = sorted({bool(h) for h in hard})
-        require(kinds == [False, True], "hard", "fit_difficulty", "hold both True and False", kinds)
+        values = sorted({bool(h) for h in hard})
+        require(values == [False, True], "hard", "fit_difficulty", "hold both True and False", values)
         self.difficulty_ = Difficulty.fit(self.embed(texts), np.asarray(hard, dtype=bool))
         return self
 
     def check(self, distinct: int) -> None:
-        """Refuse parameters that `fit` would for so many distinct prompts."""
+        """Raise ErlabError for parameters that `fit` rejects for this number of distinct prompts."""
         for name in ("clusters", "dimensions", "restarts"):
             value = getattr(self, name)
             require(isinstance(value, int | np.integer) and value >= 1, name, "PromptRouter", "be at least 1", value)
-        for name, names in ("features", FEATURES), ("clusterer", [*CLUSTERERS, "supervised"]):
+        for name, names in ("features", FEATURES), ("clusterer", [*CLUSTERERS, SUPERVISED]):
             value = getattr(self, name)
             require(value in names, name, "PromptRouter", f"be one of {', '.join(names)}", value)
         allowed = f"be at most the {distinct} distinct prompts"
         require(self.clusters <= distinct, "clusters", "PromptRouter", allowed, self.clusters)
 
-    def _labels_of(self, y: Sequence | None, count: int) -> np.ndarray:
+    def _domain_labels(self, y: Sequence | None, count: int) -> np.ndarray:
         got = None if y is None else len(y)
         require(got == count, "y", "the supervised PromptRouter", f"hold the {count} prompts' domains", got)
         domains, labels = np.unique(np.asarray(y, dtype=object).astype(str), return_inverse=True)
@@ -119,16 +142,16 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         return labels
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The prompts' vectors, (n, dimensions_), of length one or zero."""
+        """Return the vectors of n prompts, (n, dimensions_), of length one or zero."""
         check_is_fitted(self, "encoder_")
         return super().embed(texts)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
-        """The prompts' clusters, (n,) int."""
+        """Return the clusters of n prompts, (n,) int."""
         return self.route(texts).cluster
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
-        """The prompts' distances to every centre, (n, clusters), as scikit-learn's KMeans gives them."""
+        """Return the distances of n prompts to every centre, (n, clusters), like scikit-learn's KMeans."""
         return self.head_.distances(self.embed(texts))
 
     def __sklearn_tags__(self):
@@ -139,7 +162,7 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         return tags
 
     def save(self, folder: str | Path) -> Path:
-        """Write the decision path into `folder`: JSON and safetensors with checksums, no pickle."""
+        """Save the compiled router into a folder: JSON and safetensors with checksums, no pickle."""
         check_is_fitted(self, "encoder_")
         content = {
             "parameters": self.get_params(),

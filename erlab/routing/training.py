@@ -1,4 +1,4 @@
-"""Prompts and router of a study: chosen, trained, and kept in its folder for the steps after."""
+"""Training of a study's router: prepare prompts, fit, calibrate, save."""
 
 import json
 from pathlib import Path
@@ -15,46 +15,57 @@ from erlab.spec import Profile
 
 
 def prepare_prompts(
-    to: Profile, folders: Folders, source: str | Path | None = None, seed: int = 0, text: str | None = None
+    profile: Profile, folders: Folders, source: str | Path | None = None, seed: int = 0, text: str | None = None
 ) -> Dataset:
-    """Load the study's prompts (see `datasets.load`), keep them as parquet for the steps after, and return them."""
-    prompts = datasets.load(source, seed=seed, per_domain=to.prompts_per_domain, text=text)
+    """Load the prompts of a study (see `datasets.load`) and save them as parquet for later steps."""
+    prompts = datasets.load(source, seed=seed, per_domain=profile.prompts_per_domain, text=text)
     save_table(prompts.data.table.combine_chunks(), folders.prompts)
     return prompts
 
 
 def train_router(
-    to: Profile, folders: Folders, prompts: Dataset, clusters: int | None = None, seed: int = 0
+    profile: Profile, folders: Folders, prompts: Dataset, clusters: int | None = None, seed: int = 0
 ) -> tuple[PromptRouter, dict]:
-    """Fit the paper's recipe on the training prompts and the outliers' threshold on the others; save the router and its
-    summary; return both."""
+    """Train the paper's router and save it with its summary.
+
+    Args:
+        profile: Gives the number of clusters if `clusters` is None.
+        folders: Folders of the study.
+        prompts: Columns text, domain and split; the router is fitted to the split train, its outlier threshold to
+            held_back.
+        clusters: Number of clusters.
+        seed: Random seed.
+
+    Returns:
+        The router and its summary (`evaluation.summary`).
+    """
     rows = prompts.to_pandas()
-    train, held = (rows["text"][rows["split"] == split] for split in ("train", "held_back"))
-    router = PromptRouter(clusters=to.clusters if clusters is None else clusters, seed=seed).fit(train)
-    if len(held):
-        router.calibrate(held)
+    train, held_back = (rows["text"][rows["split"] == split] for split in ("train", "held_back"))
+    router = PromptRouter(clusters=profile.clusters if clusters is None else clusters, seed=seed).fit(train)
+    if len(held_back):
+        router.calibrate(held_back)
     router.save(folders.router)
     summary = evaluation.summary(router, prompts)
     textfiles.save(folders.router_summary, json.dumps(summary))
     return router, summary
 
 
-def check(to: Profile, prompts: Dataset, clusters: int | None = None) -> None:
-    """Refuse prompts or clusters of which no router can be made, or none be judged."""
+def check(profile: Profile, prompts: Dataset, clusters: int | None = None) -> None:
+    """Raise ErlabError for prompts or clusters with which no router can be trained or evaluated."""
     splits = prompts["split"][:]
-    PromptRouter(to.clusters if clusters is None else clusters).check(splits.count("train"))
+    PromptRouter(profile.clusters if clusters is None else clusters).check(splits.count("train"))
     evaluation.require_held_back(splits)
 
 
 def clusters_table(summary: dict) -> pd.DataFrame:
-    """A row a cluster: how many training prompts, which domain most of them have, and what it is about."""
+    """Tabulate the size, most frequent domain and terms of the clusters; one row per cluster."""
     table = pd.DataFrame(summary["clusters"]).set_index("cluster")
     table = table.assign(terms=table.terms.map(", ".join), purity=table.purity.round(2), share=table.share.round(3))
     return table[["size", "share", "top_domain", "purity", "terms"]]
 
 
 def quality_table(summary: dict) -> pd.DataFrame:
-    """How well the clusters match the domains that the router never saw (see `routing.evaluation.summary`)."""
+    """Tabulate how well the clusters match the domains (see `evaluation.summary`); one row per measure."""
     values = {
         "training prompts": summary["prompts"]["train"],
         "held-back prompts": summary["prompts"]["held_back"],

@@ -14,7 +14,7 @@ import pandas as pd
 
 from erlab.results import metrics
 from erlab.simulation.hardware import gpu
-from erlab.simulation.system import SIMULATED_POLICIES, Setup, simulate
+from erlab.simulation.system import Setup, simulate, simulated_policies
 from erlab.spec import System, is_number, require
 
 
@@ -93,7 +93,7 @@ def _largest(run: Callable[[int], pd.DataFrame], limits: LatencyLimits, most: in
 def policies(
     system: System,
     loads: Iterable[int],
-    names: Sequence[str] = SIMULATED_POLICIES,
+    names: Sequence[str] | None = None,
     shares: Mapping[str, Sequence[float] | None] | None = None,
     decisions: Mapping[str, Sequence] | None = None,
     **options,
@@ -116,7 +116,7 @@ def policies(
     clusterers += [(name, {"decisions": d}) for name, d in (decisions or {}).items()]
     rows = []
     for name, routing in clusterers or [("even", {})]:
-        for policy in names:
+        for policy in simulated_policies() if names is None else names:
             for users in loads:
                 requests = simulate(system, users, policy=policy, **routing, **options).requests
                 ttft = metrics.ttft(requests)

@@ -22,7 +22,7 @@ from erlab.errors import ErlabError
 from erlab.prompts.workload import sample
 from erlab.results import records
 from erlab.routing.compiled import Row
-from erlab.routing.policies import POLICIES, Fleet
+from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, Fleet
 from erlab.simulation import components, era, events
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Requests, SimulatedEngine
@@ -30,8 +30,10 @@ from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
 from erlab.simulation.steptimes import NS, StepTimes
 from erlab.spec import GIB, Expert, System, Workload, require
 
-_NEED_SPECIAL_EXPERT = ("outlier", "strong_weak")  # equal to `nearest` without a generalist and a strong expert
-SIMULATED_POLICIES = tuple(name for name in POLICIES if name not in _NEED_SPECIAL_EXPERT)
+
+def simulated_policies() -> tuple[str, ...]:
+    """Return the names of all policies whose choice does not need a generalist or a strong expert."""
+    return tuple(name for name in POLICIES if name not in SPECIAL_EXPERTS)
 
 
 @dataclass(frozen=True)

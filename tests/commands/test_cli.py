@@ -240,7 +240,7 @@ def router(tmp_path_factory):
 def test_route_says_where_a_prompt_goes_and_why(router):
     done = run("route", "fresh pasta", "my\nlandlord", "--results", router.parent)
     assert done.exit_code == 0, done.output
-    pasta, landlord = re.findall(r"→ cluster (\d), by \d", done.output)
+    pasta, landlord = re.findall(r"→ cluster (\d), margin \d", done.output)
     assert {pasta, landlord} == {"0", "1"} and "my landlord →" in done.output
     assert done.output.count("[pasta]") == 1 and done.output.count("[landlord]") == 1, "the words that decided"
 
@@ -252,7 +252,7 @@ def test_route_takes_any_file_of_prompts(router, tmp_path):
     done = run("route", "--file", file, "--router", router)
     assert done.exit_code == 0, done.output
     rows = [line for line in done.output.splitlines() if line.startswith("│")]
-    assert len(rows) == 5 and sum("(nothing known)" in row for row in rows) == 3
+    assert len(rows) == 5 and sum("(none known)" in row for row in rows) == 3
     assert "\x1b[31m" not in done.output and "\0" not in done.output
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": ""}\n')

@@ -1,4 +1,4 @@
-"""The comparison of recipes in notebook 02: which prompts and recipes it takes, what its targets say, what it keeps."""
+"""Tests of the comparison of recipes in notebook 02: prompts, recipes, targets, files."""
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from erlab.experiments import recipes
 from erlab.figures import routing, style
 from erlab.paths import Folders
 from erlab.routing.evaluation import RECIPES
+from erlab.routing.features import FEATURES, CharacterFeatures
 from erlab.serving import profiles
 
 SMOKE = profiles.profile("smoke")
@@ -40,32 +41,32 @@ def table(prompts, tmp_path_factory):
     return recipes.compare(SMOKE, Folders(tmp_path_factory.mktemp("study")), prompts)
 
 
-def test_prompts_of_no_domain_are_kept_apart(prompts):
-    known, unknown = recipes.compared(prompts)
+def test_unknown_prompts_are_separated(prompts):
+    known, unknown = recipes.select_prompts(prompts)
     assert set(known["domain"]) == set(WORDS) and len(known) == 390 and len(unknown) == 30
-    few, same = recipes.compared(prompts, per_domain=20)
+    few, same = recipes.select_prompts(prompts, per_domain=20)
     assert few.to_pandas()["domain"].value_counts().to_dict() == dict.fromkeys(WORDS, 20) and same == unknown
     first = known.to_pandas().groupby("domain").head(20)
-    assert list(few["text"]) == list(first["text"]), "the draw's order is kept"
+    assert list(few["text"]) == list(first["text"]), "the order of the prompts stays"
 
 
-def test_only_the_targets_domains_count_where_all_are_there():
+def test_other_domains_are_left_out_if_all_core_domains_are_present():
     core = [row for domain in recipes.CORE for row in rows(domain, 5)]
-    both, _ = recipes.compared(Dataset.from_list(core + rows("trivia", 5)))
+    both, _ = recipes.select_prompts(Dataset.from_list(core + rows("trivia", 5)))
     assert set(both["domain"]) == set(recipes.CORE)
-    some, _ = recipes.compared(Dataset.from_list(core[:-5] + rows("trivia", 5)))
+    some, _ = recipes.select_prompts(Dataset.from_list(core[:-5] + rows("trivia", 5)))
     assert set(some["domain"]) == {*recipes.CORE[:-1], "trivia"}
 
 
-def test_a_domain_without_training_prompts_is_left_out():
+def test_domains_without_training_prompts_are_left_out():
     held = [row | {"split": "held_back"} for row in rows("late", 3)]
-    known, _ = recipes.compared(Dataset.from_list(rows("law", 10) + held))
+    known, _ = recipes.select_prompts(Dataset.from_list(rows("law", 10) + held))
     assert set(known["domain"]) == {"law"}
-    alone, unknown = recipes.compared(Dataset.from_list(rows("unknown", 10)))
+    alone, unknown = recipes.select_prompts(Dataset.from_list(rows("unknown", 10)))
     assert len(alone) == 10 and unknown == []
 
 
-def test_the_profiles_recipes_are_compared_and_kept(table, prompts, tmp_path):
+def test_the_profiles_recipes_are_compared_and_saved(table, prompts, tmp_path):
     assert tuple(table.index) == SMOKE.compared_recipes
     folders = Folders(tmp_path)
     named = recipes.compare(SMOKE, folders, prompts, ["words, balanced"], seeds=1, other=None)
@@ -76,7 +77,7 @@ def test_the_profiles_recipes_are_compared_and_kept(table, prompts, tmp_path):
     assert "stability" not in shown and shown["accuracy, unseen"].item() == round(named["unseen"].item(), 3)
 
 
-def test_prompts_from_elsewhere_are_compared_on(prompts, tmp_path):
+def test_prompts_from_other_sources_are_compared(prompts, tmp_path):
     pd.DataFrame(rows("law", 20) + rows("elsewhere", 20)).drop(columns="split").to_parquet(tmp_path / "o.parquet")
     other = dict(recipes=["paper"], seeds=1, other=tmp_path / "o.parquet")
     table = recipes.compare(SMOKE, Folders(tmp_path / "study"), prompts, **other)
@@ -86,7 +87,7 @@ def test_prompts_from_elsewhere_are_compared_on(prompts, tmp_path):
         recipes.compare(SMOKE, Folders(tmp_path / "study"), prompts, **other)
 
 
-def test_one_domain_is_split_without_being_told_it(tmp_path):
+def test_a_single_domain_is_compared_without_supervised_recipes(tmp_path):
     one = Dataset.from_list(rows("law", 60))
     found = recipes.compare(SMOKE, Folders(tmp_path), one, ["paper", "characters, supervised"], seeds=1, clusters=3)
     assert list(found.index) == ["paper"] and found["unseen"].item() == 1
@@ -94,13 +95,13 @@ def test_one_domain_is_split_without_being_told_it(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [dict(recipes="best"), dict(recipes=[]), dict(recipes=["paper", 3]), dict(seeds=0)])
-def test_bad_parameters_are_named(bad, prompts, tmp_path):
+def test_invalid_parameters_are_reported(bad, prompts, tmp_path):
     (name,) = bad
     with pytest.raises(ErlabError, match=f"The '{name}' parameter of notebook 02 must be"):
         recipes.compare(SMOKE, Folders(tmp_path), prompts, **bad)
 
 
-def test_without_unseen_prompts_nothing_is_compared(tmp_path):
+def test_prompts_without_held_back_split_are_refused(tmp_path):
     train = Dataset.from_list([row | {"split": "train"} for row in rows("law", 10) + rows("music", 10)])
     with pytest.raises(ErlabError, match="None of the 20 prompts is held back"):
         recipes.compare(SMOKE, Folders(tmp_path), train)
@@ -118,7 +119,7 @@ def scores(**columns) -> pd.DataFrame:
     return pd.DataFrame(columns, index=names).rename_axis("recipe")
 
 
-def test_targets_are_compared_with_the_best_balanced_recipe_of_each_family():
+def test_targets_use_the_best_balanced_recipe_of_each_family():
     found = scores(
         unseen=[0.99, 0.80, 0.86, 0.99, 0.92, 0.97],
         exact=[0.99, 0.80, 0.86, 0.99, 0.92, 0.976],
@@ -132,7 +133,7 @@ def test_targets_are_compared_with_the_best_balanced_recipe_of_each_family():
     assert list(dict.fromkeys(targets.index.get_level_values(0))) == [
         "characters, balanced", "static, balanced", "MiniLM, balanced",
     ]
-    assert not targets.index.get_level_values(1).isin(["outlier AUROC"]).any(), "unknown is not missed"
+    assert not targets.index.get_level_values(1).isin(["outlier AUROC"]).any(), "no target without a value"
     met = targets["met"].to_dict()
     accuracy, decision = "macro routing accuracy, unseen prompts", "one decision, p50 (ms)"
     assert met["characters, balanced", accuracy] == "yes" and met["characters, balanced", decision] == "no"
@@ -145,11 +146,20 @@ def test_targets_are_compared_with_the_best_balanced_recipe_of_each_family():
     ]
 
 
-def test_other_prompts_have_no_targets(table, prompts):
+def test_targets_include_added_recipes(monkeypatch):
+    monkeypatch.setitem(FEATURES, "short", type("ShortFeatures", (CharacterFeatures,), {"sizes": (2, 3)}))
+    monkeypatch.setitem(RECIPES, "short, balanced", {"features": "short", "clusterer": "balanced"})
+    core = Dataset.from_list([row for domain in recipes.CORE for row in rows(domain, 1)])
+    columns = dict.fromkeys(("unseen", "exact", "p50_ms", "load", "outliers", "stability"), 0.9)
+    table = pd.DataFrame(columns, index=["short, balanced"])
+    assert set(recipes.targets(table, core)["features"]) == {"TF-IDF"}
+
+
+def test_targets_need_all_core_domains(table, prompts):
     assert list(recipes.targets(table, prompts).columns) == ["left out"]
 
 
-def test_pictures_show_each_recipe_and_domain_and_are_kept(table, prompts, tmp_path):
+def test_figures_show_each_recipe_and_domain_and_are_saved(table, prompts, tmp_path):
     found = recipes.confusions(table, prompts)
     assert "paper" in found and 1 <= len(found) <= 2
     for shares in found.values():

@@ -1,4 +1,4 @@
-"""Prompts with a known structure: each domain has words of its own and words it shares."""
+"""Synthetic prompts of four domains, made of domain-specific and shared words."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Clusterers: the balanced assignment against scipy's optimum, and every head against a second way to decide."""
+"""Tests of clusterers: balanced assignment against scipy's optimum, heads against independent computations."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def problems(draw):
     n, k = draw(st.integers(1, 60)), draw(st.integers(1, 8))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     costs = rng.random((n, k)) ** draw(st.sampled_from([0.3, 1, 4]))
-    costs[:, 0] -= draw(st.sampled_from([0, 1]))  # a column that everybody wants
+    costs[:, 0] -= draw(st.sampled_from([0, 1]))  # the cheapest column for most rows
     ties = draw(st.booleans())
     return np.round(costs, 1) if ties else costs, draw(st.sampled_from([0.0, 1.0])) * rng.normal(size=k)
 
 
 @given(problems())
-def test_assignment_is_the_cheapest_within_capacity(problem):
+def test_assignment_has_the_lowest_cost_within_capacity(problem):
     costs, prices = problem
     n, k = costs.shape
     labels, learned = assign(costs, prices)
@@ -41,7 +41,7 @@ def test_assignment_is_the_cheapest_within_capacity(problem):
 
 @pytest.fixture(scope="module")
 def blobs():
-    """Four groups of unequal sizes around corners of a simplex."""
+    """Vectors of four groups of unequal sizes around corners of a simplex, and their groups."""
     rng = np.random.default_rng(5)
     domains = np.repeat([0, 1, 2, 3], [120, 40, 80, 60])
     vectors = np.eye(8)[domains] + rng.normal(scale=0.12, size=(300, 8))
@@ -69,22 +69,22 @@ def test_same_seed_same_clusters(name, blobs):
 
 
 @pytest.mark.parametrize("name", ["balanced", "capacity"])
-def test_training_load_is_even_whatever_the_groups(name, blobs):
+def test_balanced_clusters_have_equal_sizes(name, blobs):
     labels, _ = CLUSTERERS[name](blobs[0], 4, 3, 0)
     assert np.bincount(labels).tolist() == [75] * 4
 
 
-def test_prices_carry_the_even_load_over_to_unseen_vectors(blobs):
+def test_prices_balance_unseen_vectors(blobs):
     vectors, _ = blobs
     train, unseen = vectors[::2], vectors[1::2]
     plain, priced = (clusterers.CLUSTERERS[n](train, 4, 3, 0)[1] for n in ("balanced", "capacity"))
     fullest = [np.bincount(decide(head, unseen), minlength=4).max() for head in (plain, priced)]
     assert fullest[1] < fullest[0]
     labels, head = clusterers.fit_capacity(train, 4, 3, 0)
-    assert (decide(head, train) == labels).mean() > 0.97  # prompts on a border may fall to either side
+    assert (decide(head, train) == labels).mean() > 0.97  # ties may be broken either way
 
 
-def test_gaussian_head_is_the_mixture_s_posterior():
+def test_gaussian_head_costs_are_the_negative_log_posterior():
     rng = np.random.default_rng(1)
     shares, means, variances = np.array([0.2, 0.8]), rng.normal(size=(2, 3)), rng.uniform(0.5, 2, (2, 3))
     head, points = Posterior.of_gaussians(shares, means, variances), rng.normal(size=(20, 3))
@@ -95,7 +95,7 @@ def test_gaussian_head_is_the_mixture_s_posterior():
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_supervised_head_is_the_classifier_s(blobs, classes):
+def test_supervised_head_costs_are_the_classifiers_log_probabilities(blobs, classes):
     from sklearn.linear_model import LogisticRegression
 
     vectors, domains = blobs
@@ -113,7 +113,7 @@ def test_distances_are_euclidean(seed):
     assert Centers(centers).distances(centers).diagonal() == pytest.approx(0, abs=1e-6)
 
 
-def test_ward_refuses_what_would_not_fit_in_memory(monkeypatch, blobs):
+def test_ward_limits_the_number_of_prompts(monkeypatch, blobs):
     monkeypatch.setattr(clusterers, "WARD_LIMIT", 299)
     with pytest.raises(ErlabError, match="'texts' parameter of the ward clusterer must be at most 299. Got 300"):
         clusterers.fit_ward(blobs[0], 4, 1, 0)

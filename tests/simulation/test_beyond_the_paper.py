@@ -13,7 +13,7 @@ from erlab.routing.policies import POLICIES
 from erlab.simulation import Setup, beyond, sensitivity, simulate, variations
 from erlab.simulation import autoscaling as auto
 from erlab.simulation.assumptions import Variation, with_kv_pool, zipf
-from erlab.simulation.system import SIMULATED_POLICIES
+from erlab.simulation.system import simulated_policies
 from erlab.spec import Lengths, Workload
 
 ROOF = Setup(steps="roofline", era=None)
@@ -74,12 +74,12 @@ def test_every_policy_is_compared_unless_it_equals_nearest(name):
         simulate(D, 60, setup=ROOF, workload=SHORT, shares=zipf(8, 1.0), policy=policy).requests["expert"]
         for policy in (name, "nearest")
     )
-    assert (name in SIMULATED_POLICIES) == (name == "nearest" or not routed.equals(nearest))
+    assert (name in simulated_policies()) == (name == "nearest" or not routed.equals(nearest))
 
 
 def test_all_simulated_policies_are_compared_by_default():
     compared = beyond.policies(D, [2], setup=ROOF, workload=SHORT)
-    assert tuple(compared["policy"]) == SIMULATED_POLICIES
+    assert tuple(compared["policy"]) == simulated_policies()
 
 
 def test_zipf_shares_are_proportional_to_a_power_of_the_rank():

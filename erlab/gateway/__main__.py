@@ -36,7 +36,7 @@ from erlab.routing import CompiledRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
 
-EXPERTS = "experts: models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible)"
+EXPERTS = "one or more: models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible)"
 EXAMPLES = """\
 examples:
   two experts on one Triton server, OpenAI-compatible face on port 8080:

@@ -55,7 +55,7 @@ class Reply(Sink, Protocol):
     def piece(self, data: bytes, routed: "Routed | None") -> None: ...
 
 
-class Upstream(Protocol):
+class Probeable(Protocol):
     """A model on a server. Each protocol in `erlab.gateway.wire` adds the methods that its face calls."""
 
     async def probe(self) -> None:
@@ -96,7 +96,7 @@ class ServedExpert:
         suspected: Set when a request failed, so that the expert should be probed.
     """
 
-    def __init__(self, name: str, upstream: Upstream, limits: Limits):
+    def __init__(self, name: str, upstream: Probeable, limits: Limits):
         self.name, self.upstream = name, upstream
         self.up, self.outstanding, self.running, self.heard = True, 0, 0, 0.0
         self.leases: dict[asyncio.Timeout, float] = {}

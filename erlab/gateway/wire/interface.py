@@ -11,7 +11,7 @@ Headers = tuple[tuple[str, str], ...]  # a client's own metadata, as on the wire
 NO_HEADERS: Headers = ()
 
 
-class Upstream(core.Upstream, Protocol):
+class Upstream(core.Probeable, Protocol):
     """A model on a server, for clients of either face.
 
     Each method returns when the answer has ended whole, and raises RequestError if it fails.

@@ -1,21 +1,23 @@
-"""The routing gateway: to any KServe v2 client a Triton server, to any OpenAI client a server of its kind, with one
-more model: `router`.
+"""Routing gateway: one more model, `router`, in front of the experts' servers.
 
-| where | what does it | why |
+KServe v2 clients see a Triton server, OpenAI clients an OpenAI-compatible server. `core` is the paper's gateway and
+names no transport; `wire` holds the protocols around it.
+
+| part | implementation | reason |
 |---|---|---|
-| the gRPC door (`door`) | grpcio's server, on uvloop | strangers knock on what thousands of people maintain |
-| the HTTP door (`web`) | aiohttp's server; pieces go past its response to the connection | the same |
-| the core (`decide`, `dispatch`, `expert`) | asyncio without a transport | a request's way, read in one sitting |
-| to Triton (`triton`) | our HTTP/2 client | messages stay bytes; a turn of the loop is one system call |
-| to HTTP servers (`endpoint`) | our HTTP/1.1 client on llhttp | pieces are pushed on where they arrive |
+| gRPC face (`wire.kserve_face` on `wire.grpc_server`) | grpcio's server | untrusted clients meet widely used code |
+| HTTP face (`wire.openai_face`) | aiohttp's server | the same |
+| core (`core`, `classify`, `health`) | asyncio | no transport |
+| to Triton (`wire.triton_upstream`) | own HTTP/2 client (`wire.http2`) | messages stay bytes; batched system calls |
+| to HTTP servers (`wire.openai_upstream`) | own HTTP/1.1 client (`wire.http1`) | pieces are pushed on as they arrive |
 
-A piece of an answer passes without being decoded again and without a task or a generator of its own: it is pushed from
-the client that received it through the dispatcher to the door. The gRPC door writes it from the call's own task, one
-write at a time, since that is what grpcio takes; there most of a response's CPU time is spent in grpcio.
+A piece of an answer is pushed from the client that received it through the core to the face: it is not decoded again,
+and no task or generator wakes for it. The gRPC face writes pieces from the call's own task, one write at a time, as
+grpcio requires.
 
-Benchmarks measure it, each beside something that runs in the same minutes: tests/benchmarks/test_gateway_grpc.py a
-response and a request beside a bare relay of grpcio, test_gateway.py an event over HTTP beside SGLang's router and
-LiteLLM, test_gateway_memory.py the size of the process. Step 05 of the study measures the added time up to 1,000 users.
+Benchmarks compare it with a bare grpcio relay (tests/benchmarks/test_gateway_grpc.py) and with SGLang's router and
+LiteLLM (test_gateway.py), and measure its memory (test_gateway_memory.py). Step 05 of the study measures the latency it
+adds up to 1,000 users.
 """
 
 from erlab.gateway.limits import Limits

@@ -1,8 +1,8 @@
-"""What gateway, users and probes share: a text request's message, the text in a response, and a channel's options.
+"""KServe v2 text requests and responses, shared by gateway, users and probes.
 
 KServe v2 over gRPC, with the tensors of TensorRT-LLM's ensemble: ``text_input`` BYTES (1, 1), ``max_tokens`` INT32
 (1, 1) and ``stream`` BOOL (1, 1) in, ``text_output`` BYTES out, in raw or in typed contents. A character's bytes may
-come in several responses: who joins responses joins their `content`, or decodes it incrementally.
+span several responses: join their `content`, or decode it incrementally.
 
 >>> message = request("expert_0", "What is a watt?", 16)
 >>> message.model_name, [tensor.name for tensor in message.inputs]
@@ -21,7 +21,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from erlab.errors import ErlabError
 
-MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's own default is 4 MiB for what it receives
+MAX_MESSAGE_BYTES = 64 * 2**20  # gRPC's default for received messages is 4 MiB
 # TCP_NODELAY is gRPC's default. No keepalive: Triton hangs up on clients that ping more than once in five silent
 # minutes, so a lost peer is noticed by the deadline that every request carries. No proxy: addresses are used as given.
 CHANNEL_OPTIONS = (
@@ -32,7 +32,7 @@ CHANNEL_OPTIONS = (
 
 
 def address(text: str) -> str:
-    """The address "HOST:PORT" if it is one; raises ErlabError otherwise."""
+    """Return an address HOST:PORT unchanged; raises ErlabError for any other text."""
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})", text)
     if not match or not 1 <= int(match[2]) <= 65535:
         raise ErlabError(f"A server's address must be HOST:PORT with a port from 1 to 65535. Got {text!r}.")
@@ -42,7 +42,7 @@ def address(text: str) -> str:
 def request(
     model: str, text: str, max_tokens: int, stream: bool = True, request_id: str = ""
 ) -> service_pb2.ModelInferRequest:
-    """The message that asks `model` to continue `text` by `max_tokens` tokens, one response a token if `stream`."""
+    """Build a request to continue `text` by `max_tokens` tokens, with one response per token if `stream`."""
     message = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     tensors = (
         ("text_input", "BYTES", serialize_byte_tensor(np.array([text.encode()], dtype=object)).item()),
@@ -56,8 +56,7 @@ def request(
 
 
 def content(response: service_pb2.ModelInferResponse) -> bytes:
-    """The bytes of one response's text; empty where it carries none. Raises struct.error where raw contents are not
-    texts after their lengths."""
+    """Return the bytes of a response's text, empty if it has none; raises struct.error if their lengths are wrong."""
     for place, tensor in enumerate(response.outputs):
         if tensor.name == "text_output":
             if not response.raw_output_contents:
@@ -68,20 +67,20 @@ def content(response: service_pb2.ModelInferResponse) -> bytes:
 
 
 def answers(response: service_pb2.ModelInferResponse) -> bool:
-    """Whether a response carries a text, if an empty one."""
+    """Whether a response carries a text, which may be empty."""
     return any(tensor.name == "text_output" for tensor in response.outputs)
 
 
 def text(response: service_pb2.ModelInferResponse) -> str:
-    """The text of one response by itself; empty where it carries none. Bytes that are no UTF-8 become U+FFFD."""
+    """Return the text of one response, empty if it has none; bytes that are not UTF-8 become U+FFFD."""
     return content(response).decode(errors="replace")
 
 
 def generate(server: str, model: str, prompt: str, max_tokens: int, timeout: float) -> Iterator[str]:
-    """Ask the server at "HOST:PORT" and yield the answer's pieces of text as they come, within `timeout` seconds.
+    """Send a prompt to the server at HOST:PORT and yield the pieces of the answer as they arrive.
 
-    Raises ErlabError, naming server and model, where the server cannot be reached, refuses, is late, or answers
-    nothing.
+    Raises ErlabError, naming server and model, if the server is unreachable, refuses, sends no answer, or takes longer
+    than `timeout` seconds.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     answered = False

@@ -1,35 +1,32 @@
-"""What bounds a gateway, and the one error by which it refuses or ends a request.
-
->>> raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "expert_0 is full.")
-Traceback (most recent call last):
-    ...
-erlab.gateway.limits.Refused: expert_0 is full.
-"""
+"""Limits of a gateway: bounds on concurrency, time and size."""
 
 from dataclasses import dataclass
 
-import grpc
-
-from erlab.errors import ErlabError
 from erlab.spec import require
 
-DRAIN_SECONDS = 5.0  # that requests in flight get to end in when a gateway is to stop
+DRAIN_SECONDS = 5.0  # for requests in flight to end in when a gateway stops
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The gateway's bounds; each holds for one gateway process.
+    """Bounds of one gateway process; several workers have them each.
 
-    in_flight, queue: requests that one expert works on at a time, and that wait for it; more are refused.
-    seconds: the longest a request may take. stall_seconds: an expert that leaves a request without a sign of life for
-    so long is probed, and has so long to answer the probe; a stream to which it is silent even then has been lost and
-    ends, so this should be more than a prompt may take to its first token. message_bytes, header_bytes: the largest
-    request and its headers.
+    Attributes:
+        in_flight: Requests that an expert works on concurrently (default 1024).
+        queue: Requests that wait for an expert; more are refused (default 1024).
+        seconds: Deadline of a request, and of a gRPC stream without a request, s (default 600).
+        stall_seconds: Silence after which an expert is probed, and the time it has to answer the probe, s; a stream
+            that is silent even then ends, so use more than the longest time to first token (default 10).
+        message_bytes: Largest request, bytes (default 4 MiB).
+        header_bytes: Largest headers of a request, bytes (default 16 KiB).
+        connections: Open connections per face; more are closed (default 16384).
+        calls: Unfinished gRPC calls; more are refused (default 4096).
+        header_seconds: Time for a new connection to send its first headers, s (default 10).
+        idle_seconds: Time after which a connection without a request is closed, s (default 300).
+        keepalive_seconds: Silence after which a gRPC connection is pinged, and the time to answer, s (default 30).
 
-    connections: open connections of a face; more are closed. calls: unfinished gRPC calls; more are refused. A
-    connection is closed that has not said what it wants within `header_seconds`, has been without a request for
-    `idle_seconds`, or whose other end leaves a ping unanswered: gRPC's are pinged after `keepalive_seconds` of silence
-    and get as long to answer. A gRPC call without a request for `seconds` ends.
+    Raises:
+        ErlabError: A value is out of range; the message names it.
     """
 
     in_flight: int = 1024
@@ -50,14 +47,3 @@ class Limits:
         require(self.queue >= 0, "queue", "Limits", "be at least 0", self.queue)
         for name in ("seconds", "stall_seconds", "header_seconds", "idle_seconds", "keepalive_seconds"):
             require(getattr(self, name) > 0, name, "Limits", "be more than 0", getattr(self, name))
-
-
-class Refused(ErlabError):
-    """A request that the gateway or its expert ends with an error: its kind, as gRPC calls it, and a sentence.
-
-    `again`: whether another expert may do better. `routed`: how far the request had come, where it had been decided.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str, again: bool = False):
-        super().__init__(message)
-        self.code, self.again, self.routed = code, again, None

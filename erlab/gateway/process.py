@@ -1,7 +1,7 @@
-"""Starts and stops a gateway as a process of its own.
+"""Gateway in its own process.
 
     with Gateway(folder / "router", "127.0.0.1:8001", ("expert_0", "expert_1") * 4) as gateway:
-        print(gateway.address)  # any KServe v2 gRPC client can ask the model `router` there
+        print(gateway.address)  # KServe v2 gRPC clients can query the model `router` here
 """
 
 import json
@@ -21,22 +21,34 @@ from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.gateway.limits import DRAIN_SECONDS, Limits
 
-_LISTEN_SECONDS = 60.0
+_LISTEN_SECONDS = 60.0  # for the process to import its modules and listen
 
 
 class Gateway:
-    """A running gateway, as a context manager; it ends with this process, whatever ends that. `address` is its KServe
-    v2 gRPC face, `http` the URL of its OpenAI-compatible one (without /v1), None unless `http_port` is given.
+    """A running gateway, as a context manager. It ends with this process.
 
-    router: folder of a saved PromptRouter; None: no routing, each expert is asked by its own one of `names` (see
-    `erlab.gateway.passthrough`). upstream: HOST:PORT of Triton's gRPC face. experts_of_clusters: the Triton
-    model of each of the router's clusters, or an address of its own as in `erlab.gateway.server.Settings`. policy: a
-    name in `erlab.routing.policies`. port: where to listen, on loopback; chosen by the system if None. limits: its
-    bounds. key: what clients must bring as a bearer token. http_port: 0 lets the system choose. workers: processes
-    that share the ports, each with the limits to itself (see `erlab.gateway.workers`). generalist, strong: the expert
-    of prompts that fit no cluster (policy "outlier") or are difficult ("strong_weak"); threshold: how difficult at
-    least, from 0 to 1 (None: 0.5). Raises ErlabError, with the gateway's own words, where it cannot start, or where
-    the server behind it isn't ready within `timeout` seconds.
+    Args:
+        router: Folder of a saved PromptRouter; None for no routing (`erlab.gateway.passthrough`).
+        upstream: HOST:PORT of Triton's gRPC port.
+        experts_of_clusters: Expert of each cluster, as `erlab.gateway.server.Settings.experts`.
+        policy: Name in `erlab.routing.policies.POLICIES`.
+        port: Port of the gRPC face on loopback; None lets the system choose.
+        timeout: Seconds for the server behind the gateway to become ready.
+        limits: Bounds on concurrency, time and size, of each worker.
+        key: Bearer token that clients must send.
+        http_port: Port of the HTTP face on loopback; 0 lets the system choose, None for no such face.
+        workers: Processes that share the ports (`erlab.gateway.workers`).
+        generalist: Expert for prompts that fit no cluster (policy "outlier").
+        strong: Expert for difficult prompts (policy "strong_weak").
+        names: Without a router: name under which each expert is served.
+        threshold: Difficulty from which `strong` serves a prompt, 0 to 1; None for 0.5.
+
+    Attributes:
+        address: HOST:PORT of the KServe v2 gRPC face.
+        http: URL of the OpenAI-compatible face, without /v1, or None.
+
+    Raises:
+        ErlabError: The gateway does not start, or the server behind it is not ready in time.
     """
 
     def __init__(
@@ -73,18 +85,18 @@ class Gateway:
 
     def __enter__(self) -> "Gateway":
         self._errors = tempfile.TemporaryFile("w+")
-        # A session of its own keeps Ctrl-C with the parent, which then stops it; the open stdin ties it to the parent.
+        # In its own session Ctrl-C reaches only the parent, which then stops it; the open stdin ties it to the parent.
         self._process = subprocess.Popen(
             self._command,
-            env=os.environ | ({"ERLAB_API_KEY": self._key} if self._key else {}),  # arguments are for all to see
+            env=os.environ | ({"ERLAB_API_KEY": self._key} if self._key else {}),  # other users can read arguments
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
         )
         try:
-            told = self._read_addresses()
-            self.address, self.http = told["address"], told.get("http")
+            addresses = self._read_addresses()
+            self.address, self.http = addresses["address"], addresses.get("http")
             self._wait_ready(time.monotonic() + self._timeout)
         except BaseException:
             self.__exit__()
@@ -98,7 +110,7 @@ class Gateway:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            self._process.kill()  # nothing where it has ended
+            self._process.kill()  # no effect if it has ended
             self._process.wait()
             for file in (self._process.stdin, self._process.stdout, self._errors):
                 file.close()
@@ -118,7 +130,7 @@ class Gateway:
         return json.loads(line)
 
     def _wait_ready(self, end: float) -> None:
-        """Until the server behind it says, through it, that it is ready."""
+        """Wait until the server behind the gateway is ready, asked through the gateway."""
         with grpc.insecure_channel(self.address, options=kserve.CHANNEL_OPTIONS) as channel:
             headers = [("authorization", f"Bearer {self._key}")] if self._key else None
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -144,5 +156,5 @@ class Gateway:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         own = [line.removeprefix("erlab: ") for line in lines if line.startswith("erlab: ")]
-        # gRPC logs beside the gateway's own sentence; who was killed says nothing.
+        # gRPC logs beside the gateway's own error; a killed process leaves nothing.
         return ": " + (" | ".join(own or lines[-5:]) or f"its process ended with exit status {status}.")

@@ -1,4 +1,4 @@
-"""A gateway within an event loop: its experts, its faces, and how they begin and end together."""
+"""Gateway within an event loop: starts and stops experts, health checks and faces together."""
 
 import asyncio
 import errno
@@ -12,15 +12,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from erlab.errors import ErlabError
-from erlab.gateway.decide import Classifier, Decider
-from erlab.gateway.dispatch import Dispatcher
-from erlab.gateway.door import Door
-from erlab.gateway.expert import Expert
+from erlab.gateway import health
+from erlab.gateway.classify import Classifier
+from erlab.gateway.core import Decider, Dispatcher, ServedExpert
 from erlab.gateway.limits import DRAIN_SECONDS, Limits
 from erlab.gateway.metrics import Metrics
-from erlab.gateway.service import Service
-from erlab.gateway.upstreams import Upstreams
-from erlab.gateway.web import Site, application, hosts_answered
+from erlab.gateway.wire.grpc_server import GrpcServer
+from erlab.gateway.wire.kserve_face import KServeFace
+from erlab.gateway.wire.openai_face import Site, application, hosts_answered
+from erlab.gateway.wire.upstreams import Upstreams
 from erlab.routing import CompiledRouter
 from erlab.routing.policies import POLICIES
 from erlab.spec import require
@@ -31,15 +31,24 @@ _logger.addFilter(lambda record: not _quotes_a_client(record))
 
 @dataclass(frozen=True)
 class Settings:
-    """What a gateway is told: where its experts are, how it chooses among them, where it listens.
+    """Configuration of a gateway.
 
-    upstream: HOST:PORT of a Triton server's gRPC face. experts: each a model's name there, or an address of its own,
-    grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible). port, http_port: 0 lets the
-    system choose; http_port None: no HTTP face. key: what clients must bring. shared: other
-    processes may listen on the same ports. hosts: names that the HTTP face answers to beside
-    loopback's (none given: any name, unless it listens on loopback). generalist: the expert, one of `experts` or
-    another, for the policy "outlier"; strong: for "strong_weak", which sends it prompts of a difficulty from
-    `threshold` on (None: the policy's own).
+    Attributes:
+        upstream: HOST:PORT of the Triton server's gRPC port.
+        experts: Expert of each cluster, repeated if there are more clusters: a model of `upstream`,
+            grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible).
+        policy: Name in `erlab.routing.policies.POLICIES`.
+        limits: Bounds on concurrency, time and size.
+        host: Address to listen on.
+        port: Port of the gRPC face; 0 lets the system choose.
+        http_port: Port of the HTTP face; 0 lets the system choose, None for no such face.
+        key: Bearer token that clients must send.
+        shared: Whether other processes may listen on the same ports.
+        generalist: Expert for the policy "outlier", one of `experts` or another.
+        strong: Expert for the policy "strong_weak", one of `experts` or another.
+        threshold: Difficulty from which `strong` serves a prompt, 0 to 1; None for the policy's default.
+        hosts: Host names that the HTTP face answers to beside loopback's; if empty, all names, unless it listens on
+            loopback.
     """
 
     upstream: str | None
@@ -59,8 +68,7 @@ class Settings:
 
 @asynccontextmanager
 async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[dict[str, str]]:
-    """The gateway's addresses (`address`, gRPC; `http`), while it serves; on leaving it drains, for DRAIN_SECONDS at
-    most."""
+    """Run a gateway; yields its addresses (`address` for gRPC, `http`), and drains for up to DRAIN_SECONDS on exit."""
     names, clusters = settings.experts, len(router.centers_)
     allowed = f"name 1 to {clusters} Triton models, as many as the router has clusters at most"
     require(all(names) and len(names) <= clusters, "--experts", "the gateway", allowed, ",".join(names))
@@ -70,7 +78,7 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
     distinct = tuple(dict.fromkeys([*names, *filter(None, special)]))
     async with AsyncExitStack() as stack:
         upstreams = Upstreams(stack, settings.upstream)
-        experts = tuple([Expert(name, await upstreams.open(name), limits) for name in distinct])
+        experts = tuple([ServedExpert(name, await upstreams.open(name), limits) for name in distinct])
         places = [distinct.index(names[c % len(names)]) for c in range(clusters)]
         special = (distinct.index(name) if name else None for name in special)
         decide = Decider(experts, places, settings.policy, *special, settings.threshold)
@@ -78,56 +86,56 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
         dispatch = Dispatcher(Classifier(router), decide, limits, metrics)
         runner = web.AppRunner(
             application(dispatch, limits, settings.key, hosts_answered(settings.host, settings.hosts)),
-            handler_cancellation=True,  # a client that leaves cancels what it asked for
+            handler_cancellation=True,  # a client that disconnects cancels its request
             access_log=None,
             logger=_logger,
             keepalive_timeout=limits.idle_seconds,
             max_field_size=limits.header_bytes,
             shutdown_timeout=DRAIN_SECONDS,
         )
-        tending = [asyncio.create_task(task) for task in (metrics.tend(), *(expert.tend() for expert in experts))]
-        door = Door(Service(dispatch, limits, routes=True), limits, settings.key)
+        background = [metrics.refresh(), *(health.watch(expert, limits) for expert in experts)]
+        tasks = [asyncio.create_task(coroutine) for coroutine in background]
+        grpc_server = GrpcServer(KServeFace(dispatch, limits, routes=True), limits, settings.key)
         try:
-            addresses = {"address": await listen(door, settings)}
+            addresses = {"address": await listen(grpc_server, settings)}
             if settings.http_port is not None:
                 await runner.setup()
                 addresses["http"] = await _listen_http(runner, settings)
             yield addresses
         finally:
-            await asyncio.gather(door.close(DRAIN_SECONDS), runner.cleanup())
-            for task in tending:
+            await asyncio.gather(grpc_server.close(DRAIN_SECONDS), runner.cleanup())
+            for task in tasks:
                 task.cancel()
 
 
 def check_settings(settings: Settings) -> None:
-    """ErlabError unless the policy exists and, if it sends some prompts to an expert of their own, has it."""
+    """Raise ErlabError unless the policy exists and has the special expert that it needs, if any."""
     require(settings.policy in POLICIES, "--policy", "the gateway", f"be one of {', '.join(POLICIES)}", settings.policy)
     threshold = settings.threshold
     fits = threshold is None or (settings.policy == "strong_weak" and 0 <= threshold <= 1)
     require(fits, "--threshold", "the gateway", "be from 0 to 1, and only where --policy is strong_weak", threshold)
     for policy, flag in (("outlier", "generalist"), ("strong_weak", "strong")):
-        model, asked = getattr(settings, flag), settings.policy == policy
+        model, needed = getattr(settings, flag), settings.policy == policy
         allowed = f"name an expert where --policy is {policy}, and only there"
-        require(bool(model) == asked, f"--{flag}", "the gateway", allowed, model)
+        require(bool(model) == needed, f"--{flag}", "the gateway", allowed, model)
 
 
 def check_policy(router: CompiledRouter, settings: Settings) -> None:
-    """ErlabError unless these are settings for a gateway (`check_settings`) and the router can tell which prompts the
-    policy sends to an expert of their own."""
+    """Raise ErlabError unless the settings are valid (`check_settings`) and the router supports the policy."""
     check_settings(settings)
     needed = {
         "outlier": (router.threshold_, "an outlier threshold (PromptRouter.calibrate)"),
         "strong_weak": (router.difficulty_, "a difficulty score (PromptRouter.fit_difficulty)"),
     }
-    learned, what = needed.get(settings.policy, (True, ""))
-    if learned is None:
-        raise ErlabError(f"The policy {settings.policy!r} needs a router with {what}. Got one without.")
+    value, name = needed.get(settings.policy, (True, ""))
+    if value is None:
+        raise ErlabError(f"The policy {settings.policy!r} needs a router with {name}. Got one without.")
 
 
-async def listen(door: Door, settings: Settings) -> str:
-    """Have `door` listen where it should; returns its address."""
+async def listen(grpc_server: GrpcServer, settings: Settings) -> str:
+    """Let a gRPC server listen; returns its address HOST:PORT."""
     try:
-        port = await door.open(settings.host, settings.port, settings.shared)
+        port = await grpc_server.open(settings.host, settings.port, settings.shared)
     except OSError as e:
         raise cannot_listen(settings.host, settings.port, e) from None
     return f"{settings.host}:{port}"
@@ -143,17 +151,18 @@ async def _listen_http(runner: web.AppRunner, settings: Settings) -> str:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> ErlabError:
+    """Return the error for a port that is not available."""
     why = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
     return ErlabError(f"The gateway cannot listen on {host}:{port}: {why}.")
 
 
 def _quotes_a_client(record: logging.LogRecord) -> bool:
-    """Whether it is about what a client sent instead of HTTP, perhaps the rest of a prompt, which nobody logs."""
+    """Whether a log record quotes malformed HTTP of a client, which may hold a part of a prompt."""
     errors = HttpProcessingError, web.RequestPayloadError
     return record.exc_info is not None and isinstance(record.exc_info[1], errors)
 
 
 def allow_many_files() -> None:
-    """A connection is an open file, and the usual limit of 1,024 is only the soft one."""
+    """Raise the soft limit of open files, usually 1,024, to the hard one: each connection is an open file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

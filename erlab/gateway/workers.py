@@ -1,7 +1,7 @@
-"""Several gateway processes on one port, for machines with cores to spare: the kernel spreads connections over them.
+"""Several gateway processes on one port: the kernel distributes connections over them.
 
-Each worker is a whole gateway with limits, queues and a view of the experts of its own, so that a bound holds for each
-of them. The first process only starts and ends them; where one ends by itself, all end.
+Each worker is a complete gateway with its own limits, queues and health checks. The parent process only starts and
+stops them; if one ends by itself, all end.
 """
 
 import asyncio
@@ -21,17 +21,25 @@ from erlab.gateway.server import cannot_listen
 async def working(
     arguments: list[str], count: int, host: str, ports: list[int | None], stop: asyncio.Event
 ) -> AsyncIterator[dict[str, str]]:
-    """Start `count` gateway processes with `arguments`; yields their addresses, ends them on leaving.
+    """Run `count` gateway processes; yields their addresses, and stops the processes on exit.
 
-    ports: the faces' ports, 0 if any will do, None for no face. Sets `stop` when a process has ended by itself.
+    Args:
+        arguments: Command line of a gateway.
+        count: Number of processes.
+        host: Address to listen on.
+        ports: Ports of the gRPC and the HTTP face; 0 for any, None for no such face.
+        stop: Set when a process ends by itself.
+
+    Raises:
+        ErlabError: A worker does not start.
     """
     with ExitStack() as stack:
         held = [p if p is None else stack.enter_context(hold(host, p)).getsockname()[1] for p in ports]
         command = [sys.executable, "-m", "erlab.gateway", *arguments, "--workers", "1", "--shared"]
-        command += ["--until-stdin-closes", "--port", str(held[0])]  # the later of two equal arguments counts
+        command += ["--until-stdin-closes", "--port", str(held[0])]  # the last of two equal options counts
         command += ["--http-port", str(held[1])] if held[1] is not None else []
         counted = stack.enter_context(tempfile.TemporaryDirectory())
-        variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": counted}  # where their metrics meet
+        variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": counted}  # shared by their metrics
         pipe = asyncio.subprocess.PIPE
         processes = []
         try:
@@ -58,10 +66,10 @@ async def _watch(process: asyncio.subprocess.Process, stop: asyncio.Event) -> No
 
 
 def hold(host: str, port: int) -> socket.socket:
-    """A socket bound to the port that others of this user may share, and that never listens. ErlabError if in use."""
+    """Bind a port for the workers to share; the socket never listens. Raises ErlabError if the port is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as alone:  # without sharing, so that a port in use is noticed
+        with socket.socket(family) as alone:  # without SO_REUSEPORT, so that a port in use is noticed
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind((host, port))
             port = alone.getsockname()[1]

@@ -1,15 +1,15 @@
-"""A server that answers at a steady pace and stamps each answer with the time, so that its users can be measured.
+"""Echo server: answers at a steady pace with time stamps, to measure the latency of its users.
 
-    python -m erlab.users.echo 0.2 0.05 60    # seconds to the first token, between two, and of the users' deadline
+    python -m erlab.users.echo 0.2 0.05 60    # time to first token, time per output token, users' deadline; seconds
 
-Like an engine with in-flight batching it gives all streams of a model their tokens at the same moments, one every gap;
-models differ in when. A response's text is its number, from 0, and two times.monotonic_ns() of this machine: when
+As an engine with in-flight batching does, it sends all streams of a model their tokens at the same moments, one per
+gap; models are out of phase. A response's text is its number, from 0, and two time.monotonic_ns() of this machine: when
 the request arrived and when the response was handed to grpcio.
 
-It is grpcio's server on asyncio, of grpcio's servers the one that adds least, and accepts requests one by one: those of
-a wave wait. What of that is not its users' is known from their deadline, which grpcio counts from when it read a
-request's head: that is when a request arrived. It prints its address and, when its stdin has ended, one line of JSON
-with the percentiles of that wait (`wait_p50`, `wait_p99`, ms); `erlab.users.selftest.Echo` starts and stops it.
+The server is grpcio's on asyncio, which accepts requests one by one, so those of a burst wait. That wait is not the
+users': it follows from their deadline, which grpcio counts from when it read a request's headers. The process prints
+its address and, after its stdin has closed, one line of JSON with percentiles of that wait (`wait_p50`, `wait_p99`,
+ms). `erlab.users.selftest.Echo` starts and stops it.
 """
 
 import asyncio
@@ -28,19 +28,19 @@ try:
 except ImportError:  # it isn't made for every platform
     from asyncio import new_event_loop
 
-_DIGITS = 20  # of a number, so that all responses of a model have the same size
-_CLOCK_NS = 2_000_000  # within which grpcio's deadlines are exact; a shorter wait counts as none
-_WAITING = 100_000  # calls that may wait to be accepted; grpcio's own limit refuses some of a wave of 1,000
+_DIGITS = 20  # per number, so that all responses of a model have the same size
+_CLOCK_NS = 2_000_000  # resolution of grpcio's deadlines; a shorter wait counts as none
+_WAITING = 100_000  # calls that may wait to be accepted; grpcio's default refuses some of a burst of 1,000
 _OPTIONS = [("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0)]
 _OPTIONS += [(f"grpc.server.max_pending_requests{limit}", _WAITING) for limit in ("", "_hard_limit")]
 
 
 class _Model:
-    """Gives its streams their tokens, all at the moments `phase` + n * `gap` ns."""
+    """A model whose streams get their tokens at the moments `phase` + n * `gap` ns."""
 
     def __init__(self, name: str, phase: int, gap: int):
         self._phase, self._gap = phase, gap
-        self._moments: dict[int, Future[None]] = {}  # that are to come
+        self._moments: dict[int, Future[None]] = {}  # in the future
         blank = b"#" * (3 * _DIGITS + 2)
         answer = service_pb2.ModelInferResponse(model_name=name, model_version="1")
         answer.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
@@ -49,7 +49,7 @@ class _Model:
         self._head, self._tail = whole.split(blank)
 
     async def answer(self, context: grpc.aio.ServicerContext, tokens: int, arrived: int, due: int) -> None:
-        """Give a call that arrived at this moment (monotonic ns) so many tokens, the first when it is due."""
+        """Send `tokens` responses to a call, the first when it is due (`arrived`, `due`: monotonic ns)."""
         moment = -((self._phase - due) // self._gap)
         for number in range(tokens):
             await self._until(moment + number)
@@ -57,7 +57,7 @@ class _Model:
             await context.write(self._head + text + self._tail)
 
     async def _until(self, moment: int) -> None:
-        """Wait for the model's moment of this number, if it is still to come."""
+        """Wait for the model's moment of this number."""
         if moment not in self._moments:
             wait = self._phase + moment * self._gap - time.monotonic_ns()
             if wait <= 0:
@@ -65,11 +65,11 @@ class _Model:
             loop = asyncio.get_running_loop()
             self._moments[moment] = loop.create_future()
             loop.call_later(wait / 1e9, lambda: self._moments.pop(moment).set_result(None))
-        await asyncio.shield(self._moments[moment])  # others wait for it, too
+        await asyncio.shield(self._moments[moment])  # shared with other streams
 
 
 class _Service(grpc.GenericRpcHandler):
-    """`first`, `gap`: ns to the first token and between two. `patience`: seconds of the users' deadline."""
+    """Service; `first`, `gap`: time to first token and per output token, ns; `patience`: users' deadline, s."""
 
     def __init__(self, first: int, gap: int, patience: float):
         self._first, self._gap, self._patience = first, gap, patience
@@ -93,13 +93,13 @@ class _Service(grpc.GenericRpcHandler):
         tokens = int(np.frombuffer(request.raw_input_contents[names.index("max_tokens")], np.int32)[0])
         name = request.model_name
         if name not in self._models:
-            # The golden ratio's multiples spread over the gap, however many models there are.
+            # Multiples of the golden ratio spread evenly over the gap for any number of models.
             phase = int(len(self._models) * 0.6180339887 % 1 * self._gap)
             self._models[name] = _Model(name, phase, self._gap)
         await self._models[name].answer(context, tokens, arrived, arrived + self._first)
 
     def _wait(self, remaining: float | None) -> int:
-        """ns for which a call has waited here, of whose deadline this is left."""
+        """Return how long a call has waited here, ns, from the rest of its deadline, s."""
         wait = 0 if remaining is None else int((self._patience - remaining) * 1e9)
         return wait if wait > _CLOCK_NS else 0
 
@@ -111,7 +111,7 @@ async def _serve(first: float, gap: float, patience: float) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent is gone
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent ends
     await server.stop(None)
     p50, p99 = np.percentile(service.waits or [0], [50, 99]) / 1e6
     print(json.dumps({"wait_p50": round(p50, 4), "wait_p99": round(p99, 4)}), flush=True)

@@ -1,8 +1,8 @@
-"""When users begin and how long their answers are: closed loops, open loops, fixed lengths.
+"""Load shapes: start times, think times and answer lengths.
 
-In a closed loop every user begins at the start and asks again when answered (`starts` = None). In an open loop requests
-come whether or not others have been answered: each is a user of its own (`apart`) who begins at a time given in seconds
-after the run's start.
+In a closed loop every user begins at the start (`starts` = None) and sends the next request when the one before has
+been answered. In an open loop requests arrive independently of answers: each is a user of its own (`apart`) with a
+start time in seconds.
 
 >>> constant(2.0, 3).tolist()
 [0.0, 0.5, 1.0]
@@ -17,36 +17,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from erlab import textfiles
 from erlab.errors import ErlabError, reason
+from erlab.prompts.workload import Request
 from erlab.spec import is_number, require
-
-if TYPE_CHECKING:
-    from erlab.prompts.workload import Request
 
 
 def poisson(rate: float, count: int, seed: int) -> np.ndarray:
-    """`count` rising times in seconds of a Poisson process of `rate` requests a second, from its start."""
+    """Draw `count` arrival times, in seconds, of a Poisson process with `rate` requests per second."""
     require(rate > 0, "rate", "poisson", "be above 0 requests a second", rate)
     return np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
 
 
 def constant(rate: float, count: int) -> np.ndarray:
-    """`count` times in seconds, `rate` a second, the first at 0."""
+    """Return `count` arrival times, in seconds, at `rate` requests per second from 0."""
     require(rate > 0, "rate", "constant", "be above 0 requests a second", rate)
     return np.arange(count) / rate
 
 
 def trace(path: Path, speed: float = 1.0) -> np.ndarray:
-    """The times of a trace's requests in seconds after its first, `speed` times as fast as they came.
+    """Read the arrival times of a trace, in seconds after its first request.
 
-    Read are Azure's LLM inference traces (CSV with the column TIMESTAMP: ISO dates and times, UTC where they name no
-    zone) and Mooncake's and AIPerf's (one JSON object per line with `timestamp`, ms). Raises ErlabError, naming file
-    and line, where the file is neither or its times don't rise.
+    Args:
+        path: One of Azure's LLM inference traces (CSV with the column TIMESTAMP: ISO dates and times, UTC by default),
+            or one of Mooncake's or AIPerf's (one JSON object per line with `timestamp`, ms).
+        speed: Factor by which the trace is replayed faster.
+
+    Raises:
+        ErlabError: The file is neither, or its times decrease; the message names file and line.
     """
     require(speed > 0, "speed", "trace", "be above 0", speed)
     path = Path(path)
@@ -62,7 +63,7 @@ def trace(path: Path, speed: float = 1.0) -> np.ndarray:
 
 
 def _json_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
-    """Each request's line, from 1, and time in seconds."""
+    """Yield each request's line number, from 1, and time in seconds."""
     for number, line in enumerate(textfiles.lines(text), 1):
         if not line.strip():
             continue
@@ -82,7 +83,7 @@ def _json_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
 
 
 def _csv_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
-    """Each request's line, from 1, and time in seconds since 1970."""
+    """Yield each request's line number, from 1, and time in seconds since 1970."""
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if "TIMESTAMP" not in (rows.fieldnames or ()):
@@ -100,25 +101,25 @@ def _csv_times(text: str, path: Path) -> Iterator[tuple[int, float]]:
         raise ErlabError(f"{path}: no trace, it must be comma-separated values ({e}).") from None
 
 
-def apart(requests: list[list["Request"]], count: int | None = None) -> list[list["Request"]]:
-    """Every request as a user of its own, for an open loop; `count` of them, in turn again where there are fewer."""
+def apart(requests: list[list[Request]], count: int | None = None) -> list[list[Request]]:
+    """Make every request a user of its own, for an open loop; `count` of them, repeated as needed."""
     turns = range(max(map(len, requests)))
     every = [request for turn in turns for mine in requests for request in mine[turn : turn + 1]]
     return [[every[i % len(every)]] for i in range(len(every) if count is None else count)]
 
 
-def answers(requests: list[list["Request"]], tokens: int) -> list[list["Request"]]:
-    """The same requests with `tokens` as every answer's length, or its limit where the engine has an end token.
+def answers(requests: list[list[Request]], tokens: int) -> list[list[Request]]:
+    """Set the answer length of all requests to `tokens`, instead of the sampled length.
 
-    The lengths that requests come with are sampled (`erlab.prompts.workload`). An answer is as long as was asked unless the
-    engine ends it; erlab's own engines never do. For answers up to the end token ask for the engine's largest output.
+    An engine with an end token may end an answer earlier; erlab's own engines never do. For answers up to the end token
+    use the engine's largest output length.
     """
     require(tokens >= 1, "tokens", "answers", "be at least 1", tokens)
     return [[replace(request, max_tokens=tokens) for request in mine] for mine in requests]
 
 
 def pauses(think: float, counts: Sequence[int], seed: int) -> list[list[float]]:
-    """Seconds that each user thinks before each request: exponential with mean `think`, none before the first."""
+    """Draw each user's think times, in seconds: exponential with mean `think`, none before the first request."""
     require(think >= 0, "think", "run", "be at least 0 seconds", think)
     rng = np.random.default_rng([seed, len(counts)])
     return [[0.0, *rng.exponential(think, n - 1).tolist()] if think else [0.0] * n for n in counts]

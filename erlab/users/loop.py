@@ -1,7 +1,7 @@
-"""One user: sends a prompt, reads the whole answer, thinks, sends the next.
+"""A user: sends a prompt, reads the whole answer, thinks, sends the next.
 
-A request is a stream of its own with its own deadline, so that neither a lost answer nor a lost server can hold the
-user. Its responses are kept as bytes with the time they came, and decoded when its user has gone on.
+Each request is its own stream with its own deadline, so that neither a lost answer nor a lost server blocks the user.
+Responses are kept as bytes with their arrival times, and decoded after the user has gone on.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from erlab.errors import REASON, reason
 from erlab.gateway import kserve
-from erlab.users.wire import Answer, Channel
+from erlab.users.wire import Responses, UserChannel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _SIZE = struct.Struct("<I")
@@ -23,8 +23,7 @@ _STATUS = {"OK": "ok", "DEADLINE_EXCEEDED": "timeout", "CANCELLED": "cancelled"}
 
 @dataclass(frozen=True)
 class Ask:
-    """One request, ready to be sent: what of its record is known before, its message, and how long (s) its user thinks
-    before it."""
+    """A request ready to send: the known part of its record, its message, and the think time before it, s."""
 
     record: dict
     message: bytes
@@ -33,16 +32,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Finished:
-    """A request that has ended, times by time.monotonic_ns(): when it was due, when it was sent, and when it ended."""
+    """A finished request, with the times (monotonic ns) at which it was due, sent and ended."""
 
     ask: Ask
     due: int
     submitted: int
-    answer: Answer
+    answer: Responses
     ended: int
 
     def row(self, start: int, stamped: bool) -> dict:
-        """Its record, times since `start`. `stamped`: the server stamps its answers; see `added`."""
+        """Return its record, with times since `start`; `stamped`: the server stamps its answers (`added`)."""
         answer, status = self.answer, _STATUS.get(self.answer.code, "error")
         error = None if status == "ok" else f"{answer.code}: {answer.details}"
         row = self.ask.record | {"late_ns": max(0, self.submitted - self.due)}
@@ -51,11 +50,11 @@ class Finished:
             return row
         try:
             return row | added(self.submitted, answer.times, answer.messages)
-        except Exception as e:  # whatever a server sends instead of a stamp is this request's error
+        except Exception as e:  # an invalid stamp is this request's error
             return row | added(self.submitted, [], []) | {"status": "error", "error": row["error"] or reason(e)}
 
 
-async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:
+async def user(channel: UserChannel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:
     """Make the requests one after the other, the first at `begin` (monotonic ns), and put each in `finished`."""
     due = begin
     for ask in asks:
@@ -63,11 +62,11 @@ async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.
         if (early := due - time.monotonic_ns()) > 0:
             await asyncio.sleep(early / 1e9)
         submitted = time.monotonic_ns()
-        # One message out, many back: on the wire the same as a stream of one request.
+        # One request, many responses: on the wire the same as a stream of one request.
         try:
             answer = await channel.ask(ask.message)
-        except Exception as e:  # whatever it is, it ends this request only
-            answer = Answer(code="INTERNAL", details=reason(e))
+        except Exception as e:  # ends only this request
+            answer = Responses(code="INTERNAL", details=reason(e))
         ended = time.monotonic_ns()
         finished.put_nowait(Finished(ask, due, submitted, answer, ended))
         due = ended
@@ -76,12 +75,11 @@ async def user(channel: Channel, asks: list[Ask], begin: int, finished: asyncio.
 def record(
     submitted: int, times: list[int], answers: list[bytes], status: str, error: str | None, ended: int, start: int
 ) -> dict:
-    """The measured part of a request's record, from the responses and the times (monotonic ns) they came.
+    """Compute the measured part of a request's record from its responses and their arrival times (monotonic ns).
 
-    `t_first`, `t_last` and `token_times` count responses that carry text, and so does `output_tokens` unless the
-    gateway tells how many tokens an OpenAI-compatible server counted (`erlab_output_tokens`). An answer without text is
-    an error, since every request asks for a token. A request that failed ends with its last response or error: that is
-    its `t_last`, the time until which its user waited.
+    `t_first`, `t_last` and `token_times` count responses with text, and so does `output_tokens`, unless the gateway
+    reports an OpenAI-compatible server's token count (`erlab_output_tokens`). An answer without text is an error, since
+    every request asks for a token. `t_last` of a failed request is when its user stopped waiting.
     """
     try:
         responses = [service_pb2.ModelStreamInferResponse.FromString(answer) for answer in answers]
@@ -110,12 +108,17 @@ def record(
 
 
 def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
-    """What lies between user and a server that stamps its answers, as `erlab.users.echo` and emulated experts do.
+    """Compute the latency between user and a server that stamps its answers (`erlab.users.echo`, emulated experts).
 
-    Each response's text is its number, from 0, and the ns at which the request arrived and at which it was sent.
-    `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first
-    response, and `added_ttft_ns`: the rest of the time to first token. `disordered`: how many responses came in
-    another's place. Responses without text, such as errors, have no stamp. Raises ValueError for any other text.
+    A stamp is a response's text: its number, from 0, and the ns at which the request arrived and the response was sent.
+    Responses without text, such as errors, have no stamp.
+
+    Returns:
+        `added_ns`: from sending each response to its receipt. `expert_ns`: from the request's arrival to the first
+        response. `added_ttft_ns`: the rest of the time to first token. `disordered`: responses out of order.
+
+    Raises:
+        ValueError: A text is not a stamp.
     """
     responses = (service_pb2.ModelStreamInferResponse.FromString(answer).infer_response for answer in answers)
     stamped = [(came, _stamp(text)) for came, response in zip(times, responses) if (text := kserve.text(response))]
@@ -132,7 +135,7 @@ def added(submitted: int, times: list[int], answers: list[bytes]) -> dict:
 
 
 def _stamp(text: str) -> tuple[int, int, int]:
-    """A response's number, and when its request arrived and it was sent."""
+    """Parse a stamp: response number, arrival of the request, sending of the response."""
     number, arrived, sent = map(int, text.split())
     if not 0 <= arrived <= sent < 2**62:
         raise ValueError(f"an answer must be stamped with rising times. Got {text!r:.60}.")
@@ -140,10 +143,7 @@ def _stamp(text: str) -> tuple[int, int, int]:
 
 
 def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
-    """Whether `kserve.text` is not empty, in a tenth of its time: users decode many more responses than anybody reads.
-
-    Raises struct.error where the text's lengths are not those of its bytes.
-    """
+    """Whether `kserve.text` is not empty, computed faster; raises struct.error if the text's lengths are wrong."""
     raw = response.raw_output_contents
     for i, tensor in enumerate(response.outputs):
         if tensor.name == "text_output":
@@ -160,23 +160,23 @@ def _carries_text(response: service_pb2.ModelInferResponse) -> bool:
 
 
 def _counted(responses: list[service_pb2.ModelStreamInferResponse]) -> int | None:
-    said = responses[-1].infer_response.parameters if responses else {}
-    return said["erlab_output_tokens"].int64_param if "erlab_output_tokens" in said else None
+    parameters = responses[-1].infer_response.parameters if responses else {}
+    return parameters["erlab_output_tokens"].int64_param if "erlab_output_tokens" in parameters else None
 
 
 def _routing(responses: list[service_pb2.ModelStreamInferResponse], submitted: int, first: int, start: int) -> dict:
-    """What the gateway said in the first response; all null where there was no gateway."""
-    said = responses[0].infer_response.parameters if responses else {}
-    routed = said["erlab_routed_ns"].int64_param if "erlab_routed_ns" in said else None
-    # Outside of this span it is another machine's clock, which cannot be compared with ours.
+    """Read the gateway's parameters of the first response; all None without a gateway."""
+    parameters = responses[0].infer_response.parameters if responses else {}
+    routed = parameters["erlab_routed_ns"].int64_param if "erlab_routed_ns" in parameters else None
+    # A time outside of this span is of another machine's clock.
     comparable = routed is not None and submitted <= routed <= first
     return {
-        "cluster": said["erlab_cluster"].int64_param if "erlab_cluster" in said else None,
-        "expert": said["erlab_expert"].string_param if "erlab_expert" in said else None,
-        "distance": said["erlab_distance"].double_param if "erlab_distance" in said else None,
-        "margin": said["erlab_margin"].double_param if "erlab_margin" in said else None,
-        "policy": said["erlab_policy"].string_param if "erlab_policy" in said else None,
-        "classify_ns": said["erlab_classify_ns"].int64_param if "erlab_classify_ns" in said else None,
-        "queue_ns": said["erlab_queue_ns"].int64_param if "erlab_queue_ns" in said else None,
+        "cluster": parameters["erlab_cluster"].int64_param if "erlab_cluster" in parameters else None,
+        "expert": parameters["erlab_expert"].string_param if "erlab_expert" in parameters else None,
+        "distance": parameters["erlab_distance"].double_param if "erlab_distance" in parameters else None,
+        "margin": parameters["erlab_margin"].double_param if "erlab_margin" in parameters else None,
+        "policy": parameters["erlab_policy"].string_param if "erlab_policy" in parameters else None,
+        "classify_ns": parameters["erlab_classify_ns"].int64_param if "erlab_classify_ns" in parameters else None,
+        "queue_ns": parameters["erlab_queue_ns"].int64_param if "erlab_queue_ns" in parameters else None,
         "t_routed": routed - start if comparable else None,
     }

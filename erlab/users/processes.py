@@ -1,8 +1,8 @@
-"""Starts the users' processes, lets all users begin together, and gathers their records.
+"""Load test: starts the users' processes, lets all users begin together, and collects their records.
 
     rows = run("127.0.0.1:8001", ("router",), workload.requests(prompts, lengths, users=64, seed=0), timeout=60)
 
-The users never share a process with the caller, whose notebook or progress bar would make them late.
+Users never share a process with the caller, whose notebook or progress bar would delay them.
 """
 
 import json
@@ -16,25 +16,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from erlab import textfiles
 from erlab.errors import REASON, ErlabError
 from erlab.gateway import kserve
+from erlab.prompts.workload import Request
 from erlab.spec import require
 from erlab.users import load
 
-if TYPE_CHECKING:
-    from erlab.prompts.workload import Request
-
-USERS_A_PROCESS = 250
-_LEAD_NS = 50_000_000  # from the last process's "ready" to the common start
+USERS_PER_PROCESS = 250
+_LEAD_NS = 50_000_000  # between the last process's "ready" and the common start
 
 
 def run(
     address: str,
     models: tuple[str, ...],
-    requests: list[list["Request"]],
+    requests: list[list[Request]],
     *,
     timeout: float,
     processes: int | None = None,
@@ -45,31 +43,37 @@ def run(
     seed: int = 0,
     stamped: bool = False,
 ) -> list[dict]:
-    """Make every user's requests, each user in a closed loop, and return one row a request, by user and turn.
+    """Send every user's requests, each user in a closed loop, and return one record per request, by user and turn.
 
-    address: HOST:PORT of a KServe v2 gRPC server. models: user i asks models[i mod n], but a request's own `model`
-    where it names one. requests: a list of requests a
-    user, each sent when the one before has been answered or has failed. timeout: seconds for a whole answer.
-    processes: one for every 250 users if None, at most one a core. progress: called with the number of requests ended
-    so far. starts: seconds after the common start at which each user begins, all at 0 if None; an open loop has a user
-    a request (`load.apart`) and `load.poisson`, `constant` or `trace` as its starts. think: mean seconds of a user's
-    pause between an answer and the next request, exponential, drawn from `seed`. stamped: the server stamps
-    its answers; rows then have what `erlab.users.loop.added` says.
+    Args:
+        address: HOST:PORT of a KServe v2 gRPC server.
+        models: User i queries models[i mod n], unless a request names its own `model`.
+        requests: One list per user; each request is sent when the one before has been answered or has failed.
+        timeout: Deadline of a whole answer, s.
+        processes: Processes of users; None for one per 250 users, at most one per core.
+        progress: Called with the number of requests ended so far.
+        starts: Start of each user, s after the common start; None for 0. An open loop has one user per request
+            (`load.apart`) and `load.poisson`, `load.constant` or `load.trace` as starts.
+        think: Mean think time between an answer and the next request, s, exponential.
+        warmup: Requests of each user that are sent first and leave no record; turns are counted after them. They are
+            dropped, not marked, because readers of records count all rows.
+        seed: Random seed of the think times.
+        stamped: The server stamps its answers (`erlab.users.loop.added`), and the records have those columns.
 
-    warmup: each user's first so many requests are made like the others and leave no row, and the turns of the rows are
-    counted from the first one after them. They are dropped, not marked, because whoever reads records counts all rows.
+    Returns:
+        Records with the columns of `erlab.results.records` known here; times are ns since the common start, when all
+        users are connected. `late_ns`: delay between when a request was due and when it was sent. `status`: ok,
+        timeout, cancelled or error, described by `error`; a user continues after a failed request.
 
-    The rows have the columns of `erlab.results.records` that a request knows; times are ns since the start, which is common to
-    all users, when all are connected. `late_ns` is how long after it was due the request was sent: when its user was to
-    begin or, later, has read the answer before and has thought. `status` is ok, timeout, cancelled or error (then
-    `error` says which); a user goes on after a failed request. Raises ErlabError where nothing answers at the address.
+    Raises:
+        ErlabError: No server answers at the address, or an argument is out of range.
     """
     kserve.address(address)
     require(bool(models), "models", "run", "name at least one model", models)
     require(timeout > 0, "timeout", "run", "be above 0 seconds", timeout)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     require(processes is None or processes >= 1, "processes", "run", "be at least 1", processes)
-    processes = processes or min(-(-len(requests) // USERS_A_PROCESS), cores)
+    processes = processes or min(-(-len(requests) // USERS_PER_PROCESS), cores)
     begins = [0.0] * len(requests) if starts is None else [float(begin) for begin in starts]
     named = len(begins) == len(requests) and min(begins, default=0.0) >= 0
     require(named, "starts", "run", f"be {len(requests)} times from 0 s, one a user", starts)
@@ -96,14 +100,14 @@ def run(
         jobs = [job for job in jobs if job["users"]]
         workers = [stack.enter_context(_Worker(lines)) for _ in jobs]
         for worker, job in zip(workers, jobs):
-            worker.tell(json.dumps(job))
+            worker.send(json.dumps(job))
         for _ in workers:
             worker, line = lines.get()
             if line != "ready":
                 raise ErlabError(f"The users could not start: {worker.last_words()}")
         start = time.monotonic_ns() + _LEAD_NS
         for worker in workers:
-            worker.tell(str(start))
+            worker.send(str(start))
         ended = 0
         while ended < len(workers):
             worker, line = lines.get()
@@ -121,20 +125,20 @@ def run(
 
 
 def _lost(key: tuple[int, int], request: dict, why: str) -> dict:
-    """The row of a request whose process died before it ended; when it was sent nobody knows any more."""
+    """Return the record of a request whose process died; the time it was sent is unknown."""
     known = {name: request[name] for name in ("prompt_id", "domain", "input_tokens")}
     return {"user": key[0], "turn": key[1], **known, "status": "error", "error": f"The user's process ended: {why}"}
 
 
 class _Worker:
-    """A process of `erlab.users.worker`; each line it prints is put in `lines`, and "" when it has ended."""
+    """A process of `erlab.users.worker`, whose lines go to `lines`; "" marks its end."""
 
     def __init__(self, lines: SimpleQueue):
         self._lines = lines
 
     def __enter__(self) -> "_Worker":
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
-        # A session of its own keeps Ctrl-C with the parent, which then stops it; it ends when its stdin closes.
+        # In its own session Ctrl-C reaches only the parent, which then stops it; it ends when its stdin closes.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "erlab.users.worker"],
             stdin=subprocess.PIPE,
@@ -151,13 +155,13 @@ class _Worker:
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        with suppress(BrokenPipeError):  # of what could not be told
+        with suppress(BrokenPipeError):  # of lines not yet written
             self._process.stdin.close()
         self._process.stdout.close()
         self._errors.close()
 
-    def tell(self, line: str) -> None:
-        with suppress(BrokenPipeError):  # it has died, which its last line will tell
+    def send(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it has died, which its last line reports
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 

@@ -1,13 +1,12 @@
-"""Whether the users were quick enough for what they measured: the same load against an endpoint that only echoes.
+"""Self-test of the users: the latency they add themselves, measured with the same load against an echo server.
 
     rows = run(address, models, requests, timeout=60)
     own = self_test(requests, pace(rows))
     run_description |= {"client": asdict(own), "invalid": invalid(rows, own)}
 
-Every response of the echo says when it was sent, so what the users add is known for each one: the way out of the
-server's gRPC, the loopback, and the users' own gRPC and event loop. The server shares the machine with them, so these
-numbers are an upper bound of the users' own. How long requests waited for the echo itself, as those of a wave do, is
-stated apart and not part of them.
+Every response of the echo states when it was sent, so the latency added by the users is known for each: the server's
+gRPC, the loopback, and the users' own gRPC and event loop. Server and users share the machine, so this is an upper
+bound. The time that requests waited for the echo itself, as in a burst, is reported separately.
 """
 
 import json
@@ -15,18 +14,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from erlab.errors import ErlabError
+from erlab.prompts.workload import Request
 from erlab.spec import require
 from erlab.users.processes import run
 
-if TYPE_CHECKING:
-    from erlab.prompts.workload import Request
-
-SHARE = 0.1  # of what is measured that the users may add
+SHARE = 0.1  # of a measured latency that the users may add
 _MS = 1e6
 _REQUESTS = 20
 _END_SECONDS = 5.0  # that the echo gets to end in
@@ -34,9 +30,15 @@ _END_SECONDS = 5.0  # that the echo gets to end in
 
 @dataclass(frozen=True)
 class OwnLatency:
-    """What the users add, ms: to a time to first token (both ways), to each response (one way), and how late they sent
-    requests that were due; each at the median and the 99th percentile. `responses_per_second` were received.
-    `echo_p50`, `echo_p99`: how long requests waited for the echo, ms, which is in none of the others."""
+    """Latency added by the users, ms, at the median and the 99th percentile.
+
+    Attributes:
+        ttft_p50, ttft_p99: Added to the time to first token (both directions).
+        response_p50, response_p99: Added to each response (one direction).
+        late_p50, late_p99: Delay between when a request was due and when it was sent.
+        responses_per_second: Received responses per second.
+        echo_p50, echo_p99: Wait of requests for the echo server, included in none of the others.
+    """
 
     ttft_p50: float
     ttft_p99: float
@@ -50,10 +52,16 @@ class OwnLatency:
 
 
 class Echo:
-    """A process of `erlab.users.echo` as a context manager; `address` is its HOST:PORT on the loopback.
+    """A process of `erlab.users.echo` as a context manager.
 
-    first, gap: seconds to the first token and between two. patience: seconds of its users' deadline, by which it knows
-    how long a request waited for it; `waits` says so afterwards, ms (see `erlab.users.echo`).
+    Args:
+        first: Time to first token, s.
+        gap: Time per output token, s.
+        patience: Deadline of its users, s, from which it computes how long requests waited.
+
+    Attributes:
+        address: HOST:PORT on the loopback.
+        waits: Afterwards: percentiles of that wait, ms.
     """
 
     def __init__(self, first: float, gap: float, patience: float = 0.0):
@@ -91,7 +99,7 @@ class Echo:
 
 
 def self_test(
-    requests: list[list["Request"]],
+    requests: list[list[Request]],
     at: tuple[float, float],
     *,
     engines: int = 1,
@@ -102,44 +110,47 @@ def self_test(
     seed: int = 0,
     seconds: float = 10.0,
 ) -> OwnLatency:
-    """Let the same users make their first requests that count again, to an echo instead: one each, and as many more as
-    few users need for 20 in all.
+    """Repeat the users' first counted requests against an echo server: one each, at least 20 in all.
 
-    at: the echo's time to first token and between two, seconds; `pace` finds those of a run.
-    engines: how many take turns in answering. processes, starts, think, warmup, seed: as they were given to `run`.
-    seconds: answers are cut, and a long wait for the first token is, so that a user needs about as long at most.
+    Args:
+        requests: The run's requests, one list per user.
+        at: The echo's time to first token and per output token, s, as from `pace`.
+        engines: Number of models that answer in turn.
+        processes, starts, think, warmup, seed: As given to `run`.
+        seconds: Approximate time per user; answers and times to first token are shortened to fit.
 
-    Raises ErlabError where a request to the echo failed.
+    Raises:
+        ErlabError: A request to the echo failed.
     """
     require(engines >= 1, "engines", "self_test", "be at least 1", engines)
     require(seconds > 0, "seconds", "self_test", "be above 0", seconds)
     turns = min(max(1, -(-_REQUESTS // len(requests))), min(map(len, requests)) - warmup)
     first, gap = at
     first = min(first, seconds / turns / 4)
-    gap = min(gap, (seconds / turns - first) / 3)  # so that there are a few tokens
+    gap = min(gap, (seconds / turns - first) / 3)  # for at least a few tokens
     longest = max(2, int((seconds / turns - first) / gap))
-    mine = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in asked[: warmup + turns]] for asked in requests]
+    short = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in own[: warmup + turns]] for own in requests]
     models = tuple(f"echo-{i}" for i in range(engines))
-    same = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
+    options = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
     patience = 60 + 4 * seconds
     with Echo(first, gap, patience) as echo:
-        got = run(echo.address, models, mine, timeout=patience, stamped=True, **same)
-    failed = [row for row in got if row["status"] != "ok"]
+        rows = run(echo.address, models, short, timeout=patience, stamped=True, **options)
+    failed = [row for row in rows if row["status"] != "ok"]
     if failed:
-        raise ErlabError(f"The users' self-test failed, {len(failed)} of {len(got)} requests: {failed[0]['error']}")
-    span = (max(row["t_last"] for row in got) - min(row["t_submit"] for row in got)) / 1e9
-    responses = np.concatenate([row["added_ns"] for row in got]) / _MS
-    ttft = np.array([row["added_ttft_ns"] for row in got]) / _MS
-    late = np.array([row["late_ns"] for row in got]) / _MS
+        raise ErlabError(f"The users' self-test failed, {len(failed)} of {len(rows)} requests: {failed[0]['error']}")
+    span = (max(row["t_last"] for row in rows) - min(row["t_submit"] for row in rows)) / 1e9
+    responses = np.concatenate([row["added_ns"] for row in rows]) / _MS
+    ttft = np.array([row["added_ttft_ns"] for row in rows]) / _MS
+    late = np.array([row["late_ns"] for row in rows]) / _MS
     at = [float(np.percentile(values, q)) for values in (ttft, responses, late) for q in (50, 99)]
     return OwnLatency(*(round(value, 4) for value in at), round(len(responses) / span, 1), *echo.waits.values())
 
 
 def invalid(rows: Sequence[dict], own: OwnLatency, share: float = SHARE) -> str | None:
-    """Why the users' own latency spoils a run, in a sentence, or None where it does not.
+    """Return the reason why the users' own latency invalidates a run, in one sentence, or None.
 
-    It does where it exceeds `share` of the time to first token, of its 99th percentile, or of the time per output
-    token; or where requests were sent later than due by more than `share` of the median time to first token.
+    A run is invalid if that exceeds `share` of the median or 99th percentile time to first token, or of the time
+    per output token, or if requests were sent late by more than `share` of the median time to first token.
     """
     require(0 < share < 1, "share", "invalid", "lie between 0 and 1", share)
     ttft, tpot = _measured(rows)
@@ -158,7 +169,7 @@ def invalid(rows: Sequence[dict], own: OwnLatency, share: float = SHARE) -> str 
 
 
 def _measured(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
-    """Times to first token and times per output token, ms, of the rows that ended well."""
+    """Return times to first token and per output token, ms, of the successful requests."""
     ok = [row for row in rows if row["status"] == "ok" and row["t_first"] is not None]
     several = [row for row in ok if row["output_tokens"] > 1]
     tpot = [(row["t_last"] - row["t_first"]) / (row["output_tokens"] - 1) / _MS for row in several]
@@ -166,9 +177,9 @@ def _measured(rows: Sequence[dict]) -> tuple[list[float], list[float]]:
 
 
 def pace(rows: Sequence[dict]) -> tuple[float, float]:
-    """A run's median time to first token and per output token, seconds; where answers have one token, their whole time.
+    """Return a run's median time to first token and per output token, s; the former twice for one-token answers.
 
-    Raises ErlabError where no row ended well.
+    Raises ErlabError if no request succeeded.
     """
     ttft, tpot = _measured(rows)
     if not ttft:

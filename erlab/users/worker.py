@@ -1,5 +1,7 @@
-"""A process of users. It talks with `erlab.users.processes` in lines: one of JSON with the job in, "ready" out when
-the connection is up, the common start (monotonic ns) in, then each record out as JSON. It ends with its parent.
+"""Process of users, driven by `erlab.users.processes` over stdin and stdout, one line each:
+
+the job as JSON (in), "ready" once connected (out), the common start in monotonic ns (in), each record as JSON (out).
+It ends with its parent.
 """
 
 import asyncio
@@ -10,10 +12,10 @@ import time
 from erlab.errors import reason
 from erlab.gateway import kserve
 from erlab.users.loop import METHOD, Ask, Finished, user
-from erlab.users.wire import Channel
+from erlab.users.wire import UserChannel
 
-CONNECT_SECONDS = 10.0
-_TIMER = 0.002  # seconds by which the event loop's timers may be late
+CONNECT_SECONDS = 10.0  # for the server to answer
+_TIMER = 0.002  # seconds by which timers of the event loop may be late
 _LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 
@@ -30,11 +32,11 @@ async def _run(job: dict) -> None:
     begins = [one.pop("begin") for one in job["users"]]
     users = [_asks(**one) for one in job["users"]]
     await _until_live(job["address"], min(CONNECT_SECONDS, job["timeout"]))
-    async with Channel(job["address"], METHOD, job["timeout"]) as channel:
+    async with UserChannel(job["address"], METHOD, job["timeout"]) as channel:
         print("ready", flush=True)
         loop = asyncio.get_running_loop()
         start = int(await loop.run_in_executor(None, sys.stdin.readline))
-        loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent is gone
+        loop.add_reader(sys.stdin.fileno(), asyncio.current_task().cancel)  # the parent has ended
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9 - _TIMER)
         while time.monotonic_ns() < start:
             pass
@@ -45,14 +47,14 @@ async def _run(job: dict) -> None:
             for _ in range(sum(map(len, users))):
                 row = (await finished.get()).row(start, job["stamped"])
                 print(json.dumps(row), flush=True)
-                await asyncio.sleep(0)  # one at a time: users go first
+                await asyncio.sleep(0)  # users take precedence
         loop.remove_reader(sys.stdin.fileno())
 
 
 async def _until_live(address: str, patience: float) -> None:
     deadline = time.monotonic() + patience
-    async with Channel(address, _LIVE, patience) as channel:
-        while (answer := await channel.ask(b"")).code != "OK":  # an empty message is the whole question
+    async with UserChannel(address, _LIVE, patience) as channel:
+        while (answer := await channel.ask(b"")).code != "OK":  # the request is an empty message
             if time.monotonic() > deadline:
                 sys.exit(f"No KServe v2 gRPC server answers at {address}: {answer.code}: {answer.details}")
             await asyncio.sleep(0.1)
@@ -62,4 +64,4 @@ if __name__ == "__main__":
     try:
         asyncio.run(_run(json.loads(sys.stdin.readline())))
     except Exception as e:
-        sys.exit(reason(e))  # its last words, which the rows of its users' requests will have
+        sys.exit(reason(e))  # becomes the error of its users' requests

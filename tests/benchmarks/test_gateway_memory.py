@@ -17,7 +17,7 @@ from erlab.gateway import Gateway, kserve
 from erlab.routing import PromptRouter
 from erlab.users.loop import METHOD
 from erlab.users.selftest import Echo
-from erlab.users.wire import Channel
+from erlab.users.wire import UserChannel
 
 STREAMS, TOKENS = 1000, 8
 REQUESTS, USERS, EVERY = 100_000, 32, 1000  # in all, at a time, and between two looks at the size
@@ -61,7 +61,7 @@ def test_memory_of_1000_streams(prompts_and_router, face, record_property):
 
     async def grpc_user(gateway, tokens):
         message = kserve.request("router", homes[0], tokens).SerializeToString()
-        async with Channel(gateway.address, METHOD, 120) as channel:
+        async with UserChannel(gateway.address, METHOD, 120) as channel:
             return len((await channel.ask(message)).messages)
 
     async def http_user(gateway, tokens):
@@ -105,7 +105,7 @@ def test_memory_over_100_000_requests(prompts_and_router, record_property):
             left = iter(range(REQUESTS // 2))
 
             async def both():
-                grpc, http = Channel(gateway.address, METHOD, 60), Connection(gateway.http, homes[1], 2)
+                grpc, http = UserChannel(gateway.address, METHOD, 60), Connection(gateway.http, homes[1], 2)
                 async with grpc, http:
                     for i in left:
                         answer, events = await asyncio.gather(grpc.ask(message), http.ask())

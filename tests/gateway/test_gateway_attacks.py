@@ -15,7 +15,7 @@ from fake_triton import FakeTriton, decoded, obedient, stream
 from tritonclient.grpc import service_pb2
 
 from erlab.gateway import Gateway, Limits, kserve
-from erlab.gateway.door import SERVICE
+from erlab.gateway.wire.grpc_server import SERVICE
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9

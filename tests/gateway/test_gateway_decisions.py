@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from fake_triton import COURT, KITCHEN
 
-from erlab.gateway.decide import Classifier, Decider
-from erlab.gateway.expert import Expert
-from erlab.gateway.limits import Limits, Refused
+from erlab.gateway.classify import Classifier
+from erlab.gateway.core import Decider, ServedExpert
+from erlab.gateway.errors import RequestError
+from erlab.gateway.limits import Limits
 from erlab.routing.compiled import Row
 
 
@@ -137,7 +138,7 @@ def row(*order):
 
 
 def test_policies_see_who_is_up_and_how_busy():
-    experts = [Expert(name, None, Limits()) for name in "abc"]
+    experts = [ServedExpert(name, None, Limits()) for name in "abc"]
     nearest = Decider(experts, (0, 1, 2))
     least = Decider(experts, (0, 1, 2), "least_outstanding")
     assert nearest(row(1, 2, 0))[0].name == "b"
@@ -147,12 +148,12 @@ def test_policies_see_who_is_up_and_how_busy():
     experts[2].outstanding = 3
     assert least(row(2, 0, 1))[1].expert == "a"
     experts[0].up = experts[2].up = False
-    with pytest.raises(Refused, match="None of the 3 experts is up"):
+    with pytest.raises(RequestError, match="None of the 3 experts is up"):
         nearest(row(0, 1, 2))
 
 
 def test_outliers_and_difficult_prompts_have_experts_of_their_own():
-    experts = [Expert(name, None, Limits()) for name in "abg"]
+    experts = [ServedExpert(name, None, Limits()) for name in "abg"]
     outlier = Decider(experts, (0, 1), "outlier", generalist=2)
     strong = Decider(experts, (0, 1), "strong_weak", strong=2)
     usual = Row(1, 0.1, 0.2, 0, (1, 0), outlier=False, difficulty=0.1)
@@ -162,5 +163,5 @@ def test_outliers_and_difficult_prompts_have_experts_of_their_own():
         assert decide(odd, avoid=experts[2])[0].name == "b"
     experts[0].up = experts[1].up = False
     assert outlier(odd)[0].name == "g"
-    with pytest.raises(Refused, match="None of the 2 experts is up"):
+    with pytest.raises(RequestError, match="None of the 2 experts is up"):
         outlier(usual)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erlab.gateway import events
-from erlab.gateway.limits import Refused
+from erlab.gateway.errors import RequestError
+from erlab.gateway.wire import events
 
 
 def read(*pieces):
@@ -51,7 +51,7 @@ def test_an_event_stream_cut_anywhere_says_the_same(said, end, places):
 
 def test_an_event_is_bounded():
     stream, piece = events.Events(), b"x" * 2**16
-    with pytest.raises(Refused, match="more than 4194304 bytes") as caught:
+    with pytest.raises(RequestError, match="more than 4194304 bytes") as caught:
         for _ in range(events.EVENT_BYTES // len(piece) + 1):
             assert not stream.take(piece)
-    assert caught.value.again
+    assert caught.value.retriable

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erlab.gateway.http1 import Broken, Connection
+from erlab.gateway.wire.http1 import HTTPConnection, HTTPFailure
 
 
 def whole(body):
@@ -60,7 +60,7 @@ def fed(parts, sink=None):
 
     async def main():
         idle, wire = {}, Wire()
-        connection = Connection(idle)
+        connection = HTTPConnection(idle)
         connection.connection_made(wire)
         asked = asyncio.create_task(connection.exchange(b"", sink))
         await asyncio.sleep(0)
@@ -108,7 +108,7 @@ def test_an_answer_cut_anywhere_is_the_same(pieces, places, form, streams):
     if form != "close":
         for at in {place % len(data) for place in places} - {len(data)}:
             sink = Moody() if streams else None
-            with pytest.raises(Broken):
+            with pytest.raises(HTTPFailure):
                 fed(cut(data[:at], places), sink)
             assert not streams or body.startswith(sink.body)
 
@@ -118,7 +118,7 @@ def test_garbage_breaks_nothing_else(junk, before):
     sink = Moody()
     try:
         (status, _), kept = fed([before, *junk], sink)
-    except Broken:
+    except HTTPFailure:
         return
     assert status >= 200 and (not kept or sink.body == b"ab")
 

@@ -12,12 +12,11 @@ from fake_triton import GATES, STREAM, Abort, FakeTriton, ModelError, decoded, e
 from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab.gateway import Gateway, kserve
-from erlab.gateway.decide import Decider
-from erlab.gateway.dispatch import Dispatcher
-from erlab.gateway.expert import Expert, Unpaused
+from erlab.gateway import Gateway, health, kserve
+from erlab.gateway.core import Decider, Dispatcher, ServedExpert
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
+from erlab.gateway.wire.interface import Unpaused
 
 EXPERTS = ("expert_0", "expert_1")
 
@@ -56,7 +55,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
             assert [told(r)[2] for r in decoded(stream(channel, *requests))] == ["one"] * 3
 
 
-def test_a_waiting_rawthat_leaves_frees_its_place_in_the_queue(router):
+def test_a_waiting_request_that_leaves_frees_its_place_in_the_queue(router):
     limits = Limits(in_flight=1, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
@@ -232,10 +231,10 @@ class _Slow(Unpaused):
 def test_what_comes_while_a_reader_takes_its_time_starts_no_silence():
     async def run():
         slow, limits = _Slow(), Limits(stall_seconds=0.05)
-        expert = Expert("e", slow, limits)
+        expert = ServedExpert("e", slow, limits)
         dispatch = Dispatcher(None, Decider((expert,), (0,)), limits, Metrics((expert,)))
         end = asyncio.get_running_loop().time() + 20
-        tending = asyncio.create_task(expert.tend())
+        tending = asyncio.create_task(health.watch(expert, limits))
         attempt = asyncio.create_task(dispatch.attempt(expert, slow.ask, slow, end))
         for _ in range(3):  # a second probe follows only when the first's verdict is done
             await asyncio.wait_for(slow.probes.acquire(), 20)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from erlab.errors import ErlabError
-from erlab.gateway import kserve, messages
-from erlab.gateway.decide import Decision
-from erlab.gateway.dispatch import Routed
+from erlab.gateway import kserve
+from erlab.gateway.core import Decision, Routed
+from erlab.gateway.wire import messages
 
 TEXTS = st.text(max_size=50)
 FINITE = st.floats(allow_nan=False)

@@ -7,7 +7,7 @@ from local import Local, Passing
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.gateway import kserve
-from erlab.gateway.door import METHODS, SERVICE
+from erlab.gateway.wire.grpc_server import METHODS, SERVICE
 
 ALLOWED = {"ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig"}
 ALLOWED |= {"ModelStatistics", "RepositoryIndex", "ModelInfer", "ModelStreamInfer"}

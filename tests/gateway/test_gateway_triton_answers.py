@@ -10,7 +10,8 @@ from local import Local
 from test_gateway_web import events, post
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import kserve, triton
+from erlab.gateway import kserve
+from erlab.gateway.wire import triton_upstream as triton
 
 Message = service_pb2.ModelStreamInferResponse
 

@@ -118,7 +118,7 @@ def test_without_a_gateway_a_killed_experts_users_wait_for_their_own_deadline(se
     if whole.is_running() and whole.status() != psutil.STATUS_ZOMBIE:  # Triton may abort when a stub dies
         assert all(row["user"] % 2 == 0 for row in broken), kinds(rows)
         hung = [row for row in broken if row["status"] == "timeout"]
-        assert hung and all((row["t_last"] - row["t_submit"]) / 1e9 > 4.9 for row in hung)  # the server has a clock, too
+        assert hung and all((row["t_last"] - row["t_submit"]) / 1e9 > 4.9 for row in hung)
     until(lambda: all(map(complete, users.run(server.grpc, EXPERTS, load(homes, 1), timeout=20))))
 
 

@@ -15,8 +15,10 @@ from fake_triton import COURT, GATES, KITCHEN, FakeTriton, decoded, echo, obedie
 from local import Local
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import kserve, openai
-from erlab.gateway.limits import Limits, Refused
+from erlab.gateway import kserve
+from erlab.gateway.errors import RequestError
+from erlab.gateway.limits import Limits
+from erlab.gateway.wire import openai
 
 EXPERTS = ("expert_0", "expert_1")
 
@@ -269,7 +271,7 @@ def test_a_kserve_requests_tensors_in_openais_terms(tensor, datatype, contents, 
     if isinstance(asked, dict):
         assert openai.from_kserve("x", request) == {"prompt": "x", "stream": True} | asked
     else:
-        with pytest.raises(Refused, match=asked):
+        with pytest.raises(RequestError, match=asked):
             openai.from_kserve("x", request)
 
 

@@ -14,8 +14,8 @@ from local import Local
 from test_gateway_web import get, post
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import openai
 from erlab.gateway.limits import Limits
+from erlab.gateway.wire import openai
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from erlab.errors import reason
 from erlab.gateway import kserve
 from erlab.users.loop import Ask, Finished, record, user
-from erlab.users.wire import Answer
+from erlab.users.wire import Responses
 
 ASKED = service_pb2.ModelInferRequest(model_name="expert_0")
 DECISION = {"erlab_expert": "expert_1", "erlab_policy": "nearest"}
@@ -133,7 +133,7 @@ NOTHING = {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered
 )
 def test_a_stamped_request_that_fails_has_a_row(got, status, said, stamps):
     times = [1110, 1120, 1130][: len(got)]
-    answer = Answer(times, got)
+    answer = Responses(times, got)
     row = Finished(Ask({"user": 1, "turn": 0}, b""), 1090, 1100, answer, 1150).row(1000, stamped=True)
     assert row["status"] == status and {name: row[name] for name in stamps} == stamps
     assert row["error"] is None if said is None else said in row["error"]
@@ -151,7 +151,7 @@ def test_whatever_a_request_raises_is_that_requests_error():
         async def ask(self, data):
             if data == b"bad":
                 raise ExceptionGroup("unhandled errors in a TaskGroup", [RuntimeError("no more streams")])
-            return Answer([time.monotonic_ns()], answers("a"))
+            return Responses([time.monotonic_ns()], answers("a"))
 
     async def scenario():
         finished = asyncio.Queue()

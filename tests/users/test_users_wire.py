@@ -11,10 +11,10 @@ from fake_triton import FakeTriton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erlab.gateway.http2 import frames
-from erlab.gateway.http2.frames import frame
-from erlab.gateway.http2.headers import block
-from erlab.users.wire import Answer, Channel
+from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.frames import frame
+from erlab.gateway.wire.http2.headers import block
+from erlab.users.wire import Responses, UserChannel
 
 METHOD = "/test.Service/Ask"
 
@@ -54,7 +54,7 @@ def ask(address, *requests, timeout=20.0):
     """The answers to requests made at the same time on one channel."""
 
     async def all_of_them():
-        async with Channel(address, METHOD, timeout) as channel:
+        async with UserChannel(address, METHOD, timeout) as channel:
             return await asyncio.gather(*(channel.ask(data) for data in requests))
 
     return asyncio.run(all_of_them())
@@ -107,7 +107,7 @@ def test_no_more_streams_than_the_server_takes_and_all_are_served():
 
 
 async def _settled_then_ask(address, answers):
-    async with Channel(address, METHOD, 20) as channel:
+    async with UserChannel(address, METHOD, 20) as channel:
         await channel.ask(b"first")  # after which the server's settings are known
         answers += await asyncio.gather(*(channel.ask(str(i).encode()) for i in range(40)))
 
@@ -146,7 +146,7 @@ def test_at_the_deadline_the_call_ends_and_the_server_hears_of_it():
 
 def test_a_cancelled_call_leaves_the_others():
     async def scenario(address):
-        async with Channel(address, METHOD, 20) as channel:
+        async with UserChannel(address, METHOD, 20) as channel:
             lost = asyncio.create_task(channel.ask(b"lost"))
             kept = asyncio.create_task(channel.ask(b"kept"))
             await asyncio.sleep(0)
@@ -162,7 +162,7 @@ def test_a_cancelled_call_leaves_the_others():
 def test_a_server_that_comes_back_is_found_again():
     async def scenario(first, again):
         with first as address:
-            channel = await Channel(address, METHOD, 20).__aenter__()
+            channel = await UserChannel(address, METHOD, 20).__aenter__()
             codes = [(await channel.ask(b"a")).code]
         codes.append((await channel.ask(b"b")).code)
         with again(int(address.rpartition(":")[2])):
@@ -224,7 +224,7 @@ HEAD = frames.header_frames(1, 0, block([(":status", "200"), ("content-type", "a
 )
 def test_whatever_a_server_says_the_call_ends(sent, close, code, words):
     async def scenario(address):
-        async with Channel(address, METHOD, 1.0 if code == "DEADLINE_EXCEEDED" else 60.0) as channel:
+        async with UserChannel(address, METHOD, 1.0 if code == "DEADLINE_EXCEEDED" else 60.0) as channel:
             return await channel.ask(b"hello")
 
     with raw(*sent, close=close) as address:
@@ -236,9 +236,9 @@ def test_whatever_a_server_says_the_call_ends(sent, close, code, words):
 @given(st.binary(max_size=200))
 def test_garbage_ends_every_call(garbage):
     async def scenario(address):
-        async with Channel(address, METHOD, 0.3) as channel:
+        async with UserChannel(address, METHOD, 0.3) as channel:
             return await channel.ask(b"hello")
 
     with raw(SETTINGS, garbage) as address:
         answer = asyncio.run(scenario(address))
-    assert isinstance(answer, Answer) and answer.code != "OK"
+    assert isinstance(answer, Responses) and answer.code != "OK"

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 
-from erlab.gateway.http2 import frames
+from erlab.gateway.wire.http2 import frames
 
 METHOD = "/test.Service/Talk"
 

@@ -6,9 +6,9 @@ import grpc
 import pytest
 from peers import METHOD, Heard, Kept, listening
 
-from erlab.gateway.http2 import Channel, Failed, client, frames
-from erlab.gateway.http2.frames import DATA, END_STREAM, frame, header_frames, message, message_frame, settings
-from erlab.gateway.http2.headers import block
+from erlab.gateway.wire.http2 import Channel, Failed, client, frames
+from erlab.gateway.wire.http2.frames import DATA, END_STREAM, frame, header_frames, message, message_frame, settings
+from erlab.gateway.wire.http2.headers import block
 
 CODE = grpc.StatusCode
 STATUS, TYPE = [(":status", "200")], [("content-type", "application/grpc")]

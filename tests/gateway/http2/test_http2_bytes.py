@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import Kept, Wire, cut
 
-from erlab.gateway.http2 import Channel, Failed, frames
-from erlab.gateway.http2.connection import Connection
-from erlab.gateway.http2.frames import Broken, frame
-from erlab.gateway.http2.headers import Decoder, Head, block, string, timeout_field
+from erlab.gateway.wire.http2 import Channel, Failed, frames
+from erlab.gateway.wire.http2.connection import Connection
+from erlab.gateway.wire.http2.frames import ProtocolError, frame
+from erlab.gateway.wire.http2.headers import Decoder, Head, block, string, timeout_field
 
 OPENED = block([(":status", "200"), ("content-type", "application/grpc")])
 END = frames.header_frames(1, frames.END_STREAM, block([("grpc-status", "0")]))
@@ -90,7 +90,7 @@ def test_any_header_block_is_read_or_ends_the_connection(blocks):
             expected = True
         try:
             assert isinstance(decoder(each), Head) and expected
-        except Broken:
+        except ProtocolError:
             assert not expected or each.startswith(b"\x20" * 3)
             return
 

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from peers import METHOD, Gated, Kept, back, grpc_aio, grpc_threaded, until
 
-from erlab.gateway.http2 import Channel, Failed
+from erlab.gateway.wire.http2 import Channel, Failed
 
 CODE = grpc.StatusCode
 

@@ -9,10 +9,19 @@ import pytest
 from h2.config import H2Configuration
 from peers import METHOD, Gated, Heard, Kept, Wire, cut, listening, until
 
-from erlab.gateway.http2 import Channel, Failed, connection, frames
-from erlab.gateway.http2.connection import Connection
-from erlab.gateway.http2.frames import ACK, END_STREAM, PING, SETTINGS, frame, header_frames, message_frame, settings
-from erlab.gateway.http2.headers import HEADER_BYTES, Metadata, block
+from erlab.gateway.wire.http2 import Channel, Failed, connection, frames
+from erlab.gateway.wire.http2.connection import Connection
+from erlab.gateway.wire.http2.frames import (
+    ACK,
+    END_STREAM,
+    PING,
+    SETTINGS,
+    frame,
+    header_frames,
+    message_frame,
+    settings,
+)
+from erlab.gateway.wire.http2.headers import HEADER_BYTES, Metadata, block
 
 CODE = grpc.StatusCode
 HEAD = block([(":status", "200"), ("content-type", "application/grpc")])

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from peers import METHOD, Kept, listening, until
 
-from erlab.gateway.http2 import Channel, frames
+from erlab.gateway.wire.http2 import Channel, frames
 
 pytest.importorskip("h2")
 from h2.config import H2Configuration  # noqa: E402

@@ -7,10 +7,10 @@ import grpc
 import pytest
 from peers import METHOD, Heard, Kept, Wire, cut, listening, until
 
-from erlab.gateway.http2 import Channel, Failed, client, frames
-from erlab.gateway.http2.connection import Connection
-from erlab.gateway.http2.frames import END_STREAM, goaway, header_frames, message_frame, reset, settings
-from erlab.gateway.http2.headers import block
+from erlab.gateway.wire.http2 import Channel, Failed, client, frames
+from erlab.gateway.wire.http2.connection import Connection
+from erlab.gateway.wire.http2.frames import END_STREAM, goaway, header_frames, message_frame, reset, settings
+from erlab.gateway.wire.http2.headers import block
 
 CODE = grpc.StatusCode
 REFUSED = frames.REFUSED_STREAM

@@ -13,8 +13,8 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from peers import METHOD, Heard, Kept, listening
 
-from erlab.gateway.http2 import Channel, Failed, frames
-from erlab.gateway.http2.frames import (
+from erlab.gateway.wire.http2 import Channel, Failed, frames
+from erlab.gateway.wire.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -38,7 +38,7 @@ from erlab.gateway.http2.frames import (
     settings,
     window_update,
 )
-from erlab.gateway.http2.headers import block, string
+from erlab.gateway.wire.http2.headers import block, string
 
 CODE = grpc.StatusCode
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig
 from erlab import paper, users
 from erlab.errors import ErlabError
 from erlab.gateway import kserve as client
-from erlab.gateway import messages, openai
+from erlab.gateway.wire import messages, openai
 from erlab.prompts.workload import Request
 from erlab.serving.engines import openai_models, tiny, tiny_openai
 from erlab.serving.engines.openai_server import Attached, OpenAIServer, OpenAIServers, base

@@ -1,9 +1,9 @@
-"""OpenAI's completions in terms of KServe's messages, and the other way round.
+"""Translation between OpenAI's completions and KServe's messages.
 
-The tensors are TensorRT-LLM's (`erlab.gateway.kserve`): a response carries one token's text. What a model doesn't
-declare as an input (say `temperature`) it isn't sent; what no such model can do (say `tools`) is refused by name. Null
-means absent in all of OpenAI's parameters. Answers of a Triton model have no `usage`: nobody here can count the tokens
-of its prompt, and clients add what they find there.
+The tensors are TensorRT-LLM's (`erlab.gateway.kserve`); a response carries one token's text. A parameter that the model
+does not declare as an input (such as `temperature`) is not sent. A parameter that no such model supports (such as
+`tools`) is refused by name. Null means absent in all of OpenAI's parameters. Answers of Triton models have no `usage`,
+since the gateway cannot count their prompt tokens, and clients add up what they find there.
 
 >>> prompt("chat/completions", {"messages": [{"role": "user", "content": "What is a watt?"}]})
 'What is a watt?'
@@ -16,19 +16,17 @@ import struct
 import time
 import uuid
 
-import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from erlab.gateway import kserve
-from erlab.gateway.limits import Refused
+from erlab.gateway.errors import Kind, RequestError
 
-DEFAULT_TOKENS = {"completions": 16, "chat/completions": 256}  # OpenAI's own, and ours where it knows the model's limit
+DEFAULT_TOKENS = {"completions": 16, "chat/completions": 256}  # for chats OpenAI's default is the model's limit
 DONE = b"data: [DONE]\n\n"
-_BAD = grpc.StatusCode.INVALID_ARGUMENT
 _REAL, _LARGEST = "a finite number", float(np.finfo(np.float32).max)
-# Of OpenAI's parameters: the tensor's name, its KServe datatype, its numpy type, what it may be.
+# OpenAI's parameters: tensor, KServe datatype, numpy type, allowed values.
 _TENSORS = {
     "temperature": ("temperature", "FP32", np.float32, _REAL),
     "top_p": ("top_p", "FP32", np.float32, _REAL),
@@ -38,7 +36,7 @@ _TENSORS = {
     "seed": ("random_seed", "UINT64", np.uint64, f"a whole number from 0 to {2**64 - 1}"),
 }
 _TYPED = {"INT32": "int_contents", "FP32": "fp32_contents", "UINT64": "uint64_contents", "BYTES": "bytes_contents"}
-# What changes an answer as no Triton model here can, and the value that asks for nothing, if there is one beside null.
+# Parameters that Triton models do not support, and the value beside null that has no effect, if there is one.
 _BEYOND = {
     "n": 1,
     "best_of": 1,
@@ -67,19 +65,29 @@ _BEYOND = {
 _BEYOND_MESSAGES = ("tool_calls", "function_call", "audio")
 
 
-class StatusError(Refused):
-    """A refusal with an HTTP status of its own, as an expert's; `about`: what it has of OpenAI's `type`, `code` and
-    `param`."""
+class StatusError(RequestError):
+    """A request error with its own HTTP status, such as an expert's.
 
-    def __init__(self, code: grpc.StatusCode, message: str, again: bool, status: int, about: dict | None = None):
-        super().__init__(code, message, again)
+    Args:
+        kind, message, retriable: As of `RequestError`.
+        status: HTTP status for the client.
+        about: OpenAI's `type`, `code` and `param`, as far as known.
+    """
+
+    def __init__(self, kind: Kind, message: str, retriable: bool, status: int, about: dict | None = None):
+        super().__init__(kind, message, retriable)
         self.status, self.about = status, about or {}
 
 
-def prompt(kind: str, body: dict) -> str:
-    """The text that is classified: the prompt or prompts, or what the user said in a chat, else whatever text is there.
+def _invalid(message: str) -> RequestError:
+    return RequestError(Kind.INVALID_ARGUMENT, message)
 
-    Empty where there is none: prompts may be token ids, messages images. Refused where there can be none.
+
+def prompt(kind: str, body: dict) -> str:
+    """Return the text to classify: the prompt or prompts, or the user's messages, else all messages.
+
+    It is empty if there is no text: prompts may be token ids, messages images. Raises RequestError if the field is
+    missing or of the wrong type.
     """
     if kind == "completions":
         prompts = body.get("prompt")
@@ -87,7 +95,7 @@ def prompt(kind: str, body: dict) -> str:
             return prompts
         if not isinstance(prompts, list) or not prompts:
             allowed = "a text, a list of texts or a list of token ids"
-            raise Refused(_BAD, f"The 'prompt' must be {allowed}. Got {_short(prompts)}.")
+            raise _invalid(f"The 'prompt' must be {allowed}. Got {_short(prompts)}.")
         return "\n".join(text for text in prompts if isinstance(text, str))
     messages = [message for message in _messages(body) if isinstance(message, dict)]
     of_user = [message for message in messages if message.get("role") == "user"]
@@ -95,7 +103,7 @@ def prompt(kind: str, body: dict) -> str:
 
 
 def choices(kind: str, body: dict) -> int:
-    """How many choices the answer has."""
+    """Return the number of choices of the answer."""
     each, prompts = body.get("n"), body.get("prompt")
     each = each if isinstance(each, int) and each > 1 else 1
     several = kind == "completions" and isinstance(prompts, list) and not any(isinstance(p, int) for p in prompts)
@@ -103,26 +111,26 @@ def choices(kind: str, body: dict) -> int:
 
 
 def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.ModelInferRequest:
-    """The request to a model with the `declared` inputs; Refused where `body` asks for what it cannot."""
+    """Build the KServe request to a model with the `declared` inputs; raises RequestError if it cannot serve it."""
     for name, nothing in _BEYOND.items():
         value = body.get(name)
         if value is not None and (type(value), value) != (type(nothing), nothing):
             allowed = "absent" if nothing is None else json.dumps(nothing)
-            raise Refused(_BAD, f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
+            raise _invalid(f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
     request = kserve.request("", _one_text(kind, body), _max_tokens(kind, body))
     for name, (tensor, datatype, numpy_type, allowed) in _TENSORS.items():
         value = body.get(name)
         if value is None:
             continue
         if not (_is_real(value) if datatype == "FP32" else _is_whole(value, numpy_type)):
-            raise Refused(_BAD, f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
+            raise _invalid(f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
         if tensor in declared:
             request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
             request.raw_input_contents.append(numpy_type(value).tobytes())
     stop = body.get("stop") or []
     words = [stop] if isinstance(stop, str) else stop
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise Refused(_BAD, f"'stop' must be text or a list of texts. Got {_short(stop)}.")
+        raise _invalid(f"'stop' must be text or a list of texts. Got {_short(stop)}.")
     if words and "stop_words" in declared:
         request.inputs.add(name="stop_words", datatype="BYTES", shape=[1, len(words)])
         array = np.array([word.encode() for word in words], dtype=object)
@@ -131,7 +139,7 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
 
 
 def from_kserve(text: str, request: service_pb2.ModelInferRequest) -> dict:
-    """The body of a streamed completion for a KServe request whose prompt is `text`."""
+    """Build the body of a streamed completion from a KServe request whose prompt is `text`."""
     body = {"prompt": text, "stream": True}
     names = {"max_tokens": ("max_tokens", np.int32)} | {t: (n, k) for n, (t, _, k, _) in _TENSORS.items()}
     for place, tensor in enumerate(request.inputs):
@@ -151,31 +159,31 @@ def from_kserve(text: str, request: service_pb2.ModelInferRequest) -> dict:
             else:
                 raise ValueError(f"{values[0]} is not finite")
         except (ValueError, LookupError, TypeError, AttributeError, struct.error) as e:
-            raise Refused(_BAD, f"The {tensor.name!r} tensor doesn't hold what it should: {e}.") from None
+            raise _invalid(f"The {tensor.name!r} tensor doesn't hold what it should: {e}.") from None
     return body
 
 
-class Answer:
-    """One answer in OpenAI's form, from an expert's texts: `piece` and `end` return what to send, if anything."""
+class CompletionWriter:
+    """Writer of one answer in OpenAI's format: `piece` and `end` return the bytes to send, if any."""
 
     def __init__(self, kind: str, body: dict):
         self._chat, self._stream = kind != "completions", bool(body.get("stream"))
         self._limit = _max_tokens(kind, body)
         options = body.get("stream_options") or {}
         if not isinstance(options, dict):
-            raise Refused(_BAD, f"'stream_options' must be an object. Got {_short(options)}.")
+            raise _invalid(f"'stream_options' must be an object. Got {_short(options)}.")
         self._texts: list[str] = []
         self._tokens = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be in several tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span several tokens
         kind = ("chat.completion" + ".chunk" * self._stream) if self._chat else "text_completion"
         prefix = "chatcmpl-" if self._chat else "cmpl-"
         self._head = {"id": prefix + uuid.uuid4().hex, "object": kind}
         self._head |= {"created": int(time.time()), "model": body.get("model")}
-        self._role = {"role": "assistant"}  # in the first event only: clients join what deltas say
+        self._role = {"role": "assistant"}  # in the first event only, since clients concatenate deltas
         self._frame()
 
     def _frame(self) -> None:
-        """Build an event around its text once, not a text at a time."""
+        """Build the parts of an event around its text once per answer."""
         marker = "\0"
         whole = json.dumps(self._head | {"choices": [self._choice(marker, None)]})
         self._before, self._after = (f"data: {whole}\n\n").split(json.dumps(marker))
@@ -189,13 +197,13 @@ class Answer:
         return choice | {"delta": self._role if text is None else self._role | {"content": text}}
 
     def piece(self, content: bytes) -> bytes:
-        """Take the bytes of one token's text."""
+        """Take one token's bytes; returns the event to send."""
         if not content:
             return b""
         self._tokens += 1
-        return self._said(self._decoder.decode(content))
+        return self._write(self._decoder.decode(content))
 
-    def _said(self, text: str) -> bytes:
+    def _write(self, text: str) -> bytes:
         if not text:
             return b""
         if not self._stream:
@@ -208,33 +216,35 @@ class Answer:
         return event
 
     def end(self) -> bytes:
+        """Return the end of the stream, or the whole JSON document."""
         finish = "length" if self._tokens >= self._limit else "stop"
-        rest = self._said(self._decoder.decode(b"", final=True))
+        rest = self._write(self._decoder.decode(b"", final=True))
         if not self._stream:
             return json.dumps(self._head | {"choices": [self._choice("".join(self._texts), finish)]}).encode()
         return rest + _event(self._head | {"choices": [self._choice(None, finish)]}) + DONE
 
 
-def error(refused: Refused) -> dict:
-    """An error in OpenAI's shape."""
+def error_body(error: RequestError) -> dict:
+    """Return an error in OpenAI's format."""
     about = {"type": None, "param": None, "code": None}
-    if isinstance(refused, StatusError):
-        about |= refused.about
-    about["type"] = about["type"] or _KINDS.get(refused.code, "server_error")
-    about["code"] = about["code"] or refused.code.name.lower()
-    return {"error": {"message": str(refused)} | about}
+    if isinstance(error, StatusError):
+        about |= error.about
+    about["type"] = about["type"] or _TYPES.get(error.kind, "server_error")
+    about["code"] = about["code"] or error.kind
+    return {"error": {"message": str(error)} | about}
 
 
-def error_event(refused: Refused) -> bytes:
-    return _event(error(refused))
+def error_event(error: RequestError) -> bytes:
+    """Return an error as an event of a stream."""
+    return _event(error_body(error))
 
 
-_KINDS = {
-    _BAD: "invalid_request_error",
-    grpc.StatusCode.NOT_FOUND: "invalid_request_error",
-    grpc.StatusCode.PERMISSION_DENIED: "invalid_request_error",
-    grpc.StatusCode.UNAUTHENTICATED: "authentication_error",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "rate_limit_error",
+_TYPES = {
+    Kind.INVALID_ARGUMENT: "invalid_request_error",
+    Kind.NOT_FOUND: "invalid_request_error",
+    Kind.PERMISSION_DENIED: "invalid_request_error",
+    Kind.UNAUTHENTICATED: "authentication_error",
+    Kind.RESOURCE_EXHAUSTED: "rate_limit_error",
 }
 
 
@@ -243,7 +253,7 @@ def _event(content: dict) -> bytes:
 
 
 def text_response(model: str, request_id: str, text: str) -> service_pb2.ModelInferResponse:
-    """A KServe response that carries `text`."""
+    """Build a KServe response that carries `text`."""
     response = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=request_id)
     response.outputs.add(name="text_output", datatype="BYTES", shape=[1, 1])
     response.raw_output_contents.append(serialize_byte_tensor(np.array([text.encode()], dtype=object)).item())
@@ -251,23 +261,25 @@ def text_response(model: str, request_id: str, text: str) -> service_pb2.ModelIn
 
 
 def count_response(model: str, request_id: str, tokens: int) -> service_pb2.ModelInferResponse:
-    """A KServe response without text that tells how many tokens the answer has: a server that is behind puts several
-    into one event."""
+    """Build a KServe response without text that states the answer's token count.
+
+    A server under load may put several tokens into one event, so responses cannot be counted instead.
+    """
     response = service_pb2.ModelInferResponse(model_name=model, model_version="1", id=request_id)
     response.parameters["erlab_output_tokens"].int64_param = tokens
     return response
 
 
 def _messages(body: dict) -> list:
-    """A chat's messages, whatever is in them."""
+    """Return a chat's messages, unchecked."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused(_BAD, f"'messages' must be a list of messages. Got {_short(messages)}.")
+        raise _invalid(f"'messages' must be a list of messages. Got {_short(messages)}.")
     return messages
 
 
 def _texts(messages: list[dict]) -> str:
-    """The texts in messages, each on a line."""
+    """Join the texts of messages by line breaks."""
     texts = []
     for message in messages:
         content = message.get("content")
@@ -278,27 +290,27 @@ def _texts(messages: list[dict]) -> str:
 
 
 def _one_text(kind: str, body: dict) -> str:
-    """All that a model without a chat template gets; Refused where it is more than text."""
+    """Return the prompt for a model without a chat template; raises RequestError if it is not all text."""
     if kind == "completions":
         prompts = body.get("prompt")
         prompts = prompts[0] if isinstance(prompts, list) and len(prompts) == 1 else prompts
         if not isinstance(prompts, str):
-            raise Refused(_BAD, f"The 'prompt' must be one text for this expert. Got {_short(body.get('prompt'))}.")
+            raise _invalid(f"The 'prompt' must be one text for this expert. Got {_short(body.get('prompt'))}.")
         return prompts
     pairs = []
     for message in _messages(body):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise Refused(_BAD, "Each of the 'messages' must be an object with a 'role'.")
+            raise _invalid("Each of the 'messages' must be an object with a 'role'.")
         for name in _BEYOND_MESSAGES:
             if message.get(name):
-                raise Refused(_BAD, f"'messages' must have no {name!r} for this expert. Got {_short(message[name])}.")
+                raise _invalid(f"'messages' must have no {name!r} for this expert. Got {_short(message[name])}.")
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         for part in parts:
             known = isinstance(part, dict) and part.get("type", "text") == "text"
             if not known or not isinstance(part.get("text"), str):
                 got = part.get("type") if isinstance(part, dict) and not known else _short(content)
-                raise Refused(_BAD, f"'messages' must have a 'content' of text for this expert. Got {str(got)[:40]}.")
+                raise _invalid(f"'messages' must have a 'content' of text for this expert. Got {str(got)[:40]}.")
         pairs.append((message["role"], "".join(part["text"] for part in parts)))
     if len(pairs) == 1:
         return pairs[0][1]
@@ -311,7 +323,7 @@ def _max_tokens(kind: str, body: dict) -> int:
     if asked is None:
         return DEFAULT_TOKENS[kind]
     if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked < 2**31:
-        raise Refused(_BAD, f"{name!r} must be a whole number from 1 to {2**31 - 1}. Got {_short(asked)}.")
+        raise _invalid(f"{name!r} must be a whole number from 1 to {2**31 - 1}. Got {_short(asked)}.")
     return asked
 
 

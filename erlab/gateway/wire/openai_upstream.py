@@ -1,26 +1,23 @@
-"""An expert behind an OpenAI-compatible HTTP server (vLLM, trtllm-serve, NIM): its answers relayed as they are.
+"""Upstream on an OpenAI-compatible HTTP server (vLLM, trtllm-serve, NIM), whose answers are relayed unchanged.
 
-A client's body goes to it as it came, but for the `model`. Of a stream, whole events are relayed until it has said
-[DONE], and a [DONE] follows when the answer has proved whole.
+A client's body is forwarded as received, except for `model`. Of a stream, whole events are relayed until [DONE]; the
+client's [DONE] follows when the answer has proved complete.
 """
 
 import codecs
 import json
 
-import grpc
-
-from erlab.gateway import events, http1, messages, openai
-from erlab.gateway.answers import Completion, completion, refused
-from erlab.gateway.expert import Headers, Onward, Sink, Unpaused
-from erlab.gateway.limits import Refused
-
-_CODE = grpc.StatusCode
+from erlab.gateway.core import Sink
+from erlab.gateway.errors import Kind, RequestError
+from erlab.gateway.wire import events, http1, messages, openai
+from erlab.gateway.wire.answers import Completion, completion, http_error
+from erlab.gateway.wire.interface import Headers, Onward, Unpaused
 
 
 class OpenAIModel:
-    """The model `model` of `server`, whose base URL ends in /v1; an `expert.Upstream`."""
+    """Model of a server, whose base URL ends in /v1; an `interface.Upstream`."""
 
-    def __init__(self, server: http1.Client, model: str):
+    def __init__(self, server: http1.HTTPClient, model: str):
         self._server, self._model = server, model
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
@@ -46,15 +43,15 @@ class OpenAIModel:
     async def probe(self) -> None:
         try:
             completion(self._model, await self._post("completions", {"prompt": "ping", "max_tokens": 1}))
-        except Refused as e:
-            if e.again and e.code is not _CODE.RESOURCE_EXHAUSTED:
-                raise  # all other refusals are answers of a server that works
+        except RequestError as e:
+            if e.retriable and e.kind is not Kind.RESOURCE_EXHAUSTED:
+                raise  # any other error proves that the server works
 
     async def _texts(self, request, sink: Sink, take) -> dict:
-        """Have `take` get the texts of what answers a KServe request; returns the usage."""
-        asked = openai.from_kserve(messages.prompt(request), request) | {"stream_options": {"include_usage": True}}
-        answer = _Translated(sink, Completion(self._model, 1), take)
-        await self._stream("completions", asked, answer)
+        """Pass the texts of the answer to a KServe request to `take`; returns the usage."""
+        body = openai.from_kserve(messages.prompt(request), request) | {"stream_options": {"include_usage": True}}
+        answer = _ToTexts(sink, Completion(self._model, 1), take)
+        await self._stream("completions", body, answer)
         answer.end()
         return answer.completion.usage
 
@@ -63,22 +60,22 @@ class OpenAIModel:
         answer.completion.check(bytes(answer.events.rest))
 
     async def _post(self, kind: str, body: dict, sink: Sink | None = None) -> bytes:
-        """The answer where it does not go to `sink`."""
+        """Post a request; returns the answer, unless it goes to `sink`."""
         try:
             content = json.dumps(body | {"model": self._model}).encode()
         except RecursionError:
-            raise Refused(_CODE.INVALID_ARGUMENT, "The request's body is nested too deeply.") from None
+            raise RequestError(Kind.INVALID_ARGUMENT, "The request's body is nested too deeply.") from None
         try:
             status, answer = await self._server.post(kind, content, sink)
-        except http1.Broken as e:
-            raise Refused(_CODE.UNAVAILABLE, f"{self._model}: {e}", again=True) from None
+        except http1.HTTPFailure as e:
+            raise RequestError(Kind.UNAVAILABLE, f"{self._model}: {e}", retriable=True) from None
         if status != 200:
-            raise refused(self._model, status, answer)
+            raise http_error(self._model, status, answer)
         return answer
 
 
 class _Stream(Onward):
-    """An event stream on its way to a sink."""
+    """Sink of an event stream."""
 
     def __init__(self, sink: Sink, completion: Completion):
         super().__init__(sink)
@@ -86,26 +83,26 @@ class _Stream(Onward):
 
 
 class _Relayed(_Stream):
-    """Hands whole events on. The first with data is the first to go, so that a failure before it can be retried."""
+    """Sink that relays whole events, from the first with data on, so that a failure before it can be retried."""
 
     def __init__(self, sink: Sink, completion: Completion):
         super().__init__(sink, completion)
         self._begun = False
-        self._going_on: bytes | None = None  # what the next read has if it is one event of an answer that goes on
+        self._going_on: bytes | None = None  # in the next read, if that is one event from the middle of the answer
 
     def piece(self, data: bytes) -> None:
-        # Most reads are such an event: it costs less to see that than to take it apart.
+        # Most reads are such an event, and recognising it is cheaper than parsing.
         if self._going_on and self._going_on in data and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
             return self._sink.piece(data)
         whole, going_on = [], self.completion.going_on
         try:
             for event in self.events.take(data):
-                said = events.data(event)
-                if not (going_on and going_on in said):
-                    self.completion.read(said)
+                content = events.data(event)
+                if not (going_on and going_on in content):
+                    self.completion.read(content)
                 if self.completion.done:
                     raise http1.Enough
-                self._begun = self._begun or bool(said)
+                self._begun = self._begun or bool(content)
                 if self._begun:
                     whole.append(event)
         finally:
@@ -113,13 +110,13 @@ class _Relayed(_Stream):
             self._sink.piece(b"".join(whole))  # or a sign of life
 
 
-class _Translated(_Stream):
-    """Has `take` get the texts, an empty one where a whole answer has none."""
+class _ToTexts(_Stream):
+    """Sink that passes the texts to `take`, or an empty one if a complete answer has none."""
 
     def __init__(self, sink: Sink, completion: Completion, take):
         super().__init__(sink, completion)
         self._take, self._taken = take, False
-        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # events may part a surrogate pair
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # a surrogate pair may span events
 
     def piece(self, data: bytes) -> None:
         self._sink.piece(b"")
@@ -140,7 +137,7 @@ class _Translated(_Stream):
 
 
 class _Quiet(Unpaused):
-    """A Sink of signs of life that nobody waits for."""
+    """Sink that ignores signs of life."""
 
     def piece(self, data: bytes) -> None:
         return

@@ -1,7 +1,7 @@
-"""Event streams (text/event-stream), in bytes cut anywhere, read as WHATWG's HTML standard says.
+"""Server-sent events (text/event-stream) in chunks cut at any byte, parsed as WHATWG's HTML standard says.
 
-Lines end in LF, CR or CRLF; a byte order mark may begin the stream; comments and fields other than `data` carry
-nothing; what no blank line has ended is no event.
+Lines end in LF, CR or CRLF. A byte order mark may begin the stream. Comments and fields other than `data` carry
+nothing. An event ends with a blank line.
 
 >>> stream = Events()
 >>> stream.take(b"data: one\\r\\rdata: tw"), stream.take(b"o\\n\\n: still here\\n\\n")
@@ -10,25 +10,23 @@ nothing; what no blank line has ended is no event.
 (b'1,\\n2', b'')
 """
 
-import grpc
+from erlab.gateway.errors import Kind, RequestError
 
-from erlab.gateway.limits import Refused
-
-EVENT_BYTES = 4 * 2**20  # the largest event taken
+EVENT_BYTES = 4 * 2**20  # of the largest event accepted
 _BOM = b"\xef\xbb\xbf"
 
 
 class Events:
-    """Splits a stream into its events."""
+    """Incremental splitter of a stream into events."""
 
     def __init__(self):
-        self.rest = bytearray()  # what has come of an event that is not whole
+        self.rest = bytearray()  # bytes of an incomplete event
         self._begun = self._after_cr = False
 
     def take(self, data: bytes) -> list[bytes]:
-        """The events that have become whole with `data`, each with its blank line; their lines end in LF.
+        """Return the events that `data` completes, each with its blank line; lines end in LF.
 
-        Raises Refused where an event has more than EVENT_BYTES.
+        Raises RequestError if an event has more than EVENT_BYTES.
         """
         if not self._begun:
             data = bytes(self.rest) + data
@@ -38,11 +36,11 @@ class Events:
                 return []
             data, self._begun = data.removeprefix(_BOM), True
         if self._after_cr and data.startswith(b"\n"):
-            data = data[1:]  # the line had ended with the CR
+            data = data[1:]  # the CR before has ended the line
         self._after_cr = data.endswith(b"\r")
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if not self.rest and data.endswith(b"\n\n"):  # as most reads
+        if not self.rest and data.endswith(b"\n\n"):  # true for most reads
             whole = data
         else:
             searched = max(0, len(self.rest) - 1)
@@ -51,7 +49,7 @@ class Events:
             if end < 2:
                 if len(self.rest) > EVENT_BYTES:
                     large = f"An expert sent an event of more than {EVENT_BYTES} bytes"
-                    raise Refused(grpc.StatusCode.INTERNAL, large, again=True)
+                    raise RequestError(Kind.INTERNAL, large, retriable=True)
                 return []
             whole = bytes(self.rest[:end])
             del self.rest[:end]
@@ -59,7 +57,7 @@ class Events:
 
 
 def data(event: bytes) -> bytes:
-    """The data of an event, its lines joined by LF; empty where it has none."""
+    """Return an event's data, its lines joined by LF; empty if it has none."""
     if event.startswith(b"data: ") and event.count(b"\n") == 2:
         return event[6:-2]
     fields = (line.partition(b":") for line in event.split(b"\n"))

@@ -1,8 +1,7 @@
-"""What the gateway reads and writes of KServe's messages, and how it does so without re-encoding them.
+"""KServe messages: decoded for what the gateway reads, changed without encoding them again.
 
-Two properties of protobuf's wire format carry it: in two concatenated messages of one type the later scalar wins, and
-embedded messages and maps merge. So appending a few bytes renames a request's model or adds a response's parameters,
-and everything else stays as it came.
+In two concatenated protobuf messages of one type the later scalar wins, and embedded messages and maps merge. So
+appended bytes rename a request's model or add a response's parameters, and all else stays as received.
 
 >>> request = service_pb2.ModelInferRequest(model_name="router", id="7").SerializeToString()
 >>> renamed = service_pb2.ModelInferRequest.FromString(request + rename("expert_3"))
@@ -17,11 +16,11 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
 from erlab.errors import ErlabError
-from erlab.gateway.dispatch import Routed
+from erlab.gateway.core import Routed
 
 
 def parse(message: type[Message], data: bytes) -> Message:
-    """Decode `data`; raises ErlabError where it isn't such a message."""
+    """Decode `data`; raises ErlabError if it is not such a message."""
     try:
         return message.FromString(data)
     except DecodeError:
@@ -29,7 +28,7 @@ def parse(message: type[Message], data: bytes) -> Message:
 
 
 def request(data: bytes) -> service_pb2.ModelInferRequest:
-    """Decode an inference request; raises ErlabError where it is none, or has tensors in shared memory."""
+    """Decode an inference request; raises ErlabError if it is none or has tensors in shared memory."""
     request = parse(service_pb2.ModelInferRequest, data)
     for tensor in (*request.inputs, *request.outputs):
         for name in tensor.parameters:
@@ -42,7 +41,7 @@ def request(data: bytes) -> service_pb2.ModelInferRequest:
 
 
 def prompt(request: service_pb2.ModelInferRequest) -> str:
-    """The text of the request's `text_input`; raises ErlabError where it isn't one UTF-8 string."""
+    """Return the text of `text_input`; raises ErlabError if it is not one UTF-8 string."""
     elements = _elements(request)
     if len(elements) != 1:
         raise ErlabError(f"The 'text_input' tensor must hold one prompt. Got {len(elements)}.")
@@ -70,12 +69,12 @@ def _elements(request: service_pb2.ModelInferRequest) -> list[bytes]:
 
 
 def rename(model: str) -> bytes:
-    """Bytes that, appended to a ModelInferRequest, make it a request to `model`."""
+    """Return the bytes that turn a ModelInferRequest into one to `model` when appended to it."""
     return service_pb2.ModelInferRequest(model_name=model).SerializeToString()
 
 
 def mark(routed: Routed) -> service_pb2.ModelInferResponse:
-    """A response that holds only the decision, as parameters; merged into the answer's first response."""
+    """Return a response with only the decision, as parameters, to be merged into the answer's first response."""
     response, decision = service_pb2.ModelInferResponse(), routed.decision
     parameters = response.parameters
     parameters["erlab_expert"].string_param = decision.expert
@@ -91,5 +90,5 @@ def mark(routed: Routed) -> service_pb2.ModelInferResponse:
 
 
 def streamed(response: service_pb2.ModelInferResponse, error: str = "") -> bytes:
-    """`response` as one message of a stream, with an error message where there is an error."""
+    """Encode a response as one message of a stream, with an error message if not empty."""
     return service_pb2.ModelStreamInferResponse(infer_response=response, error_message=error).SerializeToString()

@@ -44,7 +44,7 @@ ERRORS = (
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 2, 3, 4  # settings
 MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 5, 6
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME_SIZE = 16384  # bytes of the largest payload that a peer takes before its settings allow more; ours never do
+FRAME_SIZE = 16384  # bytes of the largest payload before settings allow more; ours never do
 FIRST_WINDOW = 65535  # bytes of a flow-control window before settings change it, for the connection and each stream
 LARGEST = 2**31 - 1  # window in bytes, stream number
 HEAD = struct.Struct(">HBBBL")  # a frame's head: length (in two parts), type, flags, stream
@@ -52,7 +52,7 @@ PREFIX = struct.Struct(">BL")  # a gRPC message's head: compressed or not, lengt
 _MESSAGE_FRAME = struct.Struct(">HBBBLBL")  # both
 
 
-class Broken(Exception):
+class ProtocolError(Exception):
     """Connection error of RFC 9113, section 5.4.1: the peer broke the protocol, so that the connection has to end.
 
     code : int
@@ -97,7 +97,7 @@ def window_update(stream: int, increment: int) -> bytes:
 
 
 def goaway(last: int, code: int, details: str = "") -> bytes:
-    """Return a GOAWAY frame; `last`: number of the peer's last stream that was processed."""
+    """Return a GOAWAY frame; `last`: the peer's last stream that was processed."""
     return frame(GOAWAY, 0, 0, struct.pack(">LL", last, code) + details.encode())
 
 
@@ -123,19 +123,19 @@ def header_frames(stream: int, flags: int, block: bytes) -> bytes:
 
 
 def unpadded(payload: bytes, flags: int) -> bytes:
-    """Return the payload of a DATA or HEADERS frame without its padding; raises Broken."""
+    """Return the payload of a DATA or HEADERS frame without its padding; raises ProtocolError."""
     if not flags & PADDED:
         return payload
     if not payload:
-        raise Broken(FRAME_SIZE_ERROR, "a padded frame without the length of its padding")
+        raise ProtocolError(FRAME_SIZE_ERROR, "a padded frame without the length of its padding")
     if payload[0] >= len(payload):
-        raise Broken(PROTOCOL_ERROR, "a frame whose padding is longer than the frame")
+        raise ProtocolError(PROTOCOL_ERROR, "a frame whose padding is longer than the frame")
     return payload[1 : len(payload) - payload[0]]
 
 
 def fields(payload: bytes, flags: int) -> bytes:
-    """Return the part of a header block in a HEADERS frame, without padding and priority; raises Broken."""
+    """Return the part of a header block in a HEADERS frame, without padding and priority; raises ProtocolError."""
     payload, start = unpadded(payload, flags), 5 if flags & PRIORITIZED else 0
     if len(payload) < start:
-        raise Broken(FRAME_SIZE_ERROR, "a HEADERS frame too short for its priority")
+        raise ProtocolError(FRAME_SIZE_ERROR, "a HEADERS frame too short for its priority")
     return payload[start:]

@@ -1,18 +1,19 @@
-"""The gRPC door: grpcio's server on asyncio, which answers a list of methods and relays messages as bytes.
+"""gRPC server of the gateway: grpcio's, on asyncio; messages stay bytes.
 
-Every call is read by one task, answered by one task a request and written by one task. What experts send is queued
-where it arrives; a client that takes less than it is sent holds its experts back once `WINDOW` bytes wait for it. The
-call of a client that cancels, vanishes or is past its deadline is cancelled by grpcio, and with it all its tasks and
-what they asked of experts.
+Each call has one task that reads, one that writes, and one per request. Pieces from experts are queued as they arrive;
+a client that reads more slowly pauses its experts once `WINDOW` bytes wait for it. If a client cancels, disconnects or
+passes its deadline, grpcio cancels its call, and with it the call's tasks and the requests they sent to experts.
 
-A request counts as received when grpcio hands its bytes to the event loop. It left the socket before, in a thread of
-grpcio's, and has waited for its turn of the loop: clients measure that wait, the gateway cannot.
+A request counts as received when grpcio hands its bytes to the event loop. The time between the socket and the loop,
+in a thread of grpcio's, is seen by clients and not by the gateway.
 
-What grpcio leaves open: it offers Python no resource quota, so clients that begin requests and do not finish them hold
-up to `calls` times `message_bytes` until `seconds` have passed, and whoever opens `calls` calls keeps others out as
-long. Nor can a server take back what it has begun to send: a client that takes nothing loses its experts' answers after
-`seconds`, but keeps its place among `calls` until its connection ends. A connection has no maximum age, since a long
-stream would end by it.
+Bounds that grpcio does not offer:
+
+- There is no resource quota in Python. Clients that begin requests and never finish them hold up to `calls` times
+  `message_bytes` until `seconds` have passed; whoever opens `calls` calls keeps others out as long.
+- A server cannot withdraw what it has begun to send. A client that reads nothing loses its answers after `seconds`,
+  and keeps its place among `calls` until its connection ends.
+- Connections have no maximum age, since that would end long streams.
 """
 
 import asyncio
@@ -31,84 +32,83 @@ import grpc
 from grpc._cython import cygrpc
 
 from erlab.errors import ErlabError
-from erlab.gateway import messages
-from erlab.gateway.dispatch import Routed
-from erlab.gateway.expert import Headers
+from erlab.gateway.core import Routed
+from erlab.gateway.errors import Kind, RequestError
 from erlab.gateway.kserve import MAX_MESSAGE_BYTES
-from erlab.gateway.limits import Limits, Refused
+from erlab.gateway.limits import Limits
+from erlab.gateway.wire import messages
+from erlab.gateway.wire.interface import Headers
 
 SERVICE = "inference.GRPCInferenceService"
 STREAM = "ModelStreamInfer"
-METHODS = (  # all others of the protocol are refused
+METHODS = (  # other methods of the protocol are refused
     *("ServerLive", "ServerReady", "ServerMetadata"),
     *("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"),
     *("ModelInfer", STREAM),
 )
-WINDOW = 64 * 2**10  # bytes that wait here for one client, above which its experts are held back
-_STREAMS = 1024  # calls that one connection may have open
-_PING_SECONDS = 10  # pings of an idle client that come more often are strikes, …
-_STRIKES = 2  # … and more of them end its connection
-_LARGEST = 2**31 - 1  # of an option's value
-_DETAILS = 600  # characters of an error: clients take 8 KiB of headers, and a character may need 12 bytes
-_VALUE = re.compile("[ -~]*")  # what gRPC allows; another server's connection would end by anything else
-# Headers of a connection, and of how a call is made; all others are the client's own and go on to the expert.
+WINDOW = 64 * 2**10  # bytes queued for one client, above which its experts are paused
+_STREAMS = 1024  # concurrent calls per connection
+_PING_SECONDS = 10  # a ping of an idle client sooner than this is a strike
+_STRIKES = 2  # strikes after which the connection ends
+_LARGEST = 2**31 - 1  # largest value of an option
+_DETAILS = 600  # characters of an error: clients accept 8 KiB of headers, and a character may need 12 bytes
+_VALUE = re.compile("[ -~]*")  # allowed by gRPC; anything else would end the connection to the expert
+# Headers of the transport; all others are the client's own and are forwarded to the expert.
 _OF_TRANSPORT = {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "host"}
 _OF_TRANSPORT |= {"te", "content-type", "content-length", "accept-encoding", "user-agent"}
 _ALLOWED = f"This gateway answers only {', '.join(METHODS)}."
-_CODE = grpc.StatusCode
 _logger = logging.getLogger(__name__)
 
 Method = Callable[[bytes, Headers], Awaitable[bytes]]
 
 
-class Service(Protocol):
-    """What the door opens to. `methods`: those of METHODS, by name, that take one message and give one; they raise
-    ErlabError."""
+class RpcService(Protocol):
+    """Implementation of METHODS. `methods` maps names to unary methods, which raise ErlabError."""
 
     methods: Mapping[str, Method]
 
-    async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: "Stream") -> None:
-        """Give one request of ModelStreamInfer its responses; errors are responses, too."""
+    async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: "StreamCall") -> None:
+        """Send the responses to one request of ModelStreamInfer to `stream`; errors are responses too."""
 
 
 def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
-    """grpcio's options for a server within these limits; `shared`: other processes listen on the same port."""
+    """Return grpcio's server options; `shared`: other processes listen on the same port."""
     seconds = (limits.keepalive_seconds, limits.header_seconds, limits.idle_seconds)
     keepalive_ms, handshake_ms, idle_ms = (max(1, round(each * 1e3)) for each in seconds)
     options = [
-        ("grpc.max_receive_message_length", limits.message_bytes),  # also of what it is once inflated
+        ("grpc.max_receive_message_length", limits.message_bytes),  # applies to the inflated size too
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", limits.header_bytes),
-        ("grpc.absolute_max_metadata_size", limits.header_bytes),  # the same, else chance decides in between
+        ("grpc.absolute_max_metadata_size", limits.header_bytes),  # the same, else sizes between fail at random
         ("grpc.max_concurrent_streams", _STREAMS),
-        ("grpc.server.max_pending_requests", limits.calls),  # calls that wait for a turn of the event loop
+        ("grpc.server.max_pending_requests", limits.calls),  # calls that wait for the event loop
         ("grpc.server.max_pending_requests_hard_limit", limits.calls),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", handshake_ms),
         ("grpc.keepalive_time_ms", keepalive_ms),  # also sets TCP_USER_TIMEOUT
         ("grpc.keepalive_timeout_ms", keepalive_ms),
-        ("grpc.http2.ping_timeout_ms", keepalive_ms),  # else it is a minute, whatever the one above says
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),  # else one minute, whatever the option above says
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_idle_ms", idle_ms),  # without a call
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_SECONDS * 1000),
         ("grpc.http2.max_ping_strikes", _STRIKES),
-        ("grpc.http2.bdp_probe", 0),  # else the window of a stream grows to megabytes
+        ("grpc.http2.bdp_probe", 0),  # else a stream's window grows to megabytes
         ("grpc.http2.lookahead_bytes", WINDOW),
-        ("grpc.so_reuseport", int(shared)),  # only then, so that a port in use is noticed
+        ("grpc.so_reuseport", int(shared)),  # else a port in use goes unnoticed
     ]
     return [(name, min(value, _LARGEST)) for name, value in options]
 
 
-class Door:
-    """A gRPC server of `service`. `key`: what clients must bring as a bearer token, if anything; not handed on."""
+class GrpcServer:
+    """gRPC server of `service`; `key`: bearer token that clients must send, not forwarded to experts."""
 
-    def __init__(self, service: Service, limits: Limits, key: str | None = None):
+    def __init__(self, service: RpcService, limits: Limits, key: str | None = None):
         self._service, self._limits = service, limits
         self._bearer = f"Bearer {key}".encode() if key else None
         self._server: grpc.aio.Server | None = None
 
     async def open(self, host: str, port: int, shared: bool = False) -> int:
-        """Listen on this port, 0 for any, and return it; raises OSError where it cannot be had."""
+        """Listen on a port, 0 for any, and return it; raises OSError if it is not available."""
         _probe(host, port, shared)
         self._server = _server(_options(self._limits, shared), self._limits.calls)
         known = messages.service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
@@ -119,7 +119,7 @@ class Door:
         return port
 
     async def close(self, grace: float) -> None:
-        """Take no more calls, let those that are there end within `grace` seconds, and end the others."""
+        """Refuse new calls, and end those in flight after `grace` seconds."""
         if self._server:
             await self._server.stop(grace)
 
@@ -127,67 +127,67 @@ class Door:
         try:
             headers = self._admit(context)
             if name == STREAM:
-                await Stream(context, self._limits).serve(self._service, headers)
+                await StreamCall(context, self._limits).serve(self._service, headers)
             elif name in METHODS:
                 await self._once(self._service.methods[name], headers, context)
             else:
-                raise Refused(_CODE.UNIMPLEMENTED, f"The method {name} is refused. {_ALLOWED}")
-        except grpc.aio.BaseError:  # the client is gone, or has been told
+                raise RequestError(Kind.UNIMPLEMENTED, f"The method {name} is refused. {_ALLOWED}")
+        except grpc.aio.BaseError:  # the client has disconnected or knows the status
             raise
-        except Refused as e:
-            await context.abort(e.code, str(e)[:_DETAILS])
+        except RequestError as e:
+            await context.abort(grpc.StatusCode[e.kind.name], str(e)[:_DETAILS])
         except ErlabError as e:
-            await context.abort(_CODE.INVALID_ARGUMENT, str(e)[:_DETAILS])
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e)[:_DETAILS])
         except Exception as e:
             _logger.exception("A call of %s failed", name)
-            await context.abort(_CODE.UNKNOWN, f"Unexpected {type(e).__name__}")
+            await context.abort(grpc.StatusCode.UNKNOWN, f"Unexpected {type(e).__name__}")
 
     def _admit(self, context: grpc.aio.ServicerContext) -> Headers:
-        """The client's own metadata, as it is on the wire; Refused without the key."""
-        said = context.invocation_metadata()
+        """Return the client's own metadata as on the wire; raises RequestError without the key."""
+        metadata = context.invocation_metadata()
         if self._bearer:
-            came = next((value for name, value in said if name == "authorization"), "")
-            if not hmac.compare_digest(came.encode(), self._bearer):
-                asked = "This gateway asks for its key: metadata 'authorization: Bearer KEY'."
-                raise Refused(_CODE.UNAUTHENTICATED, asked)
+            token = next((value for name, value in metadata if name == "authorization"), "")
+            if not hmac.compare_digest(token.encode(), self._bearer):
+                missing = "This gateway requires its key: metadata 'authorization: Bearer KEY'."
+                raise RequestError(Kind.UNAUTHENTICATED, missing)
         headers = []
-        for name, value in said:
+        for name, value in metadata:
             if name in _OF_TRANSPORT or name.startswith("grpc-") or (self._bearer and name == "authorization"):
                 continue
             if isinstance(value, bytes):  # its name ends in -bin
                 value = base64.b64encode(value).decode().rstrip("=")
             elif not _VALUE.fullmatch(value):
-                raise Refused(_CODE.INVALID_ARGUMENT, f"The metadata {name!r} must be printable ASCII.")
+                raise RequestError(Kind.INVALID_ARGUMENT, f"The metadata {name!r} must be printable ASCII.")
             headers.append((name, value))
         return tuple(headers)
 
     async def _once(self, method: Method, headers: Headers, context: grpc.aio.ServicerContext) -> None:
-        late = f"The call was not made, or its answer not taken, within {self._limits.seconds:g} s."
+        late = f"No message was received, or its response not read, within {self._limits.seconds:g} s."
         try:
             async with asyncio.timeout(self._limits.seconds):
                 data = await context.read()
             if data is grpc.aio.EOF:
-                raise Refused(_CODE.UNIMPLEMENTED, "This method takes one message. Got none.")
+                raise RequestError(Kind.UNIMPLEMENTED, "This method takes one message. Got none.")
             answer = await method(data, headers)
             async with asyncio.timeout(self._limits.seconds):
                 await context.write(answer)
         except TimeoutError:
-            raise Refused(_CODE.DEADLINE_EXCEEDED, late) from None
+            raise RequestError(Kind.DEADLINE_EXCEEDED, late) from None
 
 
-class Stream:
-    """One client's call of ModelStreamInfer, whose requests are answered side by side; a Reply and a Sink."""
+class StreamCall:
+    """One client's call of ModelStreamInfer, whose requests are answered concurrently; a Reply."""
 
     def __init__(self, context: grpc.aio.ServicerContext, limits: Limits):
         self._context, self._limits = context, limits
-        self._open, self._open_bytes = 0, 0  # requests that are being answered
+        self._open, self._open_bytes = 0, 0  # requests in flight
         self._pieces: deque[bytes] = deque()
-        self._bytes, self._ends = 0, False  # that wait to be written; whether no more will be
-        self._less = asyncio.Event()  # less is waiting or being answered than before
-        self._more: asyncio.Future | None = None  # the writer waits for it
+        self._bytes, self._ends = 0, False  # bytes queued; whether no more pieces follow
+        self._less = asyncio.Event()  # the queue or the requests in flight have shrunk
+        self._more: asyncio.Future | None = None  # set while the writer waits for a piece
 
-    async def serve(self, service: Service, headers: Headers) -> None:
-        """Have all requests answered; Refused where none came, or the last answers were not taken, for too long."""
+    async def serve(self, service: RpcService, headers: Headers) -> None:
+        """Answer all requests; raises RequestError if none arrives, or responses are not read, for too long."""
 
         def answered(size: int, _: asyncio.Task) -> None:
             self._open, self._open_bytes = self._open - 1, self._open_bytes - size
@@ -209,18 +209,18 @@ class Stream:
                 self._ends = True
                 self._wake()
         except TimeoutError:
-            late = f"No request came, or no answer was taken, for {self._limits.seconds:g} s."
-            raise Refused(_CODE.DEADLINE_EXCEEDED, late) from None
+            late = f"No request was received, or no response read, for {self._limits.seconds:g} s."
+            raise RequestError(Kind.DEADLINE_EXCEEDED, late) from None
 
     async def _read(self) -> bytes:
-        """The next request, when those that are being answered, and their answers, are not too large."""
+        """Read the next request once those in flight, and the queued pieces, are small enough."""
         while self.paused or self._open_bytes >= self._limits.message_bytes:
             self._less.clear()
             await self._less.wait()
         return await self._context.read()
 
     async def _write(self) -> None:
-        """Write what is queued until the end; one write at a time is all that grpcio takes."""
+        """Write queued pieces until the end; grpcio accepts one write at a time."""
         loop = asyncio.get_running_loop()
         try:
             while self._pieces or not self._ends:
@@ -233,7 +233,7 @@ class Stream:
                 self._bytes -= len(data)
                 if not self.paused:
                     self._less.set()
-        except grpc.aio.BaseError:  # the client is gone, and grpcio about to cancel the call
+        except grpc.aio.BaseError:  # the client has disconnected, and grpcio is about to cancel the call
             self._ends, self._bytes = True, 0
             self._pieces.clear()
 
@@ -244,7 +244,7 @@ class Stream:
     def piece(self, data: bytes, routed: Routed | None = None) -> None:
         if routed:
             data += messages.streamed(messages.mark(routed))
-        if not self._ends:  # else nobody is there to take it
+        if not self._ends:  # else the client has disconnected
             self._pieces.append(data)
             self._bytes += len(data)
             self._wake()
@@ -260,9 +260,9 @@ class Stream:
 
 
 class _Core(cygrpc.AioServer):
-    """The class behind `grpc.aio.server`, which refuses methods that nobody registered.
+    """AioServer that refuses unregistered methods.
 
-    AioServer itself decodes the path of such a call as UTF-8, and one that is none ends the whole server (grpcio 1.85).
+    AioServer itself decodes their path as UTF-8, and a path that is not UTF-8 ends the whole server (grpcio 1.85).
     """
 
     async def _request_call(self):
@@ -275,9 +275,9 @@ class _Core(cygrpc.AioServer):
 
     async def _refuse(self, context: grpc.aio.ServicerContext) -> None:
         try:
-            await context.abort(_CODE.UNIMPLEMENTED, f"This method is unknown. {_ALLOWED}")
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"This method is unknown. {_ALLOWED}")
         except grpc.aio.BaseError:
-            return  # it has been told, or is gone
+            return  # the client has disconnected or knows the status
 
 
 def _server(options: list[tuple[str, int]], calls: int) -> grpc.aio.Server:
@@ -290,7 +290,7 @@ def _server(options: list[tuple[str, int]], calls: int) -> grpc.aio.Server:
 
 
 def _probe(host: str, port: int, shared: bool) -> None:
-    """Raise the OSError that keeps a server from listening there; grpcio does not say which."""
+    """Raise the OSError that keeps a server from listening there, which grpcio does not report."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,28 +1,27 @@
-"""An expert on a Triton server: asked in KServe v2 over gRPC, its responses relayed as the bytes they are."""
+"""Upstream on a Triton server: KServe v2 over gRPC, whose responses are relayed as bytes."""
 
 import struct
 from contextlib import suppress
 
-import grpc
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from erlab.gateway import http2, messages, openai
 from erlab.gateway import kserve as client
-from erlab.gateway.answers import whole
-from erlab.gateway.expert import NO_HEADERS, Headers, Onward, Sink, Unpaused
-from erlab.gateway.limits import Refused
+from erlab.gateway.core import Sink
+from erlab.gateway.errors import Kind, RequestError
+from erlab.gateway.wire import http2, messages, openai
+from erlab.gateway.wire.answers import whole
+from erlab.gateway.wire.interface import NO_HEADERS, Headers, Onward, Unpaused
 
 SERVICE = "/inference.GRPCInferenceService"
 STREAM, INFER = f"{SERVICE}/ModelStreamInfer", f"{SERVICE}/ModelInfer"
-_RESPONSE = b"\x12"  # in a ModelStreamInferResponse, the tag of its infer_response; the other is error_message
-_SIZE_BYTES = 5  # of a length in protobuf, at most
-_CODE = grpc.StatusCode
-_OWN_FAULT = (_CODE.INVALID_ARGUMENT, _CODE.UNIMPLEMENTED, _CODE.UNAUTHENTICATED, _CODE.PERMISSION_DENIED)
+_RESPONSE = b"\x12"  # tag of infer_response in a ModelStreamInferResponse; the other field is error_message
+_SIZE_BYTES = 5  # of the longest length in protobuf
+_CLIENT_ERRORS = (Kind.INVALID_ARGUMENT, Kind.UNIMPLEMENTED, Kind.UNAUTHENTICATED, Kind.PERMISSION_DENIED)
 
 
 class TritonModel:
-    """The model `model` of the server behind `channel`; an `expert.Upstream`."""
+    """Model of the Triton server behind a channel; an `interface.Upstream`."""
 
     def __init__(self, channel: http2.Channel, model: str):
         self._channel, self._model, self._rename = channel, model, messages.rename(model)
@@ -30,7 +29,7 @@ class TritonModel:
         self._inputs: frozenset[str] = frozenset()
 
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
-        # One message out, many back: on the wire the same as a stream of one request.
+        # One request, many responses: on the wire the same as a stream of one request.
         answer = _Answer(sink)
         answer.call = self._channel.begin(STREAM, answer, headers, data=data + self._rename)
         sink.piece(b"")
@@ -50,8 +49,8 @@ class TritonModel:
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
         request = openai.to_kserve(kind, body, await self._declared())
-        answer = openai.Answer(kind, body)
-        await self.kserve(request, request.SerializeToString(), NO_HEADERS, _Translated(answer, sink))
+        answer = openai.CompletionWriter(kind, body)
+        await self.kserve(request, request.SerializeToString(), NO_HEADERS, _ToCompletion(answer, sink))
         sink.piece(answer.end())
 
     async def probe(self) -> None:
@@ -60,11 +59,11 @@ class TritonModel:
             await self.kserve(None, data, NO_HEADERS, _Probe())
 
     async def about(self, method: str, data: bytes, headers: Headers) -> bytes:
-        """What the model's server answers to `data`, a message of `method`."""
+        """Return the server's response to `data`, a message of the unary `method`."""
         return await self._unary(f"{SERVICE}/{method}", data, headers)
 
     async def _declared(self) -> frozenset[str]:
-        """The names of the model's inputs; Triton refuses others."""
+        """Return the names of the model's inputs; Triton refuses others."""
         if not self._inputs:
             about = service_pb2.ModelMetadataRequest(name=self._model).SerializeToString()
             data = await self._unary(f"{SERVICE}/ModelMetadata", about, NO_HEADERS)
@@ -77,13 +76,20 @@ class TritonModel:
         except http2.Failed as e:
             raise self._refused(e) from None
 
-    def _refused(self, error: http2.Failed) -> Refused:
-        return Refused(error.code, f"{error.details} ({self._model})", again=error.code not in _OWN_FAULT)
+    def _refused(self, error: http2.Failed) -> RequestError:
+        name, details = error.code.name, f"{error.details} ({self._model})"
+        if name not in Kind.__members__:
+            return RequestError(Kind.UNKNOWN, f"{name}: {details}", retriable=True)
+        return RequestError(Kind[name], details, retriable=Kind[name] not in _CLIENT_ERRORS)
 
 
 class _Answer:
-    """Takes a call's responses to a sink, until one is an error or the sink wants no more: that is why it `stopped`.
-    `answered`: whether one carried a text."""
+    """Receiver that checks a call's responses and pushes them to a sink.
+
+    Attributes:
+        stopped: Error that ended the call: the expert's, or one that the sink raised.
+        answered: Whether a response carried text.
+    """
 
     def __init__(self, sink: Sink):
         self._sink, self.stopped, self.answered = sink, None, False
@@ -93,7 +99,7 @@ class _Answer:
             if not self.answered or not _only_response(data):
                 message = service_pb2.ModelStreamInferResponse.FromString(data)
                 if message.error_message:
-                    raise Refused(_CODE.UNKNOWN, message.error_message, again=True)
+                    raise RequestError(Kind.UNKNOWN, message.error_message, retriable=True)
                 self.answered = self.answered or client.answers(message.infer_response)
             self._sink.piece(data)
         except (DecodeError, struct.error):
@@ -102,7 +108,7 @@ class _Answer:
             self._stop(e)
 
     def _stop(self, error: Exception) -> None:
-        """Have it raised where the answer is waited for: here a connection's frames are read."""
+        """Keep the error for the waiting task; raising it here would end the connection that reads frames."""
         self.stopped = error
         self.call.cancel()
 
@@ -115,7 +121,7 @@ class _Answer:
 
 
 def _only_response(data: bytes) -> bool:
-    """Whether a ModelStreamInferResponse is one infer_response and nothing else; cheaper than decoding it."""
+    """Whether a ModelStreamInferResponse holds only an infer_response; cheaper than decoding it."""
     if not data.startswith(_RESPONSE):
         return False
     size = 0
@@ -126,14 +132,14 @@ def _only_response(data: bytes) -> bool:
     return False
 
 
-def _no_answer() -> Refused:
-    return Refused(_CODE.INTERNAL, "An expert sent a message that is no answer", again=True)
+def _no_answer() -> RequestError:
+    return RequestError(Kind.INTERNAL, "An expert sent a message that is no answer", retriable=True)
 
 
-class _Translated(Onward):
-    """KServe's responses on their way into OpenAI's form."""
+class _ToCompletion(Onward):
+    """Sink that translates KServe responses into OpenAI's format."""
 
-    def __init__(self, answer: openai.Answer, sink: Sink):
+    def __init__(self, answer: openai.CompletionWriter, sink: Sink):
         super().__init__(sink)
         self._answer = answer
 
@@ -143,11 +149,11 @@ class _Translated(Onward):
 
 
 class _Answered(Exception):
-    """The probe has its answer."""
+    """The probe has an answer."""
 
 
 class _Probe(Unpaused):
-    """Wants one piece."""
+    """Sink that accepts one piece."""
 
     def piece(self, data: bytes) -> None:
         if data:

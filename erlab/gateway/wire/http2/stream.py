@@ -1,12 +1,12 @@
-"""One stream of a connection: gRPC messages that are sent as far as the server takes them, and those that come."""
+"""One HTTP/2 stream: gRPC messages in both directions, with flow control."""
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-from erlab.gateway.http2 import frames
-from erlab.gateway.http2.frames import (
+from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.frames import (
     CANCEL,
     DATA,
     END_STREAM,
@@ -14,21 +14,21 @@ from erlab.gateway.http2.frames import (
     FRAME_SIZE,
     PREFIX,
     PROTOCOL_ERROR,
-    Broken,
+    ProtocolError,
 )
-from erlab.gateway.http2.headers import Code, Head
+from erlab.gateway.wire.http2.headers import Code, Head
 
-UNSENT_BYTES = 64 * 2**10  # of a stream that the server does not take yet, from which on its sender should wait
+UNSENT_BYTES = 64 * 2**10  # of a stream not yet accepted by the server, above which its sender pauses
 
 
 class Carrier(Protocol):
-    """What a stream needs of its connection."""
+    """Interface of a connection as its streams use it."""
 
-    window: int  # bytes that the server may send on a stream before they are taken
-    sendable: int  # bytes that the server takes on all streams
-    first_window: int  # bytes that it takes on each at first
-    frame_size: int  # bytes of the largest payload that it takes
-    choked: bool  # whether the system takes no more
+    window: int  # bytes that the server may send on a stream before they are read
+    sendable: int  # bytes that the server accepts on all streams
+    first_window: int  # bytes that it accepts on each at first
+    frame_size: int  # bytes of the largest payload that it accepts
+    choked: bool  # whether the system accepts no more
     starved: dict["Stream", None]  # streams that wait for `sendable`
 
     def write(self, data: bytes) -> None:
@@ -39,12 +39,11 @@ class Carrier(Protocol):
 
 
 class Stream(ABC):
-    """A stream that carries gRPC messages both ways.
+    """A stream that carries gRPC messages in both directions.
 
-    message_bytes : int
-        Largest message taken.
-    on_message : callable
-        Takes each message and when its bytes left the socket (time.monotonic_ns()).
+    Args:
+        message_bytes: Largest message accepted, bytes.
+        on_message: Called with each message and the time (monotonic ns) at which it was read from the socket.
     """
 
     __slots__ = ("over", "answered", "sent_all", "connection", "number", "sendable", "_unsent", "_unsent_bytes")
@@ -164,7 +163,7 @@ class Stream(ABC):
         self._receivable -= size
         self._uncredited += size
         if self._receivable < 0:
-            raise Broken(FLOW_CONTROL_ERROR, "more data than the window of the stream allows")
+            raise ProtocolError(FLOW_CONTROL_ERROR, "more data than the window of the stream allows")
         length = len(payload)
         if not self.answered:
             return self.malformed("DATA before the headers of the response")

@@ -1,56 +1,60 @@
-"""Whether an expert's answer is whole, and what an OpenAI-compatible server says where it is none.
+"""Completeness of experts' answers, and the errors of OpenAI-compatible servers.
 
-`whole` decides at the end of every answer, whichever face it goes to and whichever protocol it came in.
+`whole` runs at the end of every answer, for either face and either kind of upstream.
 
 >>> whole("expert_0", answered=True, ended=False)
 Traceback (most recent call last):
     ...
-erlab.gateway.limits.Refused: expert_0 ended its answer too early
+erlab.gateway.errors.RequestError: expert_0 ended its answer too early
 """
 
 import html
 import json
 import re
 
-import grpc
+from erlab.gateway.errors import Kind, RequestError
+from erlab.gateway.wire.openai import StatusError
 
-from erlab.gateway.limits import Refused
-from erlab.gateway.openai import StatusError
-
-_CODE = grpc.StatusCode
-_CODES = {
-    401: _CODE.PERMISSION_DENIED,
-    403: _CODE.PERMISSION_DENIED,
-    404: _CODE.NOT_FOUND,
-    408: _CODE.UNAVAILABLE,
-    429: _CODE.RESOURCE_EXHAUSTED,
+_KINDS = {
+    401: Kind.PERMISSION_DENIED,
+    403: Kind.PERMISSION_DENIED,
+    404: Kind.NOT_FOUND,
+    408: Kind.UNAVAILABLE,
+    429: Kind.RESOURCE_EXHAUSTED,
 }
-_AGAIN = (408, 429)  # of the client's errors those that another expert may not have
+_RETRIABLE = (408, 429)  # client errors that another expert may not return
 _OWN_FAULTS = ("invalid_request_error", "BadRequestError", "context_length_exceeded")
 _TITLE = re.compile(r"<title[^>]*>\s*([^<\n]+)", re.IGNORECASE)
 _UNFINISHED = (b'"finish_reason": null', b'"finish_reason":null')  # as servers write it
 _FIELD = re.compile(rb"\s*(data|event|id|retry)?:")  # of an event
-_CHARACTERS = 2_000  # of a server's words that are handed on
+_CHARACTERS = 2_000  # of a server's error message that are relayed
 
 
 def whole(expert: str, answered: bool, ended: bool = True) -> None:
-    """Raise Refused unless an answer that is over is one.
+    """Raise RequestError unless an answer that has ended is complete.
 
-    answered: whether anything of an answer came; a reason why it finished without a token is something. ended: whether
-    the expert said that this is all.
+    Args:
+        expert: Name for the message.
+        answered: Whether a part of an answer arrived; a finish reason without a token counts.
+        ended: Whether the expert marked the end of its answer.
     """
     if not answered:
-        raise Refused(_CODE.UNAVAILABLE, f"{expert} ended the stream without an answer", again=True)
+        raise RequestError(Kind.UNAVAILABLE, f"{expert} ended the stream without an answer", retriable=True)
     if not ended:
-        raise Refused(_CODE.UNAVAILABLE, f"{expert} ended its answer too early", again=True)
+        raise RequestError(Kind.UNAVAILABLE, f"{expert} ended its answer too early", retriable=True)
 
 
 class Completion:
-    """What an event stream has told of its answer so far.
+    """State of a streamed completion.
 
-    expert: its name. choices: how many of them the answer has. `done`: whether the stream has said that this is all.
-    `usage`: what it told of its usage. `going_on`: what an event's data has where it surely changes nothing that is
-    known, as most of an answer's: they need no decoding. None until that is known.
+    Args:
+        expert: Name for messages.
+        choices: Number of choices of the answer.
+
+    Attributes:
+        done: Whether the stream has sent [DONE].
+        usage: The reported usage.
+        going_on: Bytes that mark an event in the middle of the answer, which needs no decoding; None until known.
     """
 
     def __init__(self, expert: str, choices: int):
@@ -60,7 +64,7 @@ class Completion:
         self.going_on: bytes | None = None
 
     def read(self, data: bytes) -> str:
-        """The text in one event's data; Refused where that is an error or no JSON."""
+        """Return the text in one event's data; raises RequestError if that is an error or not JSON."""
         if data == b"[DONE]":
             self.done = True
         if self.done or not data:
@@ -77,63 +81,63 @@ class Completion:
                 if choice.get("finish_reason"):
                     self._finished.add(choice.get("index"))
         except (ValueError, AttributeError, TypeError, RecursionError):
-            raise Refused(_CODE.INTERNAL, "An expert sent an event that is no completion", again=True) from None
+            raise RequestError(Kind.INTERNAL, "An expert sent an event that is no completion", retriable=True) from None
         if failed:
-            raise _failure(_status(failed), failed, "An expert sent an error without words")
+            raise _failure(_status(failed), failed, "An expert sent an error without a message")
         self._answered |= bool(text)
         if self._answered and self.going_on is None:
             self.going_on = next((form for form in _UNFINISHED if form in data), None)
         return text
 
     def check(self, rest: bytes = b"") -> None:
-        """Raise Refused unless the stream, which is over, is a whole answer. rest: what came after its last event."""
+        """Raise RequestError unless the ended stream is a complete answer; `rest`: bytes after its last event."""
         answered = self._answered or bool(self._finished)
         if not answered and rest.strip() and not _FIELD.match(rest):  # another document instead of a stream
-            raise none(self._expert, rest)
+            raise no_completion(self._expert, rest)
         whole(self._expert, answered, self.done or len(self._finished) >= self._choices)
 
 
 def completion(expert: str, answer: bytes) -> bytes:
-    """The answer, if it is a whole completion in one JSON document; raises Refused otherwise."""
+    """Return the answer if it is a complete completion in JSON; raises RequestError otherwise."""
     try:
         choices = json.loads(answer)["choices"]
         whole(expert, answered=all(isinstance(choice, dict) for choice in choices) and len(choices) > 0)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise none(expert, answer) from None
+        raise no_completion(expert, answer) from None
     return answer
 
 
-def none(expert: str, answer: bytes) -> Refused:
-    """What to raise where a server answered as if all were well, but with no completion."""
+def no_completion(expert: str, answer: bytes) -> RequestError:
+    """Return the error for an answer with status 200 that is no completion."""
     content = _decoded(answer)
     if isinstance(content, dict) and (failed := _error(content)):
-        return _failure(_status(failed), failed, f"{expert} sent an error without words")
+        return _failure(_status(failed), failed, f"{expert} sent an error without a message")
     if isinstance(content, str) and content.lstrip().startswith("{"):
-        return Refused(_CODE.UNAVAILABLE, f"{expert} ended its answer too early", again=True)
+        return RequestError(Kind.UNAVAILABLE, f"{expert} ended its answer too early", retriable=True)
     came = (_words(content) or "nothing") if isinstance(content, str) else "other JSON"
-    return Refused(_CODE.UNAVAILABLE, f"{expert} sent no completion, but {came}", again=True)
+    return RequestError(Kind.UNAVAILABLE, f"{expert} sent no completion, but {came}", retriable=True)
 
 
-def refused(expert: str, status: int, answer: bytes) -> StatusError:
-    """What to raise where a server answered with an HTTP status other than 200."""
+def http_error(expert: str, status: int, answer: bytes) -> StatusError:
+    """Return the error for an HTTP status other than 200."""
     return _failure(status, _decoded(answer), f"{expert} answered with HTTP status {status}")
 
 
 def _failure(status: int, content: object, silent: str) -> StatusError:
-    """The error in `content`, or `silent` where it has no words."""
+    """Return the error in `content`, with the message `silent` if it has none."""
     error = _error(content) if isinstance(content, dict) else content
     about = error if isinstance(error, dict) else content if isinstance(content, dict) else {}
     message = _words(error) or silent
     server = not 400 <= status < 500
-    code = _CODES.get(status, _CODE.UNAVAILABLE if server else _CODE.INVALID_ARGUMENT)
-    kept = {key: about.get(key) for key in ("type", "code", "param")}
-    kept["type"] = kept["type"] or about.get("error_type")
+    kind = _KINDS.get(status, Kind.UNAVAILABLE if server else Kind.INVALID_ARGUMENT)
+    fields = {key: about.get(key) for key in ("type", "code", "param")}
+    fields["type"] = fields["type"] or about.get("error_type")
     shown = status if not server else 502 if status < 500 else 503
-    return StatusError(code, message, server or status in _AGAIN, shown, kept)
+    return StatusError(kind, message, server or status in _RETRIABLE, shown, fields)
 
 
 def _error(content: dict) -> object:
-    """The error in a decoded JSON object, in any of the forms that servers have for it; None where it has none."""
+    """Return the error in a JSON object, in any format that servers use, or None."""
     if content.get("error"):
         return content["error"]
     if "choices" in content:
@@ -153,7 +157,7 @@ def _status(error: object) -> int:
 
 
 def _words(error: object) -> str:
-    """What an error says, shortened; empty where it says nothing."""
+    """Return an error's message, shortened; empty if it has none."""
     if isinstance(error, dict):
         return next(filter(None, (_words(error.get(key)) for key in ("message", "detail", "msg", "error"))), "")
     if isinstance(error, list):
@@ -168,14 +172,14 @@ def _words(error: object) -> str:
 
 
 def _located(item: object) -> str:
-    """One of FastAPI's details: where, and what is wrong there."""
+    """Format one of FastAPI's details: location and message."""
     place = item.get("loc") if isinstance(item, dict) else None
     words = _words(item)
     return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and words else words
 
 
 def _decoded(answer: bytes) -> object:
-    """The answer as JSON, or as text where it is none."""
+    """Decode an answer as JSON, or as text if it is none."""
     text = answer.decode("utf-8-sig", errors="replace")
     try:
         return json.loads(text)

@@ -1,14 +1,14 @@
-"""The gateway's HTTP face: to a client, an OpenAI-compatible server whose model `router` is all experts at once.
+"""OpenAI-compatible face: an HTTP server whose model `router` stands for all experts.
 
-    POST /v1/completions, /v1/chat/completions   an expert's name as `model` asks that one, without a decision
-    POST /route                                  the decision alone, for a `prompt` or `messages`
+    POST /v1/completions, /v1/chat/completions   `model`: router, or an expert's name to bypass the routing
+    POST /route                                  the routing decision alone, for a `prompt` or `messages`
     GET  /v1/models, /v1/models/NAME, /health, /metrics
 
-An answer's headers tell its decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and where time
-went before the expert was asked (`x-erlab-classify-ns`, `-queue-ns`).
+Response headers tell the decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and the time spent
+before the request was forwarded (`x-erlab-classify-ns`, `-queue-ns`).
 
-A page in a browser must not reach it by a name of its own that leads here, nor by a form: a POST's content must be
-application/json, and on loopback only loopback's names, and those that were given, are answered.
+Web pages in a browser must not reach it, neither by a host name that resolves to it nor by a form: a POST must have the
+content type application/json, and on loopback only loopback's host names and the configured ones are answered.
 """
 
 import asyncio
@@ -22,42 +22,43 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 
-import grpc
 from aiohttp import HttpVersion11, web
 
-from erlab.gateway import openai
-from erlab.gateway.dispatch import Dispatcher, Routed
-from erlab.gateway.limits import Limits, Refused
-from erlab.gateway.openai import StatusError
+from erlab.gateway.core import Dispatcher, Routed
+from erlab.gateway.errors import Kind, RequestError
+from erlab.gateway.limits import Limits
+from erlab.gateway.wire import openai
+from erlab.gateway.wire.openai import StatusError
 
 ROUTER = "router"
-_BODY_SECONDS = 30.0  # the longest a client may take to send a request
-_RETRY_SECONDS = "1"
-_CODE = grpc.StatusCode
+_BODY_SECONDS = 30.0  # for a client to send a request's body
+_RETRY_SECONDS = "1"  # sent as Retry-After
 _STATUS = {
-    _CODE.INVALID_ARGUMENT: 400,
-    _CODE.UNAUTHENTICATED: 401,
-    _CODE.PERMISSION_DENIED: 403,
-    _CODE.NOT_FOUND: 404,
-    _CODE.RESOURCE_EXHAUSTED: 429,
-    _CODE.UNAVAILABLE: 503,
-    _CODE.DEADLINE_EXCEEDED: 504,
+    Kind.INVALID_ARGUMENT: 400,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.PERMISSION_DENIED: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.RESOURCE_EXHAUSTED: 429,
+    Kind.UNAVAILABLE: 503,
+    Kind.DEADLINE_EXCEEDED: 504,
 }
-
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
-_SILENT = web.AppKey("silent", dict)  # connections without a request yet, and the timers that end them
+_SILENT = web.AppKey("silent", dict)  # timers that close connections without a request
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: %b\r\n\r\n"
 
 
 def application(
     dispatch: Dispatcher, limits: Limits, key: str | None = None, hosts: frozenset[str] | None = None
 ) -> web.Application:
-    """The face as an aiohttp application.
+    """Build the face as an aiohttp application.
 
-    key: what clients must bring as a bearer token (not for /health). hosts: the host names, without ports, that are
-    answered beside loopback's; None: all.
+    Args:
+        dispatch: The gateway's core.
+        limits: The gateway's limits.
+        key: Bearer token that clients must send, except for /health.
+        hosts: Host names, without ports, answered beside loopback's; None for all.
     """
     face = _Face(dispatch, limits)
     app = web.Application(client_max_size=limits.message_bytes, middlewares=[_guard(key, hosts)])
@@ -77,13 +78,12 @@ def application(
 
 
 def hosts_answered(host: str, given: tuple[str, ...]) -> frozenset[str] | None:
-    """What `application` takes as `hosts` where it listens on `host` and the host names `given` are to be answered."""
+    """Return the `hosts` of `application` for a listening address and the configured host names."""
     return frozenset(name.lower() for name in given) if given or _is_loopback(host) else None
 
 
 class Site(web.BaseSite):
-    """Where an application of this module listens, within `limits`: connections beyond their number are turned away,
-    and those that send no head of a request in time are closed."""
+    """Listening site of the application: refuses connections beyond the limit and closes those without a request."""
 
     def __init__(self, runner: web.AppRunner, limits: Limits, host: str, port: int, shared: bool):
         super().__init__(runner, backlog=1024)
@@ -114,7 +114,7 @@ class Site(web.BaseSite):
 
 
 class _Full(asyncio.Protocol):
-    """A connection that is turned away."""
+    """A connection that is refused with 503."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         transport.write(_FULL % _RETRY_SECONDS.encode())
@@ -137,7 +137,7 @@ class _Face:
             raise _unknown("The 'model'")
         if not (stream is None or isinstance(stream, bool)):
             got = json.dumps(stream)[:40]
-            raise Refused(_CODE.INVALID_ARGUMENT, f"'stream' must be true, false or null. Got {got}.")
+            raise RequestError(Kind.INVALID_ARGUMENT, f"'stream' must be true, false or null. Got {got}.")
         reply = _Reply(request, bool(stream))
         try:
             if expert is None:
@@ -145,7 +145,7 @@ class _Face:
             else:
                 end = asyncio.get_running_loop().time() + self._limits.seconds
                 await self._dispatch.attempt(expert, lambda e, sink: e.upstream.openai(kind, body, sink), reply, end)
-        except Refused as e:
+        except RequestError as e:
             if not reply.response.prepared:
                 raise
             reply.piece(openai.error_event(e), None)
@@ -156,10 +156,10 @@ class _Face:
         text = openai.prompt("completions" if body.get("messages") is None else "chat/completions", body)
         row, classify_ns = await self._dispatch.classify(text)
         _, decision = self._dispatch.decide(row)
-        told = vars(decision) | {"classify_ns": classify_ns}
+        content = vars(decision) | {"classify_ns": classify_ns}
         if math.isinf(decision.margin):
-            told["margin"] = None  # one cluster has no runner-up, and JSON no infinity
-        return web.json_response(told)
+            content["margin"] = None  # one cluster has no runner-up, and JSON no infinity
+        return web.json_response(content)
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [self._about(name) for name in (ROUTER, *self._named)]})
@@ -175,33 +175,34 @@ class _Face:
 
     async def health(self, request: web.Request) -> web.Response:
         up = {name: expert.up for name, expert in self._named.items()}
-        well = any(up.values())
-        return web.json_response({"status": "ok" if well else "down", "experts": up}, status=200 if well else 503)
+        healthy = any(up.values())
+        content = {"status": "ok" if healthy else "down", "experts": up}
+        return web.json_response(content, status=200 if healthy else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._dispatch.metrics.text(), content_type="text/plain", charset="utf-8")
 
 
 class _Reply:
-    """A Reply whose response begins with its first piece, so that what fails before it still has a status of its own.
+    """A Reply whose response begins with the first piece, so that an earlier failure still has its own HTTP status.
 
-    aiohttp begins and ends a streamed response; its pieces go to the connection past it.
+    aiohttp begins and ends a streamed response; the pieces bypass it and go to the connection directly.
     """
 
     def __init__(self, request: web.Request, stream: bool):
         self._request, self._stream = request, stream
         self._chunked, self._protocol = request.version >= HttpVersion11, request.protocol
-        self._transport: asyncio.Transport | None = None  # once the response has begun
+        self._transport: asyncio.Transport | None = None  # set when the response has begun
         self.response = web.StreamResponse() if stream else web.Response(content_type="application/json")
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
         if self._transport is None and not self._begin(data, routed):
             return
-        if not self._transport.is_closing():  # else the client has left, and aiohttp is about to cancel this request
+        if not self._transport.is_closing():  # else the client has disconnected, and aiohttp is about to cancel
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def _begin(self, data: bytes, routed: Routed | None) -> bool:
-        """Begin the response; whether the piece is still to be written."""
+        """Begin the response; returns whether the piece has still to be written."""
         if routed:
             self.response.headers.update(_headers(routed))
         transport = self._request.transport
@@ -209,11 +210,11 @@ class _Reply:
             self.response.body = data
             return False
         if transport is None:
-            return False  # it has left already
+            return False  # the client has disconnected
         self.response.content_type = "text/event-stream"
         self.response.headers["Cache-Control"] = "no-cache"
         if not self._chunked:
-            self.response.force_close()  # else nothing would tell an HTTP/1.0 client the end
+            self.response.force_close()  # the only end of a stream that HTTP/1.0 knows
         _at_once(self.response.prepare(self._request))
         self._transport = transport
         return True
@@ -223,12 +224,12 @@ class _Reply:
         return self._stream and self._protocol.writing_paused
 
     async def resumed(self) -> None:
-        with suppress(ConnectionError):  # it has left, see above
+        with suppress(ConnectionError):  # the client has disconnected
             await self._request.writer.drain()
 
 
 def _at_once(coroutine: Coroutine) -> None:
-    """Run a coroutine that has nothing to wait for, as aiohttp's that only fill the connection's buffer."""
+    """Run a coroutine that never waits, such as aiohttp's `prepare`, which only fills the connection's buffer."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -237,17 +238,17 @@ def _at_once(coroutine: Coroutine) -> None:
 
 
 def _headers(routed: Routed) -> dict[str, str]:
-    told = vars(routed.decision) | {"classify-ns": routed.classify_ns, "queue-ns": routed.queue_ns}
-    return {f"x-erlab-{name}": str(value) for name, value in told.items()}
+    values = vars(routed.decision) | {"classify-ns": routed.classify_ns, "queue-ns": routed.queue_ns}
+    return {f"x-erlab-{name}": str(value) for name, value in values.items()}
 
 
-def _unknown(what: str) -> Refused:
-    return Refused(_CODE.NOT_FOUND, f"{what} must be 'router' or an expert, see /v1/models.")
+def _unknown(what: str) -> RequestError:
+    return RequestError(Kind.NOT_FOUND, f"{what} must be 'router' or an expert, see /v1/models.")
 
 
 async def _body(request: web.Request) -> dict:
     if request.content_type != "application/json":
-        raise StatusError(_CODE.INVALID_ARGUMENT, "The request's Content-Type must be application/json.", False, 415)
+        raise StatusError(Kind.INVALID_ARGUMENT, "The request's Content-Type must be application/json.", False, 415)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             text = (await request.read()).decode("utf-8-sig")
@@ -255,17 +256,17 @@ async def _body(request: web.Request) -> dict:
         if isinstance(body, dict) and _SURROGATE.search(text):
             _check_text(body)
     except (ValueError, RecursionError, web.RequestPayloadError):
-        raise Refused(_CODE.INVALID_ARGUMENT, "The request's body must be JSON, with finite numbers.") from None
+        raise RequestError(Kind.INVALID_ARGUMENT, "The request's body must be JSON, with finite numbers.") from None
     except TimeoutError:
-        late = f"The request's body did not come within {_BODY_SECONDS:g} s."
-        raise Refused(_CODE.DEADLINE_EXCEEDED, late) from None
+        late = f"The request's body did not arrive within {_BODY_SECONDS:g} s."
+        raise RequestError(Kind.DEADLINE_EXCEEDED, late) from None
     if not isinstance(body, dict):
-        raise Refused(_CODE.INVALID_ARGUMENT, "The request's body must be a JSON object.")
+        raise RequestError(Kind.INVALID_ARGUMENT, "The request's body must be a JSON object.")
     return body
 
 
 def _finite(text: str) -> float:
-    """A number of a JSON document; ValueError where it is none that JSON can write again."""
+    """Convert a number of a JSON document; raises ValueError if it is not finite."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(text)
@@ -273,18 +274,17 @@ def _finite(text: str) -> float:
 
 
 def _check_text(body: dict) -> None:
-    """Refuse half of a surrogate pair, which an escape in JSON can hold and no text can."""
+    """Refuse half of a surrogate pair, which a JSON escape can hold and UTF-8 cannot."""
     for item in body.items():
         try:
             json.dumps(item, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             lone = f"{item[0][:40]!a} must be text. Got half of a surrogate pair."
-            raise Refused(_CODE.INVALID_ARGUMENT, lone) from None
+            raise RequestError(Kind.INVALID_ARGUMENT, lone) from None
 
 
 def _guard(key: str | None, hosts: frozenset[str] | None):
-    """A middleware that looks at the host that is asked for, asks for the key, and says every error in OpenAI's
-    shape."""
+    """Middleware that checks host and key, and returns every error in OpenAI's format."""
 
     @web.middleware
     async def guard(request: web.Request, handler) -> web.StreamResponse:
@@ -294,32 +294,33 @@ def _guard(key: str | None, hosts: frozenset[str] | None):
             if hosts is not None:
                 _check_hosts(request.headers.getall("Host", ()), hosts)
             if key and request.path != "/health":
-                came = request.headers.get("Authorization", "").encode(errors="replace")
-                if not hmac.compare_digest(came, f"Bearer {key}".encode()):
-                    raise Refused(_CODE.UNAUTHENTICATED, "This gateway asks for its key: 'Authorization: Bearer KEY'.")
+                token = request.headers.get("Authorization", "").encode(errors="replace")
+                if not hmac.compare_digest(token, f"Bearer {key}".encode()):
+                    missing = "This gateway requires its key: 'Authorization: Bearer KEY'."
+                    raise RequestError(Kind.UNAUTHENTICATED, missing)
             return await handler(request)
-        except Refused as e:
-            status = e.status if isinstance(e, StatusError) else _STATUS.get(e.code, 502)
+        except RequestError as e:
+            status = e.status if isinstance(e, StatusError) else _STATUS.get(e.kind, 502)
             headers = {"Retry-After": _RETRY_SECONDS} if status in (429, 503) else {}
             if e.routed:
                 headers |= _headers(e.routed)
-            return web.json_response(openai.error(e), status=status, headers=headers)
+            return web.json_response(openai.error_body(e), status=status, headers=headers)
         except web.HTTPException as e:
-            code = _CODE.NOT_FOUND if e.status in (404, 405) else _CODE.INVALID_ARGUMENT
-            content = openai.error(Refused(code, f"{request.method} {request.path}: {e.reason}."))
-            kept = {"Allow": e.headers["Allow"]} if "Allow" in e.headers else None
-            return web.json_response(content, status=e.status, headers=kept)
+            kind = Kind.NOT_FOUND if e.status in (404, 405) else Kind.INVALID_ARGUMENT
+            content = openai.error_body(RequestError(kind, f"{request.method} {request.path}: {e.reason}."))
+            allow = {"Allow": e.headers["Allow"]} if "Allow" in e.headers else None
+            return web.json_response(content, status=e.status, headers=allow)
 
     return guard
 
 
-def _check_hosts(asked: list[str], hosts: frozenset[str]) -> None:
-    """Refuse a request for another host than loopback's and `hosts`. No browser leaves it out, so none is fine."""
-    for host in asked:
+def _check_hosts(requested: list[str], hosts: frozenset[str]) -> None:
+    """Refuse a Host other than loopback's and `hosts`. A missing one is fine: no browser omits it."""
+    for host in requested:
         match = _HOST.fullmatch(host.lower())
         if not match or not (match[1] in hosts or _is_loopback(match[1])):
             got = ascii(host[:80])
-            raise Refused(_CODE.PERMISSION_DENIED, f"The Host must be loopback's or one of --hosts. Got {got}.")
+            raise RequestError(Kind.PERMISSION_DENIED, f"The Host must be loopback's or one of --hosts. Got {got}.")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,41 +1,41 @@
-"""Calls of a gRPC server over one connection, which is made again when it is lost and a call needs it."""
+"""Calls to a gRPC server over one connection, which is reopened when a call needs it."""
 
 import asyncio
 from functools import lru_cache
 from typing import Protocol
 
-from erlab.gateway.http2 import frames
-from erlab.gateway.http2.connection import Connection
-from erlab.gateway.http2.frames import CANCEL, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY, NO_ERROR, REFUSED_STREAM
-from erlab.gateway.http2.headers import Code, Failed, Head, Metadata, block, timeout_field
-from erlab.gateway.http2.stream import UNSENT_BYTES, Stream
+from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.connection import Connection
+from erlab.gateway.wire.http2.frames import CANCEL, ENHANCE_YOUR_CALM, INADEQUATE_SECURITY, NO_ERROR, REFUSED_STREAM
+from erlab.gateway.wire.http2.headers import Code, Failed, Head, Metadata, block, timeout_field
+from erlab.gateway.wire.http2.stream import UNSENT_BYTES, Stream
 
-MESSAGE_BYTES = 64 * 2**20
-WINDOW = 64 * 2**10
-CONNECT_SECONDS = 10.0  # until the server's settings are there
-ATTEMPTS = 20  # of a call that servers refuse, or go away from, before they begin it
-AGAIN_SECONDS = 0.01  # after which the channel begins calls again when one was refused
-REPLAY_BYTES = 2**20  # of a call's messages that are kept, until its answer begins, to be sent again
+MESSAGE_BYTES = 64 * 2**20  # of the largest response
+WINDOW = 64 * 2**10  # bytes of a call's responses that may wait for its receiver
+CONNECT_SECONDS = 10.0  # to connect and receive the server's settings
+ATTEMPTS = 20  # to send a call that servers refuse before they begin it
+RETRY_SECONDS = 0.01  # between a refused call and the next attempt
+REPLAY_BYTES = 2**20  # of a call's messages kept for another attempt until its answer begins
 _RESETS = {REFUSED_STREAM: Code.UNAVAILABLE, CANCEL: Code.CANCELLED}  # others: INTERNAL
 _RESETS |= {ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED, INADEQUATE_SECURITY: Code.PERMISSION_DENIED}
 
 
 class Receiver(Protocol):
-    """Takes the responses of a call."""
+    """Receiver of a call's responses."""
 
     def message(self, data: bytes, now: int) -> None:
-        """Take a response, whose bytes left the socket at `now` (time.monotonic_ns()); must not raise."""
+        """Take a response, read from the socket at `now` (time.monotonic_ns()); must not raise."""
 
     @property
     def paused(self) -> bool:
-        """Whether no more should come for now."""
+        """Whether the server should send no more for now."""
 
     async def resumed(self) -> None:
-        """Wait until more may come."""
+        """Wait until the server may send more."""
 
 
 class Call(Stream):
-    """A call that has begun, or will when there is a connection with room for it; made by `Channel.begin`."""
+    """A call in progress, or waiting for a connection with room for it; made by `Channel.begin`."""
 
     __slots__ = ("code", "details", "_channel", "_head", "_receiver", "_deadline", "_timer", "_done", "_resuming")
     __slots__ += ("_request", "_request_bytes", "_half_closed", "_attempts")
@@ -57,7 +57,7 @@ class Call(Stream):
         self._attempts = 0
 
     async def ended(self) -> None:
-        """Wait until the call is over; raises Failed unless its status is OK. Cancelling the wait cancels the call."""
+        """Wait for the end of the call; raises Failed unless its status is OK. Cancelling the wait cancels the call."""
         try:
             await self._done
         finally:
@@ -86,7 +86,7 @@ class Call(Stream):
 
     @property
     def paused(self) -> bool:
-        """Whether to wait with more messages, as `resumed` does: the server has not taken those that were sent."""
+        """Whether to wait with more messages, with `resumed`: the server has not accepted those sent."""
         return self._request_bytes > UNSENT_BYTES if self.connection is None else super().paused
 
     def cancel(self) -> None:
@@ -199,15 +199,13 @@ class Call(Stream):
 
 
 class Channel:
-    """The server at HOST:PORT.
+    """Connection to the server at HOST:PORT.
 
-    address : str
-    backoff : float
-        Seconds after a failed attempt to connect in which calls fail at once.
-    window : int
-        Bytes of a call's responses that may wait here for its receiver.
-    message_bytes : int
-        Largest response taken.
+    Args:
+        address: HOST:PORT.
+        backoff: Seconds after a failed connection attempt during which calls fail at once.
+        window: Bytes of a call's responses that may wait for its receiver.
+        message_bytes: Largest response, bytes.
     """
 
     def __init__(self, address: str, backoff: float = 0.0, window: int = WINDOW, message_bytes: int = MESSAGE_BYTES):
@@ -239,7 +237,7 @@ class Channel:
             connection.close()
 
     async def connect(self) -> None:
-        """Connect, if there is no connection yet; calls will tell whether that failed."""
+        """Connect, unless connected; a failure is reported by later calls."""
         if self._connection is None:
             self._connect()
             if self._connecting:
@@ -255,16 +253,12 @@ class Channel:
     ) -> Call:
         """Begin a call.
 
-        method : str
-            "/package.Service/Method".
-        receiver : Receiver
-            Takes the responses.
-        metadata : tuple of (str, str)
-            As on the wire: lower-case names, base64 where they end in -bin.
-        timeout : float, optional
-            Seconds until the call ends with DEADLINE_EXCEEDED; the server is told.
-        data : bytes, optional
-            The only message. Without it, messages are what is given to `Call.send` before `Call.half_close`.
+        Args:
+            method: "/package.Service/Method".
+            receiver: Receiver of the responses.
+            metadata: Pairs as on the wire: lower-case names, base64 values of names that end in -bin.
+            timeout: Seconds until the call ends with DEADLINE_EXCEEDED, sent to the server; None for no deadline.
+            data: The only message; None to send messages with `Call.send` until `Call.half_close`.
         """
         call = Call(self, _head(self._address, method, metadata), receiver, timeout, data)
         self._waiting[call] = None
@@ -281,12 +275,12 @@ class Channel:
         return single.response
 
     def again(self, call: Call) -> None:
-        """Begin a call that no server has begun once more."""
+        """Send a call again that no server has begun."""
         self._waiting[call] = None
         if self._closed:
             self._go_on()
         elif self._pause is None:
-            self._pause = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._resume)
+            self._pause = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._resume)
 
     def forget(self, call: Call) -> None:
         """The call is over."""
@@ -297,7 +291,7 @@ class Channel:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Begin the calls that wait, as many as can."""
+        """Begin as many waiting calls as the connection has room for."""
         connection = self._connection
         while self._waiting and self._pause is None:
             if self._closed:

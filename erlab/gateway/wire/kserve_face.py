@@ -1,32 +1,31 @@
-"""What the gRPC door's methods do: to a client, a Triton server whose models are `router` and the gateway's experts.
+"""KServe v2 face: a Triton server whose models are `router` and the gateway's experts.
 
-A request is decoded once, to read its model and its prompt, and its bytes go on to the expert: the policy's choice for
-`router`, else the one it names. Responses are relayed as bytes; the first one to a request to `router` carries
+A request is decoded once, for its model and prompt, and its bytes are forwarded to the expert: the policy's choice for
+`router`, else the named one. Responses are relayed as bytes. The first response to a request to `router` carries
 parameters: the decision (`erlab_expert`, `erlab_cluster`, `erlab_distance`, `erlab_margin`, `erlab_policy`), when the
-request was received and decided (`erlab_received_ns`, `erlab_routed_ns`: time.monotonic_ns()) and how long it was
-classified and queued (`erlab_classify_ns`, `erlab_queue_ns`).
+request was received and decided (`erlab_received_ns`, `erlab_routed_ns`: time.monotonic_ns()) and the time it took to
+classify and to queue (`erlab_classify_ns`, `erlab_queue_ns`).
 
-Only the door's METHODS are answered, and for no other model of the servers behind: what loads models, maps shared
-memory or changes how a server logs and traces is not for whoever reaches the gateway's port.
+Only `grpc_server.METHODS` are answered, and only for these models. Loading models, mapping shared memory and changing
+logs and traces are not for everyone who reaches the gateway's port.
 """
 
 import asyncio
 
-import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from erlab.errors import ErlabError
-from erlab.gateway import messages
-from erlab.gateway.dispatch import Ask, Dispatcher, Reply, Routed
-from erlab.gateway.door import Method, Stream
-from erlab.gateway.expert import Expert, Headers, Sink, Unpaused
-from erlab.gateway.limits import Limits, Refused
-from erlab.gateway.triton import TritonModel
+from erlab.gateway.core import Ask, Dispatcher, Reply, Routed, ServedExpert, Sink
+from erlab.gateway.errors import Kind, RequestError
+from erlab.gateway.limits import Limits
+from erlab.gateway.wire import messages
+from erlab.gateway.wire.grpc_server import Method, StreamCall
+from erlab.gateway.wire.interface import Headers, Unpaused
+from erlab.gateway.wire.triton_upstream import TritonModel
 
 ROUTER = "router"
-_NAME = 100  # characters of an unknown name that an error repeats
-_CODE = grpc.StatusCode
-# Questions about a model, and what appended to their answer gives the model another name.
+_NAME = 100  # characters of an unknown name shown in an error
+# Requests about a model, and the message that renames the model when appended to the response.
 _ABOUT = {
     "ModelMetadata": (service_pb2.ModelMetadataRequest, service_pb2.ModelMetadataResponse),
     "ModelConfig": (
@@ -36,11 +35,11 @@ _ABOUT = {
 }
 
 
-class Service:
-    """Answers for the experts of `dispatch` by their names and, where it `routes`, for `router`, which they all are.
+class KServeFace:
+    """Methods of the KServe v2 service for the experts of `dispatch` and, if it `routes`, for `router`.
 
-    What is asked of the server, and of `router` as a model, the first expert on a Triton server is asked; without one
-    the gateway answers by itself what it can.
+    Requests about the server, and about `router` as a model, go to the first expert on a Triton server. Without one the
+    gateway answers what it can by itself.
     """
 
     def __init__(self, dispatch: Dispatcher, limits: Limits, routes: bool):
@@ -61,8 +60,8 @@ class Service:
             "ModelInfer": self._infer,
         }
 
-    async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: Stream) -> None:
-        """Answer one request of a stream, received at that moment; whatever happens, the client hears of it."""
+    async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: StreamCall) -> None:
+        """Answer one request of a stream; every failure becomes an error response."""
         request = service_pb2.ModelInferRequest()
         try:
             request = messages.request(data)
@@ -70,20 +69,20 @@ class Service:
             await self._ask(request, ask, stream, received_ns)
         except ErlabError as e:
             answer = service_pb2.ModelInferResponse(id=request.id)
-            code = e.code if isinstance(e, Refused) else _CODE.INVALID_ARGUMENT
-            if isinstance(e, Refused) and e.routed:
+            kind = e.kind if isinstance(e, RequestError) else Kind.INVALID_ARGUMENT
+            if isinstance(e, RequestError) and e.routed:
                 answer.MergeFrom(messages.mark(e.routed))
-            # Triton's own words come as they are, and these errors have no field for their kind.
-            plain = code in (_CODE.UNKNOWN, _CODE.INVALID_ARGUMENT)
-            stream.piece(messages.streamed(answer, str(e) if plain else f"{code.name}: {e}"))
+            # Triton's own messages are relayed unchanged; this response has no field for a status code.
+            plain = kind in (Kind.UNKNOWN, Kind.INVALID_ARGUMENT)
+            stream.piece(messages.streamed(answer, str(e) if plain else f"{kind.name}: {e}"))
 
     async def _infer(self, data: bytes, headers: Headers) -> bytes:
-        async def ask(expert: Expert, sink: Sink) -> None:
+        async def ask(expert: ServedExpert, sink: Sink) -> None:
             sink.piece(await expert.upstream.infer(request, data, headers))
 
-        request, kept = messages.request(data), _Kept()
-        await self._ask(request, ask, kept)
-        return kept.answer
+        request, reply = messages.request(data), _UnaryReply()
+        await self._ask(request, ask, reply)
+        return reply.response
 
     async def _ask(
         self, request: service_pb2.ModelInferRequest, ask: Ask, reply: Reply, received_ns: int | None = None
@@ -93,10 +92,10 @@ class Service:
         expert = self._expert(request.model_name)
         await self._dispatch.attempt(expert, ask, reply, asyncio.get_running_loop().time() + self._limits.seconds)
 
-    def _expert(self, name: str) -> Expert:
+    def _expert(self, name: str) -> ServedExpert:
         if name not in self._named:
             known = ", ".join(self._models)
-            raise Refused(_CODE.NOT_FOUND, f"There is no model {name[:_NAME]!r} here, only {known}.")
+            raise RequestError(Kind.NOT_FOUND, f"There is no model {name[:_NAME]!r} here, only {known}.")
         return self._named[name]
 
     async def _live(self, data: bytes, headers: Headers) -> bytes:
@@ -122,28 +121,28 @@ class Service:
         return service_pb2.ModelReadyResponse(ready=name in self._models).SerializeToString()
 
     async def _about(self, method: str, data: bytes, headers: Headers) -> bytes:
-        question, renamed = _ABOUT[method]
-        name = messages.parse(question, data).name
+        request, renamed = _ABOUT[method]
+        name = messages.parse(request, data).name
         model = self._model(name)
         if not isinstance(model, TritonModel):
-            alone = f"The model {name!r} is not on a Triton server, which could answer {method}."
-            raise Refused(_CODE.UNIMPLEMENTED, alone)
-        answer = await model.about(method, data + question(name=model.name).SerializeToString(), headers)
-        return answer + renamed(name=name).SerializeToString()
+            no_triton = f"The model {name!r} is not on a Triton server, which could answer {method}."
+            raise RequestError(Kind.UNIMPLEMENTED, no_triton)
+        response = await model.about(method, data + request(name=model.name).SerializeToString(), headers)
+        return response + renamed(name=name).SerializeToString()
 
     def _model(self, name: str):
-        """Who is asked about the model of this name."""
+        """Upstream that answers requests about the model of this name."""
         return self._triton if self._routes and name == ROUTER else self._expert(name).upstream
 
     async def _statistics(self, data: bytes, headers: Headers) -> bytes:
-        """Those of one expert; of all of them for `router` or no name."""
+        """Statistics of one expert, or of all experts for `router` or no name."""
         name = messages.parse(service_pb2.ModelStatisticsRequest, data).name
-        everyone = not name or (self._routes and name == ROUTER)
-        upstreams = [expert.upstream for expert in (self._named.values() if everyone else [self._expert(name)])]
-        asked = [model for model in upstreams if isinstance(model, TritonModel)]
-        questions = [data + service_pb2.ModelStatisticsRequest(name=model.name).SerializeToString() for model in asked]
-        told = [await model.about("ModelStatistics", mine, headers) for model, mine in zip(asked, questions)]
-        return b"".join(told)  # lists of one message are joined by joining the messages
+        every_expert = not name or (self._routes and name == ROUTER)
+        upstreams = [expert.upstream for expert in (self._named.values() if every_expert else [self._expert(name)])]
+        models = [model for model in upstreams if isinstance(model, TritonModel)]
+        renamed = [data + service_pb2.ModelStatisticsRequest(name=model.name).SerializeToString() for model in models]
+        statistics = [await m.about("ModelStatistics", request, headers) for m, request in zip(models, renamed)]
+        return b"".join(statistics)  # concatenated messages merge their lists
 
     async def _index(self, data: bytes, headers: Headers) -> bytes:
         ready_only = messages.parse(service_pb2.RepositoryIndexRequest, data).ready
@@ -156,10 +155,10 @@ class Service:
         return index.SerializeToString()
 
 
-class _Kept(Unpaused):
+class _UnaryReply(Unpaused):
     """A Reply of one piece."""
 
-    answer = b""
+    response = b""
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
-        self.answer = data + messages.mark(routed).SerializeToString() if routed else data
+        self.response = data + messages.mark(routed).SerializeToString() if routed else data

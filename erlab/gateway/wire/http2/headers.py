@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import grpc
 import hpack
 
-from erlab.gateway.http2.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, Broken
+from erlab.gateway.wire.http2.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, ProtocolError
 
 Pairs = list[tuple[str, str]]
 Metadata = tuple[tuple[str, str], ...]
@@ -122,20 +122,21 @@ class Decoder:
         self._known: dict[bytes, Head] = {}
 
     def __call__(self, block: bytes) -> Head:
-        """Return what a block says; raises Broken where it cannot be decoded, or is too large."""
+        """Return what a block says; raises ProtocolError where it cannot be decoded, or is too large."""
         known = self._known.get(block)
         if known is not None:
             return known
         if _RESIZES.match(block):
-            raise Broken(COMPRESSION_ERROR, "a header block that resizes the table more than twice")
+            raise ProtocolError(COMPRESSION_ERROR, "a header block that resizes the table more than twice")
         entries = self._hpack.header_table.dynamic_entries
         before = len(entries), entries[0] if entries else None
         try:
             fields = self._hpack.decode(block, raw=True)
         except hpack.OversizedHeaderListError:
-            raise Broken(ENHANCE_YOUR_CALM, f"header fields of more than {HEADER_BYTES} bytes") from None
+            raise ProtocolError(ENHANCE_YOUR_CALM, f"header fields of more than {HEADER_BYTES} bytes") from None
         except Exception as e:  # whatever the library raises, the table is lost, and with it the connection
-            raise Broken(COMPRESSION_ERROR, f"a header block that cannot be decoded: {str(e)[:_SHOWN]}") from None
+            undecodable = f"a header block that cannot be decoded: {str(e)[:_SHOWN]}"
+            raise ProtocolError(COMPRESSION_ERROR, undecodable) from None
         unchanged = len(entries) == before[0] and (not entries or entries[0] is before[1])
         if not unchanged:
             self._known.clear()

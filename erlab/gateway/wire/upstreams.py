@@ -1,33 +1,34 @@
-"""Where experts are: their addresses, and one connection for all experts of a server."""
+"""Experts' addresses, and one connection per server for all its experts."""
 
 import re
 from contextlib import AsyncExitStack
 
-from erlab.gateway import http1, http2, kserve
-from erlab.gateway.endpoint import OpenAIModel
-from erlab.gateway.expert import Upstream
-from erlab.gateway.triton import TritonModel
+from erlab.gateway import kserve
+from erlab.gateway.wire import http1, http2
+from erlab.gateway.wire.interface import Upstream
+from erlab.gateway.wire.openai_upstream import OpenAIModel
+from erlab.gateway.wire.triton_upstream import TritonModel
 from erlab.spec import require
 
-_BACKOFF_SECONDS = 1.0  # between attempts to connect to a server that is down
+_BACKOFF_SECONDS = 1.0  # between attempts to connect to an unreachable server
 
 
 class Upstreams:
-    """Opens experts' upstreams, one channel a server, all closed by `stack`."""
+    """Opens experts' upstreams, one channel per server, all closed by `stack`; `default`: HOST:PORT of Triton."""
 
     def __init__(self, stack: AsyncExitStack, default: str | None):
         self._stack, self._default = stack, kserve.address(default) if default else None
         self._channels: dict[str, http2.Channel] = {}
-        self._servers: dict[str, http1.Client] = {}
+        self._servers: dict[str, http1.HTTPClient] = {}
 
     async def open(self, name: str) -> Upstream:
-        """The upstream of an expert, whose `name` is as in Settings."""
+        """Open the upstream of an expert; `name`: one of `Settings.experts`."""
         forms = "be a model's name (with --upstream), grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL"
         if http := re.fullmatch(r"(https?://[^#\s]+)#(\S+)", name):
             base, model = http.groups()
             if base not in self._servers:
                 try:
-                    self._servers[base] = http1.Client(base)
+                    self._servers[base] = http1.HTTPClient(base)
                 except ValueError:
                     require(False, "--experts", "the gateway", forms, name)
                 self._stack.callback(self._servers[base].close)

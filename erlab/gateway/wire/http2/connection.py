@@ -1,8 +1,8 @@
-"""One HTTP/2 connection of a client: its frames, its settings, its windows.
+"""Client side of an HTTP/2 connection: frames, settings, flow-control windows.
 
-The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is what is kept
+The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is the memory held
 for it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error
-(RFC 9113, section 5.4.1) is raised as `Broken` and ends the connection; a stream error ends that stream alone.
+(RFC 9113, section 5.4.1) is raised as `ProtocolError` and ends the connection; a stream error ends that stream alone.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import struct
 import time
 from collections.abc import Callable
 
-from erlab.gateway.http2 import frames
-from erlab.gateway.http2.frames import (
+from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -36,28 +36,27 @@ from erlab.gateway.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    Broken,
+    ProtocolError,
 )
-from erlab.gateway.http2.headers import HEADER_BYTES, RESIZE, Code, Decoder
-from erlab.gateway.http2.stream import Stream
+from erlab.gateway.wire.http2.headers import HEADER_BYTES, RESIZE, Code, Decoder
+from erlab.gateway.wire.http2.stream import Stream
 
-_BUFFERED_BYTES = 512 * 2**10  # of a connection that the system does not take yet, from which on all senders should
-_UNREAD_ANSWERS = 1000  # to PING and SETTINGS that are sent on while the system takes nothing
-_BLOCK_FRAMES = 256  # CONTINUATION frames of a header block
+_BUFFERED_BYTES = 512 * 2**10  # not yet accepted by the system, above which all senders pause
+_UNREAD_ANSWERS = 1000  # answers to PING and SETTINGS queued while the system accepts nothing
+_BLOCK_FRAMES = 256  # most frames of a header block
 _SENT_FRAME_BYTES = 64 * 2**10  # payload of the largest frame sent where the server allows such
-_LINGER_SECONDS = 5.0  # for the server to take the last words of a connection that is closed
+_LINGER_SECONDS = 5.0  # for the server to read the last frames of a closed connection
 _SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}  # bytes of frames of one size
 _OF_STREAMS = (DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION)
 _OF_CONNECTIONS = (SETTINGS, PING, GOAWAY)
 
 
 class Connection(asyncio.Protocol):
-    """The client's side of a connection.
+    """A connection.
 
-    window : int
-        Bytes of each stream that the server may send before they are taken; all streams together are not bounded.
-    changed : callable
-        Called when another stream may find room, and when there will be no more.
+    Args:
+        window: Bytes that the server may send on each stream before they are read; their sum is not bounded.
+        changed: Called when another stream may find room, and when the connection accepts no more streams.
     """
 
     def __init__(self, window: int, changed: Callable[[], None]):
@@ -115,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._changed()
 
     def close(self, error: int = NO_ERROR, why: str = "") -> None:
-        """Say goodbye and hang up."""
+        """Send GOAWAY and close the connection."""
         if self._transport.is_closing():
             return
         self.write(frames.goaway(0, error, why))
@@ -124,7 +123,7 @@ class Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
 
     def write(self, data: bytes) -> None:
-        """Send `data` together with all that is written in this turn of the event loop: system calls cost more."""
+        """Send `data` with everything written in this turn of the event loop, in one system call."""
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(data)
@@ -173,7 +172,7 @@ class Connection(asyncio.Protocol):
                 high, low, kind, flags, number = unpack(data, at)
                 size = high << 8 | low
                 if size > FRAME_SIZE:
-                    raise Broken(FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+                    raise ProtocolError(FRAME_SIZE_ERROR, f"a frame of {size} bytes")
                 following = at + 9 + size
                 if following > end:
                     break
@@ -190,13 +189,13 @@ class Connection(asyncio.Protocol):
             self._rest = data[at:]
             if self._window_changed:
                 self._change_windows()
-        except Broken as error:
+        except ProtocolError as error:
             self._on_broken(error, data)
         if self._receivable < LARGEST // 2:
             self.write(frames.window_update(0, LARGEST - self._receivable))
             self._receivable = LARGEST
 
-    def _on_broken(self, error: Broken, data: bytes) -> None:
+    def _on_broken(self, error: ProtocolError, data: bytes) -> None:
         self._rest = b""
         http1 = self._due == SETTINGS and data.startswith(b"HTTP/1")
         self.close(error.code, str(error))
@@ -207,15 +206,15 @@ class Connection(asyncio.Protocol):
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._due == SETTINGS and (kind != SETTINGS or flags & ACK):
-            raise Broken(PROTOCOL_ERROR, "the first frame is not SETTINGS")
+            raise ProtocolError(PROTOCOL_ERROR, "the first frame is not SETTINGS")
         if self._due == CONTINUATION and (kind != CONTINUATION or number != self._block_of):
-            raise Broken(PROTOCOL_ERROR, "another frame within a header block")
+            raise ProtocolError(PROTOCOL_ERROR, "another frame within a header block")
         if len(payload) != _SIZES.get(kind, len(payload)):
-            raise Broken(FRAME_SIZE_ERROR, f"a frame of type {kind} with {len(payload)} bytes")
+            raise ProtocolError(FRAME_SIZE_ERROR, f"a frame of type {kind} with {len(payload)} bytes")
         if (kind in _OF_STREAMS and number == 0) or (kind in _OF_CONNECTIONS and number) or kind == PUSH_PROMISE:
-            raise Broken(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}")
+            raise ProtocolError(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}")
         if kind in (DATA, HEADERS, RST_STREAM, WINDOW_UPDATE) and number and (number >= self._next or not number & 1):
-            raise Broken(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}, which never began")
+            raise ProtocolError(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}, which never began")
         stream = self.streams.get(number)  # None: one that is over, of which frames may still be on their way
         match kind:
             case frames.DATA:
@@ -251,12 +250,12 @@ class Connection(asyncio.Protocol):
 
     def _continue(self, part: bytes, flags: int) -> None:
         if self._due is None:
-            raise Broken(PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
+            raise ProtocolError(PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
         self._block += part
         self._block_frames += 1
         if len(self._block) > HEADER_BYTES or self._block_frames > _BLOCK_FRAMES:
             words = f"a header block of more than {HEADER_BYTES} bytes or {_BLOCK_FRAMES} frames"
-            raise Broken(ENHANCE_YOUR_CALM, words)
+            raise ProtocolError(ENHANCE_YOUR_CALM, words)
         if flags & END_HEADERS:
             number, block = self._block_of, bytes(self._block)
             self._due, self._block, self._block_of = None, bytearray(), 0
@@ -266,27 +265,27 @@ class Connection(asyncio.Protocol):
         if self.choked:
             self._unread += 1
             if self._unread > _UNREAD_ANSWERS:
-                raise Broken(ENHANCE_YOUR_CALM, "frames are to be answered, but no answers are read")
+                raise ProtocolError(ENHANCE_YOUR_CALM, "frames are to be answered, but no answers are read")
         self.write(data)
 
     def _settle(self, flags: int, payload: bytes) -> None:
         self._due = None
         if len(payload) % 6 or (flags & ACK and payload):
-            raise Broken(FRAME_SIZE_ERROR, f"a SETTINGS frame of {len(payload)} bytes")
+            raise ProtocolError(FRAME_SIZE_ERROR, f"a SETTINGS frame of {len(payload)} bytes")
         if flags & ACK:
             return
         for name, value in struct.iter_unpack(">HL", payload):
             if name == frames.ENABLE_PUSH and value != 0:
-                raise Broken(PROTOCOL_ERROR, f"the setting ENABLE_PUSH is {value}")
+                raise ProtocolError(PROTOCOL_ERROR, f"the setting ENABLE_PUSH is {value}")
             if name == frames.MAX_CONCURRENT_STREAMS:
                 self._most = value
             elif name == frames.INITIAL_WINDOW_SIZE:
                 if value > LARGEST:
-                    raise Broken(FLOW_CONTROL_ERROR, f"the setting INITIAL_WINDOW_SIZE is {value}")
+                    raise ProtocolError(FLOW_CONTROL_ERROR, f"the setting INITIAL_WINDOW_SIZE is {value}")
                 self.first_window, self._window_changed = value, True
             elif name == frames.MAX_FRAME_SIZE:
                 if not FRAME_SIZE <= value < 2**24:
-                    raise Broken(PROTOCOL_ERROR, f"the setting MAX_FRAME_SIZE is {value}")
+                    raise ProtocolError(PROTOCOL_ERROR, f"the setting MAX_FRAME_SIZE is {value}")
                 self.frame_size = min(value, _SENT_FRAME_BYTES)
         self._answer(frames.frame(SETTINGS, ACK, 0))
         if not self.settled.done():
@@ -294,20 +293,21 @@ class Connection(asyncio.Protocol):
         self._changed()
 
     def _change_windows(self) -> None:
-        """Let streams send what a new first window lets them, once for all settings that came together."""
+        """Apply a new initial window to the open streams, once for all settings that arrived together."""
         self._window_changed = False
         for stream in list(self.streams.values()):
             if self.first_window + stream.sendable > LARGEST:
-                raise Broken(FLOW_CONTROL_ERROR, "a setting makes the window of a stream too large")
+                raise ProtocolError(FLOW_CONTROL_ERROR, "a setting makes the window of a stream too large")
             stream.flush()
 
     def _widen(self, number: int, stream: Stream | None, increment: int) -> None:
         if number == 0:
             self.sendable += increment
             if increment == 0:
-                raise Broken(PROTOCOL_ERROR, "a WINDOW_UPDATE frame of 0 bytes")
+                raise ProtocolError(PROTOCOL_ERROR, "a WINDOW_UPDATE frame of 0 bytes")
             if self.sendable > LARGEST:
-                raise Broken(FLOW_CONTROL_ERROR, "a WINDOW_UPDATE frame makes the window of the connection too large")
+                too_large = "a WINDOW_UPDATE frame makes the window of the connection too large"
+                raise ProtocolError(FLOW_CONTROL_ERROR, too_large)
             while self.starved and self.sendable > 0:
                 waiting = next(iter(self.starved))
                 del self.starved[waiting]
@@ -323,7 +323,7 @@ class Connection(asyncio.Protocol):
 
     def _go_away(self, payload: bytes) -> None:
         if len(payload) < 8:
-            raise Broken(FRAME_SIZE_ERROR, f"a GOAWAY frame of {len(payload)} bytes")
+            raise ProtocolError(FRAME_SIZE_ERROR, f"a GOAWAY frame of {len(payload)} bytes")
         last, error = struct.unpack_from(">LL", payload)
         self._draining = True
         details = payload[8:].decode(errors="replace") or frames.error_name(error)

@@ -20,7 +20,7 @@ from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.routing import PromptRouter
 from erlab.serving import deployment, nvidia, profiles, scaling
-from erlab.serving.engines import onegpu, tensorrt_llm
+from erlab.serving.engines import one_gpu, tensorrt_llm
 from erlab.study import environment, notebook, plan
 
 DGX = profiles.profile("dgx-h100")
@@ -225,7 +225,7 @@ def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
     [
         ({"container": "lxc"}, "'container' parameter of serve must be one of docker, podman. Got 'lxc'"),
         ({"container": "podman"}, "podman is not installed here"),
-        ({"apart": True}, "'models' parameter of Apart must take one GPU each. Got 'C-replica-0 on 0,1,2,3,4,5,6,7'"),
+        ({"apart": True}, "'models' parameter of ServersApart must take one GPU each. Got 'C-replica-0 on 0,1,2,3,4,5,6,7'"),
     ],
 )
 def test_a_wrong_way_to_serve_is_one_line(dgx, roomy, options, said):
@@ -257,12 +257,12 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
     for name in ("nvidia-ctk", "vllm"):
         (dgx / "bin" / name).write_text("#!/bin/sh\n")
         (dgx / "bin" / name).chmod(0o755)
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     to, folders = profiles.profile("gpu"), Folders(dgx / "results")
     plan = [[Request(str(i), "d", "What is a watt?", 16, 3)] for i in range(2)]
     with live.serve("A", to, folders) as running:
         rows = users.run(running.address, running.models, plan, timeout=60)
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     assert [row["status"] for row in rows] == ["ok"] * 2 and running.models == ("A-replica-0",)
     built = (dgx / "notes").read_text().splitlines()
     assert [line.split()[0] for line in built] == ["python3", "trtllm-build"] and "--tp_size 1" in built[0]

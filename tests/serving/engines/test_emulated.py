@@ -14,7 +14,7 @@ from erlab.errors import ErlabError
 from erlab.experiments import telemetry
 from erlab.gateway import kserve
 from erlab.serving.engines import emulated
-from erlab.serving.engines.emulated_engine import Engine, StepTable
+from erlab.serving.engines.emulated_engine import EmulatedEngine, StepTable
 from erlab.serving.triton import Server
 from erlab.serving.triton.server import available
 from erlab.simulation.system import Setup, step_times
@@ -39,7 +39,7 @@ class Clock:
 
 
 def make(clock, scale=1.0, batch=3, kv_tokens=None, table=TABLE):
-    return Engine(table, scale, batch, 1000, kv_tokens, clock=clock, sleep=clock.sleep)
+    return EmulatedEngine(table, scale, batch, 1000, kv_tokens, clock=clock, sleep=clock.sleep)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
@@ -90,7 +90,7 @@ def test_a_short_delay_is_caught_up_and_a_stop_is_not():
 
 def test_lateness_is_summed():
     clock = Clock()
-    engine = Engine(TABLE, 1.0, 3, 1000, clock=clock, sleep=lambda s: clock.sleep(s + 0.003))
+    engine = EmulatedEngine(TABLE, 1.0, 3, 1000, clock=clock, sleep=lambda s: clock.sleep(s + 0.003))
     engine.submit("a", b"x" * 10, 2)
     engine.step()
     engine.step()
@@ -239,7 +239,7 @@ def test_gauges_start_at_zero_where_a_killed_expert_is_loaded_again(tmp_path):
     emulated.write(tmp_path / "models", "emulated-slow", two, TABLE, 4096, time_scale=50.0)
 
     def gauges():
-        rows = telemetry.read(f"http://{server.metrics}/metrics")
+        rows = telemetry.read(f"http://{next(iter(server.metrics))}/metrics")
         found = {row["metric"]: row["value"] for row in rows if "emulated-slow" in row["labels"]}
         names = ("erlab_running_requests", "erlab_waiting_requests", "erlab_kv_tokens")
         return [found[name] for name in names], found["erlab_requests_total"]

@@ -19,7 +19,7 @@ from erlab.gateway import kserve as client
 from erlab.gateway import messages, openai
 from erlab.prompts.workload import Request
 from erlab.serving.engines import openai_models, tiny, tiny_openai
-from erlab.serving.engines.openai_server import Attached, OpenAIServer, OpenAIServers, base
+from erlab.serving.engines.openai_server import ExternalOpenAI, OpenAIServer, OpenAIServers, base
 from erlab.simulation.hardware import gpu
 from erlab.spec import BF16, FLOAT32, FP8, GIB, Expert, Model
 from erlab.users.loop import record
@@ -140,13 +140,13 @@ def test_one_that_does_not_start_is_quoted_and_stopped(vllm, repository, monkeyp
 
 def test_one_that_the_user_runs_is_attached_and_left_running(vllm, repository, engine):
     with OpenAIServer(repository / "E-expert-0") as theirs:
-        with Attached(theirs.base.removesuffix("/v1"), ("C-replica-0", "C-replica-1")) as server:
+        with ExternalOpenAI(theirs.base.removesuffix("/v1"), ("C-replica-0", "C-replica-1")) as server:
             assert set(server.upstreams) == {f"{theirs.base}#E-expert-0"}
             for model in server.models:
                 assert len(list(client.generate(server.grpc, model, "x", 4, timeout=30))) == 4
         assert theirs.alive()
     with pytest.raises(ErlabError, match="No OpenAI-compatible server answers at"):
-        with Attached(theirs.base.removesuffix("/v1"), ("m",)):
+        with ExternalOpenAI(theirs.base.removesuffix("/v1"), ("m",)):
             pass
 
 

@@ -78,7 +78,7 @@ def ask(server, message):
 
 
 def metrics(server, model):
-    page = urllib.request.urlopen(f"http://{server.metrics}/metrics").read().decode()
+    page = urllib.request.urlopen(f"http://{next(iter(server.metrics))}/metrics").read().decode()
     return {name: float(value) for name, value in re.findall(rf'^(erlab_\w+){{model="{model}"}} (\S+)$', page, re.M)}
 
 

@@ -25,7 +25,7 @@ from erlab.serving.triton import tensorrt_llm_server
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
 
-ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
+ORDER = ("tensorrt-llm", *openai_models.KINDS)
 MOST = 4  # experts that share the GPU
 TOKENIZER_BYTES = 20e6
 LEAST_REQUESTS = 16  # of maximum length, which the pool of each of several experts must hold

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from erlab import paper, textfiles
 from erlab.errors import ErlabError
-from erlab.serving.engines import tiny, tokenizer
 from erlab.serving.engines.openai_server import METRICS, PORT
 from erlab.serving.engines.tensorrt_llm import require_weights
 from erlab.simulation.hardware import Gpu
@@ -114,7 +113,7 @@ def missing(kind: str) -> str | None:
         return None if shutil.which("vllm") or _importable() else "vLLM is not installed"
     if kind == "trtllm-serve":
         return None if shutil.which("trtllm-serve") else "trtllm-serve is not on PATH"
-    import torch
+    import torch  # here, since only the embedded engine needs it
 
     return None if torch.cuda.is_available() else "PyTorch sees no CUDA GPU"
 
@@ -147,6 +146,8 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
         return folder
     marker.unlink(missing_ok=True)
     if kind == "embedded":
+        from erlab.serving.engines import tiny  # here, since it imports torch, which plans do not need
+
         tiny.build(_weights(folder, expert), expert.model, expert.precision, seed)
     else:
         _write_architecture(kind, expert, folder)
@@ -168,6 +169,8 @@ def _weights(folder: Path, expert: Expert) -> Path:
 
 
 def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
+    from erlab.serving.engines import tiny, tokenizer  # here, since they import torch, which plans do not need
+
     tokenizer.write(folder, expert.model.vocab)
     config = tiny.config(expert.model, BF16)
     config |= {"rope_theta": expert.model.rope_theta, "torch_dtype": config["dtype"]}  # names in transformers 4

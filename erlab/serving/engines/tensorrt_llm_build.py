@@ -69,12 +69,12 @@ def plan(
         planned = api_commands(expert, folder, weights)
     else:
         planned = commands(expert, folder, weights, examples)
-    found = devices()
-    memory(expert, found[0].gpu if found else GPUS["H100"])
+    gpus = devices()
+    memory(expert, gpus[0].gpu if gpus else GPUS["H100"])
     if weights is not None:
         require_weights(Path(weights).expanduser().resolve(), expert.model)
     _require_own(folder)
-    due = tuple(c for c in planned if not _is_done(c, expert, found, weights is not None))
+    due = tuple(c for c in planned if not _is_done(c, expert, gpus, weights is not None))
     return planned if due and due[0] is planned[0] else due  # an engine is never older than its checkpoint
 
 
@@ -93,9 +93,9 @@ def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
     due = [(expert, folder, commands) for expert, folder, commands in due if commands]
     if not due:
         return None
-    found = devices()
+    gpus = devices()
     for expert, _, _ in due:
-        require_devices(expert, found)
+        require_devices(expert, gpus)
     container = tools([command for *_, commands in due for command in commands])
     require_disk(due[0][1], sum(command.disk_bytes for *_, commands in due for command in commands))
     return container
@@ -126,7 +126,7 @@ def build(
     folder = Path(folder).expanduser().resolve()
     due = plan(expert, folder, weights, examples)
     container = check([(expert, folder, due)])
-    found, folders = devices(), [folder, *([Path(weights).expanduser().resolve()] if weights is not None else [])]
+    gpus, folders = devices(), [folder, *([Path(weights).expanduser().resolve()] if weights is not None else [])]
     if due:
         folder.mkdir(parents=True, exist_ok=True)
     for command in due:
@@ -144,7 +144,7 @@ def build(
             if missing := _missing(command, expert, weights is not None):
                 log = folder / "build.log"
                 raise ErlabError(f"{tool(command)} ended without {command.writes / missing}. Its log: {log}.")
-            _mark(command, expert, found, time.monotonic() - start)
+            _mark(command, expert, gpus, time.monotonic() - start)
         except BaseException:
             shutil.rmtree(command.writes, ignore_errors=True)
             raise
@@ -167,9 +167,9 @@ def load(folder: str | Path, expert: Expert) -> Path:
         raise ErlabError(f"{folder}: no complete TensorRT-LLM engine ({e}). Run 01_build_engines again.") from None
     if about.get("format") != FORMAT or about.get("expert") != _spec(expert):
         raise ErlabError(f"{folder}: this engine was built from another specification. Run 01_build_engines again.")
-    found = devices()
-    if found and about["gpu"] != found[0].gpu.name:
-        here = found[0].gpu.name
+    gpus = devices()
+    if gpus and about["gpu"] != gpus[0].gpu.name:
+        here = gpus[0].gpu.name
         raise ErlabError(f"{folder}: built for {about['gpu']}, but this machine has {here}. Build it here.")
     try:
         installed = version("tensorrt_llm")
@@ -252,12 +252,12 @@ def _marker(command: Command) -> Path:
     return command.writes.with_name(f"{command.writes.name}.json")
 
 
-def _mark(command: Command, expert: Expert, found: tuple[Device, ...], seconds: float) -> None:
+def _mark(command: Command, expert: Expert, gpus: tuple[Device, ...], seconds: float) -> None:
     about = {
         "format": FORMAT,
         "argv": list(command.argv),
         "expert": _spec(expert),
-        "gpu": found[0].gpu.name,
+        "gpu": gpus[0].gpu.name,
         "seconds": round(seconds, 1),
     }
     marker = _marker(command)
@@ -266,11 +266,11 @@ def _mark(command: Command, expert: Expert, found: tuple[Device, ...], seconds: 
     os.replace(aside, marker)
 
 
-def _is_done(command: Command, expert: Expert, found: tuple[Device, ...], real: bool) -> bool:
+def _is_done(command: Command, expert: Expert, gpus: tuple[Device, ...], real: bool) -> bool:
     try:
         about = json.loads(_marker(command).read_text())
         same = about["format"] == FORMAT and about["argv"] == list(command.argv)
-        here = not found or about["gpu"] == found[0].gpu.name  # an engine runs on the kind of GPU it was built on
+        here = not gpus or about["gpu"] == gpus[0].gpu.name  # an engine runs on the kind of GPU it was built on
     except (OSError, ValueError, KeyError):
         return False
     return same and here and _missing(command, expert, real) is None

@@ -96,14 +96,14 @@ class Server(ModelServer):
         timeout: float = 120.0,
     ):
         self._repository = Path(repository).resolve()
-        self._asked_ports = (grpc_port, metrics_port)
-        for name, port in zip(_PORTS, self._asked_ports):
+        self._requested_ports = (grpc_port, metrics_port)
+        for name, port in zip(_PORTS, self._requested_ports):
             require(port is None or 1 <= port <= 65535, f"{name}_port", "Server", "be from 1 to 65535", port)
-        found = self._found()
-        self.models = tuple(found if models is None else models)
-        if unknown := sorted(set(self.models) - set(found)):
-            there = f"only {', '.join(found)}" if found else "it has none"
-            raise ErlabError(f"{self._repository}: no model {', '.join(unknown)} there, {there}.")
+        present = self._present_models()
+        self.models = tuple(present if models is None else models)
+        if unknown := sorted(set(self.models) - set(present)):
+            known = f"only {', '.join(present)}" if present else "it has none"
+            raise ErlabError(f"{self._repository}: no model {', '.join(unknown)} there, {known}.")
         if not self.models:
             raise ErlabError(f"{self._repository}: no models there (folders with a config.pbtxt).")
         for model in self.models:
@@ -164,7 +164,7 @@ class Server(ModelServer):
                 f"The embedded Triton cannot run here: {reason}. Use a server that runs elsewhere: --triton HOST:PORT."
             )
         for attempt in range(1, _START_ATTEMPTS + 1):
-            ports = free_ports(self._asked_ports)
+            ports = free_ports(self._requested_ports)
             self._stopping.clear()
             self._launch(ports)
             if self._listening(ports, deadline):
@@ -206,7 +206,7 @@ class Server(ModelServer):
                 output = open(self.log, "ab" if self._relaunches else "wb")
             except OSError as e:
                 raise ErlabError(f"{self.log}: cannot write the server's log there ({e.strerror}).") from None
-            models = filter(private.harmless, self._found())  # all, since ensembles load their parts
+            models = filter(private.harmless, self._present_models())  # all, since ensembles load their parts
             for link, real in private.copy_models(self._repository, models, self._folder).items():
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(real)
@@ -231,7 +231,7 @@ class Server(ModelServer):
             *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports)),
         ]
 
-    def _found(self) -> list[str]:
+    def _present_models(self) -> list[str]:
         """Return the names of the repository's models."""
         return sorted(f.parent.name for f in self._repository.glob("*/config.pbtxt"))
 

@@ -150,7 +150,7 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         require(grpc_port is None or 1 <= grpc_port <= 65535, "grpc_port", owner, "be from 1 to 65535", grpc_port)
         self._parameters = [parameters(self._repository, model) for model in self.models]
         self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
-        self._asked_ports, self._container = (grpc_port, None), container
+        self._requested_ports, self._container = (grpc_port, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
         self.grpc = self._metrics = self._name = None
         self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
@@ -201,7 +201,7 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         if self._container or not native():
             self._container = nvidia.container(self._container)
         self._starts += 1
-        ports = free_ports(self._asked_ports)
+        ports = free_ports(self._requested_ports)
         self.grpc, self._metrics = (f"{_HOST}:{port}" for port in ports)
         for name in private.sweep(_PREFIX):
             for engine in filter(machine.find, nvidia.CONTAINERS):

@@ -38,14 +38,14 @@ def machine(tmp_path, monkeypatch):
     one_gpu._devices.cache_clear()
 
 
-def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
+def test_without_a_gpu_there_is_no_engine(machine):
     assert one_gpu.choose() == one_gpu.Choice(None, "no GPU answers (nvidia-smi)")
     with pytest.raises(ErlabError, match="Nothing here can serve experts on a GPU: no GPU answers"):
         one_gpu.OneGPU().check([])
     assert one_gpu.gpu().name == "H100"  # what plans are made for
 
 
-def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(machine):
+def test_the_first_available_engine_is_chosen_with_reasons(machine):
     machine("nvidia-smi", "vllm")
     assert gpus() == ("NVIDIA H200",)
     chosen = one_gpu.choose()
@@ -104,7 +104,7 @@ def test_a_70b_expert_has_the_pool_of_an_h100_and_stands_for_all(machine):
         scaling.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
 
 
-def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_path, monkeypatch):
+def test_experts_that_a_gpu_cannot_serve_are_refused_before_the_build(machine, tmp_path, monkeypatch):
     machine("nvidia-smi", "vllm", name="NVIDIA A100-SXM4-80GB", mib=81_920, capability=8.0)
     said = "FP8 needs a GPU of compute capability 8.9 or more. NVIDIA A100-SXM4-80GB has 8.0"
     with pytest.raises(ErlabError, match=said):

@@ -78,7 +78,7 @@ API = FLAGS["tensorrt_llm._tensorrt_engine"]
 
 @pytest.mark.parametrize("weights", [None, "/weights"])
 @pytest.mark.parametrize("expert", EXPERTS.values(), ids=EXPERTS)
-def test_the_python_api_is_asked_for_the_same_engine(expert, weights):
+def test_the_python_api_builds_the_same_engine(expert, weights):
     """The script's calls, read as Python: only names and arguments the API has, with the commands' values."""
     [command] = tensorrt_llm.api_commands(expert, "/engines/e", weights)
     assert command.argv == ("python3", "/engines/e/build.py") and command.writes == Path("/engines/e/engine")
@@ -274,7 +274,7 @@ def test_a_failed_build_shows_the_tools_last_lines_and_goes_on_where_it_stopped(
     assert "CUDA out of memory" in (machine.folder / "build.log").read_text()
 
 
-def test_half_an_engine_is_no_engine(machine):
+def test_an_incomplete_engine_is_refused(machine):
     machine.put("trtllm-build", HALF)
     with pytest.raises(ErlabError, match="trtllm-build ended without .*engine/rank3.engine"):
         machine.build(replace(SMALL, tensor_parallel=4))
@@ -313,7 +313,7 @@ def test_an_interrupted_build_leaves_nothing_half(machine, monkeypatch):
     assert machine.left() == ["build.log", "checkpoint", "checkpoint.json", "tokenizer"]
 
 
-def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
+def test_missing_requirements_are_reported_before_anything_runs(machine, monkeypatch):
     machine.gpus([])
     with pytest.raises(ErlabError, match="No GPU answers"):
         machine.build()
@@ -447,7 +447,7 @@ def test_where_the_programs_are_missing_the_container_runs_them(machine, monkeyp
     assert len(removed) == 1 and "erlab-build-" in removed[0]
 
 
-def test_a_container_engine_that_does_not_answer_is_named_with_its_words(machine):
+def test_a_container_engine_that_does_not_answer_is_reported(machine):
     (machine.bin / "trtllm-build").unlink()
     machine.put("docker", "#!/bin/sh\necho 'Cannot connect to the Docker daemon.' >&2; exit 1\n")
     with pytest.raises(ErlabError, match="docker is installed but cannot be reached: Cannot connect to the Docker"):

@@ -97,7 +97,7 @@ def counted(server, model, requests):
     return metrics(server, model)
 
 
-def test_a_stream_is_one_response_a_token_and_ends_with_the_last(server, wanted):
+def test_a_stream_has_one_response_per_token(server, wanted):
     responses = ask(server, kserve.request("expert", "Hello, world", 12))
     assert "".join(text for text, _, _ in responses) == wanted("Hello, world", 12)
     assert [len(text) for text, _, _ in responses] == [1] * 12

@@ -75,7 +75,7 @@ def test_threads_change_nothing(engine_folder, answers):
     assert got == {i: answers(prompt, tokens) for i, prompt, tokens in asked}
 
 
-def test_a_slot_taken_again_shows_nothing_of_its_last_request(engine_folder):
+def test_a_reused_slot_has_no_state_of_its_last_request(engine_folder):
     engine = TinyEngine(engine_folder, 1, SLOT)
     first, _ = run(engine, {0: [("a", tiny.encode("some prompt"), 20)]})
     run(engine, {0: [("b", tiny.encode("another, rather longer prompt than that"), 50)]})
@@ -101,13 +101,13 @@ def test_requests_join_as_soon_as_others_leave(engine_folder):
     assert admitted_a_step(TinyEngine(engine_folder, 2, SLOT), [5, 6, 7]) == [[5, 6], [], [], [], [7], [], [], []]
 
 
-def test_nobody_overtakes_a_request_that_must_wait_for_memory(engine_folder):
+def test_requests_do_not_overtake_one_that_waits_for_memory(engine_folder):
     # 100 tokens of cache: 40 + 4 fits, then 60 + 4 must wait for them, and 5 + 4, which would fit, waits behind it.
     engine = TinyEngine(engine_folder, 8, SLOT, kv_tokens=100)
     assert admitted_a_step(engine, [40, 60, 5])[:5] == [[40], [], [], [], [60, 5]]
 
 
-def test_a_step_takes_in_prompts_within_its_token_limit(engine_folder):
+def test_a_step_admits_prompts_within_its_token_limit(engine_folder):
     # 10 + 20 tokens fill a step of 30. Then 2 running + 25 fit, but + 3 more do not.
     engine = TinyEngine(engine_folder, 8, SLOT, max_num_tokens=30)
     assert admitted_a_step(engine, [10, 20, 25, 4, 2])[:3] == [[10, 20], [25], [4, 2]]

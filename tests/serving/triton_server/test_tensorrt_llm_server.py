@@ -123,7 +123,7 @@ def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machin
     assert {a.partition("=")[2] for a in argv if "-address" in a} == {"127.0.0.1"}
 
 
-def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
+def test_servers_apart_look_like_one_server_to_the_gateway(tmp_path, machine, models):
     with tensorrt_llm_server.ServersApart(models, EXPERTS[:2]) as servers:
         addresses = [upstream.removeprefix("grpc://").split("/") for upstream in servers.upstreams]
         assert [model for _, model in addresses] == ["D-expert-0", "D-expert-1"]
@@ -223,7 +223,7 @@ def test_a_port_taken_after_it_was_chosen_is_given_up(machine, models, monkeypat
     assert len(calls) == 2
 
 
-def test_what_fails_is_told_in_the_servers_words(machine, models, monkeypatch):
+def test_start_failures_are_reported_with_the_servers_errors(machine, models, monkeypatch):
     monkeypatch.setenv("FAILS", "1")
     with pytest.raises(ErlabError, match="did not start: E0101 failed to load 'x': unexpected engine version. Its log"):
         tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS).__enter__()
@@ -233,7 +233,7 @@ def test_what_fails_is_told_in_the_servers_words(machine, models, monkeypatch):
         tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS, timeout=0.5).__enter__()
 
 
-def test_what_is_missing_is_told_before_anything_starts(tmp_path, machine, models):
+def test_missing_requirements_are_reported_before_the_start(tmp_path, machine, models):
     with pytest.raises(ErlabError, match="no TensorRT-LLM model E-expert-0 there"):
         tensorrt_llm_server.TensorRTLLMServer(models, ["E-expert-0"])
     (tmp_path / "opt" / "bin" / "mpirun").unlink()

@@ -89,7 +89,7 @@ def test_a_server_answers_on_all_its_addresses_and_leaves_nothing(echo, temporar
     with Server(echo) as server:
         traces = Traces(server)
         assert server.models == server.upstreams == ("echo", "other") and server.restarts == 0 and server.alive()
-        assert (server._folder / "python" / "erlab").resolve() == Path(erlab.__file__).parent, "for the models to import"
+        assert (server._folder / "python" / "erlab").resolve() == Path(erlab.__file__).parent
         assert [answer(server, model) for model in server.models] == [["a", "b"]] * 2
         assert b"nv_inference" in urllib.request.urlopen(f"http://{next(iter(server.metrics))}/metrics").read()
         assert traces.here() == KINDS and len(traces.processes) == 4

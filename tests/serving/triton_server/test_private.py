@@ -101,7 +101,8 @@ def test_python_and_the_package_may_be_anywhere(echo, tmp_path, language):
     code = "import erlab.errors\n" + (echo / "echo" / "1" / "model.py").read_text()
     repository.write(folder / "models", repository.text_model("echo", {}), code)
     script = (
-        "from erlab.serving.triton import Server, client\n"
+        "from erlab.gateway import kserve\n"
+        "from erlab.serving.triton import Server\n"
         "with Server('models') as server:\n"
         "    print(list(kserve.generate(server.grpc, 'echo', 'a b', 2, timeout=30)))\n"
     )

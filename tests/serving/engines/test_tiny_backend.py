@@ -228,7 +228,7 @@ FAILING = """
 from erlab.serving.engines import tiny_backend
 from erlab.serving.engines.tiny_backend import TritonPythonModel
 
-class Failing(tiny_backend.Engine):
+class Failing(tiny_backend.TinyEngine):
     steps = 0
     def step(self):
         Failing.steps += 1
@@ -236,7 +236,7 @@ class Failing(tiny_backend.Engine):
             raise MemoryError("none left")
         return super().step()
 
-tiny_backend.Engine = Failing
+tiny_backend.TinyEngine = Failing
 """
 
 

@@ -1,19 +1,19 @@
-"""The one error a user can mend, and what any error says in one line."""
+"""The error for users, and one-line reasons of any error."""
 
 
 class ErlabError(Exception):
-    """A mistake or a lack on this machine that the reader of the message can mend.
+    """A mistake of the user or a missing requirement of this machine.
 
-    The command line prints the message as one line, without a traceback, and exits with status 2.
-    The message names the parameter or file, what is allowed, and what came.
+    The message names the parameter or file, what is allowed and what came. The command line prints it as one line,
+    without a traceback, and exits with status 2.
     """
 
 
-REASON = 1000  # characters of an error that a record keeps
+REASON = 1000  # characters of an error in a record, at most
 
 
 def reason(error: BaseException) -> str:
-    """The error's own words on one line, of the first in a group; its type where it has none."""
+    """Return an error's message in one line, of the first error of a group; its type where it has no message."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return " ".join(str(error).split())[:REASON] or type(error).__name__

@@ -1,9 +1,8 @@
-"""What a result depends on, as SHA-256: files, and the package's code that a piece of source can reach.
+"""Hashes (SHA-256) of what a result depends on: files, and the package's code that a source can reach.
 
-Code is followed statically from its imports, those inside functions included, through the modules of this package.
-A module that is only named in a string (``python -m erlab.x``, a Triton model's one line) counts too, and so does a
-file of a module's name beside it (a template). Code is compared by its meaning: comments, formatting, docstrings and
-type hints don't count.
+Imports, also those inside functions, are followed statically through the modules of this package. A module named in a
+string (``python -m erlab.x``, the code of a Triton model) counts as imported, and a file with a module's name beside it
+(a template) as part of the module. Comments, formatting, docstrings and type hints do not count.
 
 >>> sorted(code_of("from erlab import errors"))
 ['erlab', 'erlab.errors']
@@ -22,12 +21,15 @@ _NAMED = re.compile(rf"\b{PACKAGE.name}(?:\.\w+)+")
 
 
 def of_text(text: str) -> str:
+    """Return the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 of a file's content; hashed again only after its size or time has changed. A file above `LARGE`, such as
-    an engine of a 70B model, is not read: its size and time stand for it."""
+    """Return the SHA-256 of a file's content, cached until its size or time changes.
+
+    A file above `LARGE`, such as an engine of a 70B model, is hashed by its size and time.
+    """
     status = Path(path).stat()
     if status.st_size > LARGE:
         return of_text(f"{status.st_size} {status.st_mtime_ns}")
@@ -35,26 +37,26 @@ def of_file(path: Path) -> str:
 
 
 def of_tree(path: Path) -> dict[str, str]:
-    """The files at or under `path` and their SHA-256, without hidden ones; empty where there are none."""
+    """Return the SHA-256 of each file at or under `path` that is not hidden."""
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     visible = [f for f in files if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path.parent).parts)]
     return {str(f): of_file(f) for f in visible}
 
 
 def of_code(module: str, without: Iterable[str] = ()) -> str:
-    """Return one hash of the code of `module` (such as ``erlab.gateway``) and of all it can reach; see `code_of`."""
+    """Return one hash of a module, such as ``erlab.gateway``, and of all modules it can reach (see `code_of`)."""
     return of_text(repr(sorted(code_of(f"import {module}", without).items())))
 
 
 def code_of(source: str, without: Iterable[str] = ()) -> dict[str, str]:
-    """Find the package's modules that a piece of source can reach.
+    """Find the package's modules that a source can reach.
 
     Args:
         source: Python code.
-        without: Modules, or packages with all that is in them, that are known not to run: they are left out.
+        without: Modules and packages to leave out, since they do not run.
 
     Returns:
-        The hash of each module by its name.
+        Hash of each module by its name.
     """
     left_out = tuple(without)
     reached: dict[str, str] = {}
@@ -73,7 +75,7 @@ def code_of(source: str, without: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of one of the package's modules, None where there is no such module."""
+    """Return the file of a module of the package, None where there is no such module."""
     package, *parts = module.split(".")
     if package != PACKAGE.name:
         return None
@@ -89,7 +91,7 @@ def _of_file(path: Path, size: int, time: int) -> str:
 
 @functools.cache
 def _of_module(module: str, file: Path, size: int, time: int) -> tuple[str, frozenset[str]]:
-    """A module's hash and the modules it mentions."""
+    """Return a module's hash and the modules it mentions."""
     tree = ast.parse(file.read_bytes())
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     mentions = frozenset(_mentions(tree, package))
@@ -97,9 +99,9 @@ def _of_module(module: str, file: Path, size: int, time: int) -> tuple[str, froz
 
 
 class _Meaning(ast.NodeTransformer):
-    """Drops what does not change what code does: docstrings and other lone strings, and type hints.
+    """Removal of docstrings, other constant expressions and type hints.
 
-    A class's annotated names stay, for they are a dataclass's fields; what they are annotated with goes.
+    Annotated names stay, since they are the fields of a dataclass; their annotations are removed.
     """
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
@@ -123,20 +125,20 @@ class _Meaning(ast.NodeTransformer):
 
 
 def _mentions(tree: ast.Module, package: str) -> set[str]:
-    """The package's modules that code inside `package` mentions, with the packages that they lie in."""
-    found = set()
+    """Return the modules, and packages around them, that code inside `package` mentions."""
+    modules = set()
     for name in set(_names(tree, package)):
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
             if _file(module := ".".join(parts[:end])):
-                found.add(module)
+                modules.add(module)
         if _file(main := f"{name}.__main__"):
-            found.add(main)
-    return found
+            modules.add(main)
+    return modules
 
 
 def _names(tree: ast.Module, package: str) -> Iterator[str]:
-    """Dotted names that may be modules: imported ones, attributes of imported ones, and those in strings."""
+    """Yield dotted names that may be modules: imports, attributes of imports, and names in strings."""
     local = {}
     nodes = list(ast.walk(tree))
     for node in nodes:
@@ -163,7 +165,7 @@ def _names(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _dotted(node: ast.Attribute) -> tuple[str | None, str]:
-    """An attribute's root, None where that is no name, and the names after it."""
+    """Return the root name of an attribute, None where it is no name, and the names after it."""
     rest, node = [node.attr], node.value
     while isinstance(node, ast.Attribute):
         rest, node = [node.attr, *rest], node.value

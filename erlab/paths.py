@@ -1,4 +1,4 @@
-"""Where things are: the repository's folders, and the files of a study. Nothing is created on import."""
+"""Paths of the repository's folders and of a study's files. Nothing is created."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,24 @@ FIGURES = ROOT / "figures"
 
 
 def results(profile: str, folder: str | Path | None = None) -> Path:
-    """The folder of a profile's generated files: `folder` if given, else ``data/results/<profile>``."""
+    """Return the results folder of a profile: `folder` if given, else ``data/results/PROFILE``."""
     return Path(folder).expanduser().resolve() if folder else RESULTS / profile
 
 
 def figures(folder: str | Path | None = None) -> Path:
-    """The folder of the generated figures: `folder` if given, else ``figures``."""
+    """Return the folder of figures: `folder` if given, else ``figures``."""
     return Path(folder).expanduser().resolve() if folder else FIGURES
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a study keeps what it generates."""
+    """Generated files of a study, under the results folder `root`."""
 
     root: Path
 
     @classmethod
     def of(cls, profile: str, folder: str | Path | None = None) -> "Folders":
-        """The folders of a profile, under `folder` if given."""
+        """Return the folders of a profile (see `results`)."""
         return cls(results(profile, folder))
 
     @property
@@ -49,7 +49,7 @@ class Folders:
 
     @property
     def routing(self) -> Path:
-        """The comparison of routing recipes."""
+        """Comparison of routing recipes."""
         return self.root / "routing"
 
     @property
@@ -66,20 +66,20 @@ class Folders:
 
     @property
     def overhead(self) -> "Folders":
-        """What the gateway costs on emulated experts, apart from the study's own records."""
+        """Folders of the gateway's overhead on emulated experts, separate from the study's records."""
         return Folders(self.root / "overhead")
 
     @property
     def client(self) -> Path:
-        """What the users themselves add, by load."""
+        """Client-side latency overhead per load."""
         return self.root / "client.json"
 
     @property
     def infrastructure(self) -> Path:
-        """What servers and GPUs told while records were made."""
+        """Metrics of servers and GPUs, sampled during measurements."""
         return self.root / "infrastructure"
 
     @property
     def set_aside(self) -> Path:
-        """Finished cells of loads that the last sweep did not ask for."""
+        """Finished cells of loads that the last sweep did not include."""
         return self.root / "set-aside"

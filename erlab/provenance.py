@@ -1,4 +1,4 @@
-"""Where results come from: commit, package versions, machine, parameters, inputs. What isn't known is None.
+"""Provenance of results: commit, package versions, machine, parameters, inputs. Unknown values are None.
 
 >>> sorted(git())
 ['commit', 'dirty']
@@ -15,29 +15,29 @@ from erlab import machine, paths
 
 
 def git() -> dict:
-    """The commit the code is at and whether files differ from it; None without git or outside a clone."""
-    found = machine.output("git", "-C", str(paths.ROOT), "rev-parse", "--show-toplevel", "HEAD")
-    top, commit = found.splitlines() if found else (None, None)
-    if top is None or Path(top).resolve() != paths.ROOT:  # installed inside somebody else's repository
+    """Return the commit of the code and whether files differ from it; None without git or outside a clone."""
+    output = machine.output("git", "-C", str(paths.ROOT), "rev-parse", "--show-toplevel", "HEAD")
+    top, commit = output.splitlines() if output else (None, None)
+    if top is None or Path(top).resolve() != paths.ROOT:  # installed inside another repository
         return {"commit": None, "dirty": None}
     changes = machine.output("git", "-C", str(paths.ROOT), "status", "--porcelain")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def commit() -> str | None:
-    """The short commit, such as ``abc1234+dirty`` where files differ from it; None where it isn't known."""
+    """Return the short commit, such as ``abc1234+dirty`` where files differ from it; None if unknown."""
     state = git()
     return state["commit"] and state["commit"][:7] + "+dirty" * bool(state["dirty"])
 
 
 def versions() -> dict[str, str | None]:
-    """The installed version of the package and of each of its dependencies; None where one is missing."""
+    """Return the installed versions of the package and its dependencies; None for a missing one."""
     names = ["erlab", *(requirement.name for requirement in requirements())]
     return {name: version(name) for name in names}
 
 
 def requirements() -> list:
-    """The package's dependencies that this platform needs, as `packaging.requirements.Requirement`."""
+    """Return the dependencies on this platform as `packaging.requirements.Requirement`."""
     from packaging.requirements import Requirement
 
     try:
@@ -48,6 +48,7 @@ def requirements() -> list:
 
 
 def version(name: str) -> str | None:
+    """Return the installed version of a package, None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -55,10 +56,14 @@ def version(name: str) -> str | None:
 
 
 def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], started: str, finished: str) -> dict:
-    """What a run's results came from, ready for JSON.
+    """Return the provenance of a study, ready for JSON.
 
-    `parameters`: what the user chose. `inputs`: SHA-256 by file. `steps`: name, state, seconds and when, a step.
-    Times are ISO 8601.
+    Args:
+        parameters: Parameters of the study.
+        inputs: SHA-256 by file.
+        steps: Name, state, duration (s) and time of each step.
+        started: ISO 8601.
+        finished: ISO 8601.
     """
     return {
         "schema": 1,

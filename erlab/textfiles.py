@@ -1,4 +1,4 @@
-"""Reads and writes text files: UTF-8 whatever the locale, lines end at a line feed only, no reader meets half a file.
+"""Text files: UTF-8 in every locale, lines end at line feeds only, writes are atomic.
 
 >>> lines("one\\u2028still one\\r\\ntwo\\n")
 ['one\\u2028still one', 'two']
@@ -11,14 +11,18 @@ from pathlib import Path
 
 from erlab.errors import ErlabError
 
-MAX_BYTES = 4 * 2**30  # more text than this is a mistake in the name of a file
+MAX_BYTES = 4 * 2**30  # a larger file is not one of text
 
 
 def read(path: str | Path, most: int = MAX_BYTES) -> str:
-    """Return the text of a file, without a byte order mark.
+    """Return the text of a file without a byte order mark.
 
-    most: bytes that the file may have. Raises ErlabError where it is no regular file, cannot be read, is larger, or is
-    not UTF-8.
+    Args:
+        path: Regular file.
+        most: Largest size, bytes.
+
+    Raises:
+        ErlabError: The file is not regular, cannot be read, is larger, or is not UTF-8.
     """
     path = Path(path)
     try:
@@ -35,18 +39,18 @@ def read(path: str | Path, most: int = MAX_BYTES) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """Split text at line feeds, and at nothing else that Unicode calls a line's end: a JSON string may hold those."""
+    """Split text at line feeds only: a JSON string may contain the other line ends of Unicode."""
     parts = [line.removesuffix("\r") for line in text.split("\n")]
     return parts[:-1] if parts[-1] == "" else parts
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would act on (control and format characters, line ends) as replacement characters."""
+    """Return text with control and format characters, which affect a terminal, replaced."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def save(path: Path, content: str | bytes) -> Path:
-    """Write a file aside, then rename it: `path` holds all of `content` or what it held before."""
+    """Write a file atomically and return its path: it has all of `content`, or its former content."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -54,7 +58,7 @@ def save(path: Path, content: str | bytes) -> Path:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
     except OSError as e:
-        e.filename = str(path)  # a disk that is full names no file
+        e.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         aside.unlink(missing_ok=True)

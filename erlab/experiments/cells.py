@@ -220,12 +220,12 @@ def _cell(experiment, name, system, running, plan, to, folders, seed, triton) ->
     """One closed loop: its request records and the run's description."""
     started, clock = datetime.now(timezone.utc), time.monotonic()
     told = folders.infrastructure / experiment / f"{name}-{len(plan):04d}users.parquet"
-    with telemetry.sampled(getattr(running.server, "metrics", None), told):
+    with telemetry.sampled(running.server.metrics, told):
         rows = users.run(running.address, running.models, plan, timeout=to.deadline)
     run = describe(experiment, name, system, to, len(plan), seed, folders) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
-        "engine": getattr(running.server, "engine", None),
+        "engine": running.server.engine,
     }
     if triton:
         run |= external.description(triton, to)

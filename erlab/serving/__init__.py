@@ -1,1 +1,1 @@
-"""Systems made ready for requests: profiles, engines, Triton, external servers."""
+"""Deployment of systems: profiles, engines, Triton, and external servers."""

@@ -1,12 +1,12 @@
-"""From a system's spec to something users can ask: its engines, its Triton repository, its servers.
+"""Deployment of a system: its engines, model repository, servers and gateway.
 
-    with serve("C", system, to, folders) as running:
+    with serve("C", system, profile, folders) as running:
         users.run(running.address, running.models, requests, timeout=60)
 """
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,111 +19,151 @@ from erlab.paths import Folders
 from erlab.progress import report
 from erlab.serving import external, profiles, scaling
 from erlab.serving.engines.kinds import kind, slug
-from erlab.serving.triton import Server
+from erlab.serving.servers import ModelServer
 from erlab.spec import Expert, Profile, System, require
 
 ROUTER_MODEL = "router"
 
 
-def engine_folder(expert: Expert, to: Profile, folders: Folders) -> Path:
-    return folders.engines / kind(to).engine_name(expert)
+def engine_folder(expert: Expert, profile: Profile, folders: Folders) -> Path:
+    """Return the folder of an expert's engine."""
+    return folders.engines / kind(profile).engine_name(expert)
 
 
 def plan_engines(
-    to: Profile, folders: Folders, weights: str | Path | None = None, wanted: list[Expert] | None = None
+    profile: Profile, folders: Folders, weights: str | Path | None = None, wanted: list[Expert] | None = None
 ) -> list[tuple[Expert, Path, Path | None, tuple]]:
-    """The profile's (or the wanted) experts, each with its engine's folder, its weights' folder and the commands due
-    for its engine."""
-    found = []
-    for expert in scaling.experts(to) if wanted is None else wanted:
-        folder = engine_folder(expert, to, folders)
+    """Return the engines of a profile and the commands that are due to build them.
+
+    Args:
+        profile: Machine profile.
+        folders: Folders of the study.
+        weights: As in `build_engines`.
+        wanted: Experts to plan; None for all of the profile.
+
+    Returns:
+        For each engine: expert, engine folder, folder of its weights (None for dummy weights), due commands.
+    """
+    planned = []
+    for expert in scaling.experts(profile) if wanted is None else wanted:
+        folder = engine_folder(expert, profile, folders)
         source = Path(weights).expanduser().resolve() / slug(expert.model.name) if weights else None
-        found.append((expert, folder, source, kind(to).plan(expert, folder, source)))
-    return found
+        planned.append((expert, folder, source, kind(profile).plan(expert, folder, source)))
+    return planned
 
 
 def check_weights(weights: str | Path | None, triton: str | None = None) -> None:
-    """Refuse weights for a server that runs, and what is no folder's name."""
+    """Refuse weights that are no path, and weights for an external server."""
     allowed = "be None, since a server that runs has its own" if triton else "be a folder's path"
     fits = weights is None or (isinstance(weights, str | Path) and not triton)
     require(fits, "weights", "build_engines", allowed, weights)
 
 
 def build_engines(
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     seed: int,
     weights: str | Path | None = None,
     wanted: list[Expert] | None = None,
     triton: str | None = None,
 ) -> pd.DataFrame:
-    """Build every engine of the profile (or the `wanted` experts') that isn't there yet; a row an engine: its size in
-    parameters and bytes.
+    """Build the engines of a profile that do not exist yet.
 
-    `weights`: a folder with one a model (such as ``llama-3-8b``) as Hugging Face stores it; None for dummy weights.
-    What cannot be built is refused before the first is. `triton`: as in `serve`; then nothing is built, which is said.
+    Args:
+        profile: Machine profile.
+        folders: Folders of the study.
+        seed: Random seed of dummy weights.
+        weights: Folder with one Hugging Face folder per model, such as ``llama-3-8b``; None for dummy weights.
+        wanted: Experts whose engines are built; None for all of the profile.
+        triton: Address of an external server; nothing is built then.
+
+    Returns:
+        One row per engine: models of the paper it stands for, parameters, size in MB, folder. With `triton`, one row
+        that says why nothing was built.
+
+    Raises:
+        ErlabError: An engine cannot be built on this machine; raised before the first build.
     """
     check_weights(weights, triton)
     if triton:
         folders.engines.mkdir(parents=True, exist_ok=True)
         return pd.DataFrame([{"left out": f"{external.title(triton)}: {triton}"}])
-    found = plan_engines(to, folders, weights, wanted)
-    kind(to).check([(expert, folder, due) for expert, folder, _, due in found])
-    if minutes := sum(command.minutes for *_, due in found for command in due):
-        report(0, len(found), f"{len(found)} engines: about {minutes / 60:.1f} h to build")
+    planned = plan_engines(profile, folders, weights, wanted)
+    kind(profile).check([(expert, folder, due) for expert, folder, _, due in planned])
+    if minutes := sum(command.minutes for *_, due in planned for command in due):
+        report(0, len(planned), f"{len(planned)} engines: about {minutes / 60:.1f} h to build")
     rows = []
-    for i, (expert, folder, source, _) in enumerate(found):
-        report(i, len(found), f"engine {folder.name}")
-        kind(to).build(expert, folder, seed, source)
+    for i, (expert, folder, source, _) in enumerate(planned):
+        report(i, len(planned), f"engine {folder.name}")
+        kind(profile).build(expert, folder, seed, source)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        plays = sorted(name for name, model in to.models.items() if model == expert.model)
+        originals = sorted(name for name, model in profile.models.items() if model == expert.model)
         rows.append(
             {
                 "engine": folder.name,
-                "plays": ", ".join(plays),
+                "plays": ", ".join(originals),
                 "parameters": expert.model.parameters,
                 "weights MB": round(size / 1e6, 1),
                 "folder": str(folder),
             }
         )
-    report(len(found), len(found), "engines")
+    report(len(planned), len(planned), "engines")
     return pd.DataFrame(rows)
 
 
-def write_repository(systems: dict[str, System], name: str, to: Profile, folders: Folders) -> Path:
-    """The Triton model repository `name`: one model an engine of each system, on its own devices."""
+def write_repository(systems: dict[str, System], name: str, profile: Profile, folders: Folders) -> Path:
+    """Write a Triton model repository with one model per engine of each system.
+
+    Args:
+        systems: Scaled systems by name.
+        name: Name of the repository, a folder in `folders.models`.
+        profile: Machine profile.
+        folders: Folders of the study.
+
+    Returns:
+        Folder of the repository.
+
+    Raises:
+        ErlabError: An engine was not built yet.
+    """
     folder = folders.models / name
-    devices = scaling.devices(to)
+    devices = scaling.devices(profile)
     for key, system in systems.items():
-        engine = engine_folder(system.expert, to, folders)
+        engine = engine_folder(system.expert, profile, folders)
         if not engine.is_dir():
-            command = f"erlab reproduce --profile {to.name} --only 01"
+            command = f"erlab reproduce --profile {profile.name} --only 01"
             raise ErlabError(f"No engine {engine}: run notebook 01_build_engines first ({command}).")
         for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
-            kind(to).write(folder, model, engine, system.expert, place)
+            kind(profile).write(folder, model, engine, system.expert, place)
     return folder
 
 
-def write_repositories(to: Profile, folders: Folders, triton: str | None = None) -> pd.DataFrame:
-    """Write the repository of each system of Table I; a row a Triton model: its engine, devices and limits.
+def write_repositories(profile: Profile, folders: Folders, triton: str | None = None) -> pd.DataFrame:
+    """Write the model repository of each system of Table I.
 
-    `triton`: as in `serve`; then none is written, and that is said.
+    Args:
+        profile: Machine profile.
+        folders: Folders of the study.
+        triton: Address of an external server; nothing is written then.
+
+    Returns:
+        One row per Triton model: its system, engine, devices and limits.
     """
     if triton:
         return pd.DataFrame([{"left out": f"{triton} has its own models"}])
-    devices = scaling.devices(to)
+    devices = scaling.devices(profile)
     rows = []
-    for key, original in profiles.systems(to).items():
-        system = scaling.scale(original, to, len(devices))
-        write_repository({key: system}, key, to, folders)
+    for key, original in profiles.systems(profile).items():
+        system = scaling.scale(original, profile, len(devices))
+        write_repository({key: system}, key, profile, folders)
         for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
             rows.append(
                 {
                     "system": key,
                     "plays": original.title,
                     "Triton model": model,
-                    "engine": engine_folder(system.expert, to, folders).name,
-                    kind(to).devices: ", ".join(map(str, place)),
+                    "engine": engine_folder(system.expert, profile, folders).name,
+                    kind(profile).devices: ", ".join(map(str, place)),
                     "max batch": system.expert.max_batch_size,
                     "KV tokens": system.expert.kv_tokens,
                 }
@@ -132,25 +172,33 @@ def write_repositories(to: Profile, folders: Folders, triton: str | None = None)
 
 
 def try_out(
-    to: Profile, folders: Folders, text: str, max_tokens: int = 40, triton: str | None = None
+    profile: Profile, folders: Folders, text: str, max_tokens: int = 40, triton: str | None = None
 ) -> pd.DataFrame:
-    """Start system C (or the first there is) for a moment and ask it: what it writes, and when its first and last token
-    came (ms).
+    """Start system C, or the first of the profile, and send it one request.
 
-    `triton`: as in `serve`. Where none is given and no server can run, the table says why instead.
+    Args:
+        profile: Machine profile.
+        folders: Folders of the study.
+        text: Prompt.
+        max_tokens: Output tokens.
+        triton: Address of an external server to use instead.
+
+    Returns:
+        One row: prompt, answer, output tokens, times to the first and last token (ms). One row with the reason where
+        this machine cannot run a server.
     """
-    if not triton and (reason := kind(to).available()):
+    if not triton and (reason := kind(profile).available()):
         return pd.DataFrame([{"left out": reason}])
-    systems = profiles.systems(to)
+    systems = profiles.systems(profile)
     key = "C" if "C" in systems else min(systems)
     if triton:
-        system = external.scale(systems[key], to, triton, max(to.batch_limits))
+        system = external.scale(systems[key], profile, triton, max(profile.batch_limits))
     else:
-        system = scaling.scale(systems[key], to, len(scaling.devices(to)))
-    with serve(key, system, to, folders, triton=triton) as running:
+        system = scaling.scale(systems[key], profile, len(scaling.devices(profile)))
+    with serve(key, system, profile, folders, triton=triton) as running:
         start = time.monotonic()
-        answered = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
-        pieces = [(piece, time.monotonic() - start) for piece in answered]
+        responses = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)
+        pieces = [(piece, time.monotonic() - start) for piece in responses]
     answer = "".join(piece for piece, _ in pieces)
     times = {"first token ms": pieces[0][1] * 1e3, "last token ms": pieces[-1][1] * 1e3}
     return pd.DataFrame([{"prompt": text, "answer": answer, "tokens": len(pieces)} | times]).round(1)
@@ -158,15 +206,22 @@ def try_out(
 
 @dataclass(frozen=True)
 class Running:
-    """A system that answers: ask `models` (user i asks models[i mod n]) at `address`, a KServe v2 gRPC endpoint."""
+    """A deployed system that answers requests.
+
+    Attributes:
+        address: HOST:PORT of its KServe v2 gRPC endpoint.
+        models: Models that users request: user i requests models[i mod n].
+        server: Server of its experts.
+        gateway: Routing gateway, None for a baseline.
+    """
 
     address: str
     models: tuple[str, ...]
-    server: Server
+    server: ModelServer
     gateway: Gateway | None
 
     def failure(self) -> str | None:
-        """What has died for good, in a sentence, or None while all is well."""
+        """Return what has died, in a sentence; None while server and gateway live."""
         if not self.server.alive():
             return f"The server at {self.server.grpc} died (its log: {self.server.log})."
         if self.gateway and not self.gateway.alive():
@@ -177,23 +232,40 @@ class Running:
 def server(
     systems: dict[str, System],
     name: str,
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     port: int | None = None,
     container: str | None = None,
     apart: bool = False,
-) -> AbstractContextManager[Server]:
-    """A Triton server, to be entered, with all engines of these systems in the model repository `name`.
+) -> ModelServer:
+    """Return a server, not yet started, of all engines of some systems.
 
-    `container`: the container engine that is to run it, `apart`: a server an engine; both on GPUs only.
+    Args:
+        systems: Scaled systems by name.
+        name: Name of the model repository, which is written.
+        profile: Machine profile.
+        folders: Folders of the study.
+        port: gRPC port; None lets the system choose.
+        container: Container engine that runs the server, docker or podman; None for this machine's own programs. GPUs
+            only.
+        apart: Whether each engine gets a server of its own. GPUs only.
     """
     models = tuple(model for key, system in systems.items() for model in system.model_names(key))
-    return kind(to).server(write_repository(systems, name, to, folders), models, port, container, apart)
+    return kind(profile).server(write_repository(systems, name, profile, folders), models, port, container, apart)
 
 
 def check_choice(key: str, system: System, folders: Folders, **choice: str | float) -> None:
-    """Refuse how the system's gateway is told to choose (see `serve`): what no gateway takes first, then a router that
-    is missing or cannot choose so. For before engines are built or started, which takes long."""
+    """Refuse a routing policy that the system's gateway cannot follow, before engines are built or started.
+
+    Args:
+        key: Name of the system.
+        system: The scaled system.
+        folders: Folders of the study, with the router.
+        **choice: As in `serve`.
+
+    Raises:
+        ErlabError: The system has no gateway, a value is not allowed, or the router is missing or lacks the policy.
+    """
     models = system.model_names(key)
     if choice and not system.router:
         raise ErlabError(f"System {key} has no gateway, so it takes no {', '.join(choice)}.")
@@ -202,6 +274,7 @@ def check_choice(key: str, system: System, folders: Folders, **choice: str | flo
     if not system.router:
         return
     if choice:
+        # Imported here, since only a choice of policy needs them: they double the start-up time of this module.
         from erlab.gateway import server as gateway
         from erlab.routing import CompiledRouter
 
@@ -217,22 +290,30 @@ def check_choice(key: str, system: System, folders: Folders, **choice: str | flo
 def serve(
     key: str,
     system: System,
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     port: int | None = None,
     triton: str | None = None,
-    holder: Server | None = None,
+    holder: ModelServer | None = None,
     container: str | None = None,
     apart: bool = False,
     **choice: str | float,
 ) -> Iterator[Running]:
-    """Start Triton with the system's engines and, for a router system, the gateway; stop both on leaving.
+    """Start a system's server and, for a router system, its gateway; stop both on leaving.
 
-    `port`: where users ask (the gateway's or Triton's gRPC port), chosen by the system if None.
-    `triton`: HOST:PORT of a server that already holds the models, or http://HOST:PORT of an OpenAI-compatible one, whose
-    model stands for all of them; `holder`: a running one of `server`'s; either takes the place of one that is started
-    for this system alone. `container`, `apart`: as in `server`. `choice`: how the gateway chooses, `policy`,
-    `generalist`, `strong` and `threshold` of `gateway.Gateway`; the experts are named as the system's own models.
+    Args:
+        key: Name of the system.
+        system: The scaled system.
+        profile: Machine profile.
+        folders: Folders of the study.
+        port: Port for users, the gateway's or the server's gRPC port; None lets the system choose.
+        triton: Address of an external server: HOST:PORT of a Triton that has the models, or http://HOST:PORT of an
+            OpenAI-compatible server, whose model stands for all experts.
+        holder: Running server (see `server`) that has the models. `triton` and `holder` replace a server of its own.
+        container: As in `server`.
+        apart: As in `server`.
+        **choice: Routing policy of the gateway: `policy`, `generalist`, `strong` and `threshold` of `gateway.Gateway`;
+            experts are named as the system's models.
     """
     check_choice(key, system, folders, **choice)
     models = system.model_names(key)
@@ -240,12 +321,12 @@ def serve(
         if triton:
             holder = stack.enter_context(external.attach(triton, models, None if system.router else port))
         elif holder is None:
-            own = None if system.router else port
-            holder = stack.enter_context(server({key: system}, key, to, folders, own, container, apart))
+            own_port = None if system.router else port
+            holder = stack.enter_context(server({key: system}, key, profile, folders, own_port, container, apart))
         if not system.router:
             yield Running(holder.grpc, models, holder, None)
             return
-        placed = tuple(holder.upstreams[c % len(models)] for c in range(to.clusters))
+        experts = tuple(holder.upstreams[c % len(models)] for c in range(profile.clusters))
         choice = {k: holder.upstreams[models.index(v)] if v in models else v for k, v in choice.items()}
-        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, placed, port=port, **choice))
+        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, experts, port=port, **choice))
         yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

@@ -1,6 +1,6 @@
-"""NVIDIA's programs: this machine's own, outside of our virtual environment, or those in NVIDIA's container.
+"""Commands in NVIDIA's container of Triton with TensorRT-LLM, by docker or podman.
 
-Folders have the same path inside the container as outside, and what it serves is published on the loopback only.
+Ports are published on the loopback only.
 
 >>> import shlex
 >>> print(shlex.join(contained("docker", ("trtllm-build", "--help"), "build", folders=("/engines",))))
@@ -16,24 +16,29 @@ from pathlib import Path
 from erlab import machine
 from erlab.errors import ErlabError
 
-IMAGE = "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"  # the last with engines; TensorRT-LLM 1.2
-CONTAINERS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}  # and how each gives GPUs
+IMAGE = "nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3"  # the last release that builds engines; TensorRT-LLM 1.2
+CONTAINERS = {"docker": ("--gpus", "all"), "podman": ("--device", "nvidia.com/gpu=all")}  # options that pass GPUs
 
 
 def container(name: str | None = None) -> str | None:
-    """The container engine that answers, None where none is installed: docker before podman, or the one of that name.
+    """Return a container engine that answers, None where none is installed.
 
-    Raises ErlabError with its own words where it is installed and does not answer, and where the named one is missing.
+    Args:
+        name: docker or podman; None for the first that is installed, docker before podman.
+
+    Raises:
+        ErlabError: The engine does not answer, or the named one is not installed.
     """
     for engine in (name,) if name else CONTAINERS:
         if machine.find(engine):
             try:
-                done = subprocess.run((engine, "info"), env=machine.environment(), capture_output=True, text=True, timeout=60)
-                said = done.stderr.strip() or f"status {done.returncode}"
+                command = engine, "info"
+                done = subprocess.run(command, env=machine.environment(), capture_output=True, text=True, timeout=60)
+                reason = done.stderr.strip() or f"status {done.returncode}"
             except (OSError, subprocess.TimeoutExpired) as e:
-                done, said = None, str(e)
+                done, reason = None, str(e)
             if done is None or done.returncode:
-                raise ErlabError(f"{engine} is installed but cannot be reached: {said.splitlines()[-1].rstrip('.')}")
+                raise ErlabError(f"{engine} is installed but cannot be reached: {reason.splitlines()[-1].rstrip('.')}")
             return engine
     if name:
         raise ErlabError(f"{name} is not installed here.")
@@ -41,7 +46,7 @@ def container(name: str | None = None) -> str | None:
 
 
 def gives_gpus() -> bool:
-    """Whether NVIDIA's container toolkit is here, without which docker and podman have no GPUs to give."""
+    """Return whether NVIDIA's container toolkit is installed, which docker and podman need to pass GPUs."""
     return bool(machine.find("nvidia-ctk") or machine.find("nvidia-container-cli"))
 
 
@@ -54,11 +59,16 @@ def contained(
     variables: Mapping[str, str] = {},
     as_user: bool = False,
 ) -> tuple[str, ...]:
-    """The command that runs `argv` in NVIDIA's container with all GPUs.
+    """Return the command that runs `argv` in NVIDIA's container with all GPUs.
 
-    `name`: the container's, so that it can be removed. `folders`: what it may read, at the same paths inside; or a
-    mapping from the paths inside to those outside. `ports`: published on 127.0.0.1.
-    `variables`: environment variables. `as_user`: it may write into the folders as well, files of the user's.
+    Args:
+        engine: docker or podman.
+        argv: Program and arguments.
+        name: Name of the container.
+        folders: Mounted folders, at the same paths inside, or a mapping from paths inside to paths outside.
+        ports: Ports published on 127.0.0.1.
+        variables: Environment variables.
+        as_user: Whether it runs as this user and may write to the folders; else they are read-only.
     """
     places = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}
     user = ("--user", f"{os.getuid()}:{os.getgid()}", "-e", "HOME=/tmp", "-e", "USER=erlab") if as_user else ()
@@ -73,12 +83,12 @@ def contained(
 
 
 def _mount(inside: str | Path, outside: str | Path, readonly: bool) -> str:
-    """What follows --mount: fields of CSV, so that paths may have any character (``-v`` splits them at a colon)."""
+    """Return the value of --mount: CSV fields, so that paths may have any character (``-v`` splits at a colon)."""
     fields = ["type=bind", f"src={outside}", f"dst={inside}", *["readonly"] * readonly]
     quoted = ('"' + field.replace('"', '""') + '"' if set(field) & set(',"\n') else field for field in fields)
     return ",".join(quoted)
 
 
 def remove(engine: str, name: str) -> None:
-    """End a container that may still run."""
+    """Remove a container, running or not."""
     subprocess.run((engine, "rm", "-f", name), env=machine.environment(), capture_output=True)

@@ -1,4 +1,4 @@
-"""Scales the systems of Table I to a profile's machine, and places their engines on its devices.
+"""Scaling of the systems of Table I to a profile's machine, and placement of their engines.
 
 >>> from erlab.serving import profiles
 >>> laptop = profiles.profile("laptop")
@@ -14,46 +14,57 @@ from erlab.serving.profiles import systems
 from erlab.spec import Expert, Profile, System
 
 
-def devices(to: Profile) -> tuple[int, ...]:
-    """The numbers of what the profile's engines share: its GPUs or, where it has none, this process's CPU cores."""
-    return tuple(range(to.gpus)) or machine.cores()
+def devices(profile: Profile) -> tuple[int, ...]:
+    """Return the device numbers that engines share: GPUs or, for a profile without, this process's CPU cores."""
+    return tuple(range(profile.gpus)) or machine.cores()
 
 
-def scale(system: System, to: Profile, devices: int, max_batch_size: int | None = None) -> System:
-    """What plays `system` on that many devices; `max_batch_size` defaults to the profile's largest limit."""
-    return kind(to).scale(system, to, devices, max_batch_size or max(to.batch_limits))
+def scale(system: System, profile: Profile, devices: int, max_batch_size: int | None = None) -> System:
+    """Return the counterpart of a system of the paper on a profile's machine.
+
+    Args:
+        system: System of Table I.
+        profile: Machine profile.
+        devices: Number of GPUs or CPU cores.
+        max_batch_size: Batch limit; None for the profile's largest.
+    """
+    return kind(profile).scale(system, profile, devices, max_batch_size or max(profile.batch_limits))
 
 
 def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The devices of each of the system's engines, in order and without overlap where there are enough."""
+    """Return the devices of each engine of a system, in order and without overlap where there are enough."""
     width = system.expert.cores or system.expert.tensor_parallel
     return tuple(tuple(devices[(i * width + j) % len(devices)] for j in range(width)) for i in range(system.count))
 
 
-def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
-    """The systems of Fig. 3 by name: ("half" or "all" of the devices, one engine of the big model)."""
-    count = len(devices(to))
-    found = {}
+def preliminary(profile: Profile) -> dict[str, tuple[str, System]]:
+    """Return the systems of Fig. 3, each one engine of the large model.
+
+    Returns:
+        By name, such as ``P-half-FP8-b64``: share of the devices ("half" or "all") and scaled system.
+    """
+    count = len(devices(profile))
+    scaled = {}
     for half, tensor_parallel in (("half", 4), ("all", 8)):
-        if half == "all" and "C" not in to.systems:
+        if half == "all" and "C" not in profile.systems:
             continue
-        for letter in [name for name in ("A", "B") if name in to.systems]:  # FP8 and FP16
+        for letter in [name for name in ("A", "B") if name in profile.systems]:  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             expert = replace(original.expert, tensor_parallel=tensor_parallel)
-            for limit in to.batch_limits:
-                system = scale(replace(original, expert=expert), to, count, limit)
+            for limit in profile.batch_limits:
+                system = scale(replace(original, expert=expert), profile, count, limit)
                 name = f"P-{half}-{system.expert.precision.name}-b{limit}"
-                found[name] = (half, replace(system, name=name, count=1))
-    return found
+                scaled[name] = (half, replace(system, name=name, count=1))
+    return scaled
 
 
-def experts(to: Profile) -> list[Expert]:
-    """The experts that the study may serve, one an engine: Table I and the preliminary runs, with all batch limits."""
-    count = len(devices(to))
-    limits = sorted(to.batch_limits, reverse=True)
-    served = [scale(s, to, count, limit) for limit in limits for s in systems(to).values()]
-    served += [system for _, system in preliminary(to).values()]
-    found: dict[str, Expert] = {}
+def experts(profile: Profile) -> list[Expert]:
+    """Return the experts that a study may serve, one per engine: Table I and preliminary runs, at all batch limits."""
+    count = len(devices(profile))
+    limits = sorted(profile.batch_limits, reverse=True)
+    served = [scale(s, profile, count, limit) for limit in limits for s in systems(profile).values()]
+    served += [system for _, system in preliminary(profile).values()]
+    by_engine: dict[str, Expert] = {}
     for system in served:
-        found.setdefault(kind(to).engine_name(system.expert), system.expert)
-    return list(found.values())
+        by_engine.setdefault(kind(profile).engine_name(system.expert), system.expert)
+    return list(by_engine.values())

@@ -20,6 +20,7 @@ from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import Gpu, gpu
 from erlab.simulation.steptimes import NS
 from erlab.simulation.system import Setup, Traffic, simulate
+from erlab.simulation.vllm import BATCHED_TOKENS, BLOCK_TOKENS
 from erlab.spec import Expert, System, require
 
 COMPARED = {  # column, with its unit: metric
@@ -30,7 +31,7 @@ COMPARED = {  # column, with its unit: metric
 VLLM = Setup(  # vLLM with its server's defaults: no blocks reserved for tokens to come, batches chosen ahead since 0.14
     software=Software("vllm", "0.22.0"),
     era=None,
-    batching=Batching(2048, True, "max_utilization", block_tokens=16, schedules_ahead=True),
+    batching=Batching(BATCHED_TOKENS, True, "max_utilization", block_tokens=BLOCK_TOKENS, schedules_ahead=True),
 )
 
 

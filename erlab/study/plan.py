@@ -8,10 +8,10 @@ from pathlib import Path
 
 from erlab.paths import Folders
 from erlab.serving import deployment, nvidia, profiles, scaling
-from erlab.serving.engines import onegpu, openai_models
+from erlab.serving.engines import one_gpu, openai_models
 from erlab.serving.engines.kinds import kind, slug
-from erlab.serving.engines.on_gpus import TensorRTLLM
-from erlab.serving.triton import llm
+from erlab.serving.engines.tensorrt_llm_kind import TensorRTLLM
+from erlab.serving.triton import tensorrt_llm_server
 from erlab.spec import Profile, System
 
 _PORTS = (8001, 8002)  # Triton's usual ones: gRPC and metrics
@@ -23,25 +23,25 @@ def text(to: Profile, folders: Folders, weights: str | Path | None = None) -> st
     Nothing is written, and neither GPUs nor TensorRT-LLM are needed.
     """
     engines = kind(to)
-    if isinstance(engines, onegpu.OneGPU):
+    if isinstance(engines, one_gpu.OneGPU):
         return _one_gpu(engines, to, folders, weights)
     return _tensorrt_llm(to, folders, weights) if isinstance(engines, TensorRTLLM) else ""
 
 
-def _one_gpu(engines: onegpu.OneGPU, to: Profile, folders: Folders, weights: str | Path | None) -> str:
+def _one_gpu(engines: one_gpu.OneGPU, to: Profile, folders: Folders, weights: str | Path | None) -> str:
     """Which engine serves which systems, and by which commands."""
-    chosen = onegpu.choose(engines.engine)
+    chosen = one_gpu.choose(engines.engine)
     engine = chosen.name or engines.engine or "vllm"
     lines = [f"Engine: {chosen.name or 'none here'} ({chosen.why})."]
     if chosen.name is None:
-        lines[0] += f" Planned for {engine} on an {onegpu.gpu().name}:"
+        lines[0] += f" Planned for {engine} on an {one_gpu.gpu().name}:"
     source = Path(weights).expanduser().resolve() if weights else None
     for key, original in profiles.systems(to).items():
         system = engines.scale(original, to, 1, max(to.batch_limits))
         stands = "" if system.count > 1 or not original.router else ", one expert stands for eight"
         lines.append(f"\n{key}: {system.title}{stands}; it plays {original.title}.")
         if engine != "tensorrt-llm":
-            share = openai_models.share(system.expert, onegpu.gpu())
+            share = openai_models.share(system.expert, one_gpu.gpu())
             model = source / slug(system.expert.model.name) if source else deployment.engine_folder(system.expert, to, folders)
             argv = openai_models.KINDS[engine](system.expert, model, system.model_names(key)[0], share, weights is None)
             more = f"  # and so on: {system.count} servers" if system.count > 1 else ""
@@ -89,16 +89,17 @@ def _repositories(to: Profile, folders: Folders) -> str:
 
 def _servers(to: Profile, folders: Folders) -> str:
     gpus = scaling.devices(to)
-    orchestrated = " ".join(f"{name}={value}" for name, value in llm.ORCHESTRATOR.items())
+    orchestrated = " ".join(f"{name}={value}" for name, value in tensorrt_llm_server.ORCHESTRATOR.items())
     natively = "Triton, a server a system, in TensorRT-LLM's orchestrator mode. Natively:"
     lines, contained, apart = [natively], ["\nIn NVIDIA's container:"], ["\nOr, with --apart, a server an expert:"]
     for key, system in _systems(to).items():
         models, repository = system.model_names(key), folders.models / key
         engine = deployment.engine_folder(system.expert, to, folders)
-        lines.append(f"  {orchestrated} {shlex.join(llm.arguments(repository, models, _PORTS, gpus))}")
-        contained.append(f"  {shlex.join(llm.in_container('docker', repository, models, _PORTS, gpus, [engine]))}")
+        lines.append(f"  {orchestrated} {shlex.join(tensorrt_llm_server.arguments(repository, models, _PORTS, gpus))}")
+        inside = tensorrt_llm_server.in_container("docker", repository, models, _PORTS, gpus, [engine])
+        contained.append(f"  {shlex.join(inside)}")
         if system.expert.tensor_parallel == 1:
-            first = llm.arguments(repository, models[:1], _PORTS, gpus[:1])
+            first = tensorrt_llm_server.arguments(repository, models[:1], _PORTS, gpus[:1])
             apart.append(f"  {shlex.join(first)}  # and so on: {len(models)} servers, each with ports of its own")
     return "\n".join(lines + contained + apart)
 

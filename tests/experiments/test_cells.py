@@ -46,7 +46,7 @@ def world(monkeypatch):
     measurements, in turn: "restart" of the server, or "refuse", so that no request ends well.
     """
     state = SimpleNamespace(started=[], measured=[], tested=[], dies_at=None, first=20, troubles=[])
-    server = SimpleNamespace(restarts=5)
+    server = SimpleNamespace(restarts=5, metrics={}, engine=None)
 
     @contextlib.contextmanager
     def serve(key, system, to, folders, triton, holder):

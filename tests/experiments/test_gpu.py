@@ -21,7 +21,7 @@ from erlab.prompts.workload import Request
 from erlab.results import claims, records
 from erlab.routing import training
 from erlab.serving import deployment, profiles, scaling
-from erlab.serving.engines import onegpu, openai_models, tiny
+from erlab.serving.engines import one_gpu, openai_models, tiny
 from erlab.serving.engines.openai_server import OpenAIServer
 from erlab.simulation.measured import COMPARED
 from erlab.spec import FLOAT32, Model
@@ -59,9 +59,9 @@ def calls(tmp_path, monkeypatch):
     engine = tiny.build(tmp_path / "tiny", SMALL, FLOAT32, seed=3)
     monkeypatch.setenv("FAKE_VLLM_ENGINE", str(engine))
     monkeypatch.setattr(users, "self_test", lambda *_, **__: OwnLatency(1.5, 1.9, 0.5, 0.9, 0.0, 0.0, 100.0))
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     yield lambda: [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def theirs(calls, tmp_path):
     """An OpenAI-compatible server that the user runs, with one model, as its URL."""
     expert = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
     folder = openai_models.build("vllm", expert, tmp_path / "8b", seed=0)
-    openai_models.write(tmp_path / "theirs", "my-model", folder, expert, onegpu.gpu())
+    openai_models.write(tmp_path / "theirs", "my-model", folder, expert, one_gpu.gpu())
     with OpenAIServer(tmp_path / "theirs" / "my-model") as server:
         yield server.base
 

@@ -20,7 +20,7 @@ from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.routing import PromptRouter
 from erlab.serving import deployment, nvidia, profiles, scaling
-from erlab.serving.engines import onegpu, tensorrt_llm
+from erlab.serving.engines import one_gpu, tensorrt_llm
 from erlab.study import environment, notebook, plan
 
 DGX = profiles.profile("dgx-h100")
@@ -117,7 +117,7 @@ def test_the_stated_hours_are_those_of_the_commands(name, monkeypatch):
     assert environment.plan(name).loc["01_build_engines", "disk MB"] == pytest.approx(needed, abs=2)
 
 
-def test_one_gpus_plan_is_its_own(tmp_path, monkeypatch):
+def test_the_plan_of_one_gpu(tmp_path, monkeypatch):
     """What TensorRT-LLM will run on one GPU: three systems, on GPU 0 alone, and nothing of the five on eight."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     done = CliRunner().invoke(
@@ -133,10 +133,11 @@ def test_one_gpus_plan_is_its_own(tmp_path, monkeypatch):
     assert not any("memory-pool-byte-size=1:0" in line for line in lines) and not (tmp_path / "r").exists()
     [first] = [line for line in lines if line.startswith("mkdir -p ")]
     folder = shlex.split(first)[2]
-    assert f"--mount type=bind,src={folder},dst={folder} " in first and Path(folder).parent == tmp_path / "r" / "engines"
+    assert f"--mount type=bind,src={folder},dst={folder} " in first
+    assert Path(folder).parent == tmp_path / "r" / "engines"
 
 
-def test_what_is_missing_is_one_line(tmp_path, monkeypatch):
+def test_missing_requirements_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ErlabError) as refused:
         environment.require_ready("dgx-h100", tmp_path)
@@ -225,10 +226,10 @@ def test_a_system_is_served_from_its_own_engine_alone(dgx, roomy):
     [
         ({"container": "lxc"}, "'container' parameter of serve must be one of docker, podman. Got 'lxc'"),
         ({"container": "podman"}, "podman is not installed here"),
-        ({"apart": True}, "'models' parameter of Apart must take one GPU each. Got 'C-replica-0 on 0,1,2,3,4,5,6,7'"),
+        ({"apart": True}, "'models' parameter of ServersApart must take one GPU each. Got 'C-replica-0 on 0,1,2,3,4"),
     ],
 )
-def test_a_wrong_way_to_serve_is_one_line(dgx, roomy, options, said):
+def test_contradictory_options_are_one_line(dgx, roomy, options, said):
     with pytest.raises(ErlabError, match=said):
         with live.serve("C", DGX, Folders(dgx / "results"), **options):
             pass
@@ -257,12 +258,12 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
     for name in ("nvidia-ctk", "vllm"):
         (dgx / "bin" / name).write_text("#!/bin/sh\n")
         (dgx / "bin" / name).chmod(0o755)
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     to, folders = profiles.profile("gpu"), Folders(dgx / "results")
     plan = [[Request(str(i), "d", "What is a watt?", 16, 3)] for i in range(2)]
     with live.serve("A", to, folders) as running:
         rows = users.run(running.address, running.models, plan, timeout=60)
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     assert [row["status"] for row in rows] == ["ok"] * 2 and running.models == ("A-replica-0",)
     built = (dgx / "notes").read_text().splitlines()
     assert [line.split()[0] for line in built] == ["python3", "trtllm-build"] and "--tp_size 1" in built[0]
@@ -284,7 +285,7 @@ def test_the_extra_holds_the_last_releases_with_engines():
     assert "tensorrt-llm" not in {r.name for r in provenance.requirements()}  # nobody is told that it is missing
 
 
-def test_each_models_weights_are_looked_for_by_its_name(dgx, roomy):
+def test_weights_are_found_by_the_models_name(dgx, roomy):
     with pytest.raises(ErlabError, match="weights/llama-3-70b: no folder of Hugging Face weights"):
         deployment.build_engines(DGX, Folders(dgx / "results"), 0, weights=dgx / "weights")
     assert not (dgx / "notes").exists()

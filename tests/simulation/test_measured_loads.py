@@ -1,6 +1,7 @@
 """Tests of the comparison of measured loads with the simulation, and of the bandwidth share."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -59,8 +60,11 @@ def test_bandwidth_share_is_bytes_over_time():
 
 
 def test_vllm_servers_are_started_with_the_batching_that_is_simulated():
-    batching = measured.VLLM.batching
-    assert (openai_models.BATCHED_TOKENS, openai_models.BLOCK) == (batching.max_num_tokens, batching.block_tokens)
+    batching, expert = measured.VLLM.batching, replace(EXPERT, kv_tokens=160 * measured.VLLM.batching.block_tokens)
+    command = openai_models.vllm(expert, Path("/m"), "m", 0.5, dummy=True)
+    flags = dict(zip(command, command[1:]))
+    assert flags["--max-num-batched-tokens"] == str(batching.max_num_tokens)
+    assert flags["--num-gpu-blocks-override"] == "160"
 
 
 def test_failed_requests_are_counted_and_not_simulated(h200):

@@ -1,1 +1,4 @@
-"""The engines that a Triton model can run: each module makes or runs the files of one kind of expert."""
+"""Engines of the experts: tiny Llamas, emulated experts, TensorRT-LLM, and OpenAI-compatible servers.
+
+`kinds` has the interface and the table of all kinds.
+"""

@@ -1,16 +1,14 @@
-"""Emulated experts: Triton models that answer in the time an engine of Table I would take, and compute nothing.
+"""Emulated experts: Triton models with the simulated timing of an engine of Table I.
 
-They let the real gateway, Triton and users be exercised by as many users as the paper's machine had, on a machine
-without a GPU. Step times and KV pool are the simulator's, for its GPU and era of software; `time_scale` says how many
-times slower the emulated expert is, since a Triton on few cores cannot send as many responses a second as eight GPUs
-make. Two cores carried eight experts of E, Triton and 1,000 users at a scale of 5 (7,800 responses a second; the metric
-`erlab_late_seconds` said 0.7 % of the time), and with the gateway between at 20. Nothing that an emulated expert does
-says anything about the speed of a GPU: that is what was put in.
+They load the real gateway, Triton and users with the paper's concurrency on a machine without a GPU. Step times and KV
+pool are the simulator's; an emulated expert is slower by the factor `time_scale`, since a Triton on few cores cannot
+send as many responses per second as eight GPUs make. The metric `erlab_late_seconds` shows how far emulated steps lag
+behind. The timing is an input: emulated experts measure nothing about GPUs.
 
     table = step_table(system.expert, Setup())
     write(repository, "emulated-E-expert-0", system.expert, table, kv_tokens=Setup().pool(system.expert), time_scale=20)
 
-Every name begins with "emulated", the model's configuration says it, and `machine` is what request records name.
+Model names begin with "emulated", the model configuration states it, and request records name `machine`.
 """
 
 from pathlib import Path
@@ -28,9 +26,9 @@ _TOKENS = (1, 16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
 
 
 def step_table(expert: Expert, setup: Setup = Setup()) -> StepTable:
-    """The simulator's iteration times of an engine, on a few points.
+    """Tabulate the simulator's iteration times of an engine.
 
-    More prompt tokens than the longest prompt are several prompts' of equal length, each of which gets its first token.
+    More prompt tokens than the longest prompt count as several prompts of equal length.
     """
     times = step_times(expert, setup)
     limit, longest = expert.max_batch_size, expert.max_sequence_tokens
@@ -51,9 +49,19 @@ def step_table(expert: Expert, setup: Setup = Setup()) -> StepTable:
 def write(
     repository: Path, name: str, expert: Expert, table: StepTable, kv_tokens: int, time_scale: float, note: str = ""
 ) -> Path:
-    """Write the model that plays `expert` with these step times, slowed down by `time_scale`; its folder.
+    """Write the Triton model that emulates an expert.
 
-    `note` goes into the model's configuration: what is emulated.
+    Args:
+        repository: Model repository.
+        name: Model name, which begins with `PREFIX`.
+        expert: Emulated engine.
+        table: Its step times.
+        kv_tokens: Tokens of its KV cache, at least one request of the maximum length.
+        time_scale: Factor by which steps are slower than `table`, above 0.
+        note: Description of what is emulated, for the model's configuration.
+
+    Returns:
+        Folder of the model.
     """
     require(name.startswith(PREFIX), "name", "emulated.write", f"begin with {PREFIX!r}", name)
     require(time_scale > 0, "time_scale", "emulated.write", "be above 0", time_scale)
@@ -74,7 +82,7 @@ def write(
 
 
 def write_system(repository: Path, key: str, system: System, time_scale: float, setup: Setup = Setup()) -> tuple:
-    """Write a model an engine of a system of Table I; their names, `emulated-KEY-expert-0` (or replica) and so on."""
+    """Write one emulated model per engine of a system; return their names, such as ``emulated-E-expert-0``."""
     table, pool = step_table(system.expert, setup), setup.pool(system.expert)
     names = tuple(f"{PREFIX}{key}-{'expert' if system.router else 'replica'}-{i}" for i in range(system.count))
     for name in names:
@@ -84,5 +92,5 @@ def write_system(repository: Path, key: str, system: System, time_scale: float, 
 
 
 def machine(time_scale: float, host: str, setup: Setup = Setup()) -> str:
-    """What request records name as their machine: emulated engines, their time scale, and the real host."""
+    """Return the machine of request records: emulated engines, their time scale and the real host."""
     return f"emulated experts ({setup.gpu}, {time_scale:g} times slower) on {host}"

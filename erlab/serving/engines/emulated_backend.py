@@ -1,29 +1,29 @@
-"""An emulated expert as a model of Triton's Python backend: ``1/model.py`` imports `TritonPythonModel` from here.
+"""Emulated expert as a model of Triton's Python backend.
 
-The i-th token of an answer is the text of i and a space, so that a client can see that none is lost or out of order. At
-the end of each response stand the times (ns, time.monotonic) at which the request came and the response was sent, so
-that a client on this machine can tell the expert's time from that of all between them.
-A prompt has one token a byte and one more, as the workload counts them (`erlab.prompts.workload`).
+A model's ``1/model.py`` imports `TritonPythonModel` from here. The i-th token of an answer is the text of i and a
+space, so that a client sees lost and reordered tokens. Each response ends with the times (ns, time.monotonic) at which
+the request arrived and the response was sent, so that a client on this machine can separate the expert's time from the
+rest. A prompt has one token per byte and a start token, as in `erlab.prompts.workload`.
 """
 
 import time
 
 from erlab.errors import ErlabError
-from erlab.serving.engines.backend import TextModel, number
-from erlab.serving.engines.emulated_engine import Engine, StepTable
+from erlab.serving.engines.emulated_engine import EmulatedEngine, StepTable
+from erlab.serving.engines.python_backend import TextModel, number
 
 
 class TritonPythonModel(TextModel):
     computes = False
-    cancel_checks = 16  # it has the time
+    cancel_checks = 16  # affordable, since it computes nothing
 
-    def load(self, name: str, parameters: dict[str, str]) -> Engine:
+    def load(self, name: str, parameters: dict[str, str]) -> EmulatedEngine:
         try:
             scale = float(parameters.get("time_scale", ""))
         except ValueError:
             got = parameters.get("time_scale")
             raise ErlabError(f"The 'time_scale' parameter of model {name} must be a number. Got {got!r}.") from None
-        return Engine(
+        return EmulatedEngine(
             StepTable.from_json(parameters.get("step_times", "")),
             scale,
             number(name, parameters, "max_batch_size"),

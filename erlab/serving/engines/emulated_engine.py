@@ -1,7 +1,7 @@
-"""An engine that keeps time like an H100 expert and computes nothing: in-flight batching by the clock.
+"""Engine that emulates the timing of another one: in-flight batching whose steps only take time.
 
-A step lasts as long as a table says that the real engine's would, times a stated scale, and then every running request
-has one more token, of which nothing is known but its number. The rules of who runs when are `erlab.serving.engines.batching`'s.
+A step lasts as long as the tabulated step of the real engine, times a scale; then every running request has one more
+token. `batching` decides which requests run.
 
 >>> table = StepTable((1, 8), (0, 2048), ((5.0, 6.0), (6.0, 9.0)), (0, 8), (1, 1024), ((7.0, 30.0), (2.0, 26.0)))
 >>> table.decode(8, 1024), table.prefill(0, 1)
@@ -17,18 +17,21 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 from erlab.errors import ErlabError
-from erlab.serving.engines import batching
-from erlab.serving.engines.batching import Batch
+from erlab.serving.engines.batching import Batch, BatchedSequence
 from erlab.spec import require
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """What an engine's steps take, in ms, between whose points values are interpolated linearly.
+    """Step times of an engine (ms), interpolated linearly; outside the grid the nearest point counts.
 
-    `decode_ms[i][j]`: a step that gives `batches[i]` requests of `contexts[j]` tokens on average one token each.
-    `prefill_ms[i][j]`: what taking in `prompts[j]` prompt tokens adds to a step that decodes `decoding[i]` requests.
-    Outside the points the nearest one counts.
+    Attributes:
+        batches: Decoding requests, ascending: rows of `decode_ms`.
+        contexts: Mean tokens per decoding request, ascending: columns of `decode_ms`.
+        decode_ms: Time of a step that decodes.
+        decoding: Decoding requests, ascending: rows of `prefill_ms`.
+        prompts: Prompt tokens, ascending: columns of `prefill_ms`.
+        prefill_ms: Time that prompt tokens add to a step.
     """
 
     batches: tuple[int, ...]
@@ -54,11 +57,11 @@ class StepTable:
             require(least >= 0, name, "StepTable", "be at least 0 ms", least)
 
     def decode(self, batch: int, context: float) -> float:
-        """ms of a step in which `batch` requests of `context` tokens on average get a token each."""
+        """Return the time (ms) of a step that decodes `batch` requests of `context` tokens on average."""
         return _between(self.batches, self.contexts, self.decode_ms, batch, context)
 
     def prefill(self, batch: int, tokens: int) -> float:
-        """ms that taking in `tokens` prompt tokens adds to a step that decodes `batch` requests."""
+        """Return the time (ms) that `tokens` prompt tokens add to a step that decodes `batch` requests."""
         return _between(self.decoding, self.prompts, self.prefill_ms, batch, tokens)
 
     def to_json(self) -> str:
@@ -66,7 +69,7 @@ class StepTable:
 
     @classmethod
     def from_json(cls, text: str) -> "StepTable":
-        """The table that `to_json` wrote; raises ErlabError where the text is none."""
+        """Return the table that `to_json` wrote; ErlabError for any other text."""
         try:
             parts = json.loads(text)
             nested = {"decode_ms", "prefill_ms"}
@@ -76,7 +79,7 @@ class StepTable:
 
 
 def _between(rows: Sequence, columns: Sequence, values: Sequence[Sequence[float]], row: float, column: float) -> float:
-    """Linear interpolation in both directions; a step asks twice, and numpy would take ten times as long."""
+    """Interpolate linearly in both directions; numpy would be slower for single values."""
     i, u = _place(rows, row)
     j, v = _place(columns, column)
     upper = values[min(i + 1, len(rows) - 1)]
@@ -85,18 +88,25 @@ def _between(rows: Sequence, columns: Sequence, values: Sequence[Sequence[float]
 
 
 def _place(points: Sequence, at: float) -> tuple[int, float]:
-    """The point at or before `at`, and how far it is to the next, from 0 to 1."""
+    """Return the index of the point at or before `at`, and the position between it and the next, from 0 to 1."""
     i = max(bisect_right(points, at) - 1, 0)
     if i == len(points) - 1 or at <= points[0]:
         return i, 0.0
     return i, (at - points[i]) / (points[i + 1] - points[i])
 
 
-class Engine(Batch):
-    """A `Batch` whose steps last as long as `table` says, times `time_scale`; sleeping is all that it does.
+class EmulatedEngine(Batch):
+    """Engine whose steps sleep for the times of a table.
 
-    `late_seconds` sums by how much steps ended late, because the machine had no time for this process. Lateness below
-    a step is caught up, so that the pace stays right; more is lost, as it is for an engine that was stopped.
+    `late_seconds` is the sum of the time by which steps ended late, because the process did not get a core. Lateness
+    below one step is caught up by the next; more is lost.
+
+    Args:
+        table: Step times.
+        time_scale: Factor by which steps are longer than in `table`, above 0.
+        max_batch_size: As in `Batch`, like the next three.
+        clock: Returns the time, s.
+        sleep: Waits for a time, s.
     """
 
     def __init__(
@@ -114,36 +124,36 @@ class Engine(Batch):
         require(time_scale > 0, "time_scale", "Engine", "be above 0", time_scale)
         self._table, self._scale = table, time_scale
         self._clock, self._sleep = clock, sleep
-        self._end = 0.0  # of the last step, as it should have been
-        self._context = 0  # tokens of the running requests, prompts included
+        self._end = 0.0  # due end of the last step
+        self._context = 0  # tokens of the running requests, including prompts
 
     def submit(self, request_id: Hashable, prompt: Sequence, max_tokens: int) -> None:
-        """Queue a request; only the prompt's length matters. Raises ErlabError where it can never run."""
-        self.queue(batching.Sequence(request_id, len(prompt), max_tokens))
+        """Queue a request, of which only the prompt's length matters; ErlabError where it exceeds the limits."""
+        self.queue(BatchedSequence(request_id, len(prompt), max_tokens))
 
     def step(self) -> list[tuple[Hashable, int, bool]]:
-        """Admit what fits, sleep until the step is over: (request id, number of its token from 0, whether its last)."""
+        """Admit requests and sleep until the step ends: (request id, index of the token, whether it is the last)."""
         decoding, context = self.running, self._context
         prompt_tokens = self.admit()
         if not self.running:
             return []
-        took = self._table.prefill(decoding, prompt_tokens) if prompt_tokens else 0.0
+        step_s = self._table.prefill(decoding, prompt_tokens) if prompt_tokens else 0.0
         if decoding:
-            took += self._table.decode(decoding, context / decoding)
-        took *= self._scale / 1e3
+            step_s += self._table.decode(decoding, context / decoding)
+        step_s *= self._scale / 1e3
         now = self._clock()
-        goes_on = decoding and now - self._end < took
-        self._end = (self._end if goes_on else now) + took
+        continues = decoding and now - self._end < step_s
+        self._end = (self._end if continues else now) + step_s
         if (left := self._end - now) > 0:
             self._sleep(left)
         self.late_seconds += max(0.0, self._clock() - self._end)
-        self._context += self.running  # before those that end leave with all that is theirs
+        self._context += self.running  # before finished requests are removed with all their tokens
         return self.tokens()
 
-    def enter(self, sequence: batching.Sequence) -> None:
+    def enter(self, sequence: BatchedSequence) -> None:
         super().enter(sequence)
         self._context += sequence.prompt_tokens
 
-    def leave(self, sequence: batching.Sequence) -> None:
+    def leave(self, sequence: BatchedSequence) -> None:
         super().leave(sequence)
         self._context -= sequence.prompt_tokens + sequence.tokens

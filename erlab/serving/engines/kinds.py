@@ -1,4 +1,4 @@
-"""The kinds of engines that experts run on: one interface, and one table of all there are.
+"""Interface and table of the engine kinds that experts run on.
 
 >>> from erlab import paper
 >>> from erlab.serving import profiles
@@ -9,19 +9,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from pkgutil import resolve_name
 
 from erlab import fingerprint
+from erlab.serving.servers import ModelServer
 from erlab.spec import Expert, Profile, System, require
 
 
 class EngineKind(ABC):
-    """What builds and serves engines of one kind.
+    """Builder and server of one kind of engines.
 
     Attributes:
-        devices: What the engines run on, in the plural: "cores" or "GPUs".
+        devices: Unit of the devices, "cores" or "GPUs".
         together: Whether one server may hold engines that get no requests, because idle they cost little.
     """
 
@@ -37,15 +37,15 @@ class EngineKind(ABC):
         """Return the name of an expert's engine folder; experts of the same name share the engine."""
 
     def plan(self, expert: Expert, folder: Path, weights: Path | None) -> tuple:
-        """Return the commands (`tensorrt_llm.Command`) that are due for an engine; none if it is made in a moment."""
+        """Return the due build commands (`tensorrt_llm.Command`) of an engine; none if it takes seconds."""
         return ()
 
     def check(self, due: list[tuple[Expert, Path, tuple]]) -> None:
-        """Refuse, before anything is built, engines that cannot be built here; `due` holds their due commands."""
+        """Refuse engines that cannot be built here, given as (expert, folder, due commands)."""
 
     @abstractmethod
     def build(self, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
-        """Make an engine unless it is there; `weights` is a folder of real weights, None for dummies."""
+        """Build an engine unless it exists; `weights` is a folder of real weights, None for dummy weights."""
 
     @abstractmethod
     def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
@@ -54,11 +54,13 @@ class EngineKind(ABC):
     @abstractmethod
     def server(
         self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
-    ) -> AbstractContextManager:
-        """Return a server of these models as a context manager.
+    ) -> ModelServer:
+        """Return a server of these models, not yet started.
 
         Args:
-            port: Where it listens for gRPC; None lets the system choose.
+            repository: Model repository that `write` wrote.
+            models: Names of its models.
+            port: gRPC port; None lets the system choose.
             container: Container engine that runs it, docker or podman; None for this machine's own programs.
             apart: Whether each model gets a server of its own.
         """
@@ -69,27 +71,27 @@ class EngineKind(ABC):
 
     @abstractmethod
     def checks(self, profile: Profile) -> list[tuple[str, str, bool | None, str]]:
-        """Return what the engines need of this machine: name, what is there, whether it will do (None: partly), advice."""
+        """Return the requirements: name, what this machine has, whether that suffices (None: partly), advice."""
 
     @abstractmethod
     def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
         """Return the bytes that the engines of a profile's experts take."""
 
 
-# A profile's `engine`, and the class of that kind (or its dotted name, so that only what is used is imported).
+# By a profile's `engine`: the class, or its dotted name, so that only the kind in use is imported.
 ENGINE_KINDS: dict[str, str | type[EngineKind]] = {
-    "tiny": "erlab.serving.engines.on_cores.TinyEngines",
-    "tensorrt-llm": "erlab.serving.engines.on_gpus.TensorRTLLM",
-    "gpu": "erlab.serving.engines.onegpu.OneGPU",
-    "gpu-tensorrt-llm": "erlab.serving.engines.onegpu.OneGPUTensorRTLLM",
-    "gpu-trtllm-serve": "erlab.serving.engines.onegpu.OneGPUTrtllmServe",
-    "gpu-vllm": "erlab.serving.engines.onegpu.OneGPUVllm",
-    "gpu-embedded": "erlab.serving.engines.onegpu.OneGPUEmbedded",
+    "tiny": "erlab.serving.engines.tiny_kind.TinyEngines",
+    "tensorrt-llm": "erlab.serving.engines.tensorrt_llm_kind.TensorRTLLM",
+    "gpu": "erlab.serving.engines.one_gpu.OneGPU",
+    "gpu-tensorrt-llm": "erlab.serving.engines.one_gpu.OneGPUTensorRTLLM",
+    "gpu-trtllm-serve": "erlab.serving.engines.one_gpu.OneGPUTrtllmServe",
+    "gpu-vllm": "erlab.serving.engines.one_gpu.OneGPUVllm",
+    "gpu-embedded": "erlab.serving.engines.one_gpu.OneGPUEmbedded",
 }
 
 
 def kind(profile: Profile) -> EngineKind:
-    """Return the kind of engines that a profile names."""
+    """Return the engine kind of a profile."""
     allowed = f"be one of {', '.join(ENGINE_KINDS)}"
     require(profile.engine in ENGINE_KINDS, "engine", f"profile {profile.name}", allowed, profile.engine)
     entry = ENGINE_KINDS[profile.engine]
@@ -97,7 +99,7 @@ def kind(profile: Profile) -> EngineKind:
 
 
 def unused(profile: Profile) -> set[str]:
-    """Return the modules of the other kinds of engines: what they do changes no result of this profile."""
+    """Return the modules of the other engine kinds, on which no result of this profile depends."""
     modules = {name: entry.rpartition(".")[0] for name, entry in ENGINE_KINDS.items() if isinstance(entry, str)}
     own = modules.get(profile.engine)
     needed = fingerprint.code_of(f"import {own}", [__name__]) if own else ()  # without this table, which names all
@@ -105,7 +107,7 @@ def unused(profile: Profile) -> set[str]:
 
 
 def slug(name: str) -> str:
-    """Return a name as folders have it.
+    """Return the folder name of a model or engine.
 
     >>> slug("Llama 3 8B-FP16")
     'llama-3-8b-fp16'

@@ -1,8 +1,8 @@
-"""OpenAI-compatible servers' models: a folder with an architecture and no weights, and the command that serves it.
+"""Model folders of OpenAI-compatible servers, and the commands that serve them.
 
-Both vLLM and trtllm-serve make dummy weights of a model's real size from its ``config.json``; a byte tokenizer comes
-with it (`erlab.serving.engines.tokenizer`). Flags are those of vLLM 0.22 and of TensorRT-LLM 1.0 to 1.3. Prefix caching is
-off, or a prompt that is asked again would not be computed again; vLLM answers greedily, as TensorRT-LLM's ensemble does.
+vLLM and trtllm-serve make dummy weights of a model's real size from its ``config.json``; a byte tokenizer comes with it
+(`tokenizer`). Flags are those of vLLM 0.22 and of TensorRT-LLM 1.0 to 1.3. Prefix caching is off, so that a repeated
+prompt is computed again; vLLM decodes greedily, as TensorRT-LLM's ensemble does.
 
 >>> from erlab.paper import SYSTEMS
 >>> print(*vllm(SYSTEMS["v2"]["E"].expert, Path("/m"), "E-expert-0", 0.25, dummy=True)[:6])
@@ -19,20 +19,29 @@ from pathlib import Path
 
 from erlab import paper, textfiles
 from erlab.errors import ErlabError
-from erlab.serving.engines import tiny, tokenizer
+from erlab.serving.engines.openai_server import METRICS, PORT
 from erlab.serving.engines.tensorrt_llm import require_weights
 from erlab.simulation.hardware import Gpu
+from erlab.simulation.vllm import BATCHED_TOKENS, BLOCK_TOKENS
 from erlab.spec import BF16, Expert, require
 
-PORT = "{port}"  # stands in a command for the port, which is chosen when it starts
-BLOCK = 16  # tokens of a block of vLLM's KV cache
-BATCHED_TOKENS = 2048  # of an iteration: vLLM's default for its server, and the simulation's for vLLM
-FORMAT = 1  # of the folders; rises when the same expert would give other files
-_QUANTIZED = {"producer": {"name": "erlab"}, "quantization": {"quant_algo": "FP8"}}  # as NVIDIA's checkpoints say it
+FORMAT = 1  # of the folders; increase when the same expert gives other files
+_QUANTIZED = {"producer": {"name": "erlab"}, "quantization": {"quant_algo": "FP8"}}  # as in NVIDIA's checkpoints
 
 
 def vllm(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
-    """The command that serves `expert` under `name` with `share` of the GPU's memory, by vLLM."""
+    """Return the command that serves an expert by vLLM.
+
+    Args:
+        expert: Engine.
+        model: Folder of the model.
+        name: Model name for clients.
+        share: Share of the GPU's memory, in (0, 1).
+        dummy: Whether the server makes dummy weights.
+
+    Returns:
+        Program and arguments, with `openai_server.PORT` in place of the port.
+    """
     program = _MODULE if not shutil.which("vllm") and _importable() else ("vllm",)
     flags = {
         "--served-model-name": name,
@@ -54,13 +63,13 @@ def vllm(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> t
     if expert.precision.kv_bits == 8:
         flags["--kv-cache-dtype"] = "fp8"
     if expert.kv_tokens is not None:
-        flags["--num-gpu-blocks-override"] = expert.kv_tokens // BLOCK
+        flags["--num-gpu-blocks-override"] = expert.kv_tokens // BLOCK_TOKENS
     listed = (text for flag, value in flags.items() for text in (flag, str(value)))
     return (*program, "serve", str(model), *listed, "--no-enable-prefix-caching", "--disable-uvicorn-access-log")
 
 
 def trtllm_serve(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
-    """The same by trtllm-serve (PyTorch backend), whose model is called as its folder; it needs `write_options`."""
+    """Return the command by trtllm-serve (PyTorch backend), which names the model after its folder."""
     flags = {
         "--host": "127.0.0.1",
         "--port": PORT,
@@ -75,7 +84,7 @@ def trtllm_serve(expert: Expert, model: Path, name: str, share: float, dummy: bo
 
 
 def embedded(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> tuple[str, ...]:
-    """The same by the laptop's engine on CUDA."""
+    """Return the command by the laptop's engine on CUDA."""
     flags = {
         "--engine": model,
         "--name": name,
@@ -91,7 +100,6 @@ def embedded(expert: Expert, model: Path, name: str, share: float, dummy: bool) 
 
 
 KINDS: dict[str, Callable] = {"trtllm-serve": trtllm_serve, "vllm": vllm, "embedded": embedded}
-METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}
 _MODULE = (sys.executable, "-m", "vllm.entrypoints.cli.main")  # a vLLM without its console script
 
 
@@ -100,21 +108,31 @@ def _importable() -> bool:
 
 
 def missing(kind: str) -> str | None:
-    """Why this kind of server cannot be started here, None if it can. No GPU is asked for."""
+    """Return why this kind of server cannot be started here, None if it can. GPUs are not checked."""
     if kind == "vllm":
         return None if shutil.which("vllm") or _importable() else "vLLM is not installed"
     if kind == "trtllm-serve":
         return None if shutil.which("trtllm-serve") else "trtllm-serve is not on PATH"
-    import torch
+    import torch  # here, since only the embedded engine needs it
 
     return None if torch.cuda.is_available() else "PyTorch sees no CUDA GPU"
 
 
 def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | None = None) -> Path:
-    """Write the folder of an expert's model for this kind of server, unless it is there; `folder`.
+    """Write the model folder of an expert unless it exists.
 
-    `weights`: a folder of real ones, which vLLM and trtllm-serve then read instead. Raises ErlabError for what the
-    kind cannot serve.
+    Args:
+        kind: Server program, a key of `KINDS`.
+        expert: Engine.
+        folder: Model folder.
+        seed: Random seed of the embedded engine's weights.
+        weights: Folder of real weights for vLLM and trtllm-serve; None for dummy weights.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ErlabError: The program cannot serve the expert.
     """
     check(kind, expert)
     if kind == "embedded":
@@ -128,6 +146,8 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
         return folder
     marker.unlink(missing_ok=True)
     if kind == "embedded":
+        from erlab.serving.engines import tiny  # here, since it imports torch, which plans do not need
+
         tiny.build(_weights(folder, expert), expert.model, expert.precision, seed)
     else:
         _write_architecture(kind, expert, folder)
@@ -136,7 +156,7 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
 
 
 def check(kind: str, expert: Expert) -> None:
-    """Raise ErlabError for an expert that this kind of server cannot serve."""
+    """Refuse an expert that this kind of server cannot serve."""
     require(kind in KINDS, "kind", "an OpenAI-compatible server", f"be one of {', '.join(KINDS)}", kind)
     if kind == "embedded":
         allowed = "be BF16 (profile gpu-embedded has no other)"
@@ -144,14 +164,16 @@ def check(kind: str, expert: Expert) -> None:
 
 
 def _weights(folder: Path, expert: Expert) -> Path:
-    """Where the embedded engine's weights are, beside the folders of experts that differ in their batch limit only."""
+    """Return the folder of the embedded engine's weights, which experts with different batch limits share."""
     return folder.parent / f"embedded-{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower()
 
 
 def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
+    from erlab.serving.engines import tiny, tokenizer  # here, since they import torch, which plans do not need
+
     tokenizer.write(folder, expert.model.vocab)
     config = tiny.config(expert.model, BF16)
-    config |= {"rope_theta": expert.model.rope_theta, "torch_dtype": config["dtype"]}  # transformers 4 calls them so
+    config |= {"rope_theta": expert.model.rope_theta, "torch_dtype": config["dtype"]}  # names in transformers 4
     textfiles.save(folder / "config.json", json.dumps(config, indent=1))
     if kind == "trtllm-serve" and expert.precision.weight_bits == 8:
         about = _QUANTIZED["quantization"] | {"kv_cache_quant_algo": "FP8" if expert.precision.kv_bits == 8 else None}
@@ -159,7 +181,7 @@ def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:
 
 
 def share(expert: Expert, gpu: Gpu) -> float:
-    """The share of the GPU's memory that weights, reserve and KV cache take; what is usual without a stated pool."""
+    """Return the share of GPU memory for weights, reserve and KV cache; vLLM's default without a stated pool."""
     if expert.kv_tokens is None:
         return 0.9
     kv = expert.kv_tokens * paper.kv_bytes_per_token(expert)
@@ -167,9 +189,20 @@ def share(expert: Expert, gpu: Gpu) -> float:
 
 
 def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -> Path:
-    """Write ``repository/name/server.json``: the command that serves the model that `build` left in `folder`.
+    """Write ``repository/name/server.json`` with the command that serves a model.
 
-    Raises ErlabError where there is no such folder or it was built for another expert.
+    Args:
+        repository: Folder with one folder per model.
+        name: Model name.
+        folder: Model folder that `build` wrote.
+        expert: Engine.
+        gpu: GPU that serves it.
+
+    Returns:
+        The file.
+
+    Raises:
+        ErlabError: There is no such model folder, or it was built for another expert.
     """
     try:
         about = json.loads((folder / "openai.json").read_text())
@@ -177,18 +210,18 @@ def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -
         raise ErlabError(f"{folder}: no model of an OpenAI-compatible server ({e}). Run 01_build_engines.") from None
     if about["expert"] != json.loads(json.dumps(asdict(replace(expert, kv_tokens=None)))):
         raise ErlabError(f"{folder}: this model was written for another expert. Run 01_build_engines again.")
-    kind, weights, taken = about["kind"], about["weights"], share(expert, gpu)
+    kind, weights, memory_share = about["kind"], about["weights"], share(expert, gpu)
     place = Path(repository).resolve() / name
     model = Path(weights) if weights else _weights(folder, expert) if kind == "embedded" else folder
     if kind == "trtllm-serve":
         model = _named(place / name, model, expert, dummy=weights is None)
-    argv = KINDS[kind](expert, model, name, taken, weights is None)
-    found = {"kind": kind, "argv": argv, "metrics": METRICS[kind], "share": round(taken, 3)}
-    return textfiles.save(place / "server.json", json.dumps(found, indent=1))
+    argv = KINDS[kind](expert, model, name, memory_share, weights is None)
+    server = {"kind": kind, "argv": argv, "metrics": METRICS[kind], "share": round(memory_share, 3)}
+    return textfiles.save(place / "server.json", json.dumps(server, indent=1))
 
 
 def _named(place: Path, model: Path, expert: Expert, dummy: bool) -> Path:
-    """A folder of that name with the model's files, since trtllm-serve calls a model as its folder, and its options."""
+    """Link the model's files into a folder of the model's name, which trtllm-serve uses, and write its options."""
     place.mkdir(parents=True, exist_ok=True)
     for file in model.iterdir():
         link = place / file.name

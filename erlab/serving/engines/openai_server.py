@@ -1,16 +1,16 @@
-"""OpenAI-compatible servers (vLLM, trtllm-serve, our own) as a context manager with the interface of a Triton server.
+"""OpenAI-compatible servers (vLLM, trtllm-serve, tiny engines) behind the interface of a Triton server.
 
     with OpenAIServers(repository, ("E-expert-0", "E-expert-1")) as server:
         Gateway(router, server.grpc, server.upstreams)
 
-`repository` holds what `openai_models.write` wrote, a server a model. They start one after the other, since each looks
-at how much of the GPU's memory is free, and each must answer a request of one token. In front of them all stands a
-gateway without a router (`erlab.gateway.passthrough`): `grpc` is its address, a KServe v2 server with these models, so
-that a baseline's users speak what all others speak, through the same translation; a routing gateway asks `upstreams`
-itself. `Attached` is the same for a server that the user runs. `keeper` sees to it that nothing is left behind.
+`repository` has one folder per model, written by `openai_models.write`, and each model gets a server. The servers start
+one after the other, since each checks how much GPU memory is free, and each must answer a request of one token. A
+gateway without a router serves all models over KServe v2 at `grpc`, so that the users of a baseline use the same
+protocol and translation as all others; a routing gateway forwards to `upstreams`. `ExternalOpenAI` is the same for a
+running server. `keeper` removes the servers at the end.
 
-All serve on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces,
-which no option of it closes: on a machine with hostile neighbours a firewall has to.
+Servers listen on the loopback only. vLLM up to 0.27 also opens the port of a torch.distributed store on all interfaces,
+which none of its options closes; use a firewall on a machine with hostile neighbours.
 """
 
 import json
@@ -21,24 +21,37 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
-from erlab.serving.engines.openai_models import METRICS, PORT
+from erlab.serving.servers import ModelServer
 from erlab.serving.triton import private
-from erlab.serving.triton.kept import Kept, launch
+from erlab.serving.triton.process import ServerProcess, launch
 from erlab.serving.triton.server import free_ports
 from erlab.spec import require
 
+PORT = "{port}"  # placeholder in a command for the port, which is chosen at the start
+METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}  # page of each kind
 _KILL_SECONDS = 30  # how long a server may take to end
-_LINES = 3  # of a log, shown where a server does not start
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # nothing is fetched or told
+_LINES = 3  # last lines of the log in an error
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # no downloads, no telemetry
 
 
-class OpenAIServer(Kept):
-    """One server process; `base` is its URL, which ends in /v1. Raises ErlabError with the last lines of its log where
-    it ends, or does not answer within `timeout` seconds."""
+class OpenAIServer(ServerProcess):
+    """One server process.
+
+    Args:
+        place: Folder that `openai_models.write` wrote; its name is the model's.
+        timeout: Seconds within which the server must answer.
+
+    Attributes:
+        model: Model name.
+        kind: Server program, a key of `openai_models.KINDS`.
+        base: URL, which ends in /v1; None before the start.
+        log: Log file.
+    """
 
     def __init__(self, place: Path, timeout: float = 1800.0):
         file = Path(place) / "server.json"
@@ -49,7 +62,7 @@ class OpenAIServer(Kept):
 
     @property
     def metrics(self) -> str:
-        """Where it tells its metrics, in Prometheus' text."""
+        """URL of the page of Prometheus metrics."""
         return self.base.removesuffix("/v1") + self._about["metrics"]
 
     def start(self) -> None:
@@ -62,16 +75,16 @@ class OpenAIServer(Kept):
                 self._keeper = launch(command, folder, lock, _KILL_SECONDS, os.environ | _OFFLINE, output)
 
     def wait(self) -> None:
-        """Wait until it has answered a request."""
+        """Wait until the server has answered a request; ErlabError with the end of its log where it does not."""
         deadline = time.monotonic() + self._timeout
         while True:
-            why = probe(self.base, self.model)
-            if why is None:
+            reason = probe(self.base, self.model)
+            if reason is None:
                 return
             if not self.alive():
                 raise ErlabError(f"{self.kind} did not start {self.model}: {self._complaint()}")
             if time.monotonic() > deadline:
-                late = f"did not answer within {self._timeout:g} s ({why})"
+                late = f"did not answer within {self._timeout:g} s ({reason})"
                 raise ErlabError(f"{self.kind} with {self.model} {late}: {self._complaint()}")
             time.sleep(0.1)
 
@@ -88,13 +101,15 @@ class OpenAIServer(Kept):
         return f"{' | '.join(lines[-_LINES:]) or 'it said nothing'}. Its log: {self.log}."
 
 
-class OpenAIServers:
-    """A server a model, and a gateway without a router in front of them; see the module. `port`: where that listens.
+class OpenAIServers(ModelServer):
+    """One server per model and a gateway without a router in front of them.
 
-    Attributes as `erlab.serving.triton.Server`'s.
+    Args:
+        repository: Folder with one folder per model.
+        models: Model names, at least one.
+        port: Port of the gateway; None lets the system choose.
+        timeout: Seconds within which each server must answer.
     """
-
-    restarts = 0  # a server that ends stays dead: a sweep notices that and says so
 
     def __init__(self, repository: Path, models: Sequence[str], port: int | None = None, timeout: float = 1800.0):
         require(len(models) > 0, "models", "OpenAIServers", "name at least one model", models)
@@ -107,20 +122,18 @@ class OpenAIServers:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Where each tells its metrics, by its model."""
         return {server.model: server.metrics for server in self._servers}
 
     @property
     def engine(self) -> str:
-        """Which program computes, with its version where it tells."""
         return self._servers[0].kind + version(self._servers[0].base)
 
     @property
     def log(self) -> Path | None:
-        """That of the first that has died, or of the first."""
+        """Log of the first server that has died, else of the first server."""
         return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
 
-    def __enter__(self) -> "OpenAIServers":
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             for server in self._servers:
                 stack.enter_context(server)
@@ -136,28 +149,35 @@ class OpenAIServers:
         return self._front.alive() and all(server.alive() for server in self._servers)
 
 
-class Attached:
-    """The server that already runs at `url` (http://HOST:PORT): its one model stands for all of `models`."""
+class ExternalOpenAI(ModelServer):
+    """A running OpenAI-compatible server, whose one model stands for all.
 
-    restarts, log = 0, None
+    Args:
+        url: http://HOST:PORT.
+        models: Names under which the gateway in front serves the model.
+        port: Port of that gateway; None lets the system choose.
+    """
 
     def __init__(self, url: str, models: Sequence[str], port: int | None = None):
         self._base, self.models, self._port = base(url), tuple(models), port
-        self.metrics = tuple(self._base.removesuffix("/v1") + page for page in sorted(set(METRICS.values())))
 
     @property
     def upstreams(self) -> tuple[str, ...]:
         return (f"{self._base}#{self._model}",) * len(self.models)
 
     @property
+    def metrics(self) -> dict[str, str]:
+        pages = (self._base.removesuffix("/v1") + path for path in sorted(set(METRICS.values())))
+        return {page: page for page in pages}
+
+    @property
     def engine(self) -> str:
-        """What computes, with its version where it tells."""
         return f"OpenAI-compatible server{version(self._base)}"
 
-    def __enter__(self) -> "Attached":
+    def __enter__(self) -> Self:
         self._model = served(self._base)
-        if why := probe(self._base, self._model):
-            raise ErlabError(f"The model {self._model} at {self._base} does not answer: {why}")
+        if reason := probe(self._base, self._model):
+            raise ErlabError(f"The model {self._model} at {self._base} does not answer: {reason}")
         self._front = Gateway(None, None, self.upstreams, port=self._port, names=self.models)
         self._front.__enter__()
         self.grpc = self._front.address
@@ -171,7 +191,7 @@ class Attached:
 
 
 def base(url: str) -> str:
-    """A server's URL with /v1 at its end; raises ErlabError where `url` is no address of one."""
+    """Return the base URL of a server, which ends in /v1; ErlabError where `url` is not http://HOST:PORT."""
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.path.rstrip("/") in ("", "/v1")
@@ -184,7 +204,7 @@ def base(url: str) -> str:
 
 
 def served(base: str) -> str:
-    """The name of the first model at this URL; raises ErlabError where none answers."""
+    """Return the first model of the server at a base URL; ErlabError where none answers."""
     try:
         with urllib.request.urlopen(f"{base}/models", timeout=10) as response:
             return json.loads(response.read())["data"][0]["id"]
@@ -193,7 +213,7 @@ def served(base: str) -> str:
 
 
 def version(base: str) -> str:
-    """A server's version with a space before it, as vLLM and trtllm-serve tell it; empty where it doesn't."""
+    """Return a space and the version of a server, as vLLM and trtllm-serve state it; else an empty text."""
     try:
         with urllib.request.urlopen(base.removesuffix("/v1") + "/version", timeout=10) as response:
             return f" {json.loads(response.read())['version']}"
@@ -202,7 +222,7 @@ def version(base: str) -> str:
 
 
 def probe(base: str, model: str) -> str | None:
-    """Why the model gives no token, None if it does."""
+    """Return why a model does not answer a request of one token; None if it does."""
     body = json.dumps({"model": model, "prompt": "ready?", "max_tokens": 1}).encode()
     request = urllib.request.Request(f"{base}/completions", body, {"Content-Type": "application/json"})
     try:

@@ -1,11 +1,10 @@
-"""TensorRT-LLM engines: from an `Expert` to the exact commands that build it; `trtllm_build` runs them.
+"""Commands that build TensorRT-LLM engines; `tensorrt_llm_build` runs them.
 
-Two commands an engine. The first writes a checkpoint: with dummy weights (the default) only its ``config.json``, from
-the architecture; with real weights, a folder as Hugging Face stores them, converted or quantized with calibration. The
-second, ``trtllm-build``, writes the engine; from a bare ``config.json`` it makes one of the real size without reading
-any weights, and speed does not depend on what weights say.
+An engine needs two commands. The first writes a checkpoint: with dummy weights (the default) only its ``config.json``;
+with real weights, a Hugging Face folder, the converted or quantized weights. The second, ``trtllm-build``, writes the
+engine; from a bare ``config.json`` it has the real size without reading weights, on which speed does not depend.
 
-TensorRT-LLM has had this path up to 1.2.1; `nvidia.IMAGE` holds all of it.
+TensorRT-LLM supports this path up to 1.2.1; `nvidia.IMAGE` has all programs.
 
 >>> from erlab.paper import SYSTEMS
 >>> plan = commands(SYSTEMS["v2"]["A"].expert, "/engines/a")
@@ -51,9 +50,14 @@ _ALGORITHMS = {FP16: (None, None), BF16: (None, None), FP8: ("FP8", "FP8"), INT8
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, the folder it writes, and roughly the minutes and bytes of disk that takes.
+    """Build command.
 
-    `script`: what the last argument, a file, is to hold before it runs; None where that is there.
+    Attributes:
+        argv: Program and arguments.
+        writes: Folder that it writes.
+        minutes: Estimated duration.
+        disk_bytes: Estimated disk space.
+        script: Content of the file named by the last argument, written before the command runs; None if there is none.
     """
 
     argv: tuple[str, ...]
@@ -63,17 +67,21 @@ class Command:
     script: str | None = None
 
     def __str__(self) -> str:
-        """What a shell runs; a script goes in first."""
-        put = f"cat > {shlex.quote(self.argv[-1])} <<'END'\n{self.script}END\n" if self.script else ""
-        return put + shlex.join(self.argv)
+        """Return the shell command, after the one that writes its script."""
+        write_script = f"cat > {shlex.quote(self.argv[-1])} <<'END'\n{self.script}END\n" if self.script else ""
+        return write_script + shlex.join(self.argv)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each of an engine's GPUs, and the tokens its KV cache holds over all of them.
+    """Memory of an engine; matrices and both embeddings are spread evenly over its GPUs.
 
-    `reserve` is what weights and KV cache leave alone: activations and the runtime, and never less than the simulator
-    reserves. Matrices and both embeddings are taken as spread evenly over the GPUs.
+    Attributes:
+        weights: Bytes per GPU.
+        activations: Bytes per GPU.
+        reserve: Bytes per GPU for activations and runtime, at least the simulator's reserve.
+        kv: Bytes of the KV cache per GPU.
+        kv_tokens: Tokens of the KV cache over all GPUs.
     """
 
     weights: int
@@ -84,10 +92,10 @@ class Memory:
 
 
 def memory(expert: Expert, gpu: Gpu = GPUS["H100"]) -> Memory:
-    """What the engine takes of each GPU. Raises ErlabError with the numbers where it does not fit.
+    """Return the memory that an engine takes; ErlabError where it does not fit.
 
-    Activations are those of the widest place, the MLP, for `MAX_NUM_TOKENS` tokens of 16 bits: the residual stream and
-    its normed copy whole, gate, up and their product split; and float32 logits for a full batch.
+    Activations are those of the MLP for `MAX_NUM_TOKENS` tokens of 16 bits (residual stream and its normalised copy
+    whole; gate, up and their product split) and float32 logits of a full batch.
     """
     model, tp = expert.model, expert.tensor_parallel
     widest = MAX_NUM_TOKENS * (2 * model.hidden + 3 * model.intermediate // tp) * 2
@@ -96,7 +104,7 @@ def memory(expert: Expert, gpu: Gpu = GPUS["H100"]) -> Memory:
     tokens = kv_pool_tokens(expert, gpu, reserve / GIB)
     weights = weight_bytes(expert) // tp
     kv = tokens * kv_bytes_per_token(expert) // tp
-    if weights + reserve + kv > gpu.memory:  # only an expert that states its pool can ask for too much
+    if weights + reserve + kv > gpu.memory:  # possible only for an expert that states its pool
         raise ErlabError(
             f"{model.name} {expert.precision.name} does not fit {tp} {gpu.name}: a GPU of {gpu.memory / GIB:.1f} GiB "
             f"would hold weights {weights / GIB:.1f}, KV cache {kv / GIB:.1f} and reserve {reserve / GIB:.1f} GiB."
@@ -107,10 +115,16 @@ def memory(expert: Expert, gpu: Gpu = GPUS["H100"]) -> Memory:
 def commands(
     expert: Expert, folder: str | Path, weights: str | Path | None = None, examples: Path = EXAMPLES
 ) -> tuple[Command, Command]:
-    """The two commands that build the expert's engine in `folder`: its checkpoint, then ``folder/engine``.
+    """Return the two commands that build an engine: checkpoint, then ``folder/engine``. No file is read.
 
-    `weights`: a folder as Hugging Face stores a Llama; None for dummy weights. `examples`: where TensorRT-LLM's
-    conversion scripts are. Raises ErlabError where TensorRT-LLM cannot serve the expert; looks at no file.
+    Args:
+        expert: Engine.
+        folder: Engine folder.
+        weights: Hugging Face folder of a Llama; None for dummy weights.
+        examples: Folder of TensorRT-LLM's conversion scripts.
+
+    Raises:
+        ErlabError: TensorRT-LLM cannot serve the expert.
     """
     _require_served(expert)
     folder = Path(folder).expanduser().resolve()
@@ -132,7 +146,7 @@ def _checkpoint(expert: Expert, to: Path, weights: str | Path | None, examples: 
     dtype, dummy_flags, quantized = _FLAGS[expert.precision]
     convert = ("python3", str(examples / "models/core/llama/convert_checkpoint.py"))
     common = ("--output_dir", str(to), "--dtype", dtype, "--tp_size", str(tp))
-    spread = ("--use_parallel_embedding",) * (tp > 1)  # else each GPU holds the whole input embedding
+    spread = ("--use_parallel_embedding",) * (tp > 1)  # otherwise each GPU holds the whole input embedding
     if weights is None:
         sizes = {
             "--vocab_size": model.vocab,
@@ -168,12 +182,12 @@ def _build(expert: Expert, folder: Path, checkpoint: Path, real: bool) -> Comman
         "--max_seq_len": expert.max_sequence_tokens,
         "--max_num_tokens": MAX_NUM_TOKENS,
         "--kv_cache_type": "paged",
-        "--remove_input_padding": "enable",  # in-flight batching needs it
+        "--remove_input_padding": "enable",  # required for in-flight batching
         "--gemm_plugin": "auto",
-        # TensorRT-LLM refuses it with an INT8 cache, and with an FP8 cache wants FP8 attention for it.
+        # Not allowed with an INT8 cache; with an FP8 cache it requires FP8 attention.
         "--use_paged_context_fmha": "disable" if expert.precision == INT8 else "enable",
         "--use_fp8_context_fmha": "enable" if expert.precision == FP8 else "disable",
-        "--input_timing_cache": timing,  # a build that is tried again need not time its kernels again
+        "--input_timing_cache": timing,  # a repeated build reuses kernel timings
         "--output_timing_cache": timing,
     }
     argv = ("trtllm-build", *source, *(text for flag, value in flags.items() for text in (flag, str(value))))
@@ -182,11 +196,10 @@ def _build(expert: Expert, folder: Path, checkpoint: Path, real: bool) -> Comman
 
 
 def api_commands(expert: Expert, folder: str | Path, weights: str | Path | None = None) -> tuple[Command]:
-    """The same engine in ``folder/engine`` by TensorRT-LLM's Python API, which an installation without conversion
-    scripts has as well.
+    """Return the command that builds the engine by TensorRT-LLM's Python API, without conversion scripts.
 
-    Dummy weights are those of the architecture in ``folder/model`` (see `write_model`). Raises ErlabError as
-    `commands` does.
+    Arguments and errors are those of `commands`. Dummy weights need the architecture in ``folder/model``
+    (`write_model`).
     """
     _require_served(expert)
     folder = Path(folder).expanduser().resolve()
@@ -217,7 +230,7 @@ def api_commands(expert: Expert, folder: str | Path, weights: str | Path | None 
 
 
 def require_weights(weights: Path, model: Model) -> None:
-    """Raise ErlabError unless the folder holds a model of this architecture, whole, as Hugging Face stores it."""
+    """Refuse a folder that does not hold a complete Hugging Face model of this architecture."""
     try:
         config = json.loads(textfiles.read(weights / "config.json"))
     except (ErlabError, ValueError) as e:
@@ -237,7 +250,7 @@ def require_weights(weights: Path, model: Model) -> None:
 
 
 def write_model(folder: Path, expert: Expert) -> None:
-    """Write the architecture as Hugging Face stores it, without weights."""
+    """Write the Hugging Face ``config.json`` of an expert's model, without weights."""
     model = expert.model
     config = {
         "architectures": ["LlamaForCausalLM"],

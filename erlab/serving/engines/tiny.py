@@ -1,15 +1,16 @@
-"""A tiny Llama's engine folder: dummy weights from a seed, a byte-level tokenizer, and its plain transformers twin.
+"""Engine folder of a tiny Llama: seeded dummy weights and a byte-level tokenizer.
 
 A folder holds `config.json` and `model.safetensors` as transformers writes them for a LlamaForCausalLM, and
-`engine.json`, which says what it was built from. `erlab.serving.engines.tiny_engine` serves it with in-flight batching.
+`engine.json`, the specification it was built from. `tiny_engine` serves it with in-flight batching; `reference` loads
+it into transformers.
 
 Tokens are bytes: ids 0 to 255, then BOS, EOS and a pad id. The output head's rows are random for the 95 printable
 ASCII characters and zero for every other id. The greedy choice is then a printable character unless all 95 random
 logits are at most 0, which for independent rows has probability 2^-95. So one token is one readable character, the
 end-of-sequence id is never chosen, and every answer has exactly `max_tokens` tokens.
 
-Weights are float32, or int8 with one scale an output channel. Int8 layers quantize their input too, one scale a token,
-and multiply integers: sums of integers are exact in any order, so a token's result does not depend on the batch
+Weights are float32, or int8 with one scale per output channel. Int8 layers also quantize their input, one scale per
+token, and multiply integers: sums of integers are exact in any order, so a token's result does not depend on the batch
 around it. Embeddings, norms, attention, cache and output head stay float32. BF16 engines are bfloat16 throughout.
 
 >>> import tempfile
@@ -38,37 +39,47 @@ from erlab.spec import Model, Precision, require
 BOS, EOS, PAD = 256, 257, 258
 VOCAB = 259  # ids the tokenizer knows; a model may round up
 PRINTABLE = range(32, 127)
-FORMAT = 1  # of the folder; rises when the same spec would give other files
+FORMAT = 1  # of the folder; increase when the same specification gives other files
 EPSILON = 1e-5  # of the RMSNorms
-LANES = 32  # float32 numbers a vector kernel takes at once; see build()
+LANES = 32  # float32 numbers of a vector instruction; see build()
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PRECISIONS = {"float32": torch.float32, "int8": torch.float32, "BF16": torch.bfloat16}  # of all but the projections
 _FILES = ("config.json", "model.safetensors", "engine.json")
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a prompt: BOS, then its UTF-8 bytes."""
+    """Return the token ids of a prompt: BOS, then its UTF-8 bytes."""
     return [BOS, *text.encode()]
 
 
 def decode(tokens: list[int]) -> str:
-    """The text of generated tokens, all of them bytes."""
+    """Return the text of generated tokens, all of them bytes."""
     return bytes(tokens).decode(errors="replace")
 
 
 def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
-    """Write the engine folder of a model unless it is already there, complete and the same; return `folder`.
+    """Write the engine folder of a model unless it exists with the same content.
 
-    The same seed gives the same weights at either precision. Files are written aside and renamed, so that an
-    interrupted build leaves no engine. Raises ErlabError where the model cannot be served or the folder holds
-    files of another kind.
+    An interrupted build leaves no engine.
+
+    Args:
+        folder: Engine folder.
+        model: Sizes of the model; hidden, intermediate and head size must be multiples of `LANES`.
+        precision: float32, int8 or BF16.
+        seed: Random seed of the weights, which are the same before rounding in every precision.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ErlabError: The model cannot be served, or the folder has other files.
     """
     folder = Path(folder)
     allowed = f"be one of {', '.join(_PRECISIONS)}"
     require(precision.name in _PRECISIONS, "precision", "a tiny engine", allowed, precision.name)
     require(model.vocab >= VOCAB, "vocab", "a tiny engine", f"be at least {VOCAB}", model.vocab)
     for name in ("hidden", "intermediate", "head_dim"):
-        # A kernel's last, incomplete vector may round differently, and where it falls depends on the batch.
+        # An incomplete vector may round differently, and its position depends on the batch.
         size = getattr(model, name)
         require(size % LANES == 0, name, "a tiny engine", f"be a multiple of {LANES}", size)
     made_from = {"format": FORMAT, "model": asdict(model), "precision": asdict(precision), "seed": seed}
@@ -93,9 +104,13 @@ def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
 
 
 def load(folder: Path) -> tuple[Model, Precision, dict[str, torch.Tensor]]:
-    """What an engine folder was built from, and its weights by their transformers names.
+    """Load an engine folder.
 
-    Int8 projections have a second tensor, `weight_scale`. Raises ErlabError where there is no whole engine.
+    Returns:
+        Model, precision, and weights by their names in transformers; int8 projections also have a `weight_scale`.
+
+    Raises:
+        ErlabError: The folder holds no complete engine of this format.
     """
     folder = Path(folder)
     try:
@@ -109,10 +124,11 @@ def load(folder: Path) -> tuple[Model, Precision, dict[str, torch.Tensor]]:
 
 
 def reference(folder: Path):
-    """The plain transformers LlamaForCausalLM of an engine folder, in its own type, ready to `generate`.
+    """Return the engine as a LlamaForCausalLM of transformers, ready to `generate`.
 
-    Of an int8 engine, its projections are modules that compute `int8_linear`; all else is transformers' own.
+    The projections of an int8 engine are modules that compute `int8_linear`.
     """
+    # Imported here: an engine does not need transformers, which takes seconds to import.
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _, precision, weights = load(folder)
@@ -128,9 +144,17 @@ def reference(folder: Path):
 
 
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x [tokens, in] float32 times weight [out, in] int8 with scale [out] float32: [tokens, out] float32.
+    """Multiply by int8 weights.
 
-    Each token is rounded to int8 at its own scale (largest magnitude = 127); the integer product is exact.
+    Each token is rounded to int8 at its own scale (largest magnitude 127); the integer product is exact.
+
+    Args:
+        x: float32, [tokens, in].
+        weight: int8, [out, in].
+        scale: float32, [out].
+
+    Returns:
+        float32, [tokens, out].
     """
     peak = x.abs().amax(-1, keepdim=True).clamp_min_(1e-20)
     rounded = (x * (127 / peak)).round_().to(torch.int8)
@@ -148,9 +172,9 @@ class _Int8Linear(torch.nn.Module):
 
 
 def _weights(model: Model, precision: Precision, seed: int) -> dict[str, torch.Tensor]:
-    """Dummy weights that keep activations at unit size, so that every layer shapes the answer.
+    """Draw dummy weights that keep activations at unit size, so that every layer affects the answer.
 
-    numpy's generator gives the same numbers on every machine; torch's vectorized one need not.
+    numpy's generator gives the same numbers on every machine; torch's may not.
     """
     rng, dtype = np.random.default_rng(seed), _PRECISIONS[precision.name]
 
@@ -189,7 +213,7 @@ def _weights(model: Model, precision: Precision, seed: int) -> dict[str, torch.T
 
 
 def config(model: Model, precision: Precision) -> dict:
-    """What transformers needs to know; the names are LlamaConfig's."""
+    """Return a model's ``config.json`` with the names of transformers' LlamaConfig."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -1,12 +1,13 @@
-"""A tiny engine as a model of Triton's Python backend: ``1/model.py`` imports `TritonPythonModel` from here.
+"""Tiny engine as a model of Triton's Python backend.
 
-Where cores are named in the model's configuration, all of its threads run on those only.
+A model's ``1/model.py`` imports `TritonPythonModel` from here. All its threads run on the cores that its configuration
+names.
 """
 
 import os
 
-# Threads that wait for one another must not spin: server and clients may need the very cores they run on, and whoever
-# spins for a thread that is not running waits for the scheduler. OpenMP reads this once, when torch is imported.
+# Threads that wait for each other must not spin: server and clients may need their cores. OpenMP reads this once, when
+# torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # ruff: noqa: E402
@@ -16,11 +17,11 @@ import torch
 
 from erlab.errors import ErlabError
 from erlab.serving.engines import tiny
-from erlab.serving.engines.backend import TextModel, number
-from erlab.serving.engines.tiny_engine import Engine
+from erlab.serving.engines.python_backend import TextModel, number
+from erlab.serving.engines.tiny_engine import TinyEngine
 
-# Experts give way to server, gateway and users, which on a GPU machine have a CPU of their own; otherwise tokens wait
-# in Triton until the batch has drained and arrive all at once.
+# Experts yield the cores to server, gateway and users, which on a GPU machine have a CPU of their own. Otherwise tokens
+# wait in Triton until the batch is empty and arrive all at once.
 _NICE = 10
 
 
@@ -28,11 +29,11 @@ class TritonPythonModel(TextModel):
     encode = staticmethod(tiny.encode)
     decode = staticmethod(tiny.decode)
 
-    def load(self, name: str, parameters: dict[str, str]) -> Engine:
-        """Pin, load and warm up the engine; raises ErlabError in one line if it cannot."""
+    def load(self, name: str, parameters: dict[str, str]) -> TinyEngine:
+        """Pin, load and warm up the engine; ErlabError where a parameter is wrong."""
         cores = _pin(name, parameters.get("cores", ""))
         os.nice(_NICE)
-        engine = Engine(
+        engine = TinyEngine(
             Path(parameters.get("engine_dir", "")),
             number(name, parameters, "max_batch_size"),
             number(name, parameters, "max_sequence_tokens"),
@@ -45,7 +46,7 @@ class TritonPythonModel(TextModel):
 
 
 def _pin(model: str, cores: str) -> int:
-    """Run this process on the cores of a list such as "0,1" ("": wherever), where the system can; how many they are."""
+    """Pin this process to a list of cores such as "0,1" ("" for none) and return the number of threads."""
     if not cores:
         return torch.get_num_threads()
     if not all(core.isdecimal() for core in cores.split(",")):

@@ -1,24 +1,22 @@
-"""In-flight batching of a tiny Llama on CPU cores: requests join and leave between steps, the answer stays the same.
+"""Engine that serves a tiny Llama on CPU cores with in-flight batching.
 
-On a GPU (`device="cuda"`) the same code computes models of any size, correctly and far from fast: attention a request
-at a time leaves most of a GPU idle.
+On a GPU (`device="cuda"`) the same code computes models of any size, correctly but slowly, since attention is computed
+per request.
 
 Greedy tokens equal those of transformers' `generate` for the same prompt, whatever else is in the batch. Attention is
-therefore computed a request at a time, with the very call that transformers makes (`scaled_dot_product_attention` on
-exactly that request's keys and values); everything else is computed a token, over all tokens of the step at once:
-one per running request and the whole prompts of those just admitted. Int8 engines agree bit for bit. Float32 matrix
-products round differently with the number of rows, which moves logits by about a millionth of their spread, and so
-flips the choice between the best two about once in half a million tokens. (transformers' own continuous batching
-agrees as well, but was seen at half the speed, with a first batch of 13 to 20 s.)
+therefore computed per request, with the call that transformers makes (`scaled_dot_product_attention` on the keys and
+values of that request). All other operations run over all tokens of the step: one token per running request and the
+prompts of the admitted requests. Int8 engines agree bit for bit. Float32 matrix products round differently with the
+number of rows, which moves logits by about a millionth of their spread and rarely changes the greedy choice.
 
-Only the projections are split among threads, the stand-in for tensor parallelism: the rest is so small that threads
-would cost more in waiting for each other than they save, and its rounding would depend on where work is split.
+Only the projections are split among threads, the counterpart of tensor parallelism: for all other operations threads
+would wait longer for each other than they save, and rounding would depend on the split.
 
 >>> import tempfile
 >>> from erlab.serving.engines import tiny
 >>> from erlab.spec import FLOAT32, Model
 >>> model = Model("tiny", hidden=64, layers=2, heads=2, kv_heads=1, intermediate=96, vocab=260)
->>> engine = Engine(tiny.build(Path(tempfile.mkdtemp()) / "e", model, FLOAT32, seed=1), 8, max_sequence_tokens=64)
+>>> engine = TinyEngine(tiny.build(Path(tempfile.mkdtemp()) / "e", model, FLOAT32, seed=1), 8, max_sequence_tokens=64)
 >>> engine.submit("a", tiny.encode("Hello"), max_tokens=2)
 >>> [(request, last) for _ in range(2) for request, token, last in engine.step()]
 [('a', False), ('a', True)]
@@ -34,23 +32,26 @@ import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from erlab.serving.engines import tiny
-from erlab.serving.engines.batching import Batch, Sequence
+from erlab.serving.engines.batching import Batch, BatchedSequence
 from erlab.spec import Model, require
 
 
 @dataclass(eq=False, kw_only=True)
-class _Request(Sequence):
+class _TinySequence(BatchedSequence):
     prompt: list[int]
     slot: int = -1
-    cached: int = 0  # tokens whose keys and values are in the cache
+    cached: int = 0  # tokens in the KV cache
     token: int = -1  # the last one generated
 
 
-class Engine(Batch):
-    """One model that computes the tokens of a `Batch` (see there for the bounds). Not thread-safe.
+class TinyEngine(Batch):
+    """Engine that computes the tokens of a `Batch`. Not thread-safe.
 
-    Projections are computed by `threads` threads; everything else, and torch's own setting after a step, by one.
-    `device`: where torch computes, "cpu" or "cuda". There int8 engines are refused: their product needs a CPU.
+    Args:
+        folder: Engine folder (`tiny.build`).
+        max_batch_size: As in `Batch`, like the next three.
+        threads: Threads of the projections; all other operations use one.
+        device: "cpu" or "cuda"; int8 engines need "cpu".
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class Engine(Batch):
         self._free_slots = list(range(max_batch_size))  # a heap: the lowest first, so that little memory is touched
 
     def submit(self, request_id: Hashable, prompt_ids: list[int], max_tokens: int) -> None:
-        """Queue a request. Raises ErlabError where it can never run; ids of requests in flight must differ."""
-        self.queue(_Request(request_id, len(prompt_ids), max_tokens, prompt=prompt_ids))
+        """Queue a request; ErlabError where it exceeds the limits. Ids of requests in flight must differ."""
+        self.queue(_TinySequence(request_id, len(prompt_ids), max_tokens, prompt=prompt_ids))
 
     def step(self) -> list[tuple[Hashable, int, bool]]:
-        """Admit what fits, then give every running request one token: (request id, token id, whether its last)."""
+        """Admit requests and compute one token of each running one: (request id, token id, whether it is the last)."""
         self.admit()
         running = self._running.copy()
         if not running:
@@ -84,17 +85,17 @@ class Engine(Batch):
             request.token = token
         return [(i, token, last) for (i, _, last), token in zip(self.tokens(), chosen, strict=True)]
 
-    def enter(self, sequence: _Request) -> None:
+    def enter(self, sequence: _TinySequence) -> None:
         super().enter(sequence)
         sequence.slot = heapq.heappop(self._free_slots)
 
-    def leave(self, sequence: _Request) -> None:
+    def leave(self, sequence: _TinySequence) -> None:
         super().leave(sequence)
         heapq.heappush(self._free_slots, sequence.slot)
 
 
 class _Layer(NamedTuple):
-    """A decoder layer's weights, projections of the same input joined; a projection is (weight, scale or None)."""
+    """Weights and KV cache of a decoder layer; a projection is (weight, scale or None)."""
 
     attention_norm: torch.Tensor
     qkv: tuple
@@ -107,7 +108,7 @@ class _Layer(NamedTuple):
 
 
 class _Network:
-    """LlamaForCausalLM's forward pass, operation for operation, over tokens of many requests."""
+    """Forward pass of LlamaForCausalLM, operation for operation, over the tokens of many requests."""
 
     def __init__(self, folder: Path, slots: int, slot_tokens: int, threads: int, device: torch.device):
         self.model, precision, weights = tiny.load(folder)
@@ -142,13 +143,14 @@ class _Network:
 
     @torch.inference_mode()
     def next_tokens(self, requests: list[tuple[int, int, list[int]]]) -> list[int]:
-        """The greedy next token of each request, given as (slot, tokens cached, new tokens to cache)."""
+        """Return the greedy next token of each request, given as (slot, cached tokens, new tokens to cache)."""
         torch.set_num_threads(1)
         m = self.model
         sizes = [len(new) for _, _, new in requests]
         spans = [(slot * self.slot_tokens, cached + len(new)) for slot, cached, new in requests]  # first row, length
         ids = torch.tensor([t for _, _, new in requests for t in new], device=self.device)
-        positions = torch.tensor([cached + i for _, cached, new in requests for i in range(len(new))], device=self.device)
+        places = [cached + i for _, cached, new in requests for i in range(len(new))]
+        positions = torch.tensor(places, device=self.device)
         slots = torch.tensor([slot for slot, _, new in requests for _ in new], device=self.device)
         rows = slots * self.slot_tokens + positions
         cos, sin = self.cos[positions], self.sin[positions]
@@ -175,7 +177,7 @@ class _Network:
         return out
 
     def _attend(self, layer: _Layer, queries: torch.Tensor, sizes: list[int], spans: list[tuple]) -> torch.Tensor:
-        """Attention of each request over its own keys and values; queries [tokens, heads, head_dim]."""
+        """Compute attention of each request over its own keys and values; queries [tokens, heads, head_dim]."""
         keys, values = layer.keys.transpose(0, 1)[None], layer.values.transpose(0, 1)[None]
         attended = [
             scaled_dot_product_attention(
@@ -187,7 +189,7 @@ class _Network:
 
 
 def _rotary(model: Model, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [positions, 1, head_dim] of rotary position embedding, as transformers computes them."""
+    """Compute cosines and sines [positions, 1, head_dim] of rotary position embedding as transformers does."""
     steps = torch.arange(0, model.head_dim, 2, dtype=torch.float) / model.head_dim
     angles = torch.arange(positions).float()[:, None] * (1.0 / model.rope_theta**steps)
     angles = torch.cat((angles, angles), -1)[:, None]

@@ -1,10 +1,10 @@
-"""A tiny engine behind OpenAI's protocol: what vLLM and trtllm-serve are to large models, for models of any size here.
+"""OpenAI-compatible server of a tiny engine.
 
     python -m erlab.serving.engines.tiny_openai --engine DIR --name NAME --port PORT [--device cuda]
 
-POST /v1/completions (streamed or not, one prompt of text), GET /v1/models, /health and /metrics. It serves a GPU on
-which nothing faster is installed, and stands in for the fast ones where none of them can run. An answer has exactly
-`max_tokens` tokens, and a streamed event holds one of them; a character of several tokens comes with its last.
+POST /v1/completions (streamed or not, one text prompt), GET /v1/models, /health and /metrics. It serves GPUs without
+vLLM or trtllm-serve, and stands for them in tests. An answer has exactly `max_tokens` tokens. A streamed event holds
+one token; a character of several tokens comes with its last.
 """
 
 import argparse
@@ -24,33 +24,33 @@ from aiohttp import web
 
 from erlab.errors import ErlabError
 from erlab.serving.engines import tiny
-from erlab.serving.engines.tiny_engine import Engine
+from erlab.serving.engines.tiny_engine import TinyEngine
 
 _DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(eq=False)
-class _Request:
+class _Completion:
     prompt: list[int]
     max_tokens: int
-    tokens: asyncio.Queue = field(default_factory=asyncio.Queue)  # of texts; then None, or what went wrong
+    tokens: asyncio.Queue = field(default_factory=asyncio.Queue)  # texts, then None, or an ErlabError
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
 
 class _Stepper:
-    """The engine's thread: takes requests, steps while there are any, hands tokens to the event loop once a step."""
+    """Engine thread: takes requests, steps while there are any, passes tokens to the event loop after each step."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: TinyEngine):
         self.engine = engine
         self.totals = {"erlab_requests_total": 0, "erlab_output_tokens_total": 0}
-        self._inbox: SimpleQueue[tuple[str, _Request]] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[str, _Completion]] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    def submit(self, request: _Request) -> None:
+    def submit(self, request: _Completion) -> None:
         self._inbox.put(("submit", request))
 
-    def cancel(self, request: _Request) -> None:
+    def cancel(self, request: _Completion) -> None:
         self._inbox.put(("cancel", request))
 
     def _run(self) -> None:
@@ -59,9 +59,9 @@ class _Stepper:
             while True:
                 self._take(wait=not (engine.running or engine.waiting))
                 # A token is a byte, see tiny.decode.
-                given = [(r, r.decoder.decode(bytes([token]), last), last) for r, token, last in engine.step()]
-                self._loop.call_soon_threadsafe(self._hand_over, given)
-        except Exception:  # of a GPU that is out of memory, say: a server without its engine must not go on listening
+                emitted = [(r, r.decoder.decode(bytes([token]), last), last) for r, token, last in engine.step()]
+                self._loop.call_soon_threadsafe(self._hand_over, emitted)
+        except Exception:  # such as GPU out of memory: a server without its engine must not go on listening
             traceback.print_exc()
             os._exit(1)
 
@@ -80,8 +80,8 @@ class _Stepper:
             except ErlabError as e:
                 self._loop.call_soon_threadsafe(request.tokens.put_nowait, e)
 
-    def _hand_over(self, given: list[tuple[_Request, str, bool]]) -> None:
-        for request, text, last in given:
+    def _hand_over(self, emitted: list[tuple[_Completion, str, bool]]) -> None:
+        for request, text, last in emitted:
             request.tokens.put_nowait(text)
             self.totals["erlab_output_tokens_total"] += 1
             if last:
@@ -89,8 +89,8 @@ class _Stepper:
                 self.totals["erlab_requests_total"] += 1
 
 
-def application(engine: Engine, name: str) -> web.Application:
-    """The server of one engine as an aiohttp application; `name` is its model's."""
+def application(engine: TinyEngine, name: str) -> web.Application:
+    """Return the aiohttp application that serves an engine as the model `name`."""
     server = _Server(engine, name)
     app = web.Application()
     app.on_startup.append(server.start)
@@ -106,7 +106,7 @@ def application(engine: Engine, name: str) -> web.Application:
 
 
 class _Server:
-    def __init__(self, engine: Engine, name: str):
+    def __init__(self, engine: TinyEngine, name: str):
         self._engine, self._name = engine, name
 
     async def start(self, app: web.Application) -> None:
@@ -145,7 +145,7 @@ class _Server:
             self._stepper.cancel(request)
             raise
 
-    def _checked(self, body: object) -> tuple[_Request, bool, bool]:
+    def _checked(self, body: object) -> tuple[_Completion, bool, bool]:
         if not isinstance(body, dict) or not isinstance(body.get("prompt"), str):
             raise ErlabError("The 'prompt' must be one text.")
         if body.get("model") != self._name:
@@ -158,7 +158,7 @@ class _Server:
             raise ErlabError(f"'stream' must be true, false or null. Got {stream!r}.")
         options = body.get("stream_options") or {}
         usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        return _Request(tiny.encode(body["prompt"]), max_tokens), bool(stream), usage
+        return _Completion(tiny.encode(body["prompt"]), max_tokens), bool(stream), usage
 
     async def models(self, http: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self._name, "object": "model"}]})
@@ -167,7 +167,7 @@ class _Server:
         return web.Response()
 
     async def metrics(self, http: web.Request) -> web.Response:
-        """Prometheus' text, with the names that the tiny engine has in Triton."""
+        """Answer with Prometheus metrics, named as the tiny engine's in Triton."""
         engine = self._engine
         gauges = {
             "erlab_running_requests": engine.running,
@@ -186,9 +186,9 @@ def _choice(text: str, finish: str | None) -> dict:
     return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
 
 
-def _usage(request: _Request) -> dict:
-    asked, given = len(request.prompt), request.max_tokens
-    return {"prompt_tokens": asked, "completion_tokens": given, "total_tokens": asked + given}
+def _usage(request: _Completion) -> dict:
+    prompt, output = len(request.prompt), request.max_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def _event(content: dict) -> bytes:
@@ -201,26 +201,26 @@ def _refusal(message: str) -> web.Response:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m erlab.serving.engines.tiny_openai", description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", required=True, type=Path, metavar="DIR", help="folder of a tiny engine")
-    parser.add_argument("--name", required=True, help="the model's name")
+    parser.add_argument("--engine", required=True, type=Path, metavar="DIR", help="Engine folder.")
+    parser.add_argument("--name", required=True, help="Model name.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", required=True, type=int)
     parser.add_argument("--max-batch-size", default=8, type=int)
     parser.add_argument("--max-sequence-tokens", default=2048, type=int)
-    parser.add_argument("--kv-tokens", type=int, help="tokens of the KV cache; enough for a full batch if not given")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--kv-tokens", type=int, help="Tokens of the KV cache (default: enough for a full batch).")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu).")
     return parser.parse_args()
 
 
 def main() -> None:
-    given = _arguments()
-    batch = given.max_batch_size
-    if given.kv_tokens:  # a request has a slot of its own, which a GPU allocates at once
-        batch = max(1, min(batch, given.kv_tokens // given.max_sequence_tokens))
-    engine = Engine(given.engine, batch, given.max_sequence_tokens, given.kv_tokens, device=given.device)
-    app = application(engine, given.name)
+    options = _arguments()
+    batch = options.max_batch_size
+    if options.kv_tokens:  # each request has a slot of its own, and a GPU allocates all slots at once
+        batch = max(1, min(batch, options.kv_tokens // options.max_sequence_tokens))
+    engine = TinyEngine(options.engine, batch, options.max_sequence_tokens, options.kv_tokens, device=options.device)
+    app = application(engine, options.name)
     web.run_app(
-        app, host=given.host, port=given.port, access_log=None, handler_cancellation=True, shutdown_timeout=0.1,
+        app, host=options.host, port=options.port, access_log=None, handler_cancellation=True, shutdown_timeout=0.1,
         print=None,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""A tokenizer for engines with dummy weights: one token a byte, as the tiny experts have, and text for every other id.
+"""Byte tokenizer for engines with dummy weights: one token per byte, and text for every other id.
 
-A real model's tokenizer is a gated download. With this one a prompt has as many tokens as on the laptop, and an engine
-whose weights mean nothing, and which may choose any id of its vocabulary, still streams text for each of them. The
-folder is what transformers' AutoTokenizer loads, in TensorRT-LLM's container too.
+The tokenizers of real models are gated downloads. With this one a prompt has as many tokens as on the laptop, and an
+engine with dummy weights, which may choose any id of its vocabulary, streams text for each of them. transformers'
+AutoTokenizer loads the folder, also in TensorRT-LLM's container.
 
 >>> import tempfile
 >>> from transformers import AutoTokenizer
@@ -28,7 +28,7 @@ _SPECIAL = {
 
 
 def write(folder: Path, vocab: int) -> Path:
-    """Write the tokenizer of `vocab` ids, 0 to 255 bytes, then BOS, EOS, pad and fillers such as <259>; `folder`."""
+    """Write a tokenizer of `vocab` ids (bytes, BOS, EOS, pad, fillers such as <259>) and return its folder."""
     require(vocab >= VOCAB, "vocab", "a byte tokenizer", f"be at least {VOCAB}", vocab)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write(folder: Path, vocab: int) -> Path:
 
 @functools.cache
 def _tokenizer(vocab: int) -> str:
-    """The tokenizer as JSON; a large vocabulary takes a second, and many engines share it."""
+    """Return the tokenizer as JSON, cached because a large vocabulary takes a second."""
     ids = {character: byte for byte, character in enumerate(_characters())}
     ids |= {text: i for text, i in _SPECIAL.values()}
     ids |= {f"<{i}>": i for i in range(VOCAB, vocab)}
@@ -55,7 +55,7 @@ def _tokenizer(vocab: int) -> str:
 
 
 def _characters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary.
+    """Return the printable character that stands for each byte in a byte-level vocabulary.
 
     Printable bytes of Latin-1 stand for themselves, the others take the characters from 256 on, in order.
     """

@@ -1,4 +1,4 @@
-"""Everything that knows NVIDIA Triton: model repositories, the server, and the client's messages."""
+"""NVIDIA Triton: model repositories, the embedded server, the server with TensorRT-LLM, and external servers."""
 
 from erlab.serving.triton.server import Server
 

@@ -1,11 +1,12 @@
-"""Runs one server command for a parent process, and leaves nothing of it behind, however either of them ends.
+"""Keeper process: runs a server command for a parent process and removes all its traces at the end.
 
 ``python -I -S keeper.py PARENT_PID FOLDER GRACE COMMAND...`` ends when the command does, on SIGTERM, or when the parent
-is gone, even by SIGKILL. Then it asks the command to stop, kills what is left of its process group after GRACE seconds,
-and all else that has FOLDER in its environment variable MARK, and removes FOLDER and the shared memory whose names
-begin with FOLDER's name; where the parent is gone, which would have removed it, the log FOLDER.log, too. Linux only. A
-process of its own, because a parent that was killed cannot tidy up, and because the kernel's parent-death signal
-follows the thread that started a process, which in a notebook may end long before the notebook does.
+ends, even by SIGKILL. It then terminates the command, kills the rest of its process group after GRACE seconds, kills
+all processes with FOLDER in the environment variable MARK, and removes FOLDER and shared memory whose name begins with
+FOLDER's name. If the parent ended, it also removes the log FOLDER.log. Linux only.
+
+It is a separate process because a killed parent cannot clean up, and because the kernel's parent-death signal follows
+the thread that started a process, which in a notebook may end long before the notebook does.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ MARK = "ERLAB_KEEPER_FOLDER"  # in the environment of a server and of what it st
 
 
 def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
-    """Run the command until it, the parent or we are to end; its exit status (negative: the signal)."""
+    """Run the command until it or the parent ends, or SIGTERM; return its exit status (negative: the signal)."""
     prctl = ctypes.CDLL(None).prctl
-    prctl(_SET_CHILD_SUBREAPER, 1)  # the command's orphans become our children, so that we can wait for them
+    prctl(_SET_CHILD_SUBREAPER, 1)  # orphans of the command become children of this process, which can wait for them
     awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
 
@@ -58,8 +59,7 @@ def keep(parent: int, folder: Path, grace: float, command: list[str]) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """End what was started for the folder and still runs; remove shared memory named after it, Triton's scratch folders
-    and, last, the folder."""
+    """Kill processes that were started for a folder; remove its shared memory, Triton's scratch folders, the folder."""
     mark = f"{MARK}={folder}"
     for file in Path("/proc").glob("[0-9]*/environ"):
         if int(file.parent.name) != os.getpid() and mark in _read(file).split("\0"):
@@ -67,8 +67,8 @@ def sweep(folder: Path) -> None:
                 os.kill(int(file.parent.name), signal.SIGKILL)
     for file in Path("/dev/shm").glob(f"{folder.name}*"):
         file.unlink(missing_ok=True)
-    # A Triton that did not end by itself leaves an empty folder. Its name does not tell whose it is, and Triton aborts
-    # at its end where its own is missing: the last one out tidies up.
+    # A killed Triton leaves an empty folder whose name does not identify it, and a Triton aborts at its end if its own
+    # is missing. So they are removed when no Triton runs.
     running = (_read(file).partition("\0")[0] for file in Path("/proc").glob("[0-9]*/cmdline"))
     if not any(Path(program).name == "tritonserver" for program in running):
         for scratch in Path("/tmp").glob("python_env_??????"):

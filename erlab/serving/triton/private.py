@@ -1,9 +1,8 @@
-"""Private folders of server processes: harmless names, one owner each, and copies of model repositories in them.
+"""Private folders of server processes, with copies of model repositories under harmless paths.
 
-Triton starts every Python model by a shell, with the paths of its repository and of its backends unquoted, and the
-model's interpreter decodes paths as ASCII. Therefore a server is only told paths made of `HARMLESS` characters: those
-of a private folder, whose links lead to the real places. The process that holds the folder's lock owns it; `keeper`
-does for as long as it lives.
+Triton starts each Python model by a shell command with unquoted paths, and the model's interpreter decodes paths as
+ASCII. A server therefore only gets paths of `HARMLESS` characters: those of a private folder, which links to the real
+paths. The process that holds the folder's lock owns it, which is `keeper` while it lives.
 
 >>> harmless("/tmp/erlab-triton-x1"), harmless("/home/me/My Projects"), harmless("/home/naïve")
 (True, False, False)
@@ -27,33 +26,34 @@ with suppress(ImportError):
     import fcntl  # Linux only, as the servers are
 
 HARMLESS = "letters, digits, '_', '-', '.' and '/'"
-_ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")  # where the user's temporary folder has another name
-_PATHS = ("engine_dir", "tokenizer_dir", "gpt_model_path")  # parameters of models that name folders
+_ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")  # used if the path of the temporary folder is not harmless
+_PATHS = ("engine_dir", "tokenizer_dir", "gpt_model_path")  # model parameters that name folders
 
 
 def harmless(path: str | Path) -> bool:
-    """Whether a path means the same to every shell and in every encoding."""
+    """Return whether a path needs no quoting in a shell and is ASCII."""
     return re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) is not None
 
 
 def place() -> Path:
-    """The folder of temporary files, or the first usual one with a harmless name; ErlabError where none is writable."""
-    tried = (tempfile.gettempdir(), *_ELSEWHERE)
-    for folder in tried:
+    """Return a writable folder for temporary files with a harmless path; ErlabError where there is none."""
+    candidates = (tempfile.gettempdir(), *_ELSEWHERE)
+    for folder in candidates:
         if harmless(folder) and os.access(folder, os.W_OK | os.X_OK):
             return Path(folder)
     raise ErlabError(
         f"TMPDIR must be a writable folder whose path has only {HARMLESS} (Triton hands it to a shell). "
-        f"Got {tried[0]!r}, and none of {', '.join(_ELSEWHERE)} is writable."
+        f"Got {candidates[0]!r}, and none of {', '.join(_ELSEWHERE)} is writable."
     )
 
 
 @contextmanager
 def folder(prefix: str) -> Iterator[tuple[Path, int]]:
-    """Make a private folder; yields its path and the descriptor that locks it, to be handed to the keeper.
+    """Create a private folder, and first remove those of the same prefix whose keeper was killed.
 
-    The descriptor is closed at the end, the folder stays: its keeper removes it. Folders of the same prefix that nobody
-    holds any more, because their keeper was killed, are removed before. Removes the new one where the body fails.
+    Yields:
+        Path, and the descriptor that locks the folder, which the keeper inherits. The descriptor is closed at the end;
+        the folder stays until its keeper removes it, or is removed here if the body fails.
     """
     sweep(prefix)
     while True:
@@ -62,7 +62,7 @@ def folder(prefix: str) -> Iterator[tuple[Path, int]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             break
-        os.close(lock)  # another process's sweep came between the two
+        os.close(lock)  # removed by another process before it was locked
     try:
         yield path, lock
     except BaseException:
@@ -73,7 +73,7 @@ def folder(prefix: str) -> Iterator[tuple[Path, int]]:
 
 
 def sweep(prefix: str) -> list[str]:
-    """Remove what is left of this user's servers whose keeper was killed; the names of their folders."""
+    """Remove the traces of this user's servers whose keeper was killed; return the names of their folders."""
     swept = []
     for path in place().glob(f"{prefix}*"):
         with suppress(OSError):
@@ -86,49 +86,58 @@ def sweep(prefix: str) -> list[str]:
                 path.with_suffix(".log").unlink(missing_ok=True)
                 swept.append(path.name)
             except BlockingIOError:
-                pass  # its keeper lives
+                pass  # its keeper runs
             finally:
                 os.close(lock)
     return swept
 
 
-def copy_models(repository: Path, models: Iterable[str], to: Path, linked: bool = True) -> dict[Path, Path]:
-    """Write the repository ``to/models`` with these models, their files linked or copied.
+def copy_models(repository: Path, models: Iterable[str], folder: Path, linked: bool = True) -> dict[Path, Path]:
+    """Copy models of a repository to ``folder/models``.
 
-    Where a model's parameters name an engine's or tokenizer's folder by a path that is not harmless, its new
-    configuration names ``to/places/N`` instead. Returns the real folder of each of these.
+    If a model's configuration names a folder by a path that is not harmless, the copy names ``folder/places/N``
+    instead.
+
+    Args:
+        repository: Model repository.
+        models: Names of its models.
+        folder: Private folder.
+        linked: Whether files are linked; else copied, for a container.
+
+    Returns:
+        Real folder of each ``folder/places/N``, which the caller links or mounts.
     """
     places: dict[Path, Path] = {}
     for model in models:
-        source, made = repository / model, to / "models" / model
+        source, copy = repository / model, folder / "models" / model
         if not source.is_dir():
             raise ErlabError(f"{source}: no such model folder.")
-        made.mkdir(parents=True)
+        copy.mkdir(parents=True)
         for entry in source.iterdir():
-            if entry.name == "config.pbtxt" and (moved := _moved(entry.read_bytes(), to / "places", places)):
-                (made / entry.name).write_bytes(moved)
+            if entry.name == "config.pbtxt" and (moved := _moved(entry.read_bytes(), folder / "places", places)):
+                (copy / entry.name).write_bytes(moved)
             elif linked:
-                (made / entry.name).symlink_to(entry)
+                (copy / entry.name).symlink_to(entry)
             elif entry.is_dir():
-                shutil.copytree(entry, made / entry.name)
+                shutil.copytree(entry, copy / entry.name)
             else:
-                shutil.copy(entry, made)
+                shutil.copy(entry, copy)
     return places
 
 
-def _moved(config: bytes, to: Path, places: dict[Path, Path]) -> bytes | None:
-    """A model's configuration with harmless paths; None where there is nothing to change or it cannot be read."""
+def _moved(config: bytes, folder: Path, places: dict[Path, Path]) -> bytes | None:
+    """Return a model's configuration with harmless paths; None if nothing changes or it cannot be parsed."""
     try:
         message = text_format.Parse(config, ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError):
-        return None  # Triton says what is wrong with it
+        return None  # Triton reports the error
     named = {key: Path(message.parameters[key].string_value) for key in _PATHS if key in message.parameters}
     moved = {key: path for key, path in named.items() if not harmless(path)}
     if not moved:
         return None
     known = {real: link for link, real in places.items()}
     for key, real in moved.items():
-        link = known.setdefault(real, to / str(len(known)))
+        link = known.setdefault(real, folder / str(len(known)))
         places[link] = real
         message.parameters[key].string_value = str(link)
     return text_format.MessageToString(message).encode()

@@ -1,9 +1,9 @@
-"""Writes Triton model repositories: a folder a model, with ``config.pbtxt`` and version ``1``.
+"""Triton model repositories: one folder per model, with ``config.pbtxt`` and version ``1``.
 
-Experts are served by a Python-backend model each (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
-see the same tensors. Configurations are `ModelConfig` protobuf messages from first to last, so a wrong field or type
-fails here and not in the server. A model's folder is written beside the repository and renamed into it: a server never
-sees half a model.
+An expert is served by one Python-backend model (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
+see the same tensors. Configurations are `ModelConfig` protobuf messages, so that a wrong field or type fails here and
+not in the server. A model's folder is written beside the repository and renamed into it, so that a server never sees a
+part.
 
 >>> import tempfile
 >>> from erlab import paper, spec
@@ -44,7 +44,7 @@ from erlab import paper, spec
 from erlab.errors import ErlabError
 from erlab.spec import require
 
-# The tensors of TensorRT-LLM's ensemble that erlab's clients use; with the batch axis a client sends shape (1, 1).
+# Tensors of TensorRT-LLM's ensemble that clients use; with the batch axis, shape (1, 1).
 TEXT_INPUTS = (
     ModelInput(name="text_input", data_type=TYPE_STRING, dims=[1]),
     ModelInput(name="max_tokens", data_type=TYPE_INT32, dims=[1]),
@@ -52,14 +52,25 @@ TEXT_INPUTS = (
 )
 TEXT_OUTPUTS = (ModelOutput(name="text_output", data_type=TYPE_STRING, dims=[-1]),)
 BACKEND_MODELS = Path("/app/all_models/inflight_batcher_llm")  # TensorRT-LLM's own Triton models in NVIDIA's container
-PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # what follows an ensemble's name in its models'
+PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # suffixes of the ensemble's models
 _ON_CPU = ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)
 
 
 def write_tiny(repository: Path, name: str, engine: Path, expert: spec.Expert, cores: tuple[int, ...]) -> Path:
-    """Write the model that serves a tiny Llama's engine folder on these CPU cores (none: unpinned); its folder.
+    """Write the model that serves an engine of a tiny Llama.
 
-    Raises ErlabError where the engine folder is missing or the cores are not as many distinct ones as the expert's.
+    Args:
+        repository: Model repository.
+        name: Model name.
+        engine: Engine folder.
+        expert: Limits of the engine.
+        cores: CPU cores of its process; empty for no pinning.
+
+    Returns:
+        Folder of the model.
+
+    Raises:
+        ErlabError: The engine folder is missing, or the cores are not as many distinct ones as the expert's.
     """
     engine = Path(engine).resolve()
     if not engine.is_dir():
@@ -77,15 +88,16 @@ def write_tiny(repository: Path, name: str, engine: Path, expert: spec.Expert, c
         "kv_tokens": "" if expert.kv_tokens is None else str(expert.kv_tokens),
         "cores": ",".join(map(str, cores)),
     }
-    return write(repository, text_model(name, parameters), "from erlab.serving.engines.tiny_backend import TritonPythonModel\n")
+    code = "from erlab.serving.engines.tiny_backend import TritonPythonModel\n"
+    return write(repository, text_model(name, parameters), code)
 
 
 def text_model(name: str, parameters: Mapping[str, str]) -> ModelConfig:
-    """A Python-backend model on the CPU that takes a prompt and streams text, as TensorRT-LLM's ensemble does."""
+    """Return a Python-backend model on the CPU with the tensors of TensorRT-LLM's ensemble."""
     return ModelConfig(
         name=name,
         backend="python",
-        max_batch_size=1,  # one prompt a request: Triton refuses more; in-flight batching is the engine's own
+        max_batch_size=1,  # one prompt per request; the engine does in-flight batching
         input=TEXT_INPUTS,
         output=TEXT_OUTPUTS,
         instance_group=[_ON_CPU],
@@ -104,17 +116,27 @@ def write_trtllm(
     kv_fraction: float = paper.FREE_FRACTION,
     backend_models: Path = BACKEND_MODELS,
 ) -> Path:
-    """Write the four models that serve a TensorRT-LLM engine folder on these GPUs; the ensemble's folder.
+    """Write the four models that serve a TensorRT-LLM engine: an ensemble and its three parts.
 
-    `name` is the ensemble that clients ask; ``<name>-preprocessing``, ``<name>-tensorrt_llm`` and
-    ``<name>-postprocessing`` are its own, so that distinct experts share one server (in orchestrator mode: NVIDIA's
-    launch script with ``--multi-model``) or have one each. Answers have exactly `max_tokens` tokens, as the laptop's
-    have: the engine is not told of an end-of-sequence token. `tokenizer`: the folder of the real weights', or one that
-    `erlab.serving.engines.tokenizer` wrote. `kv_fraction`: the KV cache's share of the memory that the weights leave free,
-    within the expert's `kv_tokens` if it states them. `backend_models`: where the server finds the code of pre- and
-    postprocessing.
+    The parts ``NAME-preprocessing``, ``NAME-tensorrt_llm`` and ``NAME-postprocessing`` belong to one ensemble, so that
+    distinct experts can share a server in orchestrator mode. Answers have exactly `max_tokens` tokens, as on the
+    laptop, since no end-of-sequence token is configured.
 
-    Raises ErlabError where engine or tokenizer are missing or the GPUs are not as many distinct ones as the expert's.
+    Args:
+        repository: Model repository.
+        name: Name of the ensemble, which clients request.
+        engine: Engine folder.
+        expert: Limits of the engine.
+        gpus: GPUs of the engine.
+        tokenizer: Tokenizer folder, of real weights or written by `engines.tokenizer`.
+        kv_fraction: Share of the free GPU memory for the KV cache, in (0, 1], up to the expert's `kv_tokens`.
+        backend_models: Folder of the pre- and postprocessing code on the server.
+
+    Returns:
+        Folder of the ensemble.
+
+    Raises:
+        ErlabError: Engine or tokenizer is missing, or the GPUs are not as many distinct ones as the expert's.
     """
     engine, tokenizer = Path(engine).resolve(), Path(tokenizer).resolve()
     for what, folder in (("engine", engine), ("tokenizer", tokenizer)):
@@ -132,7 +154,7 @@ def write_trtllm(
 
 
 def _ensemble(name: str, before: str, model: str, after: str) -> ModelConfig:
-    """Text to tokens, tokens to tokens, tokens to text. Names with "_" live inside the ensemble only."""
+    """Return the ensemble: text to tokens, tokens to tokens, tokens to text. Tensors with "_" are internal."""
     step = ModelEnsembling.Step
     steps = [
         step(
@@ -174,7 +196,7 @@ def _ensemble(name: str, before: str, model: str, after: str) -> ModelConfig:
 
 
 def _preprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelConfig:
-    """Its code looks up the types of all these tensors, of which a text request uses a few."""
+    """Return the preprocessing model. Its code looks up all these tensors; a text request uses a few."""
     outputs = (
         ("INPUT_ID", TYPE_INT32, [-1]),
         ("REQUEST_INPUT_LEN", TYPE_INT32, [1]),
@@ -212,7 +234,7 @@ def _preprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelConf
 def _engine_model(
     name: str, engine: Path, expert: spec.Expert, gpus: tuple[int, ...], kv_fraction: float
 ) -> ModelConfig:
-    """The C++ backend's model. In-flight batching is the engine's: Triton's batcher only hands requests over."""
+    """Return the model of the C++ backend, which does in-flight batching; Triton's batcher passes requests on."""
     scalar = {"dims": [1], "reshape": ModelTensorReshape()}
     parameters = {
         "gpt_model_type": "inflight_fused_batching",
@@ -221,8 +243,8 @@ def _engine_model(
         "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "kv_cache_free_gpu_mem_fraction": str(kv_fraction),
-        "exclude_input_in_output": "true",  # else every answer begins with its prompt
-        "enable_kv_cache_reuse": "false",  # else a prompt that is asked again is not computed again
+        "exclude_input_in_output": "true",  # otherwise every answer begins with its prompt
+        "enable_kv_cache_reuse": "false",  # otherwise a repeated prompt is not computed again
         "enable_chunked_context": "false",
         "max_beam_width": "1",
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
@@ -243,7 +265,7 @@ def _engine_model(
             ModelOutput(name="output_ids", data_type=TYPE_INT32, dims=[-1, -1]),
             ModelOutput(name="sequence_length", data_type=TYPE_INT32, dims=[-1]),
         ],
-        instance_group=[_ON_CPU],  # where the backend's code runs; gpu_device_ids says where the engine does
+        instance_group=[_ON_CPU],  # of the backend's code; gpu_device_ids places the engine
         model_transaction_policy=ModelTransactionPolicy(decoupled=True),
         dynamic_batching=ModelDynamicBatching(preferred_batch_size=[expert.max_batch_size]),
         parameters=_parameters(parameters),
@@ -251,9 +273,9 @@ def _engine_model(
 
 
 def _postprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelConfig:
-    """One instance: two would overtake each other, and a stream's tokens arrive out of order.
+    """Return the postprocessing model: one instance, since two would reorder the tokens of a stream.
 
-    Special tokens become text as well, since dummy weights choose any token and each has to show.
+    Special tokens become text, since dummy weights choose any token and each must be visible.
     """
     return ModelConfig(
         name=name,
@@ -271,7 +293,7 @@ def _postprocessing(name: str, expert: spec.Expert, tokenizer: Path) -> ModelCon
 
 
 def _code(backend_models: Path, model: str) -> str:
-    """A model.py that runs the backend's own, which is there where the server runs."""
+    """Return a model.py that runs the code of the backend on the server."""
     path = str(Path(backend_models) / model / "1" / "model.py")
     return (
         "from importlib.util import module_from_spec, spec_from_file_location\n\n"
@@ -287,7 +309,7 @@ def _parameters(values: Mapping[str, str]) -> dict[str, ModelParameter]:
 
 
 def write(repository: Path, config: ModelConfig, code: str | None = None) -> Path:
-    """Write one model (`code` becomes ``1/model.py``), replacing what the repository held under its name."""
+    """Write one model, replacing one of the same name; `code` becomes ``1/model.py``. Return its folder."""
     fits = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", config.name) is not None
     require(fits, "name", "write", "be letters, digits, '_', '-' and '.', not '.' first", config.name)
     repository = Path(repository).resolve()

@@ -4,7 +4,6 @@ import asyncio
 import json
 import stat
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,7 @@ from erlab.gateway import kserve as client
 from erlab.gateway.wire import messages, openai
 from erlab.prompts.workload import Request
 from erlab.serving.engines import openai_models, tiny, tiny_openai
-from erlab.serving.engines.openai_server import Attached, OpenAIServer, OpenAIServers, base
+from erlab.serving.engines.openai_server import ExternalOpenAI, OpenAIServer, OpenAIServers, base
 from erlab.simulation.hardware import gpu
 from erlab.spec import BF16, FLOAT32, FP8, GIB, Expert, Model
 from erlab.users.loop import record
@@ -92,9 +91,9 @@ def test_all_that_is_started_listens_on_the_loopback_only(vllm, repository):
     with OpenAIServers(repository, ("E-expert-0",)) as server:
         opened = [c for process in children() - before for c in process.net_connections("inet")]
         listening = {c.laddr for c in opened if c.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)}  # TCP and UDP
-    hosts = {address.ip.removeprefix("::ffff:") for address in listening}  # grpcio's sockets take IPv4 in IPv6
-    assert hosts == {"127.0.0.1"}
-    assert {server.grpc, server._servers[0].base[7:-3]} <= {f"127.0.0.1:{address.port}" for address in listening}
+    addresses = {f"{address.ip.removeprefix('::ffff:')}:{address.port}" for address in listening}  # IPv4-mapped or not
+    assert {address.rpartition(":")[0] for address in addresses} == {"127.0.0.1"}
+    assert {server.grpc, server._servers[0].base[7:-3]} <= addresses
 
 
 def test_users_count_tokens_as_the_server_does(vllm, repository):
@@ -113,9 +112,7 @@ def test_a_server_that_dies_is_noticed_and_its_log_is_kept(vllm, repository):
     with OpenAIServers(repository, ("E-expert-0",)) as server:
         (keeper,) = [p for p in children() - before if "keeper.py" in " ".join(p.cmdline())]
         keeper.children()[0].kill()
-        end = time.monotonic() + 60
-        while server.alive() and time.monotonic() < end:
-            time.sleep(0.02)
+        server._servers[0]._keeper.wait(60)
         assert not server.alive()
         log = server.log
     assert log.exists()
@@ -129,7 +126,7 @@ def test_a_server_that_dies_is_noticed_and_its_log_is_kept(vllm, repository):
         ("hang", "did not answer within 3 s .*INFO loading weights"),
     ],
 )
-def test_one_that_does_not_start_is_quoted_and_stopped(vllm, repository, monkeypatch, mode, said):
+def test_a_server_that_does_not_start_is_reported_and_stopped(vllm, repository, monkeypatch, mode, said):
     monkeypatch.setenv("FAKE_VLLM", mode)
     before = children()
     with pytest.raises(ErlabError, match=said) as caught:
@@ -139,25 +136,25 @@ def test_one_that_does_not_start_is_quoted_and_stopped(vllm, repository, monkeyp
     Path(str(caught.value).rpartition("Its log: ")[2].rstrip(".")).unlink()
 
 
-def test_one_that_the_user_runs_is_attached_and_left_running(vllm, repository, engine):
+def test_an_external_server_is_used_and_left_running(vllm, repository, engine):
     with OpenAIServer(repository / "E-expert-0") as theirs:
-        with Attached(theirs.base.removesuffix("/v1"), ("C-replica-0", "C-replica-1")) as server:
+        with ExternalOpenAI(theirs.base.removesuffix("/v1"), ("C-replica-0", "C-replica-1")) as server:
             assert set(server.upstreams) == {f"{theirs.base}#E-expert-0"}
             for model in server.models:
                 assert len(list(client.generate(server.grpc, model, "x", 4, timeout=30))) == 4
         assert theirs.alive()
     with pytest.raises(ErlabError, match="No OpenAI-compatible server answers at"):
-        with Attached(theirs.base.removesuffix("/v1"), ("m",)):
+        with ExternalOpenAI(theirs.base.removesuffix("/v1"), ("m",)):
             pass
 
 
 @pytest.mark.parametrize("url", ["http://", "ftp://h:1", "http://h:1/v2", "http://h:0", "http://h:99999"])
-def test_what_is_no_address_is_refused(url):
+def test_invalid_addresses_are_refused(url):
     with pytest.raises(ErlabError, match="must be http://HOST:PORT"):
         base(url)
 
 
-def test_our_own_server_refuses_in_openais_words(vllm, repository):
+def test_the_tiny_server_reports_errors_as_openai_does(vllm, repository):
     with OpenAIServer(repository / "E-expert-0") as server:
         url = f"{server.base}/completions"
         for body, said in (
@@ -216,7 +213,7 @@ def flags(argv):
     return dict(zip(argv[3::2], argv[4::2]))
 
 
-def test_vllms_command_says_what_the_expert_is():
+def test_the_vllm_command_has_the_limits_of_the_expert():
     expert = Expert(paper.LLAMA_3_70B, FP8, max_batch_size=128, kv_tokens=54_400)
     argv = openai_models.vllm(expert, Path("/models/70b"), "D-expert-0", 0.83, dummy=True)
     found = flags(argv)
@@ -230,7 +227,7 @@ def test_vllms_command_says_what_the_expert_is():
     assert all(flag.startswith("--") for flag in narrow)
 
 
-def test_trtllm_serves_command_and_options(tmp_path):
+def test_the_trtllm_serve_command_and_options(tmp_path):
     expert = Expert(paper.LLAMA_3_70B, FP8, kv_tokens=54_400)
     folder = openai_models.build("trtllm-serve", expert, tmp_path / "70b", seed=0)
     assert json.loads((folder / "hf_quant_config.json").read_text())["quantization"]["kv_cache_quant_algo"] == "FP8"
@@ -258,7 +255,7 @@ def test_a_model_folder_has_the_real_shape_and_no_weights(tmp_path):
     assert {f.name: f.stat().st_mtime_ns for f in folder.iterdir()} == again
 
 
-def test_shares_of_the_gpu_are_what_weights_reserve_and_cache_take(tmp_path):
+def test_the_memory_share_is_that_of_weights_reserve_and_cache(tmp_path):
     folder = openai_models.build("vllm", EXPERT, tmp_path / "8b", seed=0)
     found = json.loads(openai_models.write(tmp_path / "m", "x", folder, EXPERT, gpu("H200")).read_text())
     cache = 65_536 * 131_072 / GIB  # 8 GiB

@@ -20,7 +20,7 @@ from erlab import machine as outside
 from erlab import paper, spec
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
-from erlab.serving.engines import tensorrt_llm, trtllm_build
+from erlab.serving.engines import tensorrt_llm, tensorrt_llm_build
 from erlab.simulation import hardware
 from erlab.simulation.engine import Batching
 
@@ -78,7 +78,7 @@ API = FLAGS["tensorrt_llm._tensorrt_engine"]
 
 @pytest.mark.parametrize("weights", [None, "/weights"])
 @pytest.mark.parametrize("expert", EXPERTS.values(), ids=EXPERTS)
-def test_the_python_api_is_asked_for_the_same_engine(expert, weights):
+def test_the_python_api_builds_the_same_engine(expert, weights):
     """The script's calls, read as Python: only names and arguments the API has, with the commands' values."""
     [command] = tensorrt_llm.api_commands(expert, "/engines/e", weights)
     assert command.argv == ("python3", "/engines/e/build.py") and command.writes == Path("/engines/e/engine")
@@ -169,9 +169,9 @@ def test_memory_agrees_with_the_simulators(expert):
 
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path):
     with pytest.raises(ErlabError, match="Llama 3 70B FP16 does not fit 1 .*weights 131.4 GiB"):
-        trtllm_build.plan(replace(SMALL, model=paper.LLAMA_3_70B), tmp_path / "e")
+        tensorrt_llm_build.plan(replace(SMALL, model=paper.LLAMA_3_70B), tmp_path / "e")
     with pytest.raises(ErlabError, match="KV cache 122.1 "):
-        trtllm_build.plan(replace(SMALL, kv_tokens=1_000_000), tmp_path / "e")
+        tensorrt_llm_build.plan(replace(SMALL, kv_tokens=1_000_000), tmp_path / "e")
 
 
 # Stand-ins. Each notes its arguments in $NOTES, one line a call.
@@ -225,10 +225,10 @@ class Machine:
         self.put("nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
 
     def build(self, expert=SMALL, **options):
-        return trtllm_build.build(expert, self.folder, examples=self.examples, **options)
+        return tensorrt_llm_build.build(expert, self.folder, examples=self.examples, **options)
 
     def plan(self, expert=SMALL, **options):
-        return trtllm_build.plan(expert, self.folder, examples=self.examples, **options)
+        return tensorrt_llm_build.plan(expert, self.folder, examples=self.examples, **options)
 
     def ran(self):
         """The programs that were called since the last time, by name."""
@@ -253,7 +253,7 @@ def test_a_build_runs_what_was_planned_and_only_once(machine):
     assert machine.left() == WHOLE
     machine.ran()
     assert machine.plan(expert) == () and machine.build(expert) == () and machine.ran() == []
-    assert trtllm_build.load(machine.folder, expert) == machine.folder / "engine"
+    assert tensorrt_llm_build.load(machine.folder, expert) == machine.folder / "engine"
     assert machine.build(replace(expert, kv_tokens=4096)) == ()  # chosen when it is served
     assert len(machine.plan(replace(expert, max_batch_size=128))) == 1  # the same checkpoint
     assert len(machine.plan(replace(expert, precision=spec.FP8))) == 2
@@ -267,14 +267,14 @@ def test_a_failed_build_shows_the_tools_last_lines_and_goes_on_where_it_stopped(
     assert machine.left() == ["build.log", "checkpoint", "checkpoint.json"]
     assert machine.ran() == ["python3", "trtllm-build"]
     with pytest.raises(ErlabError, match="no complete TensorRT-LLM engine"):
-        trtllm_build.load(machine.folder, SMALL)
+        tensorrt_llm_build.load(machine.folder, SMALL)
     machine.put("trtllm-build", BUILD)
     machine.build()
     assert machine.ran() == ["trtllm-build"] and machine.left() == WHOLE
     assert "CUDA out of memory" in (machine.folder / "build.log").read_text()
 
 
-def test_half_an_engine_is_no_engine(machine):
+def test_an_incomplete_engine_is_refused(machine):
     machine.put("trtllm-build", HALF)
     with pytest.raises(ErlabError, match="trtllm-build ended without .*engine/rank3.engine"):
         machine.build(replace(SMALL, tensor_parallel=4))
@@ -307,13 +307,13 @@ def test_an_interrupted_build_leaves_nothing_half(machine, monkeypatch):
 
     machine.build()
     (machine.folder / "engine.json").unlink()
-    monkeypatch.setattr(trtllm_build, "_run", interrupted)
+    monkeypatch.setattr(tensorrt_llm_build, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         machine.build()
     assert machine.left() == ["build.log", "checkpoint", "checkpoint.json", "tokenizer"]
 
 
-def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
+def test_missing_requirements_are_reported_before_anything_runs(machine, monkeypatch):
     machine.gpus([])
     with pytest.raises(ErlabError, match="No GPU answers"):
         machine.build()
@@ -332,7 +332,7 @@ def test_what_is_missing_is_said_before_anything_runs(machine, monkeypatch):
         machine.build()
     machine.put("trtllm-build", BUILD)
     with pytest.raises(ErlabError, match="convert_checkpoint.py is not here"):
-        trtllm_build.build(SMALL, machine.folder, examples=machine.examples / "other")
+        tensorrt_llm_build.build(SMALL, machine.folder, examples=machine.examples / "other")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"free": 10**10}))
     with pytest.raises(ErlabError, match="building needs 16.9 GB of disk, 10.0 GB are free"):
         machine.build()
@@ -369,16 +369,16 @@ def test_weights_of_another_shape_are_refused(machine, tmp_path):
 def test_an_engine_of_another_machine_version_or_expert_is_not_served(machine, monkeypatch):
     machine.build()
     with pytest.raises(ErlabError, match="another specification"):
-        trtllm_build.load(machine.folder, replace(SMALL, max_batch_size=8))
+        tensorrt_llm_build.load(machine.folder, replace(SMALL, max_batch_size=8))
     machine.gpus(["NVIDIA H200, 143771, 9.0"])
     with pytest.raises(ErlabError, match="built for NVIDIA H100 80GB HBM3, but this machine has NVIDIA H200"):
-        trtllm_build.load(machine.folder, SMALL)
+        tensorrt_llm_build.load(machine.folder, SMALL)
     assert len(machine.plan()) == 2
     machine.gpus([])  # served elsewhere
-    assert trtllm_build.load(machine.folder, SMALL)
-    monkeypatch.setattr(trtllm_build, "version", lambda name: {"tensorrt_llm": "1.0.0"}[name])
+    assert tensorrt_llm_build.load(machine.folder, SMALL)
+    monkeypatch.setattr(tensorrt_llm_build, "version", lambda name: {"tensorrt_llm": "1.0.0"}[name])
     with pytest.raises(ErlabError, match="built with TensorRT-LLM 1.2.1, but 1.0.0 is installed"):
-        trtllm_build.load(machine.folder, SMALL)
+        tensorrt_llm_build.load(machine.folder, SMALL)
 
 
 def test_a_folder_of_other_things_is_left_alone(machine):
@@ -403,15 +403,15 @@ cp "$1" "$NOTES.py"; out="$(dirname "$1")/engine"; mkdir -p "$out"
 echo engine > "$out/rank0.engine"; echo '{"version": "1.2.1"}' > "$out/config.json"
 """
     machine.put("python3", "#!/bin/bash\n" + api)
-    [ran] = trtllm_build.build(SMALL, machine.folder, examples=tmp_path / "none")
+    [ran] = tensorrt_llm_build.build(SMALL, machine.folder, examples=tmp_path / "none")
     assert Path(f"{machine.notes}.py").read_text() == ran.script
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.from_pretrained(machine.folder / "model")
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_key_value_heads, config.vocab_size)
     assert sizes == (4096, 32, 8, 128256) and config.model_type == "llama"
     assert len(transformers.AutoTokenizer.from_pretrained(machine.folder / "model")) == 128256
-    assert trtllm_build.load(machine.folder, SMALL) == machine.folder / "engine"
-    assert trtllm_build.build(SMALL, machine.folder, examples=tmp_path / "none") == ()
+    assert tensorrt_llm_build.load(machine.folder, SMALL) == machine.folder / "engine"
+    assert tensorrt_llm_build.build(SMALL, machine.folder, examples=tmp_path / "none") == ()
 
 
 DOCKER = """#!/bin/bash
@@ -430,7 +430,7 @@ def test_where_the_programs_are_missing_the_container_runs_them(machine, monkeyp
     for name in ("python3", "trtllm-build"):
         (machine.bin / name).rename(tools / name)
     machine.put("docker", DOCKER)
-    trtllm_build.build(SMALL, machine.folder)
+    tensorrt_llm_build.build(SMALL, machine.folder)
     assert machine.left() == WHOLE
     started = [line.split() for line in machine.notes.read_text().splitlines() if line.startswith("docker run")]
     for argv, planned in zip(started, tensorrt_llm.commands(SMALL, machine.folder), strict=True):
@@ -442,12 +442,12 @@ def test_where_the_programs_are_missing_the_container_runs_them(machine, monkeyp
     machine.ran()
     (tools / "trtllm-build").write_text(FAIL)
     with pytest.raises(ErlabError, match="CUDA out of memory"):
-        trtllm_build.build(replace(SMALL, max_batch_size=8), machine.folder)
+        tensorrt_llm_build.build(replace(SMALL, max_batch_size=8), machine.folder)
     removed = [line for line in machine.notes.read_text().splitlines() if line.startswith("docker rm")]
     assert len(removed) == 1 and "erlab-build-" in removed[0]
 
 
-def test_a_container_engine_that_does_not_answer_is_named_with_its_words(machine):
+def test_a_container_engine_that_does_not_answer_is_reported(machine):
     (machine.bin / "trtllm-build").unlink()
     machine.put("docker", "#!/bin/sh\necho 'Cannot connect to the Docker daemon.' >&2; exit 1\n")
     with pytest.raises(ErlabError, match="docker is installed but cannot be reached: Cannot connect to the Docker"):

@@ -78,7 +78,7 @@ def ask(server, message):
 
 
 def metrics(server, model):
-    page = urllib.request.urlopen(f"http://{server.metrics}/metrics").read().decode()
+    page = urllib.request.urlopen(f"http://{next(iter(server.metrics))}/metrics").read().decode()
     return {name: float(value) for name, value in re.findall(rf'^(erlab_\w+){{model="{model}"}} (\S+)$', page, re.M)}
 
 
@@ -97,7 +97,7 @@ def counted(server, model, requests):
     return metrics(server, model)
 
 
-def test_a_stream_is_one_response_a_token_and_ends_with_the_last(server, wanted):
+def test_a_stream_has_one_response_per_token(server, wanted):
     responses = ask(server, kserve.request("expert", "Hello, world", 12))
     assert "".join(text for text, _, _ in responses) == wanted("Hello, world", 12)
     assert [len(text) for text, _, _ in responses] == [1] * 12
@@ -228,7 +228,7 @@ FAILING = """
 from erlab.serving.engines import tiny_backend
 from erlab.serving.engines.tiny_backend import TritonPythonModel
 
-class Failing(tiny_backend.Engine):
+class Failing(tiny_backend.TinyEngine):
     steps = 0
     def step(self):
         Failing.steps += 1
@@ -236,7 +236,7 @@ class Failing(tiny_backend.Engine):
             raise MemoryError("none left")
         return super().step()
 
-tiny_backend.Engine = Failing
+tiny_backend.TinyEngine = Failing
 """
 
 

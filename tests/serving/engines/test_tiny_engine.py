@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
 from erlab.serving.engines import tiny
-from erlab.serving.engines.tiny_engine import Engine
+from erlab.serving.engines.tiny_engine import TinyEngine
 from erlab.spec import BF16, INT8_CPU, Model
 
 SLOT = 96  # max_sequence_tokens
@@ -49,7 +49,7 @@ def test_tokens_equal_those_of_transformers_under_any_arrivals(engine_folder, an
     for i, (step, text, tokens) in enumerate(requests):
         arrivals.setdefault(step, []).append((i, tiny.encode(text), tokens))
         wanted[i] = answers(tiny.encode(text), tokens)
-    engine = Engine(engine_folder, batch, SLOT, kv_tokens, step_tokens)
+    engine = TinyEngine(engine_folder, batch, SLOT, kv_tokens, step_tokens)
     got, admitted = run(engine, arrivals)
     assert got == wanted
     assert admitted == [i for step in sorted(arrivals) for i, *_ in arrivals[step]]
@@ -61,7 +61,7 @@ def test_tokens_equal_those_of_transformers_in_a_large_batch(engine_folder, answ
     arrivals = {}
     for request in asked:
         arrivals.setdefault(rng.randrange(20), []).append(request)
-    got, _ = run(Engine(engine_folder, 32, SLOT), arrivals)
+    got, _ = run(TinyEngine(engine_folder, 32, SLOT), arrivals)
     for i, prompt, tokens in rng.sample(asked, 12):
         assert got[i] == answers(prompt, tokens)
 
@@ -71,12 +71,12 @@ def test_threads_change_nothing(engine_folder, answers):
     # Prompts long enough for torch to split elementwise work among threads, were it allowed to.
     rng = random.Random(0)
     asked = [(i, [rng.randrange(256) for _ in range(300 + 17 * i)], 12) for i in range(4)]
-    got, _ = run(Engine(engine_folder, 4, 512, threads=3), {0: asked[:2], 3: asked[2:]})
+    got, _ = run(TinyEngine(engine_folder, 4, 512, threads=3), {0: asked[:2], 3: asked[2:]})
     assert got == {i: answers(prompt, tokens) for i, prompt, tokens in asked}
 
 
-def test_a_slot_taken_again_shows_nothing_of_its_last_request(engine_folder):
-    engine = Engine(engine_folder, 1, SLOT)
+def test_a_reused_slot_has_no_state_of_its_last_request(engine_folder):
+    engine = TinyEngine(engine_folder, 1, SLOT)
     first, _ = run(engine, {0: [("a", tiny.encode("some prompt"), 20)]})
     run(engine, {0: [("b", tiny.encode("another, rather longer prompt than that"), 50)]})
     again, _ = run(engine, {0: [("a", tiny.encode("some prompt"), 20)]})
@@ -98,28 +98,28 @@ def admitted_a_step(engine, prompts, max_tokens=4):
 
 def test_requests_join_as_soon_as_others_leave(engine_folder):
     # Two at a time, each for 4 steps.
-    assert admitted_a_step(Engine(engine_folder, 2, SLOT), [5, 6, 7]) == [[5, 6], [], [], [], [7], [], [], []]
+    assert admitted_a_step(TinyEngine(engine_folder, 2, SLOT), [5, 6, 7]) == [[5, 6], [], [], [], [7], [], [], []]
 
 
-def test_nobody_overtakes_a_request_that_must_wait_for_memory(engine_folder):
+def test_requests_do_not_overtake_one_that_waits_for_memory(engine_folder):
     # 100 tokens of cache: 40 + 4 fits, then 60 + 4 must wait for them, and 5 + 4, which would fit, waits behind it.
-    engine = Engine(engine_folder, 8, SLOT, kv_tokens=100)
+    engine = TinyEngine(engine_folder, 8, SLOT, kv_tokens=100)
     assert admitted_a_step(engine, [40, 60, 5])[:5] == [[40], [], [], [], [60, 5]]
 
 
-def test_a_step_takes_in_prompts_within_its_token_limit(engine_folder):
+def test_a_step_admits_prompts_within_its_token_limit(engine_folder):
     # 10 + 20 tokens fill a step of 30. Then 2 running + 25 fit, but + 3 more do not.
-    engine = Engine(engine_folder, 8, SLOT, max_num_tokens=30)
+    engine = TinyEngine(engine_folder, 8, SLOT, max_num_tokens=30)
     assert admitted_a_step(engine, [10, 20, 25, 4, 2])[:3] == [[10, 20], [25], [4, 2]]
 
 
 def test_a_prompt_above_the_token_limit_enters_alone(engine_folder):
-    engine = Engine(engine_folder, 8, SLOT, max_num_tokens=30)
+    engine = TinyEngine(engine_folder, 8, SLOT, max_num_tokens=30)
     assert admitted_a_step(engine, [5, 50, 60, 5])[:4] == [[5], [50], [60], [5]]
 
 
 def test_memory_and_place_of_a_cancelled_request_are_free_at_once(engine_folder, answers):
-    engine = Engine(engine_folder, 1, SLOT)
+    engine = TinyEngine(engine_folder, 1, SLOT)
     for name in "abc":
         engine.submit(name, tiny.encode(name), 5)
     assert [i for i, _, _ in engine.step()] == ["a"]
@@ -132,14 +132,14 @@ def test_memory_and_place_of_a_cancelled_request_are_free_at_once(engine_folder,
 
 
 def test_an_idle_step_does_nothing(engine_folder):
-    assert Engine(engine_folder, 1, SLOT).step() == []
+    assert TinyEngine(engine_folder, 1, SLOT).step() == []
 
 
 @pytest.mark.parametrize(
     "prompt, max_tokens, named", [([], 1, "prompt_ids"), ([1], 0, "max_tokens"), ([1] * 90, 7, "within 96 tokens")]
 )
 def test_a_request_that_can_never_run_is_refused(engine_folder, prompt, max_tokens, named):
-    engine = Engine(engine_folder, 1, SLOT)
+    engine = TinyEngine(engine_folder, 1, SLOT)
     with pytest.raises(ErlabError, match=named):
         engine.submit("a", prompt, max_tokens)
     assert engine.waiting == 0
@@ -155,14 +155,14 @@ def test_a_request_that_can_never_run_is_refused(engine_folder, prompt, max_toke
 )
 def test_an_engine_without_room_is_refused(engine_folder, sizes, named):
     with pytest.raises(ErlabError, match=named):
-        Engine(engine_folder, **{"max_batch_size": 1, "max_sequence_tokens": SLOT} | sizes)
+        TinyEngine(engine_folder, **{"max_batch_size": 1, "max_sequence_tokens": SLOT} | sizes)
 
 
 def test_bfloat16_chooses_what_transformers_finds_best_within_rounding(tmp_path):
     folder = tiny.build(tmp_path / "engine", MODEL, BF16, seed=7)
     model = tiny.reference(folder)
     asked = {i: tiny.encode(text) for i, text in enumerate(("a", "What is a watt?", "boil " * 9))}
-    got, _ = run(Engine(folder, 2, SLOT), {0: [(i, prompt, 8) for i, prompt in asked.items()]})
+    got, _ = run(TinyEngine(folder, 2, SLOT), {0: [(i, prompt, 8) for i, prompt in asked.items()]})
     for i, prompt in asked.items():
         logits = model(torch.tensor([prompt + got[i]])).logits[0, len(prompt) - 1 : -1].float()
         chosen = logits[range(8), got[i]]
@@ -171,7 +171,7 @@ def test_bfloat16_chooses_what_transformers_finds_best_within_rounding(tmp_path)
 
 def test_everything_is_computed_on_the_device_given(tmp_path):
     folder = tiny.build(tmp_path / "engine", MODEL, BF16, seed=7)
-    network = Engine(folder, 2, SLOT, device="meta")._network  # whose tensors only know where they are
+    network = TinyEngine(folder, 2, SLOT, device="meta")._network  # whose tensors only know where they are
     assert {t.device.type for layer in network.layers for t in (layer.keys, layer.qkv[0])} == {"meta"}
     with pytest.raises(RuntimeError, match="item"):  # the very last operation, which reads the chosen token
         network.next_tokens([(0, 0, [1, 2, 3]), (1, 0, [4])])
@@ -180,4 +180,4 @@ def test_everything_is_computed_on_the_device_given(tmp_path):
 def test_int8_engines_need_a_cpu(tmp_path):
     folder = tiny.build(tmp_path / "engine", MODEL, INT8_CPU, seed=7)
     with pytest.raises(ErlabError, match="'device' parameter of an int8 engine must be cpu. Got 'cuda'"):
-        Engine(folder, 2, SLOT, device="cuda")
+        TinyEngine(folder, 2, SLOT, device="cuda")

@@ -83,7 +83,7 @@ def test_reading_needs_no_key(attacked):
         assert stats.model_stats[0].name == "echo"
 
 
-def test_the_attack_is_one_the_key_makes_the_difference(attacked, tmp_path):
+def test_the_attack_succeeds_with_the_key(attacked, tmp_path):
     marker = tmp_path / "marker"
     with grpc.insecure_channel(attacked.grpc) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -98,7 +98,7 @@ def test_every_start_has_a_key_of_its_own(attacked, echo):
     assert len(set(keys)) == 2 and min(map(len, keys)) > 40
 
 
-def test_the_metrics_port_tells_and_takes_nothing(attacked):
+def test_the_metrics_port_only_answers_reads(attacked):
     host, port = attacked.metrics.split(":")
     page = urllib.request.urlopen(f"http://{attacked.metrics}/metrics", timeout=30).read()
     assert b"nv_inference" in page and attacked._key.encode() not in page

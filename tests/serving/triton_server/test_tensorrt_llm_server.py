@@ -24,7 +24,7 @@ from erlab.errors import ErlabError
 from erlab.experiments import telemetry
 from erlab.gateway import kserve
 from erlab.serving import nvidia
-from erlab.serving.triton import llm, private, repository
+from erlab.serving.triton import private, repository, tensorrt_llm_server
 
 EXPERT, BASELINE = paper.SYSTEMS["v2"]["D"].expert, paper.SYSTEMS["v2"]["A"].expert
 TRITON = f"""#!{sys.executable}
@@ -104,7 +104,7 @@ def answer(address, model):
 
 
 def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machine, models):
-    with llm.LLMServer(models, EXPERTS) as server:
+    with tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS) as server:
         assert [answer(server.grpc, model) for model in EXPERTS] == ["one two"] * 8
         assert server.alive() and server.upstreams == EXPERTS
         children = psutil.Process(server._keeper.pid).children(recursive=True)
@@ -123,8 +123,8 @@ def test_one_server_holds_eight_experts_and_ends_with_its_block(tmp_path, machin
     assert {a.partition("=")[2] for a in argv if "-address" in a} == {"127.0.0.1"}
 
 
-def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
-    with llm.Apart(models, EXPERTS[:2]) as servers:
+def test_servers_apart_look_like_one_server_to_the_gateway(tmp_path, machine, models):
+    with tensorrt_llm_server.ServersApart(models, EXPERTS[:2]) as servers:
         addresses = [upstream.removeprefix("grpc://").split("/") for upstream in servers.upstreams]
         assert [model for _, model in addresses] == ["D-expert-0", "D-expert-1"]
         assert len({address for address, _ in addresses}) == 2 and servers.alive()
@@ -142,8 +142,8 @@ def test_a_server_a_gpu_is_one_for_the_gateway(tmp_path, machine, models):
         (None, ["--load-model=D-expert-0"]),
         (None, ["--load-model=D-expert-1"]),
     ]
-    with pytest.raises(ErlabError, match="'models' parameter of Apart must take one GPU each. Got 'A-replica-1 on 4,5"):
-        llm.Apart(models, ["A-replica-1"])
+    with pytest.raises(ErlabError, match="parameter of ServersApart must take one GPU each. Got 'A-replica-1 on 4,5"):
+        tensorrt_llm_server.ServersApart(models, ["A-replica-1"])
 
 
 def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path, machine, models, monkeypatch):
@@ -153,7 +153,7 @@ def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path,
         inside.parent.mkdir(exist_ok=True)
         (tmp_path / "opt" / "bin" / name).rename(inside)
     monkeypatch.setenv("TOOLS", str(tmp_path / "inside"))
-    with llm.LLMServer(models, ("A-replica-1",)) as server:
+    with tensorrt_llm_server.TensorRTLLMServer(models, ("A-replica-1",)) as server:
         assert answer(server.grpc, "A-replica-1") == "one two"
         port = int(server.grpc.rpartition(":")[2])
         [argv] = server.commands(port - 1)
@@ -179,7 +179,7 @@ def test_engines_and_repositories_may_be_in_folders_of_any_name(tmp_path, machin
     repository.write_trtllm(folder / "models", "A-replica-1", expert=BASELINE, gpus=(4, 5, 6, 7), **folders)
     machine("docker", DOCKER)
     monkeypatch.setenv("TOOLS", str(tmp_path / "opt" / "bin"))
-    with llm.LLMServer(folder / "models", ("A-replica-1",), container=container) as server:
+    with tensorrt_llm_server.TensorRTLLMServer(folder / "models", ("A-replica-1",), container=container) as server:
         assert answer(server.grpc, "A-replica-1") == "one two"
         command = psutil.Process(server._keeper.pid).cmdline()
         [models] = [Path(part.partition("=")[2]) for part in command if part.startswith("--model-repository=")]
@@ -204,50 +204,50 @@ def test_engines_and_repositories_may_be_in_folders_of_any_name(tmp_path, machin
 def test_a_container_whose_owners_were_killed_is_removed_by_the_next_server(tmp_path, machine, models):
     machine("docker", DOCKER)
     (tmp_path / "erlab-llm-left").mkdir()
-    with llm.LLMServer(models, EXPERTS[:1]) as server:
+    with tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS[:1]) as server:
         assert server.alive() and not (tmp_path / "erlab-llm-left").exists()
     assert [argv for argv, _ in started(tmp_path) if argv[0].startswith("docker")] == [["docker rm"]]
 
 
 def test_a_port_taken_after_it_was_chosen_is_given_up(machine, models, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        taken, real, calls = other.getsockname()[1], llm.free_ports, []
+        taken, real, calls = other.getsockname()[1], tensorrt_llm_server.free_ports, []
 
         def ports(asked):
             calls.append(asked)
             return [taken, *real(asked)[1:]] if len(calls) == 1 else real(asked)
 
-        monkeypatch.setattr(llm, "free_ports", ports)
-        with llm.LLMServer(models, ["D-expert-0"]) as server:
+        monkeypatch.setattr(tensorrt_llm_server, "free_ports", ports)
+        with tensorrt_llm_server.TensorRTLLMServer(models, ["D-expert-0"]) as server:
             assert answer(server.grpc, "D-expert-0") and server.grpc != f"127.0.0.1:{taken}"
     assert len(calls) == 2
 
 
-def test_what_fails_is_told_in_the_servers_words(machine, models, monkeypatch):
+def test_start_failures_are_reported_with_the_servers_errors(machine, models, monkeypatch):
     monkeypatch.setenv("FAILS", "1")
     with pytest.raises(ErlabError, match="did not start: E0101 failed to load 'x': unexpected engine version. Its log"):
-        llm.LLMServer(models, EXPERTS).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS).__enter__()
     monkeypatch.delenv("FAILS")
     machine("tritonserver", "#!/bin/sh\nsleep 600\n")
     with pytest.raises(ErlabError, match="D-expert-0 was not ready within 0.5 s: it wrote no log"):
-        llm.LLMServer(models, EXPERTS, timeout=0.5).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS, timeout=0.5).__enter__()
 
 
-def test_what_is_missing_is_told_before_anything_starts(tmp_path, machine, models):
+def test_missing_requirements_are_reported_before_the_start(tmp_path, machine, models):
     with pytest.raises(ErlabError, match="no TensorRT-LLM model E-expert-0 there"):
-        llm.LLMServer(models, ["E-expert-0"])
+        tensorrt_llm_server.TensorRTLLMServer(models, ["E-expert-0"])
     (tmp_path / "opt" / "bin" / "mpirun").unlink()
     with pytest.raises(ErlabError, match="neither tritonserver with TensorRT-LLM's backend, nor docker or podman"):
-        llm.LLMServer(models, EXPERTS).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS).__enter__()
     machine("podman", "#!/bin/sh\necho 'Error: no user namespaces' >&2; exit 125\n")
     with pytest.raises(ErlabError, match="podman is installed but cannot be reached: Error: no user namespaces"):
-        llm.LLMServer(models, EXPERTS).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS).__enter__()
     machine("nvidia-smi", "#!/bin/sh\n" + "echo NVIDIA H100 80GB HBM3\n" * 4)
     with pytest.raises(ErlabError, match="The models are for GPUs 4, 5, 6, 7, and 4 are here"):
-        llm.LLMServer(models, ["A-replica-1"]).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, ["A-replica-1"]).__enter__()
     (tmp_path / "opt" / "bin" / "nvidia-smi").unlink()
     with pytest.raises(ErlabError, match="Triton cannot run here: no GPU answers"):
-        llm.LLMServer(models, EXPERTS).__enter__()
+        tensorrt_llm_server.TensorRTLLMServer(models, EXPERTS).__enter__()
     assert not (tmp_path / "notes").exists()
 
 
@@ -256,8 +256,8 @@ def test_a_server_whose_parent_is_killed_ends_and_leaves_nothing(tmp_path, machi
     scratch.mkdir()
     code = f"""if True:
         import time
-        from erlab.serving.triton import llm
-        with llm.LLMServer({str(models)!r}, {EXPERTS[:1]}) as server:
+        from erlab.serving.triton import tensorrt_llm_server
+        with tensorrt_llm_server.TensorRTLLMServer({str(models)!r}, {EXPERTS[:1]}) as server:
             print(server.grpc, flush=True)
             time.sleep(600)
     """

@@ -22,7 +22,7 @@ def engine(tmp_path):
     return folder
 
 
-def test_the_tiny_models_config_says_what_the_expert_is(tmp_path, engine):
+def test_the_config_of_a_tiny_model_has_the_limits_of_the_expert(tmp_path, engine):
     folder = repository.write_tiny(tmp_path / "models", "expert_0", engine, EXPERT, (1, 0))
     config = parse(folder)
     assert folder == tmp_path / "models" / "expert_0"

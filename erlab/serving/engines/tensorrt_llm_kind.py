@@ -1,19 +1,19 @@
-"""TensorRT-LLM engines on GPUs, behind a Triton with its backend."""
+"""Engine kind of a DGX: TensorRT-LLM engines on GPUs behind a Triton with its backend."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from erlab.serving.engines import tensorrt_llm, trtllm_build, trtllm_machine
+from erlab.serving.engines import tensorrt_llm, tensorrt_llm_build, tensorrt_llm_machine
 from erlab.serving.engines.kinds import EngineKind, slug
-from erlab.serving.triton import llm
-from erlab.serving.triton import repository as models_of
+from erlab.serving.servers import ModelServer
+from erlab.serving.triton import repository as triton_models
+from erlab.serving.triton import tensorrt_llm_server
 from erlab.spec import Expert, Profile, System, require
 
 
 class TensorRTLLM(EngineKind):
-    """Engines that `trtllm-build` makes, as many as the GPUs have room for."""
+    """Engines built by `trtllm-build`, as many per system as the GPUs hold."""
 
     devices = "GPUs"
 
@@ -33,31 +33,31 @@ class TensorRTLLM(EngineKind):
         return slug(f"{expert.model.name}-{expert.precision.name}-tp{width}-batch{batch}")
 
     def plan(self, expert: Expert, folder: Path, weights: Path | None) -> tuple:
-        return trtllm_build.plan(expert, folder, weights)
+        return tensorrt_llm_build.plan(expert, folder, weights)
 
     def check(self, due: list[tuple[Expert, Path, tuple]]) -> None:
-        trtllm_build.check(due)
+        tensorrt_llm_build.check(due)
 
     def build(self, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
-        trtllm_build.build(expert, folder, weights)
+        tensorrt_llm_build.build(expert, folder, weights)
 
     def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
-        loaded = trtllm_build.load(engine, expert)
-        models_of.write_trtllm(repository, model, loaded, expert, place, engine / "tokenizer")
+        loaded = tensorrt_llm_build.load(engine, expert)
+        triton_models.write_trtllm(repository, model, loaded, expert, place, engine / "tokenizer")
 
     def server(
         self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
-    ) -> AbstractContextManager:
+    ) -> ModelServer:
         if apart:
             require(port is None, "port", "servers apart", "be None", port)
-            return llm.Apart(repository, models, container=container)
-        return llm.LLMServer(repository, models, grpc_port=port, container=container)
+            return tensorrt_llm_server.ServersApart(repository, models, container=container)
+        return tensorrt_llm_server.TensorRTLLMServer(repository, models, grpc_port=port, container=container)
 
     def available(self) -> str | None:
-        return llm.available()
+        return tensorrt_llm_server.available()
 
     def checks(self, profile: Profile) -> list[tuple[str, str, bool | None, str]]:
-        return trtllm_machine.checks(profile)
+        return tensorrt_llm_machine.checks(profile)
 
     def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
         planned = [tensorrt_llm.commands(expert, "engine") for expert in experts]

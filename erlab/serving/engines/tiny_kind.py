@@ -1,20 +1,20 @@
-"""Tiny Llamas on CPU cores, behind the embedded Triton."""
+"""Engine kind of the laptop: tiny Llamas on CPU cores behind the embedded Triton."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from erlab import machine, paper, provenance
 from erlab.serving.engines import tiny
 from erlab.serving.engines.kinds import EngineKind, slug
-from erlab.serving.triton import repository as models_of
+from erlab.serving.servers import ModelServer
+from erlab.serving.triton import repository as triton_models
 from erlab.serving.triton import server as triton
 from erlab.spec import Expert, Profile, System, require
 
 
 class TinyEngines(EngineKind):
-    """Seeded Llamas of a few million parameters; every core stands for an equal share of the paper's GPUs."""
+    """Llamas of a few million seeded parameters; each core stands for an equal share of the paper's GPUs."""
 
     devices = "cores"
     together = True
@@ -49,11 +49,11 @@ class TinyEngines(EngineKind):
         tiny.build(folder, expert.model, expert.precision, seed)
 
     def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
-        models_of.write_tiny(repository, model, engine, expert, place)
+        triton_models.write_tiny(repository, model, engine, expert, place)
 
     def server(
         self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
-    ) -> AbstractContextManager:
+    ) -> ModelServer:
         require(container is None, "container", "the embedded Triton", "be None", container)
         require(not apart, "apart", "the embedded Triton", "be False", apart)
         return triton.Server(repository, models, grpc_port=port)

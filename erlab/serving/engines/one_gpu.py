@@ -1,17 +1,16 @@
-"""What serves the study's experts on one GPU: the first engine in `ORDER` that this machine has, or one by its name.
+"""Engines of a study on one GPU: the first available one of `ORDER`, or one chosen by name.
 
-TensorRT-LLM is the paper's, this machine's own or in NVIDIA's container; trtllm-serve is its successor, behind
-OpenAI's protocol like vLLM; the laptop's own engine on CUDA is correct and slow, for a machine with PyTorch alone.
-`choose` says which and why.
+TensorRT-LLM, which the paper uses, is installed on this machine or runs in NVIDIA's container. trtllm-serve and vLLM
+are OpenAI-compatible servers. The laptop's engine on CUDA, correct and slow, needs PyTorch only. `choose` returns the
+engine and the reason.
 
-Experts share the GPU by memory. A router system has as many distinct ones as fit with room for a batch, four at most,
-and they stand for the paper's eight; where only one fits, it stands for all. No KV pool is larger than the one an expert
-has on an H100 of its own, so that a larger GPU does not flatter it.
+Experts share the GPU's memory. A router system has as many distinct experts as fit with room for a batch, at most
+`MOST`, which stand for the paper's eight. No KV pool is larger than that of an expert on an H100 of its own, so that a
+larger GPU gives no advantage.
 """
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,23 +18,27 @@ from pathlib import Path
 from erlab import machine, paper
 from erlab.errors import ErlabError
 from erlab.serving import nvidia, profiles
-from erlab.serving.engines import openai_models, openai_server, tensorrt_llm, trtllm_machine
-from erlab.serving.engines.on_gpus import TensorRTLLM
-from erlab.serving.triton import llm
+from erlab.serving.engines import openai_models, openai_server, tensorrt_llm, tensorrt_llm_machine
+from erlab.serving.engines.tensorrt_llm_kind import TensorRTLLM
+from erlab.serving.servers import ModelServer
+from erlab.serving.triton import tensorrt_llm_server
 from erlab.simulation.hardware import GPUS, Gpu, kv_pool_tokens
 from erlab.spec import Expert, Profile, System, require
 
-ORDER = ("tensorrt-llm", "trtllm-serve", "vllm", "embedded")
+ORDER = ("tensorrt-llm", *openai_models.KINDS)
 MOST = 4  # experts that share the GPU
 TOKENIZER_BYTES = 20e6
-LEAST_REQUESTS = 16  # of the longest kind that the pool of one of several experts must hold
+LEAST_REQUESTS = 16  # of maximum length, which the pool of each of several experts must hold
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine's name, None where there is none, and why it is this one: why each before it isn't.
+    """Engine that serves this machine's GPU.
 
-    `container`: docker or podman where that runs TensorRT-LLM, None where this machine's own programs do.
+    Attributes:
+        name: Name in `ORDER`, None where no engine is available.
+        why: Reason for the choice: why each engine before it is not available.
+        container: docker or podman where it runs TensorRT-LLM, None for this machine's own programs.
     """
 
     name: str | None
@@ -44,7 +47,7 @@ class Choice:
 
 
 def choose(name: str | None = None) -> Choice:
-    """The engine that serves this machine's GPU: the first there is, or the one of that name if it is there."""
+    """Return the first available engine for this machine's GPU, or the named one if it is available."""
     require(name is None or name in ORDER, "engine", "one GPU", f"be one of {', '.join(ORDER)}", name)
     if not machine.gpus():
         return Choice(None, "no GPU answers (nvidia-smi)")
@@ -64,11 +67,12 @@ def choose(name: str | None = None) -> Choice:
 
 
 def _tensorrt_llm(named: bool) -> tuple[str | None, str | None]:
-    """Why TensorRT-LLM cannot serve this machine's GPU (None if it can), and the container engine that runs it.
+    """Return why TensorRT-LLM cannot serve this machine's GPU (None if it can), and the container engine that runs it.
 
-    A container engine that nobody named is one that gives GPUs: NVIDIA's toolkit for it is on PATH.
+    Unless TensorRT-LLM is chosen by name, NVIDIA's container toolkit must be on PATH.
     """
-    programs = {"trtllm-build": machine.find("trtllm-build"), "tritonserver with its backend": llm.native()}
+    builder, server = machine.find("trtllm-build"), tensorrt_llm_server.native()
+    programs = {"trtllm-build": builder, "tritonserver with its backend": server}
     if all(programs.values()):
         return None, None
     absent = f"{next(name for name, place in programs.items() if not place)} is not here"
@@ -82,15 +86,15 @@ def _tensorrt_llm(named: bool) -> tuple[str | None, str | None]:
 
 
 def gpu() -> Gpu:
-    """This machine's GPU as the driver names it; an H100 where there is none, for plans."""
-    found = _devices(os.environ.get("PATH", ""))
-    return found[0].gpu if found else GPUS["H100"]
+    """Return this machine's GPU; an H100 where there is none, for plans."""
+    devices = _devices(os.environ.get("PATH", ""))
+    return devices[0].gpu if devices else GPUS["H100"]
 
 
 @lru_cache
-def _devices(path: str) -> tuple[trtllm_machine.Device, ...]:
-    """Asked once for each PATH, on which nvidia-smi is looked for: it takes a second."""
-    return trtllm_machine.devices()
+def _devices(path: str) -> tuple[tensorrt_llm_machine.Device, ...]:
+    """Return this machine's GPUs, cached per PATH, since nvidia-smi takes a second."""
+    return tensorrt_llm_machine.devices()
 
 
 def _fits(expert: Expert, count: int) -> bool:
@@ -101,9 +105,9 @@ def _fits(expert: Expert, count: int) -> bool:
 
 
 def _pool(expert: Expert, count: int) -> int:
-    """Tokens of the KV cache that one of `count` experts has in its share of the GPU."""
-    it = gpu()
-    return kv_pool_tokens(expert, replace(it, memory=it.memory // count), paper.RESERVE / 2**30)
+    """Return the tokens of the KV cache of one of `count` experts that share the GPU."""
+    shared = gpu()
+    return kv_pool_tokens(expert, replace(shared, memory=shared.memory // count), paper.RESERVE / 2**30)
 
 
 def _chosen(engine: str | None) -> str:
@@ -114,7 +118,7 @@ def _chosen(engine: str | None) -> str:
 
 
 class OneGPU(TensorRTLLM):
-    """The first engine of `ORDER` that this machine has; a subclass names one of them."""
+    """The first available engine of `ORDER`; a subclass names one of them."""
 
     engine: str | None = None
 
@@ -132,13 +136,13 @@ class OneGPU(TensorRTLLM):
             max_batch_size=max_batch_size,
         )
         if gpus := _devices(os.environ.get("PATH", "")):
-            trtllm_machine.require_devices(expert, gpus)
+            tensorrt_llm_machine.require_devices(expert, gpus)
         count = next(n for n in (MOST, 2, 1) if n == 1 or system.router and _fits(expert, n))
         pool = min(_pool(expert, count), paper.kv_pool_tokens(expert))
         return replace(system, expert=replace(expert, kv_tokens=pool), count=count)
 
     def plan(self, expert: Expert, folder: Path, weights: Path | None) -> tuple:
-        """Return TensorRT-LLM's due commands, where that is chosen or named; weights of another model are refused."""
+        """Return the due commands of TensorRT-LLM if it is chosen or named; refuse weights of another model."""
         if choose(self.engine).name in (None, *openai_models.KINDS) and self.engine != "tensorrt-llm":
             if weights is not None:
                 tensorrt_llm.require_weights(weights, expert.model)
@@ -153,7 +157,7 @@ class OneGPU(TensorRTLLM):
             openai_models.check(chosen, expert)
         if chosen == "embedded" and due:
             missing = [(expert, folder) for expert, folder, _ in due if not (folder / "openai.json").is_file()]
-            trtllm_machine.require_disk(due[0][1], _weight_bytes([expert for expert, _ in missing]))
+            tensorrt_llm_machine.require_disk(due[0][1], _weight_bytes([expert for expert, _ in missing]))
 
     def build(self, expert: Expert, folder: Path, seed: int, weights: Path | None) -> None:
         chosen = _chosen(self.engine)
@@ -168,7 +172,7 @@ class OneGPU(TensorRTLLM):
 
     def server(
         self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
-    ) -> AbstractContextManager:
+    ) -> ModelServer:
         if not (repository / models[0] / "server.json").is_file():
             return super().server(repository, models, port, container, apart)
         allowed = "be left out, since no container runs that (profile gpu-tensorrt-llm has one)"
@@ -193,7 +197,7 @@ class OneGPU(TensorRTLLM):
         return rows
 
     def _room(self, name: str, system: System, profile: Profile) -> tuple[str, str, bool, str]:
-        """Whether a system fits the GPU, and how many experts share it."""
+        """Return whether a system fits the GPU, and how many experts share it."""
         try:
             scaled = self.scale(system, profile, 1, max(profile.batch_limits))
         except ErlabError as e:
@@ -201,7 +205,7 @@ class OneGPU(TensorRTLLM):
         return f"system {name}", f"{scaled.title}, a KV cache of {scaled.expert.kv_tokens:,} tokens each", True, ""
 
     def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
-        """Dummy weights take nothing where a server makes them itself."""
+        """Return the bytes of engines; dummy weights that a server makes itself take none."""
         chosen = choose(self.engine).name or self.engine
         if chosen == "tensorrt-llm":
             return super().disk_bytes(profile, experts)
@@ -209,7 +213,7 @@ class OneGPU(TensorRTLLM):
 
 
 def _weight_bytes(experts: Sequence[Expert]) -> int:
-    """Bytes of the experts' weights; experts of one model share them."""
+    """Return the bytes of the experts' weights, which experts of one model share."""
     return sum({expert.model.name: paper.weight_bytes(expert) for expert in experts}.values())
 
 

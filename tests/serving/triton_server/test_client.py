@@ -67,7 +67,7 @@ def test_a_character_in_several_responses_is_whole(monkeypatch, tokens, pieces):
         (b"\x09\0\0\0ab", "m at .*: sent a text whose length is not that of its bytes"),
     ],
 )
-def test_an_answer_that_is_none_is_an_error(monkeypatch, response, error):
+def test_invalid_responses_are_errors(monkeypatch, response, error):
     responses = [] if response is None else [said(raw=response) if isinstance(response, bytes) else response]
     with sending(monkeypatch, *responses) as server, pytest.raises(ErlabError, match=error):
         list(kserve.generate(server.address, "m", "x", 3, timeout=30))
@@ -98,7 +98,7 @@ def test_addresses(good):
 
 
 @pytest.mark.parametrize("bad", ["", "8001", "host", "host:", ":1", "h:0", "h:65536", "http://h:1", "h:1/x", "h h:1"])
-def test_what_is_no_address_is_refused(bad):
+def test_invalid_addresses_are_refused(bad):
     with pytest.raises(ErlabError, match="HOST:PORT"):
         kserve.address(bad)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+import erlab
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton import server as module
+from erlab.serving.triton.external import ExternalTriton
 
 pytestmark = pytest.mark.skipif(bool(module.available()), reason=f"no embedded Triton: {module.available()}")
 
@@ -28,7 +30,7 @@ class Traces:
         keeper = psutil.Process(server._keeper.pid)
         self.processes = [keeper, *keeper.children(recursive=True)]
         self.stubs = {name: process.pid for process, name in server._stubs().items()}
-        self.ports = [int(address.rpartition(":")[2]) for address in (server.grpc, server.metrics)]
+        self.ports = [int(address.rpartition(":")[2]) for address in (server.grpc, *server.metrics)]
         self.folder = server._folder
 
     def here(self):
@@ -86,9 +88,10 @@ def answer(server, model, text="a b", tokens=2):
 def test_a_server_answers_on_all_its_addresses_and_leaves_nothing(echo, temporary):
     with Server(echo) as server:
         traces = Traces(server)
-        assert server.models == ("echo", "other") and server.restarts == 0 and server.alive()
+        assert server.models == server.upstreams == ("echo", "other") and server.restarts == 0 and server.alive()
+        assert (server._folder / "python" / "erlab").resolve() == Path(erlab.__file__).parent
         assert [answer(server, model) for model in server.models] == [["a", "b"]] * 2
-        assert b"nv_inference" in urllib.request.urlopen(f"http://{server.metrics}/metrics").read()
+        assert b"nv_inference" in urllib.request.urlopen(f"http://{next(iter(server.metrics))}/metrics").read()
         assert traces.here() == KINDS and len(traces.processes) == 4
     assert traces.here() == [] and list(temporary.iterdir()) == []
     assert not server.alive()
@@ -291,26 +294,27 @@ def test_a_port_that_is_taken_before_triton_binds_it_is_replaced(echo, monkeypat
         with Server(echo, ["echo"], grpc_port=asked) as server:
             assert answer(server, "echo") == ["a", "b"]
             assert len(chosen) == 2 and server.grpc == f"127.0.0.1:{asked}"
-            assert server.metrics != f"127.0.0.1:{taken}"
+            assert f"127.0.0.1:{taken}" not in server.metrics
 
 
-def test_an_attached_server_is_used_and_left_alone(server):
+def test_an_external_server_is_used_and_left_running(server):
     processes = Traces(server).processes
-    with Server.attach(server.grpc, ["other"]) as attached:
-        assert (attached.grpc, attached.models, attached.restarts) == (server.grpc, ("other",), 0)
-        assert attached.alive() and answer(attached, "other") == ["a", "b"]
+    with ExternalTriton(server.grpc, ["other"]) as external:
+        assert (external.grpc, external.models, external.restarts) == (server.grpc, ("other",), 0)
+        assert (external.upstreams, external.metrics, external.log) == (("other",), {}, None)
+        assert external.alive() and answer(external, "other") == ["a", "b"]
     assert all(process.is_running() for process in processes) and server.alive()
 
 
-def test_attaching_to_what_cannot_be_used_is_refused(server):
+def test_unusable_external_servers_are_refused(server):
     with pytest.raises(ErlabError, match="nobody at .*unknown model"):
-        Server.attach(server.grpc, ["nobody"]).__enter__()
+        ExternalTriton(server.grpc, ["nobody"]).__enter__()
     with pytest.raises(ErlabError, match="HOST:PORT"):
-        Server.attach("8001", ["echo"])
+        ExternalTriton("8001", ["echo"])
     with listener() as deaf:
-        assert not Server.attach(f"127.0.0.1:{deaf}", ["echo"], timeout=0.5).alive()
+        assert not ExternalTriton(f"127.0.0.1:{deaf}", ["echo"], timeout=0.5).alive()
         with pytest.raises(ErlabError, match="echo at"):
-            Server.attach(f"127.0.0.1:{deaf}", ["echo"], timeout=0.5).__enter__()
+            ExternalTriton(f"127.0.0.1:{deaf}", ["echo"], timeout=0.5).__enter__()
 
 
 def test_repositories_without_the_models_are_refused(echo, tmp_path):

@@ -1,4 +1,4 @@
-"""What this machine has of what TensorRT-LLM needs, and refusals where that does not suffice.
+"""Requirements of TensorRT-LLM: GPUs, programs and disk space of this machine.
 
 >>> all(device.capability >= (1, 0) for device in devices())
 True
@@ -15,21 +15,21 @@ from erlab import machine
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
 from erlab.serving.engines.tensorrt_llm import EXAMPLES, Command
-from erlab.serving.triton import llm
+from erlab.serving.triton import tensorrt_llm_server
 from erlab.simulation.hardware import GPUS, Gpu
 from erlab.spec import FP8, Expert, Profile, require
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU of this machine with its CUDA compute capability, such as (9, 0)."""
+    """GPU of this machine and its CUDA compute capability, such as (9, 0)."""
 
     gpu: Gpu
     capability: tuple[int, int]
 
 
 def devices() -> tuple[Device, ...]:
-    """This machine's GPUs as the driver names them, none without a driver. Speeds are an H100's and not used here."""
+    """Return this machine's GPUs, none without a driver. Their speeds are those of an H100 and not used."""
     query = ("nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits")
     try:
         out = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -42,46 +42,47 @@ def devices() -> tuple[Device, ...]:
         return ()
 
 
-def checks(to: Profile) -> list[tuple[str, str, bool | None, str]]:
-    """What this machine has of what a profile's engines need (see `kinds.EngineKind.checks`)."""
-    found, narrow = devices(), [p.name for p in to.precisions.values() if p == FP8]
-    names = [f"{count} x {name}" for name, count in Counter(device.gpu.name for device in found).items()]
-    enough = len(found) >= to.gpus and not (narrow and min(d.capability for d in found) < (8, 9))
-    needed = f"{to.gpus} GPUs{' of compute capability 8.9 or more, for FP8' * bool(narrow)}, and NVIDIA's driver"
+def checks(profile: Profile) -> list[tuple[str, str, bool | None, str]]:
+    """Return the requirements of a profile's engines (see `kinds.EngineKind.checks`)."""
+    gpus, needs_fp8 = devices(), FP8 in profile.precisions.values()
+    names = [f"{count} x {name}" for name, count in Counter(device.gpu.name for device in gpus).items()]
+    enough = len(gpus) >= profile.gpus and not (needs_fp8 and min(d.capability for d in gpus) < (8, 9))
+    needed = f"{profile.gpus} GPUs{' of compute capability 8.9 or more, for FP8' * needs_fp8}, and NVIDIA's driver"
     rows = [("GPUs", ", ".join(names) or "none answer (nvidia-smi)", enough, "" if enough else f"needs {needed}")]
-    said, mend = "neither its programs nor docker or podman", f"install docker or podman, which run {nvidia.IMAGE}"
+    reason, advice = "neither its programs nor docker or podman", f"install docker or podman, which run {nvidia.IMAGE}"
     try:
         container = nvidia.container()
     except ErlabError as e:
-        container, said, mend = None, str(e), f"mend that; it runs {nvidia.IMAGE}"
-    places = {"TensorRT-LLM": _installed(), "Triton server": llm.native()}
+        container, reason, advice = None, str(e), f"mend that; it runs {nvidia.IMAGE}"
+    places = {"TensorRT-LLM": _installed(), "Triton server": tensorrt_llm_server.native()}
     if container or all(places.values()):
         return rows + [(name, at or f"in {nvidia.IMAGE}, by {container}", True, "") for name, at in places.items()]
-    advice = f"{mend}, or work inside of that container"
-    return rows + [("TensorRT-LLM with its Triton", said, False, advice)]
+    return rows + [("TensorRT-LLM with its Triton", reason, False, f"{advice}, or work inside of that container")]
 
 
 def _installed() -> str | None:
-    """Where TensorRT-LLM is on this machine itself: with its conversion scripts, or its Python package alone."""
-    return machine.find("trtllm-build") if EXAMPLES.is_dir() else machine.find("python3") if only_api(EXAMPLES) else None
+    """Return the path of the installed TensorRT-LLM: with conversion scripts, or the Python package alone."""
+    if EXAMPLES.is_dir():
+        return machine.find("trtllm-build")
+    return machine.find("python3") if only_api(EXAMPLES) else None
 
 
 def only_api(examples: Path) -> bool:
-    """Whether this machine's TensorRT-LLM came without conversion scripts, as that of a package index does."""
+    """Return whether the installed TensorRT-LLM has no conversion scripts, like that of a package index."""
     python = machine.find("python3")
     if examples.is_dir() or not python:
         return False
-    looks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorrt_llm') is None)"
-    return subprocess.run((python, "-c", looks), env=machine.environment(), capture_output=True).returncode == 0
+    check = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorrt_llm') is None)"
+    return subprocess.run((python, "-c", check), env=machine.environment(), capture_output=True).returncode == 0
 
 
 def tool(command: Command) -> str:
-    """What does the work: the program, or the script that Python runs."""
+    """Return the program of a command, or the script that Python runs."""
     return command.argv[1] if command.argv[0] == "python3" else command.argv[0]
 
 
 def tools(due: Sequence[Command]) -> str | None:
-    """The container engine that has what the commands need, None where this machine has it all itself."""
+    """Return the container engine that runs the commands, None where all programs are installed."""
     missing = [c.argv[0] for c in due if machine.find(c.argv[0]) is None]
     scripts = [tool(c) for c in due if not c.script]
     missing += [tool for tool in scripts if tool.endswith(".py") and not Path(tool).is_file()]
@@ -94,19 +95,19 @@ def tools(due: Sequence[Command]) -> str | None:
     return container
 
 
-def require_devices(expert: Expert, found: tuple[Device, ...]) -> None:
-    """Raise ErlabError where these GPUs are too few for the expert, or have no FP8 that it needs."""
-    if not found:
+def require_devices(expert: Expert, gpus: tuple[Device, ...]) -> None:
+    """Refuse an expert that needs more GPUs, or GPUs with FP8."""
+    if not gpus:
         raise ErlabError("No GPU answers (nvidia-smi): building an engine needs an NVIDIA driver and GPU.")
     tp = expert.tensor_parallel
-    require(tp <= len(found), "tensor_parallel", "Expert", f"be at most this machine's {len(found)} GPUs", tp)
-    if expert.precision == FP8 and found[0].capability < (8, 9):
-        have = ".".join(map(str, found[0].capability))
-        raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {found[0].gpu.name} has {have}.")
+    require(tp <= len(gpus), "tensor_parallel", "Expert", f"be at most this machine's {len(gpus)} GPUs", tp)
+    if expert.precision == FP8 and gpus[0].capability < (8, 9):
+        have = ".".join(map(str, gpus[0].capability))
+        raise ErlabError(f"FP8 needs a GPU of compute capability 8.9 or more. {gpus[0].gpu.name} has {have}.")
 
 
 def require_disk(folder: Path, needed: float) -> None:
-    """Raise ErlabError where the disk that `folder` is on has no room for so many bytes."""
+    """Refuse a build that needs more bytes than are free on the disk of `folder`."""
     existing = next(p for p in (folder, *folder.parents) if p.is_dir())
     free = shutil.disk_usage(existing).free
     if needed > free:

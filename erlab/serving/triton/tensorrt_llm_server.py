@@ -1,15 +1,15 @@
-"""NVIDIA's Triton with TensorRT-LLM's backend as a context manager: this machine's own, or the one in its container.
+"""Triton with TensorRT-LLM's backend, installed on this machine or in NVIDIA's container.
 
-    with LLMServer(repository, ("A-replica-0", "A-replica-1")) as server:
+    with TensorRTLLMServer(repository, ("A-replica-0", "A-replica-1")) as server:
         print("".join(kserve.generate(server.grpc, "A-replica-0", "What is a watt?", 16, timeout=60)))
 
-`models` are ensembles that `repository.write_trtllm` wrote; their parts come with them. One server holds all of them
-in TensorRT-LLM's orchestrator mode: Triton starts the engines' processes on the GPUs that the models name. `Apart` is
-the alternative, a server a GPU, each for one model of one GPU. `keeper` sees to it that nothing is left behind. A
-server that ends by itself stays dead: a sweep notices that and says so.
+`models` are ensembles that `repository.write_trtllm` wrote. One server has all of them in TensorRT-LLM's orchestrator
+mode: Triton starts the engines' processes on the GPUs that the models name. `ServersApart` starts one server per model
+instead, for models of one GPU each. `keeper` removes the servers at the end. A server that ends by itself is not
+started again.
 
-As with the embedded server, HTTP is closed and `server.RESTRICTED` calls need a key, which here nobody holds: nothing
-is ever loaded again. The server gets its models by harmless paths (`private`), in the container as well.
+As with the embedded server, HTTP is closed and `server.RESTRICTED` calls need a key; nobody has it, since no model is
+loaded later. The server gets its models by harmless paths (`private`), also in the container.
 """
 
 import re
@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 import grpc
 from google.protobuf import text_format
@@ -28,8 +29,9 @@ from erlab import machine
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving import nvidia
+from erlab.serving.servers import ModelServer
 from erlab.serving.triton import private
-from erlab.serving.triton.kept import Kept, launch
+from erlab.serving.triton.process import ServerProcess, launch
 from erlab.serving.triton.repository import PARTS
 from erlab.serving.triton.server import closed, free_ports
 from erlab.spec import require
@@ -44,7 +46,7 @@ _KILL_SECONDS = 30  # how long a server may take to end
 
 
 def available() -> str | None:
-    """Why no such server can be started on this machine; None if one can. No container engine is asked to answer."""
+    """Return why this machine cannot start such a server; None if it can. Container engines are not contacted."""
     if not machine.gpus():
         return "no GPU answers (nvidia-smi)"
     if native() or any(map(machine.find, nvidia.CONTAINERS)):
@@ -61,9 +63,16 @@ def arguments(
     host: str = _HOST,
     prefix: str = "erlab-",
 ) -> tuple[str, ...]:
-    """How NVIDIA's launch script starts Triton for TensorRT-LLM, with only these models and listening on `host`.
+    """Return the command that starts Triton for TensorRT-LLM, as NVIDIA's launch script does.
 
-    `ports`: gRPC and metrics. `gpus`: all that the engines use. `prefix`: of the shared memory's names.
+    Args:
+        repository: Model repository.
+        models: Names of the models to load.
+        ports: Ports of gRPC and metrics.
+        gpus: All GPUs that the engines use.
+        program: Path of tritonserver.
+        host: Address to listen on.
+        prefix: Prefix of shared memory names.
     """
     return (
         *("mpirun", "--allow-run-as-root", "-n", "1", program),
@@ -71,7 +80,7 @@ def arguments(
         *(f"--load-model={model}" for model in models),
         *closed(secrets.token_urlsafe()),
         *("--disable-auto-complete-config", f"--backend-config=python,shm-region-prefix-name={prefix}"),
-        *("--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"),  # or it takes memory on every GPU
+        *("--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"),  # otherwise it takes memory on every GPU
         *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in gpus),
         *(f"--{name}-address={host}" for name in _PORTS),
         *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports, strict=True)),
@@ -88,9 +97,17 @@ def in_container(
     name: str = "erlab-triton",
     orchestrate: bool = True,
 ) -> tuple[str, ...]:
-    """The command by which docker or podman runs that server, its ports published on our loopback.
+    """Return the command by which docker or podman runs the server, with ports on this machine's loopback.
 
-    `folders`: where the models' engines and tokenizers are; a mapping says at which paths inside each is found.
+    Args:
+        engine: docker or podman.
+        repository: Model repository.
+        models: Names of the models to load.
+        ports: Ports of gRPC and metrics.
+        gpus: All GPUs that the engines use.
+        folders: Folders of engines and tokenizers, or a mapping from paths inside to paths outside.
+        name: Name of the container.
+        orchestrate: Whether Triton runs in orchestrator mode.
     """
     inside = arguments(repository, models, ports, gpus, host="0.0.0.0")
     variables = ORCHESTRATOR if orchestrate else {}
@@ -98,14 +115,21 @@ def in_container(
     return nvidia.contained(engine, inside, name, {repository: repository, **places}, ports, variables)
 
 
-class LLMServer(Kept):
-    """A Triton server of TensorRT-LLM models, started on `__enter__` and stopped on `__exit__`.
+class TensorRTLLMServer(ServerProcess, ModelServer):
+    """A Triton server of TensorRT-LLM models on the loopback, started on `__enter__` and stopped on `__exit__`.
 
-    `container`: docker or podman; None for this machine's own Triton or, without one, whichever of them is there.
-    `orchestrate`: False for a single model on one GPU, whose engine then runs in the server's own process. Ports are on
-    the loopback, chosen by the system unless given. `timeout` bounds the start, in seconds: large engines load for
-    minutes. Attributes as `erlab.serving.triton.Server`'s. Raises ErlabError for models that aren't there, where no such server
-    can be started, and with the server's own words where it does not come up.
+    Args:
+        repository: Model repository.
+        models: Names of ensembles in it, at least one.
+        grpc_port: Port of gRPC; None lets the system choose.
+        container: docker or podman; None for the installed Triton or, without one, the first that is installed.
+        orchestrate: Whether Triton runs in orchestrator mode; False for one model on one GPU, whose engine then runs in
+            the server's process.
+        log: Log file; None for a temporary one, kept only if the start fails or the server dies.
+        timeout: Seconds within which the server must start; large engines load for minutes.
+
+    Raises:
+        ErlabError: A model is missing, or a port is not allowed.
     """
 
     def __init__(
@@ -120,25 +144,32 @@ class LLMServer(Kept):
         timeout: float = 1800.0,
     ):
         self._repository, self.models = Path(repository).resolve(), tuple(models)
-        require(len(self.models) > 0, "models", "LLMServer", "name at least one model", models)
-        require(orchestrate or len(models) == 1, "models", "LLMServer", "be one without an orchestrator", models)
-        require(grpc_port is None or 1 <= grpc_port <= 65535, "grpc_port", "LLMServer", "be from 1 to 65535", grpc_port)
+        owner = "TensorRTLLMServer"
+        require(len(self.models) > 0, "models", owner, "name at least one model", models)
+        require(orchestrate or len(models) == 1, "models", owner, "be one without an orchestrator", models)
+        require(grpc_port is None or 1 <= grpc_port <= 65535, "grpc_port", owner, "be from 1 to 65535", grpc_port)
         self._parameters = [parameters(self._repository, model) for model in self.models]
         self._gpus = sorted({int(gpu) for p in self._parameters for gpu in p["gpu_device_ids"].split(",")})
-        self._asked_ports, self._container = (grpc_port, None), container
+        self._requested_ports, self._container = (grpc_port, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
-        self.grpc = self.metrics = self._name = None
+        self.grpc = self._metrics = self._name = None
         self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
-        self.restarts = self._starts = 0
+        self._starts = 0
 
     @property
-    def upstreams(self) -> tuple[str, ...]:
-        """What a gateway in front calls the models."""
-        return self.models
+    def metrics(self) -> dict[str, str]:
+        return {self._metrics: self._metrics} if self._metrics else {}
 
     def commands(self, first_port: int = 8000, name: str = "erlab-triton") -> list[tuple[str, ...]]:
-        """The command that starts the server, in its container if that is how it runs, for other hands: on Triton's
-        usual ports from `first_port` on, gRPC and metrics. Raises ErlabError for a path that Triton cannot take."""
+        """Return the command that starts the server by hand, in its container if it has one.
+
+        Args:
+            first_port: gRPC and metrics listen on the two ports after it.
+            name: Name of the container.
+
+        Raises:
+            ErlabError: Triton cannot take a path.
+        """
         folders = self._folders()
         for path in (self._repository, *folders):
             if not private.harmless(path):
@@ -147,7 +178,7 @@ class LLMServer(Kept):
         return [self._command((first_port + 1, first_port + 2), name, self._repository, folders)]
 
     def _folders(self) -> list[str]:
-        """Where the engines are, with their tokenizers beside them."""
+        """Return the engine folders, which also hold the tokenizers."""
         return sorted({str(Path(p["gpt_model_path"]).parent) for p in self._parameters})
 
     def _command(
@@ -157,22 +188,21 @@ class LLMServer(Kept):
         repository: Path,
         folders: Sequence[str | Path] | Mapping[str | Path, str | Path],
     ) -> tuple[str, ...]:
-        asked = (repository, self.models, ports, self._gpus)
+        common = (repository, self.models, ports, self._gpus)
         if not self._container:
-            return arguments(*asked, program=native(), prefix=f"{name}-")
-        return in_container(self._container, *asked, folders, name, self._orchestrate)
+            return arguments(*common, program=native(), prefix=f"{name}-")
+        return in_container(self._container, *common, folders, name, self._orchestrate)
 
     def start(self) -> None:
-        """Start it without waiting."""
         if reason := available():
             raise ErlabError(f"Triton cannot run here: {reason}. Name one that runs: --triton HOST:PORT.")
-        if (there := len(machine.gpus())) <= self._gpus[-1]:
-            raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {there} are here.")
+        if (count := len(machine.gpus())) <= self._gpus[-1]:
+            raise ErlabError(f"The models are for GPUs {', '.join(map(str, self._gpus))}, and {count} are here.")
         if self._container or not native():
             self._container = nvidia.container(self._container)
         self._starts += 1
-        ports = free_ports(self._asked_ports)
-        self.grpc, self.metrics = (f"{_HOST}:{port}" for port in ports)
+        ports = free_ports(self._requested_ports)
+        self.grpc, self._metrics = (f"{_HOST}:{port}" for port in ports)
         for name in private.sweep(_PREFIX):
             for engine in filter(machine.find, nvidia.CONTAINERS):
                 nvidia.remove(engine, name)
@@ -188,7 +218,7 @@ class LLMServer(Kept):
                 self._keeper = launch(command, folder, lock, _KILL_SECONDS, environment, output)
 
     def _copy_models(self, folder: Path) -> dict[str | Path, str | Path]:
-        """Write the server's own repository ``folder/models``; the engines' folders, by their paths for the server."""
+        """Copy the models to ``folder/models``; return the engine folders by their paths for the server."""
         parts = [f"{model}{part}" for model in self.models for part in PARTS]
         places = private.copy_models(self._repository, parts, folder, linked=not self._container)
         if self._container:
@@ -199,7 +229,7 @@ class LLMServer(Kept):
         return places
 
     def wait(self) -> None:
-        """Wait until every model has answered a probe."""
+        """Return when every model has answered a probe; ErlabError with the end of the log where one does not."""
         deadline = time.monotonic() + self._timeout
         with grpc.insecure_channel(self.grpc, options=kserve.CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -209,7 +239,7 @@ class LLMServer(Kept):
                         complaint = self._complaint()
                         if "already in use" not in complaint or self._starts == _START_ATTEMPTS:
                             raise ErlabError(f"Triton did not start: {complaint}")
-                        self._stop(keep_log=False)  # somebody took a port between our choice and its start
+                        self._stop(keep_log=False)  # another process took a port that was chosen
                         self.start()
                         return self.wait()
                     if time.monotonic() > deadline:
@@ -230,28 +260,29 @@ class LLMServer(Kept):
             self.log.unlink(missing_ok=True)
 
     def _complaint(self) -> str:
-        """What the server's log says went wrong, in a line, and where the log is."""
+        """Return the errors in the server's log in one line, and the path of the log."""
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
         errors = [line for line in lines if re.match(r"E\d{4} |\[TensorRT-LLM\]\[ERROR\]|error: ", line)]
         words = errors[-3:] or [line for line in lines if line][-3:] or ["it wrote no log"]
         return f"{' | '.join(words)}. Its log: {self.log}."
 
 
-class Apart:
-    """A server a model, each on its own GPU, with the interface of one server; for models of one GPU."""
+class ServersApart(ModelServer):
+    """One server per model, each on its own GPU, behind the interface of one server."""
 
     def __init__(self, repository: Path, models: Sequence[str], *, container: str | None = None, **options):
         for model in models:
             gpus = parameters(repository, model)["gpu_device_ids"]
-            require("," not in gpus, "models", "Apart", "take one GPU each", f"{model} on {gpus}")
-        self.models, self.restarts = tuple(models), 0
+            require("," not in gpus, "models", "ServersApart", "take one GPU each", f"{model} on {gpus}")
+        self.models = tuple(models)
         self._servers = [
-            LLMServer(repository, (model,), container=container, orchestrate=False, **options) for model in models
+            TensorRTLLMServer(repository, (model,), container=container, orchestrate=False, **options)
+            for model in models
         ]
 
     @property
     def grpc(self) -> str:
-        """The first one's address: who asks all of them needs `upstreams`."""
+        """Address of the first server; `upstreams` has all."""
         return self._servers[0].grpc
 
     @property
@@ -260,20 +291,19 @@ class Apart:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Where each tells its metrics, by its model."""
-        return {model: server.metrics for server, model in zip(self._servers, self.models)}
+        return {name: page for s in self._servers for name, page in zip(s.models, s.metrics.values())}
 
     def commands(self, first_port: int = 8000) -> list[tuple[str, ...]]:
-        """A command a server, each with ports of its own from 8000, 8010 and so on."""
-        placed = ((server, first_port + 10 * i) for i, server in enumerate(self._servers))
-        return [c for server, port in placed for c in server.commands(port, f"erlab-{server.models[0]}")]
+        """Return one command per server, with ports from `first_port`, `first_port` + 10 and so on."""
+        ports = ((server, first_port + 10 * i) for i, server in enumerate(self._servers))
+        return [c for server, port in ports for c in server.commands(port, f"erlab-{server.models[0]}")]
 
     @property
     def log(self) -> Path | None:
-        """That of the first that has died, or of the first."""
+        """Log of the first server that has died, else of the first server."""
         return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
 
-    def __enter__(self) -> "Apart":
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             for server in self._servers:
                 stack.push(server)
@@ -291,16 +321,16 @@ class Apart:
 
 
 def parameters(repository: Path, ensemble: str) -> dict[str, str]:
-    """The parameters of an ensemble's engine model, as `repository.write_trtllm` wrote them."""
+    """Return the parameters of an ensemble's engine model, as `repository.write_trtllm` wrote them."""
     file = Path(repository) / f"{ensemble}-tensorrt_llm" / "config.pbtxt"
     if not file.is_file():
         raise ErlabError(f"{repository}: no TensorRT-LLM model {ensemble} there.")
-    found = text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig()).parameters
-    return {key: value.string_value for key, value in found.items()}
+    config = text_format.Parse(file.read_text(encoding="utf-8"), ModelConfig())
+    return {key: value.string_value for key, value in config.parameters.items()}
 
 
 def native() -> str | None:
-    """This machine's own tritonserver, if TensorRT-LLM's backend and MPI are there too."""
+    """Return the path of an installed tritonserver with TensorRT-LLM's backend and MPI, None without one."""
     program = machine.find("tritonserver", _INSTALLED)
     backend = program and (Path(program).resolve().parent.parent / "backends" / "tensorrtllm").is_dir()
     return program if backend and machine.find("mpirun") else None

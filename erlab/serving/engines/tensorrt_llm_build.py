@@ -1,11 +1,11 @@
-"""Builds TensorRT-LLM engines with care: what cannot work is said before hours are spent, what is there stays.
+"""Build of TensorRT-LLM engines: checks first, then the commands that are due.
 
-    build(expert, folder)              # the commands that ran
-    engine = load(folder, expert)      # what Triton serves
+    build(expert, folder)              # returns the commands that ran
+    engine = load(folder, expert)      # folder that Triton serves
 
-The programs run on this machine or, where they are missing, in NVIDIA's container. A build's folder ends up as
-``checkpoint/``, ``engine/``, ``tokenizer/``, ``build.log`` and a marker beside checkpoint and engine, written last:
-what has a marker is whole and is not made again for the same command.
+The programs run on this machine or, where they are missing, in NVIDIA's container. An engine folder holds
+``checkpoint/``, ``engine/``, ``tokenizer/``, ``build.log`` and the markers ``checkpoint.json`` and ``engine.json``. A
+marker is written last: what has one is complete and not built again by the same command.
 """
 
 import json
@@ -34,44 +34,68 @@ from erlab.serving.engines.tensorrt_llm import (
     require_weights,
     write_model,
 )
-from erlab.serving.engines.trtllm_machine import Device, devices, only_api, require_devices, require_disk, tool, tools
+from erlab.serving.engines.tensorrt_llm_machine import (
+    Device,
+    devices,
+    only_api,
+    require_devices,
+    require_disk,
+    tool,
+    tools,
+)
 from erlab.simulation.hardware import GPUS
 from erlab.spec import Expert
 
-FORMAT = 1  # of the markers; rises when the same command would give another engine
+FORMAT = 1  # of the markers; increase when the same command gives another engine
 
 
 def plan(
     expert: Expert, folder: str | Path, weights: str | Path | None = None, examples: Path = EXAMPLES
 ) -> tuple[Command, ...]:
-    """The commands that are due for the expert's engine in `folder`, none where it is whole. Changes nothing.
+    """Return the commands that are due for an engine, none where it is complete. Nothing is written.
 
-    The memory it checks is that of this machine's GPUs, of an H100 where there are none. Raises ErlabError where that
-    does not suffice, for weights of another model, and for a folder that holds other things.
+    Args:
+        expert: Engine.
+        folder: Engine folder.
+        weights: Hugging Face folder of a Llama; None for dummy weights.
+        examples: Folder of TensorRT-LLM's conversion scripts.
+
+    Raises:
+        ErlabError: The engine does not fit this machine's GPUs (an H100 where there are none), the weights are of
+            another model, or the folder has other files.
     """
     folder = Path(folder).expanduser().resolve()
-    made = api_commands(expert, folder, weights) if only_api(examples) else commands(expert, folder, weights, examples)
-    found = devices()
-    memory(expert, found[0].gpu if found else GPUS["H100"])
+    if only_api(examples):
+        planned = api_commands(expert, folder, weights)
+    else:
+        planned = commands(expert, folder, weights, examples)
+    gpus = devices()
+    memory(expert, gpus[0].gpu if gpus else GPUS["H100"])
     if weights is not None:
         require_weights(Path(weights).expanduser().resolve(), expert.model)
     _require_own(folder)
-    due = tuple(c for c in made if not _is_done(c, expert, found, weights is not None))
-    return made if due and due[0] is made[0] else due  # an engine is never older than its checkpoint
+    due = tuple(c for c in planned if not _is_done(c, expert, gpus, weights is not None))
+    return planned if due and due[0] is planned[0] else due  # an engine is never older than its checkpoint
 
 
 def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
-    """Refuse what cannot be built here: (expert, folder, its due commands) an engine. Which container engine is to run
-    the programs, None where they are installed.
+    """Refuse engines that cannot be built on this machine.
 
-    Raises ErlabError where driver, GPUs, programs or disk do not suffice, with advice.
+    Args:
+        due: Expert, engine folder and due commands of each engine.
+
+    Returns:
+        Container engine that runs the programs, None where they are installed.
+
+    Raises:
+        ErlabError: Driver, GPUs, programs or disk space do not suffice.
     """
     due = [(expert, folder, commands) for expert, folder, commands in due if commands]
     if not due:
         return None
-    found = devices()
+    gpus = devices()
     for expert, _, _ in due:
-        require_devices(expert, found)
+        require_devices(expert, gpus)
     container = tools([command for *_, commands in due for command in commands])
     require_disk(due[0][1], sum(command.disk_bytes for *_, commands in due for command in commands))
     return container
@@ -84,16 +108,25 @@ def build(
     examples: Path = EXAMPLES,
     timeout: float = 4 * 3600,
 ) -> tuple[Command, ...]:
-    """Build the expert's engine in `folder`, as far as it isn't there; the commands that ran.
+    """Build an engine, or finish a build that was interrupted. Programs print to ``build.log``.
 
-    A build that was interrupted or failed goes on where it stopped. `timeout`: seconds a command may take. What the
-    tools print goes to ``build.log``. Raises ErlabError, before anything runs, as `plan` and `check` do, and with the
-    tool's own last lines where it fails.
+    Args:
+        expert: Engine.
+        folder: Engine folder.
+        weights: Hugging Face folder of a Llama; None for dummy weights.
+        examples: Folder of TensorRT-LLM's conversion scripts.
+        timeout: Seconds that a command may take.
+
+    Returns:
+        The commands that ran.
+
+    Raises:
+        ErlabError: As for `plan` and `check`, before anything runs; with a program's last lines where it fails.
     """
     folder = Path(folder).expanduser().resolve()
     due = plan(expert, folder, weights, examples)
     container = check([(expert, folder, due)])
-    found, folders = devices(), [folder, *([Path(weights).expanduser().resolve()] if weights is not None else [])]
+    gpus, folders = devices(), [folder, *([Path(weights).expanduser().resolve()] if weights is not None else [])]
     if due:
         folder.mkdir(parents=True, exist_ok=True)
     for command in due:
@@ -111,7 +144,7 @@ def build(
             if missing := _missing(command, expert, weights is not None):
                 log = folder / "build.log"
                 raise ErlabError(f"{tool(command)} ended without {command.writes / missing}. Its log: {log}.")
-            _mark(command, expert, found, time.monotonic() - start)
+            _mark(command, expert, gpus, time.monotonic() - start)
         except BaseException:
             shutil.rmtree(command.writes, ignore_errors=True)
             raise
@@ -120,9 +153,10 @@ def build(
 
 
 def load(folder: str | Path, expert: Expert) -> Path:
-    """The engine in `folder` that `build` made for `expert`, ready to be served on this machine.
+    """Return the folder of the engine that `build` built for an expert, checked for this machine.
 
-    Raises ErlabError where it is not whole, or was built for another expert, GPU or version of TensorRT-LLM.
+    Raises:
+        ErlabError: The engine is not complete, or was built for another expert, GPU or version of TensorRT-LLM.
     """
     folder = Path(folder).expanduser().resolve()
     engine = folder / "engine"
@@ -133,30 +167,30 @@ def load(folder: str | Path, expert: Expert) -> Path:
         raise ErlabError(f"{folder}: no complete TensorRT-LLM engine ({e}). Run 01_build_engines again.") from None
     if about.get("format") != FORMAT or about.get("expert") != _spec(expert):
         raise ErlabError(f"{folder}: this engine was built from another specification. Run 01_build_engines again.")
-    found = devices()
-    if found and about["gpu"] != found[0].gpu.name:
-        here = found[0].gpu.name
+    gpus = devices()
+    if gpus and about["gpu"] != gpus[0].gpu.name:
+        here = gpus[0].gpu.name
         raise ErlabError(f"{folder}: built for {about['gpu']}, but this machine has {here}. Build it here.")
     try:
         installed = version("tensorrt_llm")
     except PackageNotFoundError:
-        installed = None  # it will be served elsewhere, in a container
+        installed = None  # a container serves it
     if installed and built_with and installed != built_with:
         raise ErlabError(f"{folder}: built with TensorRT-LLM {built_with}, but {installed} is installed. Build again.")
     return engine
 
 
-def _put_tokenizer(to: Path, expert: Expert, weights: str | Path | None) -> None:
-    """The tokenizer beside the engine: the weights' own, or bytes for dummies."""
+def _put_tokenizer(folder: Path, expert: Expert, weights: str | Path | None) -> None:
+    """Write the tokenizer beside the engine: that of the weights, or bytes for dummy weights."""
     if weights is not None:
-        to.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for pattern in ("tokenizer*", "special_tokens_map.json"):
             for file in Path(weights).expanduser().glob(pattern):
-                shutil.copy(file, to)
-    elif not (to / "tokenizer_config.json").is_file():
-        from erlab.serving.engines import tokenizer  # torch comes with it, which plans need not wait for
+                shutil.copy(file, folder)
+    elif not (folder / "tokenizer_config.json").is_file():
+        from erlab.serving.engines import tokenizer  # here, since it imports torch, which plans do not need
 
-        tokenizer.write(to, expert.model.vocab)
+        tokenizer.write(folder, expert.model.vocab)
 
 
 def _require_own(folder: Path) -> None:
@@ -167,7 +201,7 @@ def _require_own(folder: Path) -> None:
 
 
 def _run(command: Command, log: Path, timeout: float, container: str | None, folders: Sequence[Path]) -> None:
-    """Run it in a session of its own, so that its workers end with it, printing to the end of `log`."""
+    """Run a command in its own session, so that its workers end with it; its output is appended to `log`."""
     name = f"erlab-build-{uuid.uuid4().hex[:8]}"
     argv = nvidia.contained(container, command.argv, name, folders, as_user=True) if container else command.argv
     with log.open("ab") as out:
@@ -185,20 +219,20 @@ def _run(command: Command, log: Path, timeout: float, container: str | None, fol
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise ErlabError(_said(command, log, begin, f"did not end within {timeout:g} s")) from None
+            raise ErlabError(_failure(command, log, begin, f"did not end within {timeout:g} s")) from None
         finally:
             if process.poll() != 0:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # workers of one that failed may still be there
+                    os.killpg(process.pid, signal.SIGKILL)  # workers of a failed command may still run
                 process.wait()
                 if container:
                     nvidia.remove(container, name)
     if code:
-        raise ErlabError(_said(command, log, begin, f"failed with status {code}"))
+        raise ErlabError(_failure(command, log, begin, f"failed with status {code}"))
 
 
-def _said(command: Command, log: Path, begin: int, how: str) -> str:
-    """What happened, with the last lines that the command printed."""
+def _failure(command: Command, log: Path, begin: int, how: str) -> str:
+    """Return the message of a failure with the last lines that the command printed."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -206,7 +240,7 @@ def _said(command: Command, log: Path, begin: int, how: str) -> str:
 
 
 def _missing(command: Command, expert: Expert, real: bool) -> str | None:
-    """The first file that the command should have written and has not, or left empty."""
+    """Return the first file that the command did not write, or left empty."""
     engine = command.writes.name == "engine"
     suffix = "engine" if engine else "safetensors"
     ranks = range(expert.tensor_parallel) if engine or real else ()
@@ -218,12 +252,12 @@ def _marker(command: Command) -> Path:
     return command.writes.with_name(f"{command.writes.name}.json")
 
 
-def _mark(command: Command, expert: Expert, found: tuple[Device, ...], seconds: float) -> None:
+def _mark(command: Command, expert: Expert, gpus: tuple[Device, ...], seconds: float) -> None:
     about = {
         "format": FORMAT,
         "argv": list(command.argv),
         "expert": _spec(expert),
-        "gpu": found[0].gpu.name,
+        "gpu": gpus[0].gpu.name,
         "seconds": round(seconds, 1),
     }
     marker = _marker(command)
@@ -232,16 +266,16 @@ def _mark(command: Command, expert: Expert, found: tuple[Device, ...], seconds: 
     os.replace(aside, marker)
 
 
-def _is_done(command: Command, expert: Expert, found: tuple[Device, ...], real: bool) -> bool:
+def _is_done(command: Command, expert: Expert, gpus: tuple[Device, ...], real: bool) -> bool:
     try:
         about = json.loads(_marker(command).read_text())
         same = about["format"] == FORMAT and about["argv"] == list(command.argv)
-        here = not found or about["gpu"] == found[0].gpu.name  # an engine runs on the kind of GPU it was built on
+        here = not gpus or about["gpu"] == gpus[0].gpu.name  # an engine runs on the kind of GPU it was built on
     except (OSError, ValueError, KeyError):
         return False
     return same and here and _missing(command, expert, real) is None
 
 
 def _spec(expert: Expert) -> dict:
-    """What of the expert goes into its engine: the size of the KV pool is chosen when it is served."""
+    """Return the fields of an expert that its engine depends on: all but the KV pool, chosen when it is served."""
     return asdict(replace(expert, kv_tokens=None))

@@ -101,7 +101,8 @@ def test_python_and_the_package_may_be_anywhere(echo, tmp_path, language):
     code = "import erlab.errors\n" + (echo / "echo" / "1" / "model.py").read_text()
     repository.write(folder / "models", repository.text_model("echo", {}), code)
     script = (
-        "from erlab.serving.triton import Server, client\n"
+        "from erlab.gateway import kserve\n"
+        "from erlab.serving.triton import Server\n"
         "with Server('models') as server:\n"
         "    print(list(kserve.generate(server.grpc, 'echo', 'a b', 2, timeout=30)))\n"
     )
@@ -138,7 +139,7 @@ def test_paths_are_changed_only_where_they_must_be(tmp_path):
         private.copy_models(tmp_path / "models", ("four",), tmp_path / "private")
 
 
-def test_where_no_temporary_folder_will_do_it_is_said(tmp_path, monkeypatch):
+def test_a_missing_temporary_folder_is_reported(tmp_path, monkeypatch):
     odd = tmp_path / "a b"
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
@@ -180,7 +181,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["erlab-triton-", "erlab-llm-", "erlab-openai-"])
-def test_what_nobody_holds_is_swept_and_nothing_else(temporary, prefix):
+def test_only_folders_without_owner_are_swept(temporary, prefix):
     def start():
         command = [sys.executable, "-c", HOLDER, prefix]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -251,7 +252,7 @@ AT_IMPORT = "import os, sys\nprint('no such engine: blue', file=sys.stderr, flus
     ],
     ids=["raises", "exits", "does not start", "killed"],
 )
-def test_a_process_that_ends_ends_the_wait_with_its_words(tmp_path, temporary, monkeypatch, code, stub, words):
+def test_a_model_process_that_ends_is_reported(tmp_path, temporary, monkeypatch, code, stub, words):
     if stub:
         program = tmp_path / "triton_python_backend_stub"
         program.write_text(f"#!/bin/bash\n{stub}\n")

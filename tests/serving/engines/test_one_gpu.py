@@ -9,7 +9,7 @@ from erlab.errors import ErlabError
 from erlab.experiments import gpu
 from erlab.machine import gpus
 from erlab.serving import profiles, scaling
-from erlab.serving.engines import onegpu, openai_models
+from erlab.serving.engines import one_gpu, openai_models
 from erlab.serving.engines.kinds import kind
 from erlab.spec import GIB
 from erlab.study import environment
@@ -33,48 +33,48 @@ def machine(tmp_path, monkeypatch):
             file.write_text(f"#!/bin/sh\n{driver if program == 'nvidia-smi' else 'true'}\n")
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     yield install
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
 
 
-def test_without_a_gpu_there_is_no_engine_and_the_reasons_are_told(machine):
-    assert onegpu.choose() == onegpu.Choice(None, "no GPU answers (nvidia-smi)")
+def test_without_a_gpu_there_is_no_engine(machine):
+    assert one_gpu.choose() == one_gpu.Choice(None, "no GPU answers (nvidia-smi)")
     with pytest.raises(ErlabError, match="Nothing here can serve experts on a GPU: no GPU answers"):
-        onegpu.OneGPU().check([])
-    assert onegpu.gpu().name == "H100"  # what plans are made for
+        one_gpu.OneGPU().check([])
+    assert one_gpu.gpu().name == "H100"  # what plans are made for
 
 
-def test_the_first_engine_in_order_is_chosen_and_those_before_are_told_why_not(machine):
+def test_the_first_available_engine_is_chosen_with_reasons(machine):
     machine("nvidia-smi", "vllm")
     assert gpus() == ("NVIDIA H200",)
-    chosen = onegpu.choose()
+    chosen = one_gpu.choose()
     assert chosen.name == "vllm"
     native = "trtllm-build is not here, nor docker or podman"
     assert f"no tensorrt-llm: {native}; no trtllm-serve: trtllm-serve is not on PATH" == chosen.why
     machine("trtllm-serve")
-    assert onegpu.choose().name == "trtllm-serve"
+    assert one_gpu.choose().name == "trtllm-serve"
     machine("trtllm-build", "tritonserver", "mpirun")
-    assert onegpu.choose() == onegpu.Choice("tensorrt-llm", "the first in order")
-    assert onegpu.choose("vllm") == onegpu.Choice("vllm", "chosen by name (vllm)")
-    assert onegpu.choose("embedded").name is None  # this machine's PyTorch sees no GPU
+    assert one_gpu.choose() == one_gpu.Choice("tensorrt-llm", "the first in order")
+    assert one_gpu.choose("vllm") == one_gpu.Choice("vllm", "chosen by name (vllm)")
+    assert one_gpu.choose("embedded").name is None  # this machine's PyTorch sees no GPU
     with pytest.raises(ErlabError, match="'engine' parameter of one GPU must be one of tensorrt-llm, .* Got 'sglang'"):
-        onegpu.choose("sglang")
+        one_gpu.choose("sglang")
 
 
 def test_without_tensorrt_llm_its_container_comes_before_other_servers(machine, tmp_path):
     machine("nvidia-smi", "vllm", "podman")
-    chosen = onegpu.choose()
+    chosen = one_gpu.choose()
     assert chosen.name == "vllm" and "podman has no NVIDIA container toolkit (nvidia-ctk)" in chosen.why
-    by_name = onegpu.choose("tensorrt-llm")  # as on systems that give GPUs without it
+    by_name = one_gpu.choose("tensorrt-llm")  # as on systems that give GPUs without it
     assert (by_name.name, by_name.container) == ("tensorrt-llm", "podman")
     machine("nvidia-ctk")
-    chosen = onegpu.choose()
+    chosen = one_gpu.choose()
     assert (chosen.name, chosen.container) == ("tensorrt-llm", "podman")
     assert chosen.why == "the first in order; in NVIDIA's container, by podman"
-    assert onegpu.choose("vllm").name == "vllm"
+    assert one_gpu.choose("vllm").name == "vllm"
     (tmp_path / "bin" / "podman").write_text("#!/bin/sh\necho 'no user namespaces' >&2; exit 125\n")
-    chosen = onegpu.choose()
+    chosen = one_gpu.choose()
     assert chosen.name == "vllm" and "podman is installed but cannot be reached: no user namespaces" in chosen.why
 
 
@@ -99,12 +99,12 @@ def test_a_70b_expert_has_the_pool_of_an_h100_and_stands_for_all(machine):
     assert 7 < pool < 9  # of the H200's 140 GiB
     assert scaling.scale(paper.SYSTEMS["v2"]["A"], GPU, 1).expert == system.expert  # the same without the gateway
     machine("nvidia-smi", mib=49_140)
-    onegpu._devices.cache_clear()
+    one_gpu._devices.cache_clear()
     with pytest.raises(ErlabError, match="Llama 3 70B FP8 does not fit"):
         scaling.scale(paper.SYSTEMS["v2"]["D"], GPU, 1)
 
 
-def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_path, monkeypatch):
+def test_experts_that_a_gpu_cannot_serve_are_refused_before_the_build(machine, tmp_path, monkeypatch):
     machine("nvidia-smi", "vllm", name="NVIDIA A100-SXM4-80GB", mib=81_920, capability=8.0)
     said = "FP8 needs a GPU of compute capability 8.9 or more. NVIDIA A100-SXM4-80GB has 8.0"
     with pytest.raises(ErlabError, match=said):
@@ -118,15 +118,15 @@ def test_what_a_gpu_cannot_serve_is_said_before_anything_is_made(machine, tmp_pa
     expert = scaling.scale(paper.SYSTEMS["v2"]["E"], GPU, 1).expert
     weights = tmp_path / "llama-3-8b"
     with pytest.raises(ErlabError, match="llama-3-8b: no folder of Hugging Face weights with a config.json"):
-        onegpu.OneGPU().plan(expert, tmp_path / "e", weights)
+        one_gpu.OneGPU().plan(expert, tmp_path / "e", weights)
     weights.mkdir()
     (weights / "config.json").write_text('{"hidden_size": 5120}')
     with pytest.raises(ErlabError, match="hidden_size must be 4096 for Llama 3 8B. Got 5120"):
-        onegpu.OneGPU().plan(expert, tmp_path / "e", weights)
-    monkeypatch.setattr(onegpu, "_chosen", lambda engine: "embedded")
+        one_gpu.OneGPU().plan(expert, tmp_path / "e", weights)
+    monkeypatch.setattr(one_gpu, "_chosen", lambda engine: "embedded")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10**10}))
     with pytest.raises(ErlabError, match="building needs 16.1 GB of disk, 10.0 GB are free"):
-        onegpu.OneGPUEmbedded().check([(expert, tmp_path / "e", ())])
+        one_gpu.OneGPUEmbedded().check([(expert, tmp_path / "e", ())])
 
 
 def test_profiles_of_one_gpu_serve_what_fits_it(machine):

@@ -1,12 +1,12 @@
-"""What engines share as models of Triton's Python backend: `TextModel`, of which each kind of engine makes its own.
+"""Base class of text models for Triton's Python backend.
 
-Tensors are those of TensorRT-LLM's ensemble: `text_input` and `max_tokens`, optionally `stream` (default false), to
-`text_output`. With `stream`, every token is a response, and the last one carries the final flag; without, the whole
-text is one response. Triton passes malformed requests on, so they are checked here; a refused one gets one error.
+Tensors are those of TensorRT-LLM's ensemble: inputs `text_input`, `max_tokens` and optionally `stream` (default false),
+output `text_output`. With `stream`, every token is a response, and the last one carries the final flag; without, the
+whole text is one response. Triton passes malformed requests on, so they are checked here and get one error each.
 
-Triton's thread checks and queues requests, one thread steps the engine, and one sends responses, which costs as much
-time as a small model's step. An engine that computes waits until its tokens are sent: on a busy core the sender would
-get neither the core nor the interpreter's lock, and whole answers would arrive at once at their end.
+Triton's thread checks and queues requests, one thread steps the engine, and one sends responses, which takes as long as
+a step of a small model. An engine that computes waits until its tokens are sent: on a busy core the sender would get
+neither the core nor the interpreter's lock, and answers would arrive all at once at their end.
 """
 
 import json
@@ -27,7 +27,7 @@ with suppress(ImportError):
     import triton_python_backend_utils as pb_utils  # exists in Triton's stub process only
 
 _PUBLISH_SECONDS = 0.25
-_METRICS = {  # as they are published: whoever sees a request counted sees its tokens and times
+_METRICS = {  # in order of publication: a counted request has its tokens and times counted before
     "erlab_output_tokens_total": "Tokens generated",
     "erlab_queue_seconds_total": "Time from arrival to the step that admits a request, summed over requests",
     "erlab_first_token_seconds_total": "Time from arrival to the first token, summed over requests",
@@ -41,7 +41,7 @@ _METRICS = {  # as they are published: whoever sees a request counted sees its t
 
 
 @dataclass(eq=False)
-class _Request:
+class _TritonRequest:
     sender: object
     prompt: Sequence
     max_tokens: int
@@ -51,31 +51,32 @@ class _Request:
 
 
 class TextModel(ABC):
-    """A model that answers prompts, for Triton to call. Kinds of engines say how they load, read and write tokens."""
+    """Text model that Triton calls. Subclasses load an engine, encode prompts and decode tokens."""
 
-    computes = True  # rather than sleeps: it waits for the sender
-    cancel_checks = 2  # requests asked a step whether their client has gone; asking costs 35 us
+    computes = True  # uses the core, so it waits for the sender
+    cancel_checks = 2  # requests per step that are checked for cancellation; a check costs tens of microseconds
 
     @abstractmethod
     def load(self, name: str, parameters: dict[str, str]) -> Batch:
-        """Make the engine from the model's parameters. It also has `submit(request, prompt, max_tokens)` and `step()`.
+        """Return the engine, a `Batch` with `submit(request, prompt, max_tokens)` and `step()`.
 
-        Raises ErlabError, which Triton tells, if it cannot.
+        Raises:
+            ErlabError: A parameter of the model is wrong; Triton reports it.
         """
 
     @abstractmethod
     def encode(self, text: str) -> Sequence:
-        """The tokens of a prompt; with at least one token of its own before the text's."""
+        """Return the tokens of a prompt, with at least one start token before those of the text."""
 
     @abstractmethod
     def decode(self, tokens: list[int]) -> str: ...
 
     def text(self, tokens: list[int], arrived: float) -> str:
-        """What a response says, asked for when it is sent; its request arrived at `arrived` (time.monotonic)."""
+        """Return the text of a response when it is sent; its request arrived at `arrived` (time.monotonic)."""
         return self.decode(tokens)
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine named in the model's parameters; raises in one line if it cannot."""
+        """Load the engine named in the model's parameters and start the threads."""
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"]).get("parameters", {}).items()}
         name = args["model_name"]
         try:
@@ -85,7 +86,7 @@ class TextModel(ABC):
         except ErlabError as e:
             raise pb_utils.TritonModelException(str(e)) from None
         self._metrics = _Metrics(name)
-        self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_TritonRequest | None] = SimpleQueue()
         self._outbox: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self._engine_thread = threading.Thread(target=self._generate, name="engine", daemon=True)
         self._sender_thread = threading.Thread(target=self._send, name="sender", daemon=True)
@@ -93,23 +94,23 @@ class TextModel(ABC):
         self._sender_thread.start()
 
     def execute(self, requests: list) -> None:
-        """Queue requests; those that cannot be served get one error each. Answers follow from the other threads."""
+        """Queue requests; refused ones get one error each. The other threads answer."""
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._inbox.put(_Request(sender, *self._checked(request)))
+                self._inbox.put(_TritonRequest(sender, *self._checked(request)))
             except ErlabError as e:
                 _fail(sender, str(e), pb_utils.TritonError.INVALID_ARG)
 
     def finalize(self) -> None:
-        """Stop the threads; whoever still waits gets an error."""
+        """Stop the threads; requests in flight get an error."""
         self._inbox.put(None)
         self._engine_thread.join()
         self._outbox.put(None)
         self._sender_thread.join()
 
     def _checked(self, request: object) -> tuple[Sequence, int, bool]:
-        """A request's prompt tokens, max_tokens and stream. Raises ErlabError in words meant for its sender."""
+        """Return a request's prompt tokens, max_tokens and stream; ErlabError with the message for its client."""
         try:
             prompt = self.encode(_scalar(request, "text_input").decode())
         except UnicodeDecodeError as e:
@@ -127,8 +128,8 @@ class TextModel(ABC):
         return prompt, max_tokens, bool(_scalar(request, "stream", default=False))
 
     def _generate(self) -> None:
-        """The engine's thread: take what has arrived, step, hand the tokens to the sender; until None arrives."""
-        in_flight: dict[_Request, None] = {}  # in the order in which they are next asked whether they are cancelled
+        """Run the engine thread until None arrives: take requests, step, pass tokens to the sender."""
+        in_flight: dict[_TritonRequest, None] = {}  # in the order of their next check for cancellation
         while True:
             arrived = [] if in_flight else [self._inbox.get()]
             while not self._inbox.empty():
@@ -142,7 +143,7 @@ class TextModel(ABC):
             started = time.monotonic()
             try:
                 emitted = self._engine.step()
-            except Exception as e:  # whatever it was, it must neither leave anyone waiting nor end the thread
+            except Exception as e:  # must neither leave requests waiting nor end the thread
                 self._fail_all(in_flight, f"The engine failed: {type(e).__name__}: {e}")
                 continue
             messages = [self._answer(r, token, last, started) for r, token, last in emitted]
@@ -156,8 +157,8 @@ class TextModel(ABC):
                 del in_flight[request]
         self._fail_all(in_flight | dict.fromkeys(r for r in arrived if r), "The model is being unloaded.")
 
-    def _answer(self, request: _Request, token: int, last: bool, started: float) -> Callable[[], None]:
-        """Count the token and return what sends it (nothing yet, unless streaming or last)."""
+    def _answer(self, request: _TritonRequest, token: int, last: bool, started: float) -> Callable[[], None]:
+        """Count the token and return the function that sends it (a no-op unless streaming or last)."""
         now, total = time.monotonic(), self._metrics.totals
         if not request.answer:
             total["erlab_queue_seconds_total"] += started - request.arrived
@@ -172,7 +173,7 @@ class TextModel(ABC):
         tokens, flags = [token] if request.stream else request.answer, _final() if last else 0
         return lambda: request.sender.send(_response(self.text(tokens, request.arrived)), flags)
 
-    def _drop_cancelled(self, in_flight: dict[_Request, None]) -> None:
+    def _drop_cancelled(self, in_flight: dict[_TritonRequest, None]) -> None:
         for request in list(in_flight)[: self.cancel_checks]:
             del in_flight[request]
             if request.sender.is_cancelled():
@@ -182,14 +183,14 @@ class TextModel(ABC):
             else:
                 in_flight[request] = None
 
-    def _fail_all(self, in_flight: dict[_Request, None], message: str) -> None:
+    def _fail_all(self, in_flight: dict[_TritonRequest, None], message: str) -> None:
         for request in in_flight:
             self._engine.cancel(request)
         self._outbox.put([lambda r=r: _fail(r.sender, message, pb_utils.TritonError.INTERNAL) for r in in_flight])
         in_flight.clear()
 
     def _send(self) -> None:
-        """The sender's thread: send what the engine's hands over, and publish metrics now and then."""
+        """Run the sender thread: send responses, and publish metrics every `_PUBLISH_SECONDS`."""
         published = time.monotonic()
         while True:
             try:
@@ -201,7 +202,7 @@ class TextModel(ABC):
             for send in messages:
                 try:
                     send()
-                except Exception as e:  # of a client that has gone, say; the others' answers go on
+                except Exception as e:  # such as a client that has gone; other answers go on
                     pb_utils.Logger.log_error(f"A response could not be sent: {type(e).__name__}: {e}")
             if time.monotonic() - published >= _PUBLISH_SECONDS:
                 self._metrics.publish(self._engine)
@@ -209,18 +210,18 @@ class TextModel(ABC):
 
 
 class _Metrics:
-    """Counters and gauges on Triton's metrics port. Setting one is a call to the server, so it is not done a token."""
+    """Counters and gauges on Triton's metrics port. Setting one is a call to the server, so not done per token."""
 
     def __init__(self, model: str):
         self.totals = dict.fromkeys((n for n in _METRICS if n.endswith("_total")), 0.0)
         self._published = dict.fromkeys(_METRICS, 0.0)
-        self._families, self._metrics = {}, {}  # Triton wants families to outlive their metrics
+        self._families, self._metrics = {}, {}  # families must outlive their metrics
         for name, meaning in _METRICS.items():
             kind = pb_utils.MetricFamily.COUNTER if name in self.totals else pb_utils.MetricFamily.GAUGE
             self._families[name] = pb_utils.MetricFamily(name=name, description=meaning, kind=kind)
             self._metrics[name] = self._families[name].Metric(labels={"model": model})
             if name not in self.totals:
-                self._metrics[name].set(0)  # the server keeps what a process that was killed has set
+                self._metrics[name].set(0)  # the server keeps values of a process that was killed
 
     def publish(self, engine: Batch) -> None:
         gauges = (engine.running, engine.waiting, engine.kv_tokens_in_use, engine.late_seconds)
@@ -236,7 +237,7 @@ class _Metrics:
 
 
 def number(model: str, parameters: dict[str, str], key: str) -> int:
-    """A whole number among a model's parameters; raises ErlabError where there is none."""
+    """Return a whole number of a model's parameters; ErlabError where there is none."""
     value = parameters.get(key, "")
     if not value.isdecimal():
         raise ErlabError(f"The {key!r} parameter of model {model} must be a whole number. Got {value!r}.")
@@ -244,7 +245,7 @@ def number(model: str, parameters: dict[str, str], key: str) -> int:
 
 
 def _scalar(request: object, name: str, default: object = None) -> object:
-    """The one value of an input tensor of any shape; `default` if it is not sent."""
+    """Return the one value of an input tensor of any shape; `default` if it is not sent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         if default is None:

@@ -30,20 +30,19 @@ def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...]
     return tuple(tuple(devices[(i * width + j) % len(devices)] for j in range(width)) for i in range(system.count))
 
 
-def preliminary(to: Profile) -> dict[str, tuple[str, System]]:
-    """The systems of Fig. 3 by name: ("half" or "all" of the devices, one engine of the big model)."""
+def preliminary_systems(to: Profile) -> dict[str, System]:
+    """Return the systems of Fig. 3 by name: one engine of the big model on half or all of the devices."""
     count = len(devices(to))
     found = {}
-    for half, tensor_parallel in (("half", 4), ("all", 8)):
-        if half == "all" and "C" not in to.systems:
+    for share, tensor_parallel in (("half", 4), ("all", 8)):
+        if share == "all" and "C" not in to.systems:
             continue
         for letter in [name for name in ("A", "B") if name in to.systems]:  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             expert = replace(original.expert, tensor_parallel=tensor_parallel)
             for limit in to.batch_limits:
-                system = scale(replace(original, expert=expert), to, count, limit)
-                name = f"P-{half}-{system.expert.precision.name}-b{limit}"
-                found[name] = (half, replace(system, name=name, count=1))
+                system = scale(replace(original, expert=expert), to, count, limit).preliminary(share)
+                found[system.name] = system
     return found
 
 
@@ -52,7 +51,7 @@ def experts(to: Profile) -> list[Expert]:
     count = len(devices(to))
     limits = sorted(to.batch_limits, reverse=True)
     served = [scale(s, to, count, limit) for limit in limits for s in systems(to).values()]
-    served += [system for _, system in preliminary(to).values()]
+    served += preliminary_systems(to).values()
     found: dict[str, Expert] = {}
     for system in served:
         found.setdefault(kind(to).engine_name(system.expert), system.expert)

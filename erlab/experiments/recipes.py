@@ -1,8 +1,7 @@
-"""Routing recipes compared on a study's prompts, for notebook 02: which recipes, which prompts, which targets.
+"""Routing recipes compared on a study's prompts, for notebook 02.
 
-    from erlab import comparison, deployment, experiments, profiles
-    to, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
-    table = comparison.compare(to, folders, workload.stored(folders))
+    profile, folders = profiles.profile("laptop"), paths.Folders.of("laptop")
+    table = recipes.compare(profile, folders, workload.stored(folders))
     figures.style.save(figures.routing.frontier(table), folders.routing, "frontier")
 """
 
@@ -22,12 +21,12 @@ from erlab.routing import PromptRouter, evaluation
 from erlab.routing.evaluation import RECIPES
 from erlab.spec import Profile, require
 
-QUICK_PROMPTS, QUICK_SEEDS, SEEDS = 100, 2, 5  # prompts a domain, of which four fifths train; fits a recipe
-UNKNOWN = "unknown"  # the domain of prompts that have none: outliers, which no recipe is trained on
+QUICK_PROMPTS, QUICK_SEEDS, SEEDS = 100, 2, 5  # prompts per domain, 80 % for training; fits per recipe
+UNKNOWN = "unknown"  # domain of outliers, which no recipe is trained on
 CORE = tuple("banking_support cooking finance law math medicine music python_code security spanish sql travel".split())
 _FAMILIES = {"words": "TF-IDF", "characters": "TF-IDF", "static": "static embedding", "minilm": "sentence embedding"}
 _BALANCED = ("balanced", "capacity")
-_TARGETS = {  # measure: its column, the sign of better, and the target of TF-IDF, static and sentence embeddings
+_TARGETS = {  # by measure: column, sign of better values, targets of TF-IDF, static and sentence embeddings
     "macro routing accuracy, unseen prompts": ("unseen", 1, (0.85, 0.93, 0.96)),
     "one decision, p50 (ms)": ("p50_ms", -1, (0.3, 0.1, 8.0)),
     "largest / mean load, unseen prompts": ("load", -1, (1.3, 1.3, 1.3)),
@@ -53,10 +52,17 @@ _SHOWN = {
 
 
 def compared(prompts: Dataset, per_domain: int | None = None) -> tuple[Dataset, list[str]]:
-    """The prompts that recipes are compared on, at most `per_domain` of each domain, and the texts of no domain.
+    """Select the prompts that recipes are compared on, and the outliers.
 
-    Domains of which no prompt is for training are left out, and where all twelve `CORE` domains are there, for which
-    the targets are stated, so are the others.
+    Domains without training prompts are left out. If all `CORE` domains are present, for which the targets are stated,
+    the other domains are left out too.
+
+    Args:
+        prompts: Columns as of `prompts.datasets.load`.
+        per_domain: Largest number of prompts per domain; None takes all.
+
+    Returns:
+        The selected prompts, and the texts of the domain `UNKNOWN`.
     """
     rows = prompts.to_pandas()
     domains = set(rows["domain"][rows["split"] == "train"])
@@ -68,7 +74,7 @@ def compared(prompts: Dataset, per_domain: int | None = None) -> tuple[Dataset, 
 
 
 def compare(
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     prompts: Dataset,
     recipes: str | Sequence[str] | None = None,
@@ -77,25 +83,33 @@ def compare(
     other: str | Path | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`evaluation.compare` with as many clusters as domains, or `clusters` of one domain; also kept as CSV.
+    """Compare routing recipes (`evaluation.compare`) and write the table as CSV.
 
-    recipes: None for the profile's few on a part of the prompts, "all", or names of `evaluation.RECIPES`; both of these
-    use all prompts. seeds: fits a recipe (2 for a few recipes, 5 for all). other: prompts of the same domains from
-    other sources (see `datasets.load`).
+    There are as many clusters as domains.
+
+    Args:
+        recipes: Names in `evaluation.RECIPES`, or "all"; None takes the profile's on a part of the prompts.
+        seeds: Fits per recipe; by default 2 if `recipes` is None, else 5.
+        clusters: Clusters if there is only one domain; the profile's by default.
+        other: Prompts of the same domains from another source, see `datasets.load`.
+        seed: First seed of the fits.
+
+    Returns:
+        One row per recipe.
     """
-    names, seeds = chosen(to, recipes, seeds)
+    names, seeds = chosen(profile, recipes, seeds)
     quick = recipes is None
     known, unknown = compared(prompts, QUICK_PROMPTS if quick else None)
     domains = known.unique("domain")
-    if len(domains) == 1:  # nothing to tell apart: only load and speed say something
+    if len(domains) == 1:  # only load and speed can be compared
         names = [name for name in names if RECIPES[name]["clusterer"] != "supervised"]
     done = count()
     table = evaluation.compare(
         known,
         recipes={name: RECIPES[name] for name in names},
-        clusters=len(domains) if len(domains) > 1 else clusters or to.clusters,
+        clusters=len(domains) if len(domains) > 1 else clusters or profile.clusters,
         seeds=range(seed, seed + seeds),
-        other=_of_domains(other, domains, to, seed) if other else None,
+        other=_of_domains(other, domains, profile, seed) if other else None,
         unknown=unknown or None,
         progress=lambda name: report(next(done), len(names), f"recipe {name}"),
     )
@@ -104,37 +118,37 @@ def compare(
     return table
 
 
-def chosen(to: Profile, recipes: str | Sequence[str] | None, seeds: int | None) -> tuple[list[str], int]:
-    """The recipes' names and the fits of each that `compare` takes; ErlabError for what it refuses."""
+def chosen(profile: Profile, recipes: str | Sequence[str] | None, seeds: int | None) -> tuple[list[str], int]:
+    """Return the names of the recipes and the fits per recipe; raise ErlabError for values that `compare` refuses."""
     fits = seeds is None or (isinstance(seeds, int) and seeds >= 1)
     require(fits, "seeds", "notebook 02", "be a whole number from 1", seeds)
-    return _names(to, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
+    return _names(profile, recipes), seeds or (QUICK_SEEDS if recipes is None else SEEDS)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparison to be read: what its prompts tell, under names that say what it is, best accuracy first."""
+    """Return the comparison with readable column names, best accuracy first, without empty columns."""
     known = table.dropna(axis=1, how="all").astype(float).sort_values("unseen", ascending=False, kind="stable")
     return known[[column for column in _SHOWN if column in known]].round(3).rename(columns=_SHOWN)
 
 
 def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
-    """A row a target: what the most accurate recipe of balanced training in each family of features reached.
+    """Compare the best recipe with balanced training of each feature family with the targets, one row per target.
 
-    The targets are stated for the `CORE` domains with 400 training prompts of each and five seeds; without these
-    domains the table says so instead.
+    The targets are stated for the `CORE` domains with 400 training prompts each and five seeds. Without these domains,
+    the table says so instead.
     """
     if not set(CORE) <= set(prompts.unique("domain")):
         return pd.DataFrame([{"left out": f"The targets are stated for prompts of {', '.join(CORE)}."}])
     table = table.assign(cost=table["exact"] - table["unseen"])
     rows = []
     for i, family in enumerate(dict.fromkeys(_FAMILIES.values())):
-        mine = [n for n in table.index if _FAMILIES[RECIPES[n]["features"]] == family]
-        mine = table.loc[[n for n in mine if RECIPES[n]["clusterer"] in _BALANCED]]
-        if mine.empty:
+        names = [n for n in table.index if _FAMILIES[RECIPES[n]["features"]] == family]
+        balanced = table.loc[[n for n in names if RECIPES[n]["clusterer"] in _BALANCED]]
+        if balanced.empty:
             continue
-        best = mine["unseen"].idxmax()
-        for measure, (column, sign, wanted) in _TARGETS.items():
-            reached, target = mine[column][best], wanted[i]
+        best = balanced["unseen"].idxmax()
+        for measure, (column, sign, values) in _TARGETS.items():
+            reached, target = balanced[column][best], values[i]
             if target is not None and pd.notna(reached):
                 rows.append(
                     {
@@ -152,23 +166,29 @@ def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
 def confusions(
     table: pd.DataFrame, prompts: Dataset, recipes: str | Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
-    """`evaluation.confusion` of the table's first recipe and of its most accurate one that is not told the domains, on
-    the prompts that `compare` took for these `recipes`."""
-    untold = [name for name in table.index if RECIPES[name]["clusterer"] != "supervised"]
-    best = table.loc[untold, "unseen"].idxmax()
+    """Compute confusion matrices (`evaluation.confusion`) of the first and the most accurate unsupervised recipe.
+
+    Args:
+        table: Table of `compare`.
+        prompts: Prompts that `compare` got.
+        recipes: Recipes that `compare` got.
+        seed: Seed of the fits.
+    """
+    unsupervised = [name for name in table.index if RECIPES[name]["clusterer"] != "supervised"]
+    best = table.loc[unsupervised, "unseen"].idxmax()
     known, _ = compared(prompts, QUICK_PROMPTS if recipes is None else None)
     rows = known.to_pandas()
     train = rows["text"][rows["split"] == "train"]
-    found = {}
-    for name in dict.fromkeys([untold[0], best]):
+    matrices = {}
+    for name in dict.fromkeys([unsupervised[0], best]):
         router = PromptRouter(max(2, len(known.unique("domain"))), seed=seed, **RECIPES[name]).fit(train)
-        found[name] = evaluation.confusion(router, known)
-    return found
+        matrices[name] = evaluation.confusion(router, known)
+    return matrices
 
 
-def _names(to: Profile, recipes: str | Sequence[str] | None) -> list[str]:
+def _names(profile: Profile, recipes: str | Sequence[str] | None) -> list[str]:
     if recipes is None:
-        return list(to.compared_recipes)
+        return list(profile.compared_recipes)
     if recipes == "all":
         return list(RECIPES)
     names = [recipes] if isinstance(recipes, str) else recipes
@@ -177,10 +197,9 @@ def _names(to: Profile, recipes: str | Sequence[str] | None) -> list[str]:
     return list(names)
 
 
-def _of_domains(source: str | Path, domains: Iterable[str], to: Profile, seed: int) -> Dataset:
-    found = datasets.load(source, seed=seed, per_domain=to.prompts_per_domain)
-    rows = found.to_pandas()
-    mine = rows[rows["domain"].isin(list(domains))]
-    if mine.empty:
+def _of_domains(source: str | Path, domains: Iterable[str], profile: Profile, seed: int) -> Dataset:
+    rows = datasets.load(source, seed=seed, per_domain=profile.prompts_per_domain).to_pandas()
+    matching = rows[rows["domain"].isin(list(domains))]
+    if matching.empty:
         raise ErlabError(f"{source}: holds no prompts of the domains {', '.join(sorted(domains))}.")
-    return Dataset.from_pandas(mine, preserve_index=False)
+    return Dataset.from_pandas(matching, preserve_index=False)

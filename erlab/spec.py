@@ -12,7 +12,7 @@ erlab.errors.ErlabError: The 'tensor_parallel' parameter of Expert must divide t
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from erlab.errors import ErlabError
 
@@ -148,6 +148,7 @@ class System:
         expert: Engine.
         count: Number of engines.
         router: Whether it is a router system.
+        share: Share of the machine's devices, "half" or "all", of a preliminary system (Fig. 3); None for Table I.
     """
 
     name: str
@@ -155,10 +156,17 @@ class System:
     expert: Expert
     count: int
     router: bool
+    share: str | None = None
 
     def __post_init__(self):
         require(self.count >= 1, "count", "System", "be at least 1", self.count)
         require(self.paper in ("v1", "v2"), "paper", "System", "be v1 or v2", self.paper)
+        require(self.share in (None, "half", "all"), "share", "System", "be half, all or None", self.share)
+
+    def preliminary(self, share: str) -> "System":
+        """Return the preliminary system that has one of these engines on half or all of the devices."""
+        name = f"P-{share}-{self.expert.precision.name}-b{self.expert.max_batch_size}"
+        return replace(self, name=name, count=1, share=share)
 
     @property
     def title(self) -> str:

@@ -58,7 +58,7 @@ def gpu(
     printed.line(f"predicted: {by}")
     if doubt := found.about["doubt"]:
         printed.line(f"Doubtful: {doubt}.")
-    for file in one_gpu.save(found, out or paths.DATA / "measured"):
+    for file in found.save(out or paths.DATA / "measured"):
         printed.line(file)
 
 

@@ -1,8 +1,8 @@
-"""What the users themselves added to each run of a sweep: measured once a load, and kept in the runs' descriptions.
+"""Client-side latency of measured cells: measured once per load, kept in the runs' descriptions.
 
-A run is marked where that is more than `users.selftest.SHARE` of what was measured: its description says why under
-``client_invalid``. A marked run stays in figures and claims, which say so: to measure it again would not make the users
-faster, and a table without its smallest loads would be no better.
+A run is marked if that latency is more than `users.selftest.SHARE` of the measured one: its description gives the
+reason under ``client_invalid``. Marked runs stay in figures and claims, with a warning; measuring them again would not
+make the users faster.
 """
 
 import json
@@ -17,55 +17,47 @@ from erlab.prompts.workload import Request
 from erlab.results import records
 from erlab.users import OwnLatency
 
-_SECONDS = 1.0  # that a request to the echo lasts at most, about
+_SECONDS = 1.0  # longest duration of a request to the echo server, approximately
 
 
-def check(files: Mapping[tuple[str, int], Path], plan: Callable[[int], list[list[Request]]], kept: Path) -> None:
-    """Write into the cells `files` (by system and users) what the users add, as ``client`` and ``client_invalid``.
+def check(
+    files: Mapping[tuple[str, int], Path], requests: Callable[[int], list[list[Request]]], results: Path
+) -> None:
+    """Write the client-side latency into cells, as ``client`` and ``client_invalid``.
 
-    One self-test a load, at the pace of the load's fastest system, which bounds it for the others. Its results are kept
-    in the file `kept` and used for whatever is not faster, until the users' code changes.
+    There is one self-test per load, at the pace of the load's fastest system, which is an upper bound for the others.
+
+    Args:
+        files: Cells by system and users.
+        requests: Returns the requests of each user under a load.
+        results: File that keeps the results of the self-tests. They are used again for systems that are not faster,
+            until the users' code changes.
     """
     code = fingerprint.of_code("erlab.users.selftest")
-    tests = json.loads(textfiles.read(kept)) if kept.is_file() else {}
+    tests = json.loads(textfiles.read(results)) if results.is_file() else {}
     for load in sorted({load for _, load in files}):
         cells = {file: records.read(file) for (_, n), file in files.items() if n == load}
         if all("client" in cell.runs for cell in cells.values()):
             continue
         rows = {file: _rows(cell.requests) for file, cell in cells.items()}
-        paces = [users.pace(mine) for mine in rows.values() if any(row["status"] == "ok" for row in mine)]
+        paces = [users.pace(rs) for rs in rows.values() if any(row["status"] == "ok" for row in rs)]
         if paces:
             first, gap = (min(values) for values in zip(*paces))
             test = tests.get(str(load))
             if not test or test["code"] != code or test["first"] > first or test["gap"] > gap:
                 engines = max(int(cell.runs["count"].max()) for cell in cells.values())
-                own = users.self_test(plan(load), (first, gap), engines=engines, seconds=_SECONDS)
+                own = users.self_test(requests(load), (first, gap), engines=engines, seconds=_SECONDS)
                 test = {"first": first, "gap": gap, "own": asdict(own), "code": code}
                 tests[str(load)] = test
-                textfiles.save(kept, json.dumps(tests, indent=1))
+                textfiles.save(results, json.dumps(tests, indent=1))
         for file, cell in cells.items():
             own = OwnLatency(**test["own"]) if paces else None
-            why = users.invalid(rows[file], own) if own else None
-            told = {"client": [own and asdict(own)], "client_invalid": [why]}
-            records.save(file, records.Records(cell.requests, cell.runs.assign(**told)))
+            reason = users.invalid(rows[file], own) if own else None
+            runs = cell.runs.assign(client=[own and asdict(own)], client_invalid=[reason])
+            records.save(file, records.Records(cell.requests, runs))
 
 
 def _rows(requests: pd.DataFrame) -> list[dict]:
-    """What a self-test reads of each request, unknown values as None."""
+    """Return the columns that a self-test reads, unknown values as None."""
     known = requests[["status", "t_submit", "t_first", "t_last", "output_tokens", "late_ns"]].astype(object)
     return known.where(known.notna(), None).to_dict("records")
-
-
-def overview(runs: pd.DataFrame) -> pd.DataFrame:
-    """By system and users: what the users add to the time to first token, ms, and whether that is little enough.
-
-    Empty where the runs were not measured.
-    """
-    index = ["system", "users"]
-    if "client" not in runs:
-        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=index))
-    known = runs[runs["client"].notna()]
-    own = pd.DataFrame(known["client"].tolist())[["ttft_p50", "ttft_p99"]].round(2)
-    own.columns = ["users add p50 ms", "users add p99 ms"]
-    own.index = pd.MultiIndex.from_frame(known[index])
-    return own.assign(client=known["client_invalid"].fillna("ok").to_numpy())

@@ -1,10 +1,10 @@
-"""The paper's machine, simulated, beside what was measured here: the same experiments at full scale.
+"""The study's experiments at full scale, on the simulated DGX H100.
 
-    found = simulate("baselines", profiles.profile("laptop"), Folders.of("laptop"))
+    records = simulate("baselines", profiles.profile("laptop"), Folders.of("laptop"))
 
-Where aiconfigurator's measured kernels cannot be had (macOS, some ARM machines), iterations take the roofline's times, the
-least that physics allows. Every number is then too good; the records' machine says so, and every figure and verdict
-names it.
+Where aiconfigurator's measured kernels are not available (macOS, some ARM machines), iteration times come from the
+roofline, the lower limit of physics. Performance is then overestimated; the machine's name in records, figures and
+verdicts says so.
 """
 
 import hashlib
@@ -26,25 +26,32 @@ EXPERIMENTS = ("preliminary", "baselines", "router")
 
 def simulate(
     experiment: str,
-    to: Profile,
+    profile: Profile,
     folders: Folders,
     papers: Iterable[str] = ("v2",),
     loads: Iterable[int] | None = None,
     seed: int = 0,
 ) -> records.Records:
-    """Simulate an experiment on the DGX H100 for these versions of the paper, keep its records, and return them.
+    """Simulate an experiment on the DGX H100, write its records, and return them.
 
-    Table I's systems are simulated with each of the profile's `simulated_seeds` seeds from `seed` on; the preliminary
-    ones, which no claim rests on and which are more than all the others, with the first.
-    Router systems follow what the study's router decides on the held-back prompts, and their gateway takes as long
-    as the real one took here at the lowest measured load. Kept records are returned as they are while nothing that
-    they depend on has changed. Where measured step times cannot be had, that is said. Raises ErlabError for an unknown
-    experiment or version of the paper.
+    Router systems follow the decisions of the study's router on the held-back prompts, with the gateway's delay as
+    measured here at the lowest load. Records whose dependencies have not changed are not simulated again. The progress
+    report says if measured step times are not available.
+
+    Args:
+        experiment: One of `EXPERIMENTS`.
+        papers: Versions of the paper, v1 and v2.
+        loads: Numbers of concurrent users; by default the profile's simulated ones.
+        seed: First seed. Systems of Table I are simulated with `profile.simulated_seeds` seeds, preliminary systems,
+            on which no claim rests, with one.
+
+    Raises:
+        ErlabError: The experiment or a version is unknown.
     """
     require(experiment in EXPERIMENTS, "experiment", "simulate", f"be one of {', '.join(EXPERIMENTS)}", experiment)
     papers = checked_papers(papers)
-    loads = list(loads or to.simulated_loads)
-    seeds = list(range(seed, seed + (1 if experiment == "preliminary" else to.simulated_seeds)))
+    loads = list(loads or profile.simulated_loads)
+    seeds = list(range(seed, seed + (1 if experiment == "preliminary" else profile.simulated_seeds)))
     folder = folders.records / "simulated" / experiment
     if reason := unavailable():
         report(0, 1, f"{experiment}: simulated with the roofline, the limit, without measured step times: {reason}")
@@ -56,7 +63,7 @@ def simulate(
 
 
 def checked_papers(papers: Iterable[str]) -> list[str]:
-    """The versions of the paper, each once; ErlabError for anything else, a single text too."""
+    """Return the versions without duplicates; raise ErlabError unless they are versions of the paper."""
     versions = list(papers) if isinstance(papers, Iterable) and not isinstance(papers, str) else []
     fits = versions and all(version in tuple(paper.SYSTEMS) for version in versions)
     require(bool(fits), "papers", "simulate", f"be a list of some of {', '.join(paper.SYSTEMS)}", papers)
@@ -66,10 +73,10 @@ def checked_papers(papers: Iterable[str]) -> list[str]:
 def _simulate(
     file: Path, experiment: str, folders: Folders, version: str, loads: list[int], seeds: list[int]
 ) -> None:
-    """Simulate one version's systems unless its file holds just that already."""
+    """Simulate the systems of one version unless its file has the same key."""
     gateway = _gateway_seconds(folders) if experiment == "router" else None
-    on = setup(folders) if experiment == "router" else machine()
-    parts = [version, loads, seeds, gateway, on.steps, fingerprint.of_code("erlab.experiments.fullscale")]
+    machine_setup = setup(folders) if experiment == "router" else machine()
+    parts = [version, loads, seeds, gateway, machine_setup.steps, fingerprint.of_code("erlab.experiments.fullscale")]
     if experiment == "router":
         parts += [fingerprint.of_file(f) for f in (folders.router / "router.json", folders.prompts)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -77,14 +84,15 @@ def _simulate(
         return
     routing = {"decisions": decisions(folders)} if experiment == "router" else {}
     systems = _systems(experiment, version)
-    found = records.join(*(simulation.sweep(systems, loads, setup=on, seed=seed, **routing) for seed in seeds))
+    options = {"setup": machine_setup, **routing}
+    simulated = records.join(*(simulation.sweep(systems, loads, seed=seed, **options) for seed in seeds))
     lengths = {"input": asdict(paper.WORKLOAD.input_tokens), "output": asdict(paper.WORKLOAD.output_tokens)}
-    runs = found.runs.assign(key=key, workload=[lengths] * len(found.runs))
-    records.save(file, records.Records(found.requests, runs))
+    runs = simulated.runs.assign(key=key, workload=[lengths] * len(simulated.runs))
+    records.save(file, records.Records(simulated.requests, runs))
 
 
 def decisions(folders: Folders) -> list:
-    """What the study's router decides on each held-back prompt (rows of `routing.Routing`)."""
+    """Return the decisions of the study's router on the held-back prompts (rows of `routing.Routing`)."""
     prompts = workload.stored(folders)
     held_back = prompts.filter(lambda split: split == "held_back", input_columns="split")
     from erlab.routing import CompiledRouter
@@ -100,18 +108,18 @@ def _systems(experiment: str, version: str) -> dict[str, System]:
 
 
 def setup(folders: Folders) -> simulation.Setup:
-    """The simulated machine, its gateway as slow as the real one was here; the default where nothing was measured."""
+    """Return the simulated machine with the gateway delay measured here, by default `machine`."""
     gateway = _gateway_seconds(folders)
     return replace(machine(), gateway=gateway) if gateway else machine()
 
 
 def machine() -> simulation.Setup:
-    """The simulated machine by default: with measured step times or, where they cannot be had, the roofline's."""
+    """Return the simulated machine with measured step times, or the roofline's if they are not available."""
     return simulation.Setup(steps="roofline", era=None) if unavailable() else simulation.Setup()
 
 
 def _gateway_seconds(folders: Folders) -> tuple[float, ...] | None:
-    """From submission to decision as measured at the lowest load, or None where nothing was measured."""
+    """Return the times to the gateway's decision measured at the lowest load, None without measurements."""
     requests = records.at_hand(folders.records / "router").requests
     delays = metrics.routing(requests[requests.users == requests.users.min()]).dropna()
     return tuple((delays / 1e3).round(6)) or None

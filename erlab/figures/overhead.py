@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from erlab import textfiles
-from erlab.experiments import overhead
+from erlab.experiments import overhead_tables
 from erlab.figures import style
 from erlab.paths import Folders
 from erlab.results.records import Records
@@ -16,8 +16,8 @@ _PANELS = {"ttft": "Time to first token, ms", "outside": "Of it outside the expe
 
 
 def data(records: Records) -> pd.DataFrame:
-    """Compare runs with and without the gateway (`overhead.compare`); `attrs`: provenance."""
-    table = overhead.compare(records)
+    """Compare runs with and without the gateway (`overhead_tables.compare`); `attrs`: provenance."""
+    table = overhead_tables.compare(records)
     table.attrs = {"provenance": style.provenance(records, records.requests)}
     return table
 
@@ -47,5 +47,5 @@ def show(folders: Folders, records: Records) -> Figure | str:
     if records.requests.empty:
         return "Nothing was measured here."
     table, folder = data(records), folders.overhead.root
-    textfiles.save(folder / "added.csv", overhead.added(records).reset_index().to_csv(index=False))
+    textfiles.save(folder / "added.csv", overhead_tables.added(records).reset_index().to_csv(index=False))
     return style.save(plot(table), folder, "overhead", table)

@@ -1,6 +1,6 @@
 """Figures of simulation studies: routing policies, autoscaling, cost, goodput, sensitivity, validation.
 
-Each function draws a table of `erlab.experiments.studies`; `PLOTS` maps the names of the tables to them. Figures of
+Each function draws a table of `erlab.experiments`; `PLOTS` maps the names of the tables to them. Figures of
 several panels span two columns where figures are narrow (`style.using`).
 """
 

@@ -1,4 +1,4 @@
-"""What users send: prompts cut or extended to the workload's token lengths, the same for every system under one load.
+"""Requests of the users: prompts cut or extended to token lengths, the same for every system under a load.
 
 >>> import numpy as np
 >>> from erlab.paper import WORKLOAD
@@ -17,15 +17,21 @@ from erlab.errors import ErlabError
 from erlab.paths import Folders
 from erlab.spec import Lengths, Workload, require
 
-if TYPE_CHECKING:  # slow to import, and lengths alone do not need it
+if TYPE_CHECKING:  # slow to import, and not needed to draw lengths
     from datasets import Dataset
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of one user. `input_tokens` counts bytes and the begin-of-sequence token (see `requests`).
+    """One prompt of one user.
 
-    `model`: who is asked; None where that depends on the user.
+    Attributes:
+        prompt_id: Id of the prompt that the text begins with.
+        domain: Domain of the prompt.
+        text: Prompt.
+        input_tokens: UTF-8 bytes of the text and the begin-of-sequence token, see `requests`.
+        max_tokens: Output tokens to generate.
+        model: Model to query; None leaves it to the user's index.
     """
 
     prompt_id: str
@@ -37,11 +43,14 @@ class Request:
 
 
 def sample(lengths: Lengths, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draw `n` token lengths, int64: log-normal, redrawn outside the limits, rounded.
+    """Draw token lengths: log-normal, redrawn outside the limits, rounded.
 
-    The shape stands for the input lengths of MLPerf's Llama 2 70B benchmark, which the paper's test set follows
-    (Fig. 2); its parameters are assumptions, see `erlab.paper`. Drawing from the inverse of the truncated distribution
-    is the same as redrawing and needs no loop.
+    The distribution approximates the input lengths of MLPerf's Llama 2 70B benchmark, which the paper's test set
+    follows (Fig. 2); its parameters are assumptions, see `erlab.paper`. Drawing from the inverse of the truncated
+    distribution equals redrawing and needs no loop.
+
+    Returns:
+        int64, shape (n,).
     """
     low, high = _mass_at_limits(lengths)
     z = ndtri(rng.uniform(low, high, n))
@@ -50,7 +59,7 @@ def sample(lengths: Lengths, rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def density(lengths: Lengths, x: np.ndarray) -> np.ndarray:
-    """The probability density, per token, that `sample` draws from before it rounds; 0 outside the limits."""
+    """Return the probability density per token that `sample` draws from before rounding; 0 outside the limits."""
     require(lengths.sigma > 0, "sigma", "density", "be above 0", lengths.sigma)
     x = np.asarray(x, float)
     inside = (x >= lengths.minimum) & (x <= lengths.maximum)
@@ -61,23 +70,29 @@ def density(lengths: Lengths, x: np.ndarray) -> np.ndarray:
 
 
 def _mass_at_limits(lengths: Lengths) -> np.ndarray:
-    """The log-normal's cumulated probability at both limits."""
+    """Return the cumulative probability of the log-normal distribution at both limits."""
     if lengths.sigma == 0:
         return np.array([0.5, 0.5])
     return ndtr(np.log(np.array([lengths.minimum, lengths.maximum]) / lengths.median) / lengths.sigma)
 
 
 def requests(prompts: "Dataset", workload: Workload, users: int, seed: int) -> list[list[Request]]:
-    """The requests of each of `users` users, `workload.turns_for(users)` of them each.
+    """Draw the requests of each user, `workload.turns_for(users)` per user.
 
-    They depend on the arguments alone, so every system is asked the same under the same load. The held-back prompts
-    of `prompts` (see `erlab.prompts.datasets.load`) are gone through in a random order, again and again where there are more
-    requests than prompts, which keeps the domains' shares. A text is cut, or extended with further held-back
-    prompts of its own domain, to the number of tokens drawn. Tokens are those of the laptop's byte-level tokenizer:
-    one a UTF-8 byte, and one that begins the sequence; a character that the cut would split becomes full stops. Other
-    tokenizers find fewer tokens in the same text.
+    They depend only on the arguments, so every system gets the same requests under the same load. The held-back prompts
+    are used in random order, repeatedly if there are more requests than prompts, which keeps the domains' shares. A
+    text is cut, or extended with further held-back prompts of its domain, to the drawn number of tokens. Tokens are
+    those of the laptop's byte-level tokenizer: one per UTF-8 byte, and one that begins the sequence; a character that
+    the cut would split becomes full stops. Other tokenizers make fewer tokens of the same text.
 
-    Raises ErlabError where no prompt is held back.
+    Args:
+        prompts: Columns as of `datasets.load`.
+        workload: Token lengths and requests per user.
+        users: Concurrent users, at least 1.
+        seed: Random seed, at least 0.
+
+    Raises:
+        ErlabError: No prompt is held back.
     """
     require(seed >= 0, "seed", "requests", "be at least 0", seed)
     turns = workload.turns_for(users)
@@ -94,15 +109,15 @@ def requests(prompts: "Dataset", workload: Workload, users: int, seed: int) -> l
     inputs = sample(workload.input_tokens, rng, count).tolist()
     outputs = sample(workload.output_tokens, rng, count).tolist()
     following = _following(domains)
-    made = []
+    drawn = []
     for i, tokens, max_tokens in zip(order, inputs, outputs):
         text = _fit(texts, following, i, max(1, tokens - 1))
-        made.append(Request(ids[i], domains[i], text, len(text.encode()) + 1, max_tokens))
-    return [made[u * turns : (u + 1) * turns] for u in range(users)]
+        drawn.append(Request(ids[i], domains[i], text, len(text.encode()) + 1, max_tokens))
+    return [drawn[u * turns : (u + 1) * turns] for u in range(users)]
 
 
 def _following(domains: list[str]) -> list[int]:
-    """For each prompt the index of its domain's next one, round and round."""
+    """Return for each prompt the index of the next one of its domain, cyclically."""
     first, last, following = {}, {}, [0] * len(domains)
     for i, domain in enumerate(domains):
         first.setdefault(domain, i)
@@ -114,17 +129,17 @@ def _following(domains: list[str]) -> list[int]:
 
 
 def _fit(texts: list[bytes], following: list[int], i: int, size: int) -> str:
-    """Prompt `i` and as many of those that follow it as make `size` bytes of UTF-8, cut there."""
+    """Return prompt `i`, extended with its successors and cut to `size` bytes of UTF-8."""
     whole = texts[i]
     while len(whole) < size:
         i = following[i]
         whole += b"\n\n" + texts[i]
-    kept = whole[:size].decode(errors="ignore")
-    return kept + "." * (size - len(kept.encode()))
+    cut = whole[:size].decode(errors="ignore")
+    return cut + "." * (size - len(cut.encode()))
 
 
 def stored(folders: Folders) -> "Dataset":
-    """The prompts that notebook 02 kept for the steps after it; ErlabError where it has not run."""
+    """Return the prompts that notebook 02 wrote; raise ErlabError if it has not run."""
     import pandas as pd  # slow to import as well
     from datasets import Dataset
 

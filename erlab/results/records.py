@@ -1,8 +1,7 @@
-"""Request records: one row a request, the only currency between whatever produced them and everything after.
+"""Request records: one row per request, measured or simulated.
 
-A file is a parquet table with the columns of `SCHEMA`; its metadata holds one JSON object a run (`runs`), with the
-system, the workload, the machine, the commit and the seed that the run's rows came from. A table written by other
-means needs only the columns it knows: the others read as null.
+A file is a parquet table with the columns of `SCHEMA`. Its metadata has one JSON object per run (`runs`): system,
+workload, machine, commit and seed of the run's rows. In tables of other origin, missing optional columns read as null.
 
 >>> import tempfile, pathlib
 >>> row = dict(run_id="r", system="C", source="measured", users=1, user=0, turn=0, t_submit=0, status="ok")
@@ -31,34 +30,34 @@ MAX_NUMBER = 2**62  # so that the difference of any two fits into 64 bits
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 SCHEMA = pa.schema(
     [
-        pa.field("run_id", _TEXT, nullable=False),  # one run: one system under one load
+        pa.field("run_id", _TEXT, nullable=False),  # run: one system under one load
         ("paper", _TEXT),  # v1 or v2
-        pa.field("system", _TEXT, nullable=False),  # A to E, or another system's name
+        pa.field("system", _TEXT, nullable=False),  # A to E, or another name
         pa.field("source", _TEXT, nullable=False),  # measured or simulated
-        ("machine", _TEXT),  # on what
-        pa.field("users", _INT, nullable=False),  # the load
+        ("machine", _TEXT),
+        pa.field("users", _INT, nullable=False),  # concurrent users
         ("user", _INT),
-        ("turn", _INT),  # that user's how-manieth request, from 0
+        ("turn", _INT),  # index of the request within the user's session
         ("prompt_id", _TEXT),
         ("domain", _TEXT),
         ("input_tokens", _INT),
         ("output_tokens", _INT),
-        ("cluster", _INT),  # what the router decided; null for baselines, like the next six
+        ("cluster", _INT),  # of the router's decision; null for baselines, as the next six
         ("expert", _TEXT),
         ("distance", _FLOAT),
         ("margin", _FLOAT),
         ("policy", _TEXT),
-        ("classify_ns", _INT),  # how long the gateway classified the prompt, and how long it queued the request
-        ("queue_ns", _INT),
-        ("late_ns", _INT),  # how long after it was due the user sent it
-        ("expert_ns", _INT),  # from arrival at the expert to its first token, where the expert stamps its answers
-        ("disordered", _INT),  # responses that came in another's place, where the expert numbers them
+        ("classify_ns", _INT),  # classification of the prompt in the gateway
+        ("queue_ns", _INT),  # time in the expert's queue in the gateway
+        ("late_ns", _INT),  # delay of the user after the request was due
+        ("expert_ns", _INT),  # arrival at the expert to first token, if the expert stamps its responses
+        ("disordered", _INT),  # responses out of order, if the expert numbers them
         ("t_submit", _INT),  # ns since the run's start, like the next three
         ("t_routed", _INT),
         ("t_first", _INT),
         ("t_last", _INT),
-        ("token_times", pa.list_(_INT)),  # ns, one a received response with text
-        pa.field("status", _TEXT, nullable=False),  # ok, or what went wrong
+        ("token_times", pa.list_(_INT)),  # ns, one per received response with text
+        pa.field("status", _TEXT, nullable=False),  # ok, or the kind of failure, such as error or timeout
         ("error", _TEXT),
     ]
 )
@@ -66,22 +65,27 @@ _REQUIRED = [f.name for f in SCHEMA if not f.nullable]
 _RUNS = b"erlab.runs"
 
 
-@dataclass(frozen=True, eq=False)  # tables don't compare to one truth; what was computed of one object can be kept
+@dataclass(frozen=True, eq=False)  # compared by identity, so results can be cached per object
 class Records:
-    """`requests`: a row a request, pandas' nullable types. `runs`: a row a run, what its rows came from."""
+    """Request records and the descriptions of their runs.
+
+    Attributes:
+        requests: One row per request, columns of `SCHEMA`, nullable types of pandas.
+        runs: One row per run.
+    """
 
     requests: pd.DataFrame
     runs: pd.DataFrame
 
 
 def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
-    """Write rows (unknown values absent or None) and their runs' descriptions; aside first, then renamed."""
+    """Write rows, with unknown values absent or None, and the descriptions of their runs."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
     save_table(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
 
 
 def save_table(table: pa.Table, path: Path) -> None:
-    """Write any table as parquet so that `path` holds either all of it or what it held before."""
+    """Write a table as parquet; after a failure, `path` has its former content."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -89,22 +93,26 @@ def save_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, aside, compression="zstd")
         os.replace(aside, path)
     except OSError as e:
-        e.filename = str(path)  # a disk that is full names no file
+        e.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         aside.unlink(missing_ok=True)
 
 
 def read(*paths: Path) -> Records:
-    """Read and join files of records, and the .parquet files of folders (sorted by name).
+    """Read and join files of records.
 
-    A file counts once, however often it is named. Columns that are not in `SCHEMA` are not read. Raises ErlabError,
-    naming the file, where one is missing, is no parquet, is larger than the bounds of `erlab.parquet`, lacks a required
-    column, or holds what cannot be in a record: other types, negative numbers, times out of their order.
+    Args:
+        paths: Files, each read once, and folders, whose .parquet files are read in the order of their names. Columns
+            that are not in `SCHEMA` are not read.
+
+    Raises:
+        ErlabError: A file is missing, no parquet, larger than the bounds of `erlab.parquet`, lacks a required column,
+            or has invalid values: other types, negative numbers, times in wrong order. The message names the file.
     """
-    found = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
+    candidates = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
     files = {}
-    for file in found:
+    for file in candidates:
         files.setdefault(file.resolve(), file)
     if not files:
         raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
@@ -118,13 +126,13 @@ def read(*paths: Path) -> Records:
 
 
 def _chosen(schema: pa.Schema, file: Path | str) -> list[str]:
-    """The columns of SCHEMA that a table has; refuses a table that lacks required ones, or has other types."""
+    """Return the columns of SCHEMA that a table has; raise ErlabError for missing columns and wrong types."""
     if missing := [c for c in _REQUIRED if c not in schema.names]:
         raise ErlabError(f"{file}: not request records, the columns {', '.join(missing)} are missing.")
     chosen = [name for name in SCHEMA.names if name in schema.names]
     for name in chosen:
         wanted, came = SCHEMA.field(name).type, schema.field(name).type
-        # A cast would take the milliseconds of a timestamp for nanoseconds, and a list's text for a text.
+        # A cast would read the milliseconds of a timestamp as nanoseconds, and the text of a list as text.
         nested = pa.types.is_nested(came) and not pa.types.is_dictionary(came)
         if pa.types.is_temporal(came) or nested != pa.types.is_nested(wanted):
             raise ErlabError(f"{file}: not request records (the column {name} must be {_KINDS[wanted]}. Got {came}).")
@@ -132,14 +140,14 @@ def _chosen(schema: pa.Schema, file: Path | str) -> list[str]:
 
 
 def _described(table: pa.Table, file: Path) -> list[dict]:
-    """The descriptions of a file's runs."""
+    """Return the descriptions of a file's runs."""
     try:
         runs = json.loads((table.schema.metadata or {}).get(_RUNS, b"[]"))
     except (ValueError, RecursionError) as e:
         raise ErlabError(f"{file}: not request records (the description of its runs is no JSON: {e}).") from None
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         raise ErlabError(f"{file}: not request records (the description of its runs is no list of objects).")
-    for name, value in (said for run in runs for said in run.items()):
+    for name, value in (item for run in runs for item in run.items()):
         if not _fits(name, value):
             allowed = "a number" if name in _RUN_NUMBERS else f"a text of at most {MAX_TEXT:,} characters"
             raise ErlabError(f"{file}: not request records (a run's {name} must be {allowed}. Got {_short(value)}).")
@@ -147,7 +155,7 @@ def _described(table: pa.Table, file: Path) -> list[dict]:
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether a run's description may say this; runs are grouped and drawn by some of what it says."""
+    """Return whether a field of a run's description has its type; runs are grouped and drawn by some fields."""
     if name in _RUN_TEXTS:
         return value is None or (isinstance(value, str) and len(value) <= MAX_TEXT)
     return name not in _RUN_NUMBERS or isinstance(value, int | float | None)
@@ -158,48 +166,54 @@ def _short(value: object) -> str:
 
 
 def join(*parts: Records) -> Records:
-    """All rows and runs of several records."""
+    """Join records."""
     requests = pd.concat([part.requests for part in parts], ignore_index=True)
     return Records(requests, pd.concat([part.runs for part in parts], ignore_index=True))
 
 
 def at_hand(folder: Path) -> Records:
-    """The records of a folder, or empty ones where nothing was measured yet."""
+    """Return the records of a folder, empty ones if it has none."""
     if not any(Path(folder).rglob("*.parquet")):
         return Records(SCHEMA.empty_table().to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame())
     return read(folder)
 
 
 def from_table(table: pa.Table, *runs: Mapping, origin: Path | str = "table") -> Records:
-    """Records from an Arrow table of any of the columns of SCHEMA and its runs' descriptions; fast for many rows.
+    """Make records from an Arrow table.
 
-    Raises ErlabError, which names the table's `origin`, where it holds what cannot be in a record.
+    Args:
+        table: Columns of SCHEMA; optional ones may be missing.
+        runs: Descriptions of the runs.
+        origin: Name of the table in errors.
+
+    Raises:
+        ErlabError: The table has values that no record can have.
     """
     return Records(_conform(table, origin).to_pandas(types_mapper=_PANDAS_TYPES.get), pd.DataFrame(runs))
 
 
 def save(path: Path, records: Records) -> None:
-    """Write records, as `read` returns them, to a file of their own."""
+    """Write records to a file."""
     table = pa.Table.from_pandas(records.requests, schema=SCHEMA, preserve_index=False)
     runs = json.loads(records.runs.to_json(orient="records"))
     save_table(table.replace_schema_metadata({_RUNS: json.dumps(runs)}), path)
 
 
 def _conform(table: pa.Table, file: Path | str) -> pa.Table:
-    """The columns of SCHEMA in their order and types; absent ones as null. Refuses what is in no record."""
-    there = _chosen(table.schema, file)
-    columns = [table[f.name] if f.name in there else pa.nulls(len(table), f.type) for f in SCHEMA]
+    """Return all columns of SCHEMA, missing ones as null; raise ErlabError for invalid values."""
+    present = _chosen(table.schema, file)
+    columns = [table[f.name] if f.name in present else pa.nulls(len(table), f.type) for f in SCHEMA]
     try:
         conformed = pa.table(columns, names=SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
     except (pa.ArrowException, ValueError) as e:
         raise ErlabError(f"{file}: not request records ({parquet.first_line(e)}).") from None
-    if why := _impossible(conformed):
-        raise ErlabError(f"{file}: not request records ({why}).")
+    if error := _invalid(conformed):
+        raise ErlabError(f"{file}: not request records ({error}).")
     return conformed
 
 
-def _impossible(table: pa.Table) -> str | None:
-    """What of these records cannot be: numbers out of their range, and times before those that they follow."""
+def _invalid(table: pa.Table) -> str | None:
+    """Describe the first invalid value, a number out of its range or a time out of order; None if all are valid."""
     numbers = {f.name: table[f.name] for f in SCHEMA if f.type == _INT}
     numbers["token_times"] = pc.list_flatten(table["token_times"])
     for name, values in numbers.items():

@@ -1,7 +1,6 @@
 """Selection of records by experiment, version of the paper and validity."""
 
 import functools
-import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -11,7 +10,7 @@ from erlab.errors import ErlabError
 from erlab.results.records import Records
 from erlab.spec import require
 
-_PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"  # name of a preliminary system
+_PRELIMINARY = r"^P-(?P<half>half|all)-(?P<precision>.+)-b(?P<max_batch_size>\d+)$"
 
 
 def runs(records: Records) -> pd.DataFrame:
@@ -110,17 +109,14 @@ def systems(records: Records) -> pd.DataFrame:
 def preliminary_requests(records: Records) -> pd.DataFrame:
     """Return the requests of the preliminary experiments.
 
-    Columns half, precision and max_batch_size are added. Their values come from the run's description, else from the
-    system's name. Raises ErlabError if there are none.
+    Columns half, precision and max_batch_size are added. Raises ErlabError if there are none.
     """
     requests = _valid(records)
     chosen = requests[_is_preliminary(records, requests)]
-    index, names = pd.factorize(chosen["system"])
-    from_name = pd.Series(names, dtype="string").str.extract(_PRELIMINARY).take(index).set_axis(chosen.index)
-    for field in from_name:
+    for field, from_name in _read_names(chosen["system"]).items():
         known = described(records, chosen, field)
-        chosen = chosen.assign(**{field: known.where(known.notna(), from_name[field].astype(object))})
-    chosen = chosen.dropna(subset=list(from_name.columns))
+        chosen = chosen.assign(**{field: known.where(known.notna(), from_name)})
+    chosen = chosen.dropna(subset=["half", "precision", "max_batch_size"])
     if chosen.empty:
         raise ErlabError("No records of the preliminary experiments (systems P-half-... and P-all-...).")
     return chosen.assign(max_batch_size=chosen["max_batch_size"].astype(int))
@@ -142,16 +138,21 @@ def _valid(records: Records) -> pd.DataFrame:
 
 
 def _is_emulated(requests: pd.DataFrame) -> pd.Series:
-    return _named(requests, r"^emulated-")
+    names = requests["system"].dropna().unique()
+    return requests["system"].isin([name for name in names if name.startswith("emulated-")]).astype(bool)
 
 
 def _is_preliminary(records: Records, requests: pd.DataFrame) -> pd.Series:
     experiment = described(records, requests, "experiment")
-    by_name = _named(requests, _PRELIMINARY)
+    by_name = _read_names(requests["system"])["half"].notna()
     return (experiment == "preliminary").where(experiment.notna(), by_name).astype(bool)
 
 
-def _named(requests: pd.DataFrame, pattern: str) -> pd.Series:
-    """Return which requests are to a system whose name matches."""
-    names = requests["system"].dropna().unique()
-    return requests["system"].isin([name for name in names if re.match(pattern, name)]).astype(bool)
+def _read_names(systems: pd.Series) -> pd.DataFrame:
+    """Return half, precision and max_batch_size as names of preliminary systems have them, null for other names.
+
+    Records of older versions, and of other tools, may lack these fields in their runs' descriptions.
+    """
+    index, names = pd.factorize(systems)  # a system has thousands of requests
+    fields = pd.Series(names, dtype="string").str.extract(_PRELIMINARY).astype(object)
+    return fields.reindex(index).set_axis(systems.index)

@@ -1,9 +1,11 @@
-"""Tables as Markdown, and text that Markdown shows as it is."""
+"""Tables as Markdown, CSV and percentages, and text that Markdown shows as it is."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 
+from erlab import textfiles
 from erlab.textfiles import printable
 
 # What begins markup in running text; an underscore or a dollar sign only at a word's edge, an ampersand in an entity.
@@ -33,6 +35,21 @@ def markdown(frame: pd.DataFrame) -> str:
     """
     rows = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
     return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
+
+
+def keep(folder: Path, name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Write a table as CSV into a folder, and return it."""
+    textfiles.save(folder / f"{name}.csv", table.to_csv(index=False))
+    return table
+
+
+def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return the table with some columns as percentages.
+
+    >>> percent(pd.DataFrame({"error": [0.051]}), "error")["error"].item()
+    '5.1%'
+    """
+    return table.assign(**{column: table[column].map("{:.1%}".format) for column in columns})
 
 
 def _cell(value) -> str:

@@ -37,24 +37,19 @@ def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...]
     return tuple(tuple(devices[(i * width + j) % len(devices)] for j in range(width)) for i in range(system.count))
 
 
-def preliminary(profile: Profile) -> dict[str, tuple[str, System]]:
-    """Return the systems of Fig. 3, each one engine of the large model.
-
-    Returns:
-        By name, such as ``P-half-FP8-b64``: share of the devices ("half" or "all") and scaled system.
-    """
+def preliminary_systems(profile: Profile) -> dict[str, System]:
+    """Return the systems of Fig. 3 by name: one engine of the large model on half or all of the devices."""
     count = len(devices(profile))
     scaled = {}
-    for half, tensor_parallel in (("half", 4), ("all", 8)):
-        if half == "all" and "C" not in profile.systems:
+    for share, tensor_parallel in (("half", 4), ("all", 8)):
+        if share == "all" and "C" not in profile.systems:
             continue
         for letter in [name for name in ("A", "B") if name in profile.systems]:  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             expert = replace(original.expert, tensor_parallel=tensor_parallel)
             for limit in profile.batch_limits:
-                system = scale(replace(original, expert=expert), profile, count, limit)
-                name = f"P-{half}-{system.expert.precision.name}-b{limit}"
-                scaled[name] = (half, replace(system, name=name, count=1))
+                system = scale(replace(original, expert=expert), profile, count, limit).preliminary(share)
+                scaled[system.name] = system
     return scaled
 
 
@@ -63,7 +58,7 @@ def experts(profile: Profile) -> list[Expert]:
     count = len(devices(profile))
     limits = sorted(profile.batch_limits, reverse=True)
     served = [scale(s, profile, count, limit) for limit in limits for s in systems(profile).values()]
-    served += [system for _, system in preliminary(profile).values()]
+    served += preliminary_systems(profile).values()
     by_engine: dict[str, Expert] = {}
     for system in served:
         by_engine.setdefault(kind(profile).engine_name(system.expert), system.expert)

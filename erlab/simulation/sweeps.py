@@ -128,11 +128,11 @@ def preliminary_systems(limits: Iterable[int] = paper.BATCH_LIMITS) -> dict[str,
     They have one 70B engine on 4 ("half") or 8 ("all") GPUs, for each precision and batch limit.
     """
     systems = {}
-    for half, tensor_parallel in (("half", 4), ("all", 8)):
+    for share, tensor_parallel in (("half", 4), ("all", 8)):
         for letter in ("A", "B"):  # FP8 and FP16
             original = paper.SYSTEMS["v2"][letter]
             for limit in limits:
                 expert = replace(original.expert, tensor_parallel=tensor_parallel, max_batch_size=limit)
-                name = f"P-{half}-{expert.precision.name}-b{limit}"
-                systems[name] = replace(original, name=name, expert=expert, count=1)
+                system = replace(original, expert=expert).preliminary(share)
+                systems[system.name] = system
     return systems

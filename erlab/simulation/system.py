@@ -331,7 +331,7 @@ def describe(system: System, users: int, setup: Setup, seed: int) -> dict:
         described["gateway"] = {"measured": len(setup.gateway), "median": float(np.median(setup.gateway))}
     return {
         "run_id": f"simulated-{system.paper}-{system.name}-{users}-s{seed}",
-        "experiment": "preliminary" if system.name.startswith("P-") else "systems",
+        "experiment": "preliminary" if system.share else "systems",
         "profile": "dgx-h100",
         "paper": system.paper,
         "system": system.name,
@@ -346,7 +346,8 @@ def describe(system: System, users: int, setup: Setup, seed: int) -> dict:
         "count": system.count,
         "cores": None,
         "router": system.router,
-        "plays": None if system.name.startswith("P-") else system.title,
+        "plays": None if system.share else system.title,
+        "half": system.share,
         "max_batch_size": expert.max_batch_size,
         "kv_tokens": setup.pool(expert),
         "setup": described,

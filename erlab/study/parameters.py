@@ -77,13 +77,13 @@ def _figures(to: Profile, results: Path, given: dict) -> None:
 
 
 def _beyond(to: Profile, results: Path, given: dict) -> None:
-    from erlab.experiments import studies
+    from erlab.experiments import capacity
     from erlab.simulation import autoscaling, beyond
 
     _loads(to, results, given)
     checks = {
-        "system": studies.check_system,
-        "clusterers": studies.check_clusterers,
+        "system": capacity.check_system,
+        "clusterers": capacity.check_clusterers,
         "dollars_per_gpu_hour": beyond.check_price,
         "cold_start": lambda seconds: autoscaling.Controller(cold_start=seconds),
     }

@@ -18,7 +18,7 @@ import pytest
 from processes import STUB, script
 
 from erlab import paper, spec, users
-from erlab.experiments import overhead
+from erlab.experiments import overhead, overhead_tables
 from erlab.paths import Folders
 from erlab.prompts import workload
 from erlab.routing import PromptRouter, training
@@ -146,9 +146,9 @@ def test_a_thousand_users_with_the_gateway_and_without_it(tmp_path, record_prope
     router = PromptRouter(clusters=to.clusters).fit(prompts.text[prompts.split == "train"].tolist())
     router.save(folders.router)
     measured = overhead.measure(to, folders, loads=[1, USERS])
-    found = overhead.added(measured)
+    found = overhead_tables.added(measured)
     print(found.T)
-    print(overhead.parts(measured))
+    print(overhead_tables.parts(measured))
     record_property("overhead", found.to_json())
     assert (found[["lost", "tokens_missing", "disordered"]] == 0).all(axis=None)
     assert found.requests[USERS] == 2 * USERS * to.emulation.workload.turns

@@ -14,13 +14,13 @@ import pytest
 
 from erlab import users
 from erlab.errors import ErlabError
-from erlab.experiments import cells
+from erlab.experiments import cell, cells, overviews, table1
 from erlab.figures import style
 from erlab.paths import Folders
 from erlab.prompts import workload
 from erlab.results import claims, records, selection
 from erlab.routing import training
-from erlab.serving import deployment, profiles
+from erlab.serving import deployment, profiles, scaling
 from erlab.serving.deployment import Running
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton.server import available
@@ -34,7 +34,7 @@ MS = 1_000_000
 def folders(tmp_path):
     folders = Folders(tmp_path)
     training.prepare_prompts(SMOKE, folders)
-    cells.save_table1({k: 8 for k in "ABCDE"}, folders)
+    table1.save({k: 8 for k in "ABCDE"}, folders)
     return folders
 
 
@@ -78,7 +78,7 @@ def world(monkeypatch):
 
 
 def baselines(folders):
-    return {k: s for k, s in cells.table1(SMOKE, folders).items() if not s.router}
+    return {k: s for k, s in table1.systems(SMOKE, folders).items() if not s.router}
 
 
 def test_every_request_of_every_cell_has_a_row(folders, world):
@@ -105,7 +105,7 @@ def test_a_cell_is_measured_again_when_what_it_depends_on_changes(folders, world
     world.measured.clear()
     seed = 1 if change == "seed" else 0
     if change == "limit":
-        cells.save_table1({k: 4 if k == "A" else 8 for k in "ABCDE"}, folders)
+        table1.save({k: 4 if k == "A" else 8 for k in "ABCDE"}, folders)
     if change == "prompts":
         training.prepare_prompts(SMOKE, folders, seed=3)
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], seed=seed)
@@ -158,7 +158,7 @@ def test_a_spoiled_preliminary_cell_never_leads_to_a_choice_without_runs(folders
     with pytest.raises(ErlabError, match=REFUSED):
         cells.measure_preliminary(SMOKE, folders)
     found = cells.measure_preliminary(SMOKE, folders)
-    assert set(cells.choose_batch_limits(found, SMOKE)) == set("ABCDE")
+    assert set(table1.choose_batch_limits(found, SMOKE)) == set("ABCDE")
 
 
 def test_a_cell_that_cannot_be_read_is_measured_again(folders, world):
@@ -238,7 +238,7 @@ def test_the_users_test_themselves_once_a_load_and_every_run_says_what_they_add(
     found = cells.measure("baselines", baselines(folders), SMOKE, folders)
     assert world.tested == [(1, 0.02, 0.01), (4, 0.02, 0.01)], "not once a system"
     assert [own["ttft_p99"] for own in found.runs.client] == [1.9] * 6 and found.runs.client_invalid.isna().all()
-    table = cells.overview(found)
+    table = overviews.cells(found)
     assert (table["users add p50 ms"] == 1.5).all() and (table["client"] == "ok").all()
     assert cells.measure("baselines", baselines(folders), SMOKE, folders).runs.client.notna().all()
     assert len(world.tested) == 2, "nothing new, nothing tested"
@@ -259,7 +259,7 @@ def test_a_run_whose_users_were_too_slow_is_marked_but_neither_lost_nor_measured
     found = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
     assert found.runs.client_invalid.str.contains("The users add 1.50 ms to the median time to first token").all()
     assert found.runs.invalid.isna().all() and found.runs.key.notna().all()
-    assert cells.overview(found).client.str.contains("1.50 ms").all()
+    assert overviews.cells(found).client.str.contains("1.50 ms").all()
     assert len(selection.systems(found)) == len(found.requests) and len(selection.marked(found)) == 3
     assert "in 3 of 3 runs the client-side latency" in style.provenance(found, found.requests)
     judged = claims.ledger(found, ["v2-tpot-comm"])
@@ -280,15 +280,15 @@ def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path
     seconds = {"P-half-int8-b4": 3, "P-half-int8-b8": 2, "P-half-float32-b4": 4, "P-half-float32-b8": 5}
     seconds |= {"P-all-int8-b4": 9, "P-all-int8-b8": 9, "P-all-float32-b4": 1, "P-all-float32-b8": 7}
     to = replace(SMOKE, batch_limits=(4, 8))
-    for name, (_, system) in cells.preliminary(to).items():
+    for name, system in scaling.preliminary_systems(to).items():
         for n in (1, 4):
-            run = cells.describe("preliminary", name, system, to, n, 0, folders)
+            run = cell.describe("preliminary", name, system, to, n, 0, folders)
             common = {k: run[k] for k in ("run_id", "paper", "system", "source", "machine", "users")}
             last = seconds[name] if n == 4 else 10 - seconds[name]  # the low load says the opposite
             rows = [common | {"t_submit": 0, "t_last": last * 10**9 + i, "status": "ok"} for i in range(n)]
             rows.append(common | {"t_submit": 0, "t_last": 10**15, "status": "timeout"})
             records.write(tmp_path / "found" / f"{name}-{n}.parquet", rows, run)
-    chosen = cells.choose_batch_limits(records.read(tmp_path / "found"), to)
+    chosen = table1.choose_batch_limits(records.read(tmp_path / "found"), to)
     assert chosen == {"A": 8, "B": 4, "C": 4, "D": 8, "E": 4}
 
 
@@ -299,17 +299,17 @@ def test_where_no_triton_runs_nothing_is_measured_and_the_rest_goes_on(folders, 
     found = cells.measure_preliminary(SMOKE, folders)
     assert found.requests.empty and world.started == []
     assert said == ["preliminary: nothing is measured, Triton cannot run here: no wheel for this machine"]
-    assert cells.choose_batch_limits(found, SMOKE) == dict.fromkeys("ABCDE", max(SMOKE.batch_limits))
+    assert table1.choose_batch_limits(found, SMOKE) == dict.fromkeys("ABCDE", max(SMOKE.batch_limits))
 
 
 def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
     empty = Folders(tmp_path)
     with pytest.raises(ErlabError, match="03_preliminary"):
-        cells.table1(SMOKE, empty)
+        table1.systems(SMOKE, empty)
     with pytest.raises(ErlabError, match="02_train_router"):
         workload.stored(empty)
     with pytest.raises(ErlabError, match="01_build_engines"):
-        name, (_, system) = next(iter(cells.preliminary(SMOKE).items()))
+        name, system = next(iter(scaling.preliminary_systems(SMOKE).items()))
         deployment.write_repository({name: system}, "preliminary", SMOKE, empty)
 
 

@@ -33,7 +33,7 @@ def test_every_seed_is_a_run_of_its_own_with_other_users(monkeypatch, tmp_path):
     cell = found.requests.query("system == 'A' and users == 4").groupby("run_id")
     assert cell.size().nunique() == 1 and len(set(cell.input_tokens.agg(tuple))) == 3
     of_b = found.requests.query("system == 'B' and users == 4").groupby("run_id")
-    assert of_b.input_tokens.agg(tuple).tolist() == cell.input_tokens.agg(tuple).tolist(), "a seed's users ask all alike"
+    assert of_b.input_tokens.agg(tuple).tolist() == cell.input_tokens.agg(tuple).tolist(), "same seed, same requests"
     early = fullscale.simulate("preliminary", SMALL, Folders(tmp_path), seed=7)
     assert set(early.runs.seed) == {7}
 

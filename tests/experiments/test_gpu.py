@@ -1,4 +1,4 @@
-"""The study on one GPU, whole path: users, gateway, OpenAI-compatible servers; a tiny engine answers in vLLM's place."""
+"""The study on one GPU, whole path: users, gateway, OpenAI-compatible servers; a tiny engine replaces vLLM."""
 
 import json
 import stat
@@ -15,7 +15,7 @@ from erlab import figures as paper_figures
 from erlab import paper, paths, report, users
 from erlab.commands import app
 from erlab.errors import ErlabError
-from erlab.experiments import cells, gpu, live, telemetry
+from erlab.experiments import cells, gpu, gpu_comparison, live, overviews, table1
 from erlab.paths import Folders
 from erlab.prompts.workload import Request
 from erlab.results import claims, records
@@ -69,13 +69,13 @@ def folders(tmp_path):
     folders = Folders(tmp_path / "results")
     prompts = training.prepare_prompts(GPU, folders)
     training.train_router(GPU, folders, prompts)
-    cells.save_table1(dict.fromkeys(GPU.systems, 64), folders)
+    table1.save(dict.fromkeys(GPU.systems, 64), folders)
     return folders
 
 
 def test_baseline_and_experts_answer_through_the_same_translation(calls, folders):
     before = set(psutil.Process().children(recursive=True))
-    systems = cells.table1(GPU, folders)
+    systems = table1.systems(GPU, folders)
     engines = deployment.build_engines(GPU, folders, seed=0)
     assert set(engines.plays) == {"Llama 3 70B", "Llama 3 8B"} and engines["weights MB"].max() < 30
     baseline = cells.measure("baselines", {"A": systems["A"]}, GPU, folders)
@@ -88,7 +88,7 @@ def test_baseline_and_experts_answer_through_the_same_translation(calls, folders
     assert baseline.requests.expert.isna().all() and (routed.requests.t_routed > 0).all()
     assert set(routed.requests.expert) <= {f"E-expert-{i}" for i in range(4)}
     assert set(routed.runs.engine) == {"vllm"} and routed.runs.plays.item().startswith("Llama 3 8B FP16")
-    told = telemetry.overview(folders.infrastructure / "router").reset_index()
+    told = overviews.telemetry(folders.infrastructure / "router").reset_index()
     assert told[["system", "users"]].values.tolist() == [["E", 3]]
     assert 0 <= told.running.item() <= 3 and told["KV unit"].item() == "tokens"
     asked = [(argv[1], dict(zip(argv[2::2], argv[3::2]))) for argv in calls()]
@@ -151,7 +151,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     notebook.run(paths.NOTEBOOKS / "04_baselines.ipynb", executed, values, {}, lambda *_: None)
     assert "my-model, one running server for all" in executed.read_text()
     assert "Llama 3 70B FP8, TP 1" not in executed.read_text()
-    systems = cells.table1(GPU, folders, theirs)
+    systems = table1.systems(GPU, folders, theirs)
     found = cells.measure("router", {k: systems[k] for k in "DE"}, GPU, folders, [1], triton=theirs)
     assert set(found.requests.status) == {"ok"} and set(found.requests.expert) == {"my-model"} and len(calls()) == 1
     assert not list(folders.root.rglob("server.json"))  # nothing was built or started
@@ -162,7 +162,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert set(mine.system) == {"A", "D", "E"} and set(mine.title) == {"my-model, one running server for all"}
     assert set(mine.model) == {"my-model"} and set(mine.machine) == {"1 x NVIDIA H200"}
     assert mine[["precision", "tensor_parallel", "cores", "max_batch_size", "kv_tokens"]].isna().all(axis=None)
-    told = telemetry.overview(folders.infrastructure / "router").reset_index()
+    told = overviews.telemetry(folders.infrastructure / "router").reset_index()
     assert told.system.tolist() == ["D", "E"] and set(told["KV unit"]) == {"tokens"}
 
     done = CliRunner().invoke(app.app, ["figures", *files, "--out", str(tmp_path / "figures")])
@@ -222,6 +222,8 @@ def test_the_gpus_command_compares_a_users_server_with_the_one_case_it_plays(the
 def test_what_is_faster_than_the_memory_is_doubted():
     summary = pd.DataFrame({"case": ["8B", "8B", "8B-shared"], "served": "my-model", "users": [1, 2, 1]})
     summary["bandwidth_share"] = [0.7, 0.9, pd.NA]
-    assert gpu._doubt(summary) is None and gpu._doubt(summary.drop(columns="bandwidth_share")) is None
+    assert gpu_comparison.doubt(summary) is None
+    assert gpu_comparison.doubt(summary.drop(columns="bandwidth_share")) is None
     summary["bandwidth_share"] = [0.7, 1.2, pd.NA]
-    assert gpu._doubt(summary).startswith("faster than the memory allows an expert of case 8B: what answered (my-model)")
+    message = "faster than the memory allows an expert of case 8B: what answered (my-model)"
+    assert gpu_comparison.doubt(summary).startswith(message)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from erlab.errors import ErlabError
-from erlab.experiments import overhead
+from erlab.experiments import overhead, overhead_tables
 from erlab.figures import overhead as pictures
 from erlab.paths import Folders
 from erlab.results import metrics, records, selection
@@ -46,7 +46,7 @@ def test_no_request_is_lost_and_no_token_out_of_order(measured):
         (f"emulated-E-{way}", n): requests_of for way in overhead.WAYS for n, requests_of in ((2, 8), (40, 80))
     }
     assert (requests.status == "ok").all() and (requests.disordered == 0).all()
-    table = overhead.added(measured)
+    table = overhead_tables.added(measured)
     assert (table[["lost", "tokens_missing", "disordered"]] == 0).all(axis=None)
     assert table.requests.tolist() == [16, 160] and set(table["time scale"]) == {1.0}
 
@@ -68,13 +68,13 @@ def test_the_parts_make_up_the_whole(measured):
     """Request by request: to the gateway + classify + queue + the expert + the rest is the time to first token."""
     rows = measured.requests[measured.requests.cluster.notna()]
     ttft = metrics.ttft(rows) * 1e3
-    assert (overhead.outside(rows) < ttft).all() and (overhead.outside(rows) > 0).all()
+    assert (overhead_tables.outside(rows) < ttft).all() and (overhead_tables.outside(rows) > 0).all()
     assert (rows.expert_ns > 0).all()
-    parts = overhead.parts(measured)
+    parts = overhead_tables.parts(measured)
     assert (parts["p50 ms"] >= 0).all() and (parts["p50 ms"] <= parts["p99 ms"]).all()
-    counted = rows[rows.turn >= overhead.WARMUP].groupby("users").head(5)
+    counted = rows[rows.turn >= overhead_tables.WARMUP].groupby("users").head(5)
     for i, whole in ttft[counted.index].items():
-        alone = overhead.parts(records.Records(measured.requests.loc[[i]], measured.runs))
+        alone = overhead_tables.parts(records.Records(measured.requests.loc[[i]], measured.runs))
         assert alone.drop("client wait", level="part")["p50 ms"].sum() == pytest.approx(whole, abs=0.01)
 
 
@@ -130,12 +130,12 @@ def test_what_is_added_is_what_lies_outside_of_the_experts_after_the_first_turn(
         ("gateway", 1, 55, 50, 5, 0, "error"),
         ("gateway", 1, 157, 150, 4, 0, "ok"),
     )
-    table = overhead.added(given).loc[2]
+    table = overhead_tables.added(given).loc[2]
     assert table["added p50 ms"] == pytest.approx(7 - 2) and table["added at the start p50 ms"] == pytest.approx(90)
     assert (table.requests, table.lost, table.tokens_missing, table.disordered) == (5, 1, 1, 3)
 
 
 def test_where_nothing_was_measured_the_tables_are_empty(tmp_path):
     nothing = records.at_hand(tmp_path)
-    assert overhead.added(nothing).empty and overhead.parts(nothing).empty
+    assert overhead_tables.added(nothing).empty and overhead_tables.parts(nothing).empty
     assert pictures.show(Folders(Path(tmp_path)), nothing) == "Nothing was measured here."

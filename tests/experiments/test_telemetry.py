@@ -6,7 +6,7 @@ import threading
 import pandas as pd
 import pytest
 
-from erlab.experiments import telemetry
+from erlab.experiments import overviews, telemetry
 
 TINY = """# TYPE erlab_running_requests gauge
 erlab_running_requests{model="E-expert-0"} %d
@@ -47,7 +47,7 @@ def test_a_cell_is_summed_up_from_its_samples(server, tmp_path):
     texts += [TINY % (0, 0, 10, 1.0), TINY % (4, 300, 14, 1.2)]  # at the start and at the end
     with telemetry.sampled(address, tmp_path / "E-0008users.parquet", every=3600):
         pass
-    row = telemetry.overview(tmp_path).loc[("E", 8)]
+    row = overviews.telemetry(tmp_path).loc[("E", 8)]
     assert row["running"] == (1 + 5) / 2  # both experts, mean over the moments
     assert (row["KV in use"], row["KV unit"]) == (300, "tokens")
     assert row["queue ms"] == pytest.approx(200 / 4)  # 0.2 s more for four requests more
@@ -67,7 +67,7 @@ def test_each_engine_has_its_own_words(server, tmp_path):
     )
     with telemetry.sampled([f"http://{address}/metrics"], tmp_path / "v" / "D-0256users.parquet"):
         pass
-    row = telemetry.overview(tmp_path / "v").loc[("D", 256)]
+    row = overviews.telemetry(tmp_path / "v").loc[("D", 256)]
     assert (row["running"], row["waiting"], row["KV in use"], row["KV unit"]) == (7, 2, 0.25, "of 1")
     assert pd.isna(row["queue ms"])  # nothing was answered in between
     assert not pd.read_parquet(tmp_path / "v" / "D-0256users.parquet").metric.str.endswith("_bucket").any()
@@ -79,7 +79,7 @@ def test_each_engine_has_its_own_words(server, tmp_path):
     ]
     with telemetry.sampled(address, tmp_path / "t" / "A-0001users.parquet"):
         pass
-    row = telemetry.overview(tmp_path / "t").loc[("A", 1)]
+    row = overviews.telemetry(tmp_path / "t").loc[("A", 1)]
     assert (row["running"], row["KV in use"], row["KV unit"]) == (5, 120, "blocks")
 
 
@@ -89,7 +89,7 @@ def test_gpus_are_read_where_nvml_is(monkeypatch, tmp_path):
     monkeypatch.setattr(telemetry, "read_gpus", lambda: rows)
     with telemetry.sampled(None, tmp_path / "A-0001users.parquet"):
         pass
-    row = telemetry.overview(tmp_path).loc[("A", 1)]
+    row = overviews.telemetry(tmp_path).loc[("A", 1)]
     assert (row["GPU %"], row["GPU W"]) == (80, 1000)
 
 
@@ -98,5 +98,5 @@ def test_what_does_not_answer_has_no_rows(tmp_path):
         pass
     samples = pd.read_parquet(tmp_path / "A-0001users.parquet")
     assert set(samples.source) <= {"nvml"} and list(samples.columns) == telemetry.SCHEMA.names
-    assert telemetry.overview(tmp_path).loc[("A", 1)].drop(["GPU %", "GPU W"]).isna().all()
-    assert telemetry.overview(tmp_path / "none").empty
+    assert overviews.telemetry(tmp_path).loc[("A", 1)].drop(["GPU %", "GPU W"]).isna().all()
+    assert overviews.telemetry(tmp_path / "none").empty

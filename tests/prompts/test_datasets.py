@@ -266,7 +266,7 @@ def test_the_texts_among_a_turns_parts_are_the_prompt(tmp_path):
 @pytest.mark.parametrize("turns", [[said("system", "Be brief.")], [said("user", None)], [said("user", 3)]])
 def test_a_conversation_without_a_user_is_named(tmp_path, turns):
     file = jsonl(tmp_path / "a.jsonl", {"messages": TURNS}, {"messages": turns})
-    with pytest.raises(ErlabError, match=r"a\.jsonl:2: the field 'messages' must have a turn of the user's\. Got \[\{"):
+    with pytest.raises(ErlabError, match=r"a\.jsonl:2: the field 'messages' must have a turn of the user\. Got \[\{"):
         datasets.load(file)
 
 

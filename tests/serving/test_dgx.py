@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from erlab import machine, paper, paths, provenance, users
 from erlab.commands import app
 from erlab.errors import ErlabError
-from erlab.experiments import cells, live
+from erlab.experiments import cell, live
 from erlab.gateway import kserve
 from erlab.paths import Folders
 from erlab.prompts.workload import Request
@@ -272,7 +272,7 @@ def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
 
 def test_records_name_the_gpus(dgx):
     system = scaling.scale(paper.SYSTEMS["v2"]["A"], DGX, 8)
-    run = cells.describe("baselines", "A", system, DGX, 10, 0, Folders(dgx))
+    run = cell.describe("baselines", "A", system, DGX, 10, 0, Folders(dgx))
     assert run["machine"] == "8 x NVIDIA H100 80GB HBM3" and run["source"] == "measured" and run["cores"] is None
     assert machine.title() != run["machine"]
 
@@ -295,4 +295,4 @@ def test_a_router_system_needs_its_router_before_triton_starts(dgx):
     system = scaling.scale(paper.SYSTEMS["v2"]["D"], DGX, 8)
     with pytest.raises(ErlabError, match="No router in"), deployment.serve("D", system, DGX, Folders(Path(dgx))):
         pass
-    assert cells.preliminary(DGX)["P-all-FP8-b64"][1].count == 1
+    assert scaling.preliminary_systems(DGX)["P-all-FP8-b64"].count == 1

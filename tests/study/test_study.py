@@ -18,7 +18,7 @@ from attacks import assert_strangers_are_refused
 from leftovers import nobodys_shared_memory
 
 from erlab import fingerprint, paper, users
-from erlab.experiments import studies
+from erlab.experiments import capacity
 from erlab.prompts.workload import Request
 from erlab.results import records
 from erlab.routing import PromptRouter
@@ -82,7 +82,7 @@ def test_all_systems_were_asked_the_same(study):
 
 def test_router_systems_say_where_each_request_went(study):
     requests = records.read(study / "records").requests
-    routed = requests.system.isin(studies.ROUTERS)
+    routed = requests.system.isin(capacity.ROUTERS)
     for column in ("cluster", "expert", "distance", "margin", "policy", "t_routed"):
         assert requests[column][routed].notna().all() and requests[column][~routed].isna().all(), column
     assert (requests.t_routed >= requests.t_submit)[routed].all() and (requests.t_routed <= requests.t_first)[routed].all()

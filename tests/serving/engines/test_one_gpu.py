@@ -131,7 +131,7 @@ def test_experts_that_a_gpu_cannot_serve_are_refused_before_the_build(machine, t
 
 def test_profiles_of_one_gpu_serve_what_fits_it(machine):
     assert list(profiles.systems(GPU)) == ["A", "D", "E"]
-    assert {name.partition("-b")[0] for name in scaling.preliminary(GPU)} == {"P-half-FP8"}
-    assert scaling.preliminary(profiles.profile("gpu-embedded")) == {}
+    assert {name.partition("-b")[0] for name in scaling.preliminary_systems(GPU)} == {"P-half-FP8"}
+    assert scaling.preliminary_systems(profiles.profile("gpu-embedded")) == {}
     for name in ("vllm", "trtllm-serve", "tensorrt-llm", "embedded"):
         assert kind(profiles.profile(f"gpu-{name}")).devices == "GPUs"

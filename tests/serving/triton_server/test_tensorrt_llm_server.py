@@ -21,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from erlab import paper
 from erlab.errors import ErlabError
-from erlab.experiments import telemetry
+from erlab.experiments import overviews, telemetry
 from erlab.gateway import kserve
 from erlab.serving import nvidia
 from erlab.serving.triton import private, repository, tensorrt_llm_server
@@ -137,7 +137,7 @@ def test_servers_apart_look_like_one_server_to_the_gateway(tmp_path, machine, mo
     assert {(row.source, json.loads(row.labels)["model"]) for row in told.itertuples()} == {
         (model, f"{model}-tensorrt_llm") for model in EXPERTS[:2]
     }
-    assert telemetry.overview(tmp_path / "told").loc[("D", 1), "running"] == 4  # two on each server
+    assert overviews.telemetry(tmp_path / "told").loc[("D", 1), "running"] == 4  # two on each server
     assert sorted((o, [a for a in argv if "load-model=" in a]) for argv, o in started(tmp_path)) == [
         (None, ["--load-model=D-expert-0"]),
         (None, ["--load-model=D-expert-1"]),

@@ -8,6 +8,7 @@ report.build("data/results/laptop", found, "figures", claims.ledger(found), mani
 """
 
 import base64
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from erlab import figures, paper, textfiles
 from erlab.errors import ErlabError
 from erlab.figures import FigureData, curves, fig7, style, table1
 from erlab.report import links
-from erlab.results import metrics, selection, tables
+from erlab.results import claims, metrics, selection, tables
 from erlab.results.checks import CHECKS
 from erlab.results.claims import HOLDS, NOISE, NOT_RUNNABLE
-from erlab.results.records import Records
+from erlab.results.records import Records, at_hand
 from erlab.serving import profiles
 
 _PAGES = ("report.md", "report.html")  # each from a template of its name
@@ -122,6 +123,16 @@ def build(
         )  # fmt: skip
         page = textfiles.save(folder / name, environment.get_template(f"{name}.j2").render(content))
     return page
+
+
+def build_study(folder: Path, figures_folder: Path) -> Path:
+    """Build the report of a study from its results folder: records, claims and manifest.
+
+    Returns:
+        The path of report.html.
+    """
+    manifest = json.loads(textfiles.read(folder / "manifest.json"))
+    return build(folder, at_hand(folder / "records"), figures_folder, claims.read(folder), manifest)
 
 
 def _printable(value: object) -> object:

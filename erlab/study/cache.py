@@ -44,13 +44,22 @@ def code_cells(notebook: Path) -> list[str]:
         raise ErlabError(f"{notebook}: not a Jupyter notebook ({type(e).__name__}: {e}).") from None
 
 
-def dependencies(cells: Iterable[str], parameters: Mapping, inputs: Mapping[str, str]) -> dict:
-    """All that a step's result depends on, ready for JSON; `inputs` are hashes by file name."""
-    cells = list(cells)
+def dependencies(
+    cells: Iterable[str], parameters: Mapping, inputs: Mapping[str, str], without: Iterable[str] = ()
+) -> dict:
+    """Return everything that a step's result depends on, ready for JSON.
+
+    Args:
+        cells: Source of the step's code cells.
+        parameters: Values of the notebook's parameters by name.
+        inputs: SHA-256 of each input file by name.
+        without: Modules that the step does not run, see `fingerprint.code_of`.
+    """
+    cells, without = list(cells), tuple(without)
     code: dict[str, str] = {}
     for cell in cells:
         with contextlib.suppress(SyntaxError):  # shows when the cell runs
-            code |= fingerprint.code_of(_python(cell))
+            code |= fingerprint.code_of(_python(cell), without)
     return {
         "notebook": fingerprint.of_text("\n\n".join(cells)),
         "parameters": json.loads(json.dumps(dict(parameters), sort_keys=True)),

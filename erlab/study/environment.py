@@ -74,11 +74,12 @@ def plan(profile: str, results: str | Path | None = None) -> pd.DataFrame:
     rows = []
     for step in steps.STEPS:
         found = cache.load(folder, step.name)
+        timed = found and "seconds" in found  # an older report has none
         rows.append(
             {
                 "step": step.name,
-                "minutes": round(found["seconds"] / 60 if found else steps.minutes(step, to), 1),
-                "known from": "last run" if found else "estimate",
+                "minutes": round(found["seconds"] / 60 if timed else steps.minutes(step, to), 1),
+                "known from": "last run" if timed else "estimate",
                 "disk MB": _disk_mb(step.name, to),
                 "measures": "yes" if step.measures else "",
             }
@@ -206,5 +207,5 @@ def _disk_mb(step: str, to: Profile) -> int:
             return 0
         return round(kind(to).disk_bytes(to, experts) / 1e6) + 1
     requests = sum(users * to.workload.turns_for(users) for users in to.loads)
-    sizes = {"02_train_router": 5, "03_preliminary": 12 * requests / 1e3, "06_figures": 20}
-    return round(sizes.get(step, 5 * requests / 1e3)) if step != "00_environment" else 1
+    sizes = {"00_environment": 1, "02_train_router": 5, "03_preliminary": 12 * requests / 1e3, "06_figures": 20, "report": 2}
+    return round(sizes.get(step, 5 * requests / 1e3))

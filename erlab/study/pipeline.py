@@ -21,19 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from pkgutil import resolve_name
 
 from erlab import paths, provenance, textfiles
 from erlab.errors import ErlabError
 from erlab.progress import CHANNEL
 from erlab.serving import profiles
+from erlab.serving.engines import kinds
 from erlab.study import cache, parameters, steps
 from erlab.study.steps import STEPS, Step
 from erlab.study.terminal import Display, duration
 
 _PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
 _PROMPTS = ("prompts", "other")  # parameters that name prompts, as `datasets.load` takes them
-REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html", "report.md"))
-_SHOWN_TOO = ("overhead/overhead.png", "overhead/added.csv", "beyond", "validation")  # by the report, if there
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Study:
 
         options = [f"--{f.name}" for f in fields(self)[: len(self.common)] if getattr(self, f.name) != f.default]
         given = (*options, *(f"--set {name}" for name in self.extra))
-        return {step.name: notebook.parameters(self.source(step), given) for step in self.steps}
+        return {s.name: {} if s.function else notebook.parameters(self.source(s), given) for s in self.steps}
 
     def values(self, step: Step) -> dict:
         """The parameters that a step's notebook gets: those it declares."""
@@ -123,11 +123,14 @@ class Study:
     def dependencies(self, step: Step) -> dict:
         """All that a step's result depends on now (see `cache.dependencies`)."""
         values = self.values(step)
-        inputs = cache.hashes(self.places(step.reads), self.results_folder)
+        inputs = cache.hashes(self.places(step.reads + step.optional), self.results_folder)
         for name, files in self.prompt_files.items():
             inputs |= files if name in values else {}
         kept = {k: v for k, v in values.items() if k not in _PLACES}
-        return cache.dependencies(cache.code_cells(self.source(step)), kept, inputs)
+        cells = [f"import {step.function}"] if step.function else cache.code_cells(self.source(step))
+        without = {*step.without, *kinds.unused(profiles.profile(self.profile))}
+        without |= set() if self.triton else {"erlab.serving.external"}
+        return cache.dependencies(cells, kept, inputs, without)
 
 
 @dataclass(frozen=True)
@@ -221,13 +224,18 @@ def reproduce(
     with _locked(results), show or Display(len(selected)) as show:
         _writable(study.figures_folder, "--figures")
         ended: list[State] = []
-        for together in _together(study, selected):
-            ended += _run(study, together, force, show)
-        if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
-            textfiles.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
-        if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):
-            _report(study, show)
+        groups = _together(study, selected)
+        for group in groups:
+            if _reads_manifest(group[0]):
+                _save_manifest(study, started, ended)
+            ended += _run(study, group, force, show)
+        if not _reads_manifest(groups[-1][0]):
+            _save_manifest(study, started, ended)
     return ended
+
+
+def _reads_manifest(step: Step) -> bool:
+    return steps.MANIFEST in step.reads
 
 
 def _together(study: Study, selected: tuple[Step, ...]) -> list[list[Step]]:
@@ -304,11 +312,16 @@ def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> Stat
     others = sorted(outputs.keys() - cache.made(results, step.name, places))
     when = {"seconds": seconds, "started": started, "finished": _now(), "commit": provenance.commit()}
     cache.save(results, step.name, now | when | {"outputs": outputs, "others": others})
-    show.end(step.name, f"done in {duration(seconds / 60)}")
+    made = f": {places[0]}" if step.function else ""
+    show.end(step.name, f"done in {duration(seconds / 60)}{made}")
     return State(step, "ran", reason, seconds / 60)
 
 
 def _execute(study: Study, step: Step, show: Display) -> None:
+    """Call the step's function or run its notebook."""
+    if step.function:
+        resolve_name(step.function)(study.results_folder, study.figures_folder)
+        return
     from erlab.study import notebook
 
     executed = study.results_folder / "notebooks" / step.notebook
@@ -324,27 +337,16 @@ def _execute(study: Study, step: Step, show: Display) -> None:
             )
 
 
-def _report(study: Study, show: Display) -> None:
-    """Build the report from what the steps left, where anything in it has changed."""
-    results = study.results_folder
-    inputs = cache.hashes(study.places(REPORT.reads + _SHOWN_TOO), results)
-    now = cache.dependencies(["import erlab.report"], {}, inputs)
-    if not cache.stale(cache.load(results, REPORT.name), now, results):
-        show.line("report: cached")
-        return
-    from erlab import report
-    from erlab.results import claims, records
-
-    cache.remove(results, REPORT.name)
-    found = records.at_hand(results / "records")
-    told = json.loads(textfiles.read(results / "manifest.json"))
-    file = report.build(results, found, study.figures_folder, claims.read(results), told)
-    cache.save(results, REPORT.name, now | {"outputs": cache.hashes([file], results)})
-    show.line(f"report: {file}")
+def _save_manifest(study: Study, started: str, ended: list[State]) -> None:
+    """Write the manifest if a step ran or none exists."""
+    file = study.results_folder / steps.MANIFEST
+    if any(s.state == "ran" for s in ended) or not file.is_file():
+        textfiles.save(file, json.dumps(_manifest(study, started, ended), indent=1))
 
 
 def _manifest(study: Study, started: str, ended: list[State]) -> dict:
-    markers = {step.name: cache.load(study.results_folder, step.name) for step in study.steps}
+    described = [step for step in study.steps if not _reads_manifest(step)]
+    markers = {step.name: cache.load(study.results_folder, step.name) for step in described}
     states = {s.step.name: s.state for s in ended}
     listed = [
         {"name": name, "state": states.get(name, "not asked for")}
@@ -392,7 +394,7 @@ def _require_inputs(study: Study, step: Step) -> None:
 def _require_outputs(study: Study, step: Step) -> None:
     for place in study.places(step.writes):
         if not place.exists():
-            raise ErlabError(f"{step.notebook} ended without making {place}.")
+            raise ErlabError(f"{step.function or step.notebook} ended without making {place}.")
 
 
 def _makes(study: Study, step: Step, place: Path) -> bool:
@@ -400,13 +402,15 @@ def _makes(study: Study, step: Step, place: Path) -> bool:
 
 
 def _feeds(study: Study, earlier: Step, later: Step) -> bool:
-    return any(_makes(study, earlier, place) for place in study.places(later.reads))
+    if _reads_manifest(later):  # which lists every step
+        return True
+    return any(_makes(study, earlier, place) for place in study.places(later.reads + later.optional))
 
 
 def _minutes(study: Study, step: Step, found: Mapping | None) -> float | None:
     """What a step took last time, or is expected to take; None where it asks another server than then, or than ours."""
     served = "engines" in step.reads + step.writes
-    if found and not (served and found["parameters"].get("triton") != study.triton):
+    if found and "seconds" in found and not (served and found["parameters"].get("triton") != study.triton):
         return found["seconds"] / 60
     return None if served and study.triton else steps.minutes(step, profiles.profile(study.profile))
 

@@ -1,4 +1,4 @@
-"""The study's notebooks as data: their order, what each reads and writes, and what it costs."""
+"""The steps of the study: order, inputs, outputs, cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,21 @@ from erlab.spec import Profile
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook of the study.
+    """A notebook or function of the study.
 
-    `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
-    `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs
-    Triton. `validates`: whether it holds measured step times against others' numbers, which needs them. `untimed`:
-    whether nothing in it is a measurement of time, so that others may run beside it.
+    Attributes:
+        name: Name of the step and, without ``.ipynb``, of its notebook.
+        reads: Files or folders that the step needs, relative to the results folder; ``{figures}`` and ``{data}`` stand
+            for those folders.
+        writes: Files or folders that the step makes, as in `reads`.
+        minutes: Expected minutes with the laptop profile on two cores.
+        measures: Whether it measures systems, which needs Triton.
+        validates: Whether it compares measured step times with published numbers, which needs the step times.
+        untimed: Whether it measures no time, so that other steps may run at the same time.
+        optional: Files or folders that the step uses if they exist, as in `reads`.
+        without: Modules (or packages) that the step's code imports but never runs: its result does not depend on them.
+        function: Dotted name of the function that the step calls with the results and the figures folder, instead of
+            running a notebook.
     """
 
     name: str
@@ -26,15 +35,22 @@ class Step:
     measures: bool = False
     validates: bool = False
     untimed: bool = False
+    optional: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    function: str = ""
 
     @property
     def notebook(self) -> str:
         return f"{self.name}.ipynb"
 
 
+MANIFEST = "manifest.json"
+_NO_ROUTER = ("erlab.routing",)  # for steps whose systems have no router
+
+
 STEPS = (
-    Step("00_environment", minutes=0.1),
-    Step("01_build_engines", writes=("engines",), minutes=0.3),
+    Step("00_environment", minutes=0.1, without=(*_NO_ROUTER, "erlab.figures", "erlab.report")),
+    Step("01_build_engines", writes=("engines",), minutes=0.3, without=_NO_ROUTER),
     Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet", "routing"), minutes=0.8),
     Step(
         "03_preliminary",
@@ -42,6 +58,7 @@ STEPS = (
         ("records/preliminary", "records/simulated/preliminary", "table1.json"),
         minutes=3,
         measures=True,
+        without=(*_NO_ROUTER, "erlab.figures"),  # it saves no figure
     ),
     Step(
         "04_baselines",
@@ -49,6 +66,7 @@ STEPS = (
         ("records/baselines", "records/simulated/baselines"),
         minutes=2,
         measures=True,
+        without=_NO_ROUTER,
     ),
     Step(
         "05_router",
@@ -67,6 +85,14 @@ STEPS = (
         untimed=True,
     ),
     Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, validates=True, untimed=True),
+    Step(
+        "report",
+        ("records", "{figures}", "claims.csv", MANIFEST),
+        ("report.html", "report.md"),
+        untimed=True,
+        optional=("routing", "claims", "overhead/overhead.png", "overhead/added.csv", "beyond", "validation"),
+        function="erlab.report.build_study",
+    ),
 )
 
 

@@ -97,15 +97,24 @@ STEPS = (
 
 
 def select(steps: tuple[Step, ...], only: tuple[str, ...] = (), start: str | None = None) -> tuple[Step, ...]:
-    """The steps named in `only` (all if empty), from `start` on. A name may be its beginning (``04``) or its word."""
-    wanted = [_one(steps, name, "only") for name in only] or list(steps)
-    first = steps.index(_one(steps, start, "from")) if start is not None else 0
-    if found := tuple(s for s in steps[first:] if s in wanted):
-        return found
+    """Select steps by name.
+
+    Args:
+        steps: All steps.
+        only: Names of the selected steps, such as ``04``, ``baselines`` or ``04_baselines``; all if empty.
+        start: Name of the first step to run.
+
+    Raises:
+        ErlabError: A name is unknown or no step is left.
+    """
+    named = [_find(steps, name, "only") for name in only] or list(steps)
+    first = steps.index(_find(steps, start, "from")) if start is not None else 0
+    if selected := tuple(s for s in steps[first:] if s in named):
+        return selected
     raise ErlabError(f"No step is left: --only {', '.join(only)} lies before --from {start}.")
 
 
-def _one(steps: tuple[Step, ...], name: str, option: str) -> Step:
+def _find(steps: tuple[Step, ...], name: str, option: str) -> Step:
     for step in steps:
         if name and (step.name.startswith(name.removesuffix(".ipynb").zfill(2)) or step.name.partition("_")[2] == name):
             return step
@@ -113,24 +122,26 @@ def _one(steps: tuple[Step, ...], name: str, option: str) -> Step:
 
 
 def place(entry: str, results: Path, figures: Path) -> Path:
-    """The file or folder that an entry of `reads` or `writes` stands for."""
+    """Return the path of an entry of `Step.reads` or `Step.writes`."""
     return results / entry.format(figures=figures, data=paths.DATA)
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """Whether one of two paths is or holds the other."""
+    """Return whether one path is the other or contains it."""
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def minutes(step: Step, to: Profile) -> float:
-    """What a step is expected to take on two cores: a measuring one in proportion to the profile's requests.
+def minutes(step: Step, profile: Profile) -> float:
+    """Return the expected minutes of a step: those that the profile states or, on two cores, an estimate.
 
-    A fifth of the laptop's time goes into starting servers, however few the requests. What the profile states counts.
+    A measuring step takes time in proportion to the profile's requests, but at least the share (a fifth on the laptop)
+    that starting the servers takes.
     """
-    if step.name in to.minutes:
-        return to.minutes[step.name]
-    return step.minutes * (max(0.2, _requests(to) / _requests(profiles.profile("laptop"))) if step.measures else 1)
+    if step.name in profile.minutes:
+        return profile.minutes[step.name]
+    relative = _requests(profile) / _requests(profiles.profile("laptop"))
+    return step.minutes * (max(0.2, relative) if step.measures else 1)
 
 
-def _requests(to: Profile) -> int:
-    return sum(users * to.workload.turns_for(users) for users in to.loads)
+def _requests(profile: Profile) -> int:
+    return sum(users * profile.workload.turns_for(users) for users in profile.loads)

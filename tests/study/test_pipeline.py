@@ -291,7 +291,7 @@ def test_a_disk_that_fills_while_a_notebook_is_saved_is_one_line(tmp_path, quiet
 
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
     monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
-    with pytest.raises(ErlabError, match=f"^00_a: No space left on device, in {tmp_path / 'results'} or .*goes on"):
+    with pytest.raises(ErlabError, match=f"^00_a: No space left on device, in {tmp_path / 'results'} or .*to resume"):
         pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
     assert not (tmp_path / "results" / "notebooks" / "00_a.ipynb").exists()
 
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, quiet, which):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
     (tmp_path / "file").write_text("")
     made = study(tmp_path, ("00_a",), **{which: tmp_path / "file" / "below"})
-    with pytest.raises(ErlabError, match=f"below: nothing can be written there .*--{which} names another folder"):
+    with pytest.raises(ErlabError, match=f"below: not writable .*Choose another folder with --{which}"):
         pipeline.reproduce(made, show=quiet())
 
 
@@ -334,7 +334,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, quiet, which):
 def test_a_read_only_folder_is_named(tmp_path, quiet):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
     (tmp_path / "results").mkdir(mode=0o500)
-    with pytest.raises(ErlabError, match="nothing can be written there"):
+    with pytest.raises(ErlabError, match="not writable"):
         pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
 
 
@@ -475,7 +475,7 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
         run.send_signal(number)
         rest, errors = run.communicate(timeout=60)
     assert run.returncode == status
-    assert errors == "erlab: Stopped in 01_b. What is finished stays: the same command goes on from there.\n"
+    assert errors == "erlab: Stopped in 01_b. Finished work is kept: run the same command again to resume.\n"
     assert gone(child) and gone(kernel)
     results = tmp_path / "results"
     assert (results / "cleaned").exists() == cleaned
@@ -575,7 +575,7 @@ def test_force_removes_what_a_step_made_and_nothing_else(tmp_path, quiet, stoppe
         pipeline.reproduce(dataclasses.replace(made), force=True, show=Display(1, Console(file=shown, width=500)))
         assert (results / "out/made").read_text() == (results / "out/kept/made").read_text() == "x", "made anew"
         assert note.read_text() == stored.read_text() == "precious"
-        assert "00_a: left in place, behind links or not made by it: out/notes.txt" in shown.getvalue()
+        assert "00_a: kept, behind links or not made by this step: out/notes.txt" in shown.getvalue()
 
 
 def test_force_removes_nothing_behind_a_link(tmp_path, quiet):
@@ -633,7 +633,7 @@ CELL = {"cell_type": "code", "source": "1", "outputs": [], "execution_count": No
         ("[]", "not a Jupyter notebook (it names no format)"),
         ("[" * 100_000, "not a Jupyter notebook (RecursionError"),
         ("\xff", "must be UTF-8 text"),
-        (json.dumps(FORMAT_3), "its nbformat must be 4, which this converts it to: jupyter nbconvert --to notebook"),
+        (json.dumps(FORMAT_3), "its nbformat must be 4; convert it with: jupyter nbconvert --to notebook"),
         (spoiled(nbformat=5), "its nbformat must be 4"),
         (spoiled(nbformat="4"), "it names no format"),
         (spoiled(metadata={}), "its metadata name no kernel or language: open it in JupyterLab, choose a Python 3"),

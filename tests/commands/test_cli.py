@@ -216,7 +216,7 @@ def test_options_reach_the_pipeline(monkeypatch, tmp_path):
         "triton": None,
     }
     assert study.extra == {"loads": [1, 8], "note": "plain text"}
-    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07", "08", "09"] and force is True
+    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07", "08", "09", "re"] and force is True
 
 
 @pytest.mark.parametrize("option", ["--list", "--dry-run"])

@@ -68,10 +68,16 @@ def code_of(source: str, without: Iterable[str] = ()) -> dict[str, str]:
         file = _file(module)
         status = file.stat()
         digest, mentions = _of_module(module, file, status.st_size, status.st_mtime_ns)
-        companions = [of_file(f) for f in sorted(file.parent.glob(f"{file.stem}.*")) if f != file and f.is_file()]
+        companions = [of_file(f) for f in _companions(file)]
         reached[module] = of_text(" ".join([digest, *companions])) if companions else digest
         waiting |= mentions
     return reached
+
+
+def _companions(file: Path) -> list[Path]:
+    """Return the files that belong to a module: those of its name or, of a package, all that are no Python code."""
+    named = file.parent.glob("*" if file.name == "__init__.py" else f"{file.stem}.*")
+    return sorted(f for f in named if f.suffix != ".py" and f.is_file())
 
 
 def _file(module: str) -> Path | None:

@@ -1,5 +1,5 @@
-"""The commands of `erlab`, in modules by what they are about; `erlab.commands.app` puts them together.
+"""Commands of `erlab`, one module per subject; `erlab.commands.app` assembles them.
 
-Each parses its options and calls one function of the package. What is slow to import is imported where it is used, so
-that help comes at once.
+Each command parses its options and calls one function of the package. Modules that are slow to import are imported
+inside the commands, so that ``--help`` starts fast.
 """

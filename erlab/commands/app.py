@@ -1,7 +1,8 @@
-"""The `erlab` command: puts the commands together, and ends all of them alike.
+"""The `erlab` command: all subcommands and their exit statuses.
 
-A user's mistake is one line and exit status 2, as is a full disk; Ctrl-C and SIGTERM are 130, a closed terminal is 129,
-a notebook that failed otherwise is 1. What a terminal cannot show is printed as a question mark.
+Exit statuses: 2 after a user's mistake or on a full disk, with one line on standard error; 1 after a notebook that
+failed for another reason; 130 after Ctrl-C or SIGTERM; 129 after SIGHUP (closed terminal). Characters that the terminal
+cannot show are printed as question marks.
 """
 
 import contextlib
@@ -17,19 +18,19 @@ from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 from erlab.study import ends
 
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-_MENDABLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder was wanted, or the other way round
+_USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_USER_ERRORS |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file instead of a folder, or the reverse
 
-_UsageError = typer.BadParameter.__base__  # click's, wherever this typer has it
+_UsageError = typer.BadParameter.__base__  # click's class, wherever this version of typer keeps it
 
 
 class _Group(typer.core.TyperGroup):
     def make_context(self, info_name, args, parent=None, **extra):
-        with _in_one_line() if args else contextlib.nullcontext():  # without any, help comes as an exception
+        with _errors_as_one_line() if args else contextlib.nullcontext():  # without arguments, help is an exception
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx):
-        with _in_one_line(ctx):
+        with _errors_as_one_line(ctx):
             return super().invoke(ctx)
 
     def resolve_command(self, ctx, args):
@@ -40,37 +41,36 @@ class _Group(typer.core.TyperGroup):
 
 
 @contextlib.contextmanager
-def _in_one_line(context: typer.Context | None = None) -> Iterator[None]:
-    """Ends the program after what its user can mend: with a line, and an exit status. `context`: the group's, once it
-    runs."""
+def _errors_as_one_line(context: typer.Context | None = None) -> Iterator[None]:
+    """Exit with one line and a status after an error that the user can correct."""
     try:
         yield
     except ErlabError as e:
         leave(str(e), 2)
     except _UsageError as e:
         command = e.ctx.command_path.split()[1:] if e.ctx else [context.invoked_subcommand] if context else []
-        leave(f"{_refused(e)}. Help: {' '.join(['erlab', *command, '--help'])}", 2)
+        leave(f"{_message(e)}. Help: {' '.join(['erlab', *command, '--help'])}", 2)
     except KeyboardInterrupt as e:
         leave(str(e) or "Stopped.", ends.status())
     except Exception as e:
-        if isinstance(e, OSError) and _nowhere():
+        if isinstance(e, OSError) and not _folder_exists():
             leave("The current folder does not exist any more: change to another.", 2)
-        if isinstance(e, OSError) and e.errno in _MENDABLE:
+        if isinstance(e, OSError) and e.errno in _USER_ERRORS:
             leave(f"{e.filename}: {e.strerror}" if e.filename else e.strerror, 2)
         if reason := ends.full(e):
             leave(reason, 2)
         raise
 
 
-def _nowhere() -> bool:
+def _folder_exists() -> bool:
     try:
-        return not os.getcwd()
+        return bool(os.getcwd())
     except FileNotFoundError:
-        return True
+        return False
 
 
-def _refused(e: _UsageError) -> str:
-    """What typer has to say; it checks no values here, so that what it says of one parameter is that it is missing."""
+def _message(e: _UsageError) -> str:
+    """Message of typer's error; callbacks check all values, so a BadParameter is a missing option."""
     if isinstance(e, typer.BadParameter) and e.param:
         return f"{e.param.opts[0]} {e.param.metavar} must be given"
     return e.format_message().rstrip(".")
@@ -83,9 +83,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Reproduces the paper Expert Router (arXiv 2404.15153): prompts are classified by k-means and forwarded "
-    "to expert language models behind Triton.\n\n"
-    "[bold]erlab reproduce[/bold] runs the whole study on this machine; the other commands do a part of it.",
+    help="Reproduce the paper Expert Router (arXiv 2404.15153): a gateway classifies prompts by k-means and forwards "
+    "them to expert language models behind Triton.\n\n"
+    "[bold]erlab reproduce[/bold] runs the whole study on this machine; the other commands run parts of it.",
 )
 for _command in (
     study.reproduce,
@@ -102,13 +102,14 @@ for _command in (
 
 
 def main() -> None:
-    if sys.getfilesystemencoding() != "utf-8":  # an old locale, in which not every name of a file is a text
+    """Run the command line in UTF-8 mode."""
+    if sys.getfilesystemencoding() != "utf-8":  # an old locale, in which some file names cannot be decoded
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(errors="replace")
-    # What the processes that we start write comes to us, not to the terminal: UTF-8, whatever that takes.
+    # Child processes write to us, not to the terminal: always UTF-8.
     os.environ.pop("PYTHONIOENCODING", None)
     os.environ["PYTHONUTF8"] = "1"
-    ends.heed()
+    ends.handle()
     app(prog_name="erlab")

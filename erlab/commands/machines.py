@@ -1,4 +1,4 @@
-"""`erlab gpu` and `erlab simulate`: experts measured on one GPU, and the paper's systems simulated on its machine."""
+"""`erlab gpu` and `erlab simulate`: measurements on one local GPU, simulations of the DGX H100."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +17,13 @@ _SYSTEMS, _V1_SYSTEMS = (", ".join(paper.SYSTEMS[version]) for version in ("v2",
 def gpu(
     profile: Profile = "gpu",
     case: Annotated[
-        list[str] | None, typer.Option(help="8B, 8B-shared or 70B-FP8; repeat for more. All that fit if not given.")
+        list[str] | None,
+        typer.Option(help="Case: 8B, 8B-shared or 70B-FP8; repeat for several (default: all that fit the GPU)."),
     ] = None,
     users: Annotated[
         list[int] | None,
         typer.Option(
-            help="Concurrent users; repeat for more. 1 to 256 if not given.",
+            help="Concurrent users; repeat for several loads (default: the profile's, 1 to 256).",
             parser=options.whole,
             callback=options.COUNT,
         ),
@@ -31,44 +32,46 @@ def gpu(
     seed: Seed = 0,
     results: Results = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the summary, instead of data/measured.", callback=options.FOLDER)
+        Path | None, typer.Option(help="Folder for the summary (default: data/measured).", callback=options.FOLDER)
     ] = None,
 ):
-    """Measure experts on this machine's GPU, users to gateway to engine, beside the simulation of the same GPU.
+    """Measure experts on one local GPU and compare them with its simulation.
+
+    Requests pass from users through the gateway to the engine.
 
     Examples:
 
     \b
       erlab gpu                                       all cases, 1 to 256 users
       erlab gpu --case 8B --users 1 --users 64        one case, two loads
-      erlab gpu --profile gpu-vllm                    with vLLM, whatever else is there
-      erlab gpu --case 8B --upstream http://127.0.0.1:8000   a server of yours that has an 8B model
+      erlab gpu --profile gpu-vllm                    with vLLM, whichever engines are installed
+      erlab gpu --case 8B --upstream http://127.0.0.1:8000   your own server of an 8B model
     """
     from erlab import paths
     from erlab.experiments import gpu as one_gpu
     from erlab.paths import Folders
 
-    to = profiles.profile(profile)
-    found = one_gpu.measure(to, Folders.of(profile, results), case, users, seed, upstream)
-    shown = found.summary.drop(columns="served").astype(object)
-    printed.table(f"{found.about['machine']}, {', '.join(found.about['engines'])}", shown)
-    for name, served in found.about["served"].items():
+    folders = Folders.of(profile, results)
+    measured = one_gpu.measure(profiles.profile(profile), folders, case, users, seed, upstream)
+    summary = measured.summary.drop(columns="served").astype(object)
+    printed.table(f"{measured.about['machine']}, {', '.join(measured.about['engines'])}", summary)
+    for name, served in measured.about["served"].items():
         printed.line(f"{name}: {served}")
-    by = found.about["predicted by"] or "nothing, an H100 or H200 (SXM) and aiconfigurator are needed"
-    printed.line(f"predicted: {by}")
-    if doubt := found.about["doubt"]:
+    source = measured.about["predicted by"] or "nothing, an H100 or H200 (SXM) and aiconfigurator are needed"
+    printed.line(f"predicted: {source}")
+    if doubt := measured.about["doubt"]:
         printed.line(f"Doubtful: {doubt}.")
-    for file in found.save(out or paths.DATA / "measured"):
+    for file in measured.save(out or paths.DATA / "measured"):
         printed.line(file)
 
 
 def simulate(
-    system: Annotated[str, typer.Option(help=f"{_SYSTEMS} of paper v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
-    version: Annotated[str, typer.Option("--paper", help="The paper's version: v2 or v1.")] = "v2",
+    system: Annotated[str, typer.Option(help=f"System: {_SYSTEMS} of v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
+    version: Annotated[str, typer.Option("--paper", help="Version of the paper: v2 or v1.")] = "v2",
     users: Annotated[
         list[int] | None,
         typer.Option(
-            help="Concurrent users; repeat for more. 1 to 1,000 if not given.",
+            help="Concurrent users; repeat for several loads (default: the paper's, 1 to 1,000).",
             parser=options.whole,
             callback=options.COUNT,
         ),
@@ -77,18 +80,22 @@ def simulate(
     kv_gib: Annotated[
         float | None,
         typer.Option(
-            help="KV cache on each GPU; what the weights leave if not given.",
+            help="KV cache per GPU in GiB (default: what the weights leave).",
             parser=options.real,
             callback=options.number("be a number above 0 and at most 10000", lambda gib: 0 < gib <= 10_000),
         ),
     ] = None,
     era: Annotated[
-        str | None, typer.Option(help="Software: 0.13 (TensorRT-LLM then), none (kernels of today).")
+        str | None,
+        typer.Option(
+            help="Serving software: 0.13 (TensorRT-LLM 0.13) or none (current kernels) "
+            "(default: 0.13; none with --steps roofline)."
+        ),
     ] = None,
     replicas: Annotated[
         int | None,
         typer.Option(
-            help="Engines of the system, instead of all eight GPUs' worth.",
+            help="Number of engine replicas (default: as many as fit eight GPUs).",
             parser=options.whole,
             callback=options.COUNT,
         ),
@@ -96,7 +103,7 @@ def simulate(
     gateway_ms: Annotated[
         float,
         typer.Option(
-            help="What a router system's gateway takes.",
+            help="Gateway delay of a router system in ms.",
             parser=options.real,
             callback=options.number("be a number from 0 to 60000", lambda ms: 0 <= ms <= 60_000),
         ),
@@ -104,16 +111,20 @@ def simulate(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="How a router system chooses, such as spill; nearest if not given.", callback=options.POLICY
+            help="Routing policy of a router system, such as spill (default: nearest).", callback=options.POLICY
         ),
     ] = None,
-    steps: Annotated[str, typer.Option(help="Iteration times: measured (kernels), roofline (the limit).")] = "measured",
+    steps: Annotated[str, typer.Option(help="Step times: measured (kernels) or roofline (lower bound).")] = "measured",
     cluster: Annotated[
-        str | None, typer.Option(help="Where loads are simulated: dask:HOST:PORT or ray:HOST:PORT.", metavar="CLUSTER")
+        str | None,
+        typer.Option(
+            help="Cluster that runs the simulations: dask:HOST:PORT or ray:HOST:PORT (default: this machine).",
+            metavar="CLUSTER",
+        ),
     ] = None,
     out: NewRecords = Path("simulated.parquet"),
 ):
-    """Simulate a system of the paper on its DGX H100; write request records and print a summary.
+    """Simulate a system of the paper on a DGX H100; write request records and print a summary.
 
     Examples:
 
@@ -126,13 +137,14 @@ def simulate(
     from erlab import simulation
     from erlab.results import metrics, records
 
-    it, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
-    if policy is not None and not it.router:
+    simulated, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
+    if policy is not None and not simulated.router:
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
     policy = "nearest" if policy is None else policy
-    found = simulation.sweep({system: it}, users or paper.LOADS, setup=setup, seed=seed, cluster=cluster, policy=policy)
+    loads = users or paper.LOADS
+    found = simulation.sweep({system: simulated}, loads, setup=setup, seed=seed, cluster=cluster, policy=policy)
     records.save(out, found)
     columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s"]
     table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
-    printed.table(f"{it.title}: {setup.machine}", table.astype(object))
+    printed.table(f"{simulated.title}: {setup.machine}", table.astype(object))
     printed.line(out)

@@ -1,7 +1,7 @@
-"""What the options of `erlab` allow, and those that several of its commands share.
+"""Options that several commands share, and checks of option values.
 
-What an option refuses is one line with its name: numbers come through a parser here, which leaves what is none to the
-option's callback.
+A wrong value is one line that names the option. Parsers of numbers return text that is no number unchanged, so that the
+option's callback refuses it with the allowed values.
 """
 
 import contextlib
@@ -18,7 +18,12 @@ from erlab.spec import MOST_USERS
 
 
 def must(allowed: str, fits: Callable[[object], bool]) -> Callable:
-    """An option's callback, which refuses a given value (of several: any) that doesn't fit, by the option's name."""
+    """Return an option callback that refuses wrong values.
+
+    Args:
+        allowed: Allowed values, as they follow "must" in the error.
+        fits: Whether a value is allowed; called for every value of a repeated option.
+    """
 
     def check(option: typer.CallbackParam, given):
         for value in given if isinstance(given, (list, tuple)) else [given]:
@@ -31,26 +36,26 @@ def must(allowed: str, fits: Callable[[object], bool]) -> Callable:
 
 
 def whole(text: str | int) -> int | str:
-    """A whole number; what is none as it is, for `number` to refuse."""
+    """Parse a whole number; return other text unchanged for `number` to refuse."""
     with contextlib.suppress(ValueError):
         return int(text)
     return text
 
 
 def real(text: str | float) -> float | str:
-    """A number with decimals; what is none as it is, for `number` to refuse."""
+    """Parse a decimal number; return other text unchanged for `number` to refuse."""
     with contextlib.suppress(ValueError):
         return float(text)
     return text
 
 
 def number(allowed: str, fits: Callable[[float], bool]) -> Callable:
-    """`must` of an option whose parser is `whole` or `real`."""
+    """Return the callback (`must`) of an option whose parser is `whole` or `real`."""
     return must(allowed, lambda given: not isinstance(given, str) and fits(given))
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Callable:
-    """`must` of an option that takes one of these names, which are asked for where it is given."""
+    """Return the callback of an option that takes one of these names, which are looked up only if it is given."""
 
     def check(option: typer.CallbackParam, given: str | None):
         known = tuple(names()) if given is not None else ()
@@ -60,7 +65,7 @@ def one_of(names: Callable[[], Iterable[str]]) -> Callable:
 
 
 def _policies() -> Iterable[str]:
-    from erlab.routing.policies import POLICIES  # numpy is slow to import, and help needs none of it
+    from erlab.routing.policies import POLICIES  # slow to import: it brings numpy
 
     return POLICIES
 
@@ -73,17 +78,17 @@ def _containers() -> Iterable[str]:
 
 def _is_folder(path: Path) -> bool:
     try:
-        str(path).encode()  # notebooks and pyarrow take no other names
+        str(path).encode()  # notebooks and pyarrow accept no other names
     except UnicodeError:
         return False
     return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file can be written there, which is known before what it is to hold has taken its time."""
+    """Whether a file can be written there, checked before its content is computed."""
     folder = next((place for place in path.absolute().parents if place.exists()), None)
     with contextlib.suppress(OSError, UnicodeError), tempfile.TemporaryFile(dir=folder):
-        str(path).encode()  # pyarrow takes no other names
+        str(path).encode()  # pyarrow accepts no other names
         return not path.is_dir() and _is_folder(path.parent)
     return False
 
@@ -96,8 +101,8 @@ def _is_address(text: str) -> bool:
     return False
 
 
-def running(triton: str | None, upstream: str | None) -> str | None:
-    """The one address of --triton and --upstream."""
+def attached_server(triton: str | None, upstream: str | None) -> str | None:
+    """Return the address given by --triton or --upstream; refuse both together."""
     if upstream and triton:
         raise ErlabError(f"--upstream must not stand beside --triton. Got {upstream!r} and {triton!r}.")
     return upstream or triton
@@ -115,38 +120,38 @@ UPSTREAM = must("be http://HOST:PORT", lambda text: "://" in text and _is_addres
 
 Profile = Annotated[
     str,
-    typer.Option(help=f"Where the study runs, and how large: {', '.join(profiles.PROFILES)}.", metavar="NAME"),
+    typer.Option(help=f"Machine profile: {', '.join(profiles.PROFILES)}.", metavar="NAME"),
 ]
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="Prompts instead of the project's own: a folder of JSONL, a CSV or parquet file, "
-        "a Hugging Face OWNER/NAME.",
+        help="Prompts: a folder of JSONL files, a JSONL, CSV or parquet file, or a Hugging Face dataset OWNER/NAME "
+        "(default: the project's own prompts).",
         metavar="SOURCE",
         callback=TEXT,
     ),
 ]
 TextColumn = Annotated[
     str | None,
-    typer.Option("--text", help="The column that holds the prompts, if not 'text'.", metavar="NAME", callback=TEXT),
+    typer.Option("--text", help="Column that holds the prompts (default: text).", metavar="NAME", callback=TEXT),
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        help="What all random draws start from.",
+        help="Random seed.",
         parser=whole,
         callback=number("be a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32),  # as numpy takes it
     ),
 ]
 Results = Annotated[
     Path | None,
-    typer.Option(help="Folder of generated files, instead of data/results/PROFILE.", callback=FOLDER),
+    typer.Option(help="Results folder (default: data/results/PROFILE).", callback=FOLDER),
 ]
-Figures = Annotated[Path | None, typer.Option(help="Folder of the figures, instead of figures.", callback=FOLDER)]
+Figures = Annotated[Path | None, typer.Option(help="Folder for the figures (default: figures).", callback=FOLDER)]
 Triton = Annotated[
     str | None,
     typer.Option(
-        help="A Triton server that holds the models, instead of an embedded one.",
+        help="Running Triton server that holds the models (default: erlab starts one).",
         metavar="HOST:PORT",
         callback=TRITON,
     ),
@@ -154,17 +159,17 @@ Triton = Annotated[
 Upstream = Annotated[
     str | None,
     typer.Option(
-        help="An OpenAI-compatible server that you run, for all experts.",
+        help="Running OpenAI-compatible server that serves all experts (default: erlab starts servers).",
         metavar="http://HOST:PORT",
         callback=UPSTREAM,
     ),
 ]
 RecordFiles = Annotated[
     list[Path] | None,
-    typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for more.", metavar="PATH"),
+    typer.Option("--records", help="Request records: a .parquet file or a folder; repeat for several.", metavar="PATH"),
 ]
 MoreRecords = Annotated[
     list[Path] | None,
     typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
 ]
-NewRecords = Annotated[Path, typer.Option("--out", help="Where the request records go.", callback=FILE)]
+NewRecords = Annotated[Path, typer.Option("--out", help="File for the request records.", callback=FILE)]

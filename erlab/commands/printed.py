@@ -1,6 +1,6 @@
-"""What commands print: lines, tables, how many requests have ended, and the one line on which they end early.
+"""Output of the commands: lines, tables, progress and error lines.
 
-Names, terms and paths may come from strangers: what a terminal would act on is printed as replacement characters.
+Names, terms and paths may come from untrusted files: control characters are printed as replacement characters.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from erlab.textfiles import printable
 
 
 def leave(message: str, status: int) -> NoReturn:
-    """End the program with this line and exit status."""
-    with contextlib.suppress(OSError):  # nobody may be there any more to read it
+    """Print an error line and exit with this status."""
+    with contextlib.suppress(OSError):  # the reader may be gone
         print(f"erlab: {printable(' '.join(message.split()))}", file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:  # which Python would try once more at its end
+    except OSError:  # Python would flush again at exit
         ends.silence(1)
     raise typer.Exit(status)
 
 
 def line(text: object) -> None:
-    """One or several lines."""
+    """Print one or several lines."""
     with _output():
         print("\n".join(map(printable, str(text).split("\n"))))
 
 
 def table(title: str, frame, lines: bool = False) -> None:
-    """A data frame as a table; unknown values are left empty."""
+    """Print a data frame as a table; unknown values are empty."""
     import pandas as pd
 
     def text(value) -> str:
@@ -43,6 +43,7 @@ def table(title: str, frame, lines: bool = False) -> None:
 
 
 def text_table(title: str, columns: tuple[str, ...], rows: list, lines: bool = False) -> None:
+    """Print a table of texts; `lines` separates its rows by lines."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -59,7 +60,7 @@ def text_table(title: str, columns: tuple[str, ...], rows: list, lines: bool = F
 
 @contextlib.contextmanager
 def _output() -> Iterator[None]:
-    """What is printed within is written at once; where it cannot be, the error says so."""
+    """Flush what is printed within; an error names the output."""
     try:
         yield
         sys.stdout.flush()
@@ -70,7 +71,7 @@ def _output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def requests_bar() -> Iterator[Callable[[int], None]]:
-    """Yields what counts ended requests, in a terminal only."""
+    """Yield a function that shows the number of finished requests, in a terminal only."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn("line"), TextColumn("{task.completed} requests"), TimeElapsedColumn()

@@ -1,4 +1,4 @@
-"""`erlab figures` and `erlab claims`: what request records show, whatever they come from."""
+"""`erlab figures` and `erlab claims`: figures and verdicts from request records."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,27 +17,27 @@ def figures(
     out: Figures = None,
     profile: Profile = "laptop",
     style: Annotated[
-        str, typer.Option(help="Sizes of fonts and lines: paper, notebook or talk.", metavar="STYLE")
+        str, typer.Option(help="Font and line sizes: paper, notebook or talk.", metavar="STYLE")
     ] = "paper",
     width: Annotated[
-        str | None, typer.Option(help="Width of each figure, such as 3.5in or 86mm; its own if not given.")
+        str | None, typer.Option(help="Width of every figure, such as 3.5in or 86mm (default: each figure's own).")
     ] = None,
-    format: Annotated[str, typer.Option(help="File formats: any of pdf, png, svg, pgf.")] = "pdf,png",
+    format: Annotated[str, typer.Option(help="File formats, separated by commas: pdf, png, svg, pgf.")] = "pdf,png",
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Draw each of several records over the others, not joined.")
+        bool, typer.Option("--overlay", help="Draw several records as separate curves instead of joining them.")
     ] = False,
 ):
-    """Draw Figs. 1 to 7 and Table I from request records, with the plotted numbers as CSV.
+    """Draw Figs. 1 to 7 and Table I from request records; write the plotted numbers as CSV.
 
-    Several runs of a system under the same load get a 95 % confidence band.
-    Where --width is too narrow for panels side by side, they are stacked; Fig. 1 and Table I then span two columns.
+    Several runs of a system at the same load get a 95 % confidence band.
+    If --width is too narrow for panels side by side, they are stacked; Fig. 1 and Table I then span two columns.
 
     Examples:
 
     \b
-      erlab figures                                      from the laptop study's records
-      erlab figures --records run.parquet --out .        from any records
-      erlab figures --width 3.5in --format pdf,pgf       for a column of a paper
+      erlab figures                                      records of the laptop study
+      erlab figures --records run.parquet --out .        any records
+      erlab figures --width 3.5in --format pdf,pgf       one column of a paper
       erlab figures --records a.parquet b.parquet --overlay --style talk
     """
     from erlab import figures as paper_figures
@@ -59,7 +59,7 @@ def figures(
 
 
 def _overlaid(files: list[Path]):
-    """Each of these records under a name of its own."""
+    """Read several records and name each after its file."""
     from erlab import figures as paper_figures
     from erlab.results import records
 
@@ -77,25 +77,27 @@ def claims(
     records: RecordFiles = None,
     profile: Profile = "laptop",
     version: Annotated[
-        str | None, typer.Option("--paper", help="Only the claims of this version: v2 or v1.", metavar="VERSION")
+        str | None,
+        typer.Option("--paper", help="Version of the paper: v2 or v1 (default: claims of both).", metavar="VERSION"),
     ] = None,
     id_: Annotated[
-        list[str] | None, typer.Option("--id", help="Only this claim; repeat for more.", metavar="CLAIM")
+        list[str] | None,
+        typer.Option("--id", help="Claim to test; repeat for several (default: all).", metavar="CLAIM"),
     ] = None,
-    rows: Annotated[bool, typer.Option("--rows", help="Show what each verdict was computed from, too.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Show also the numbers behind each verdict.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the request records of one claim to a file.", metavar="FILE", callback=options.FILE),
+        typer.Option(help="File for the request records behind one claim.", metavar="FILE", callback=options.FILE),
     ] = None,
 ):
-    """Test the paper's claims on request records: verdict, margin over the threshold, and how sure it is.
+    """Test the paper's claims on request records: verdict, margin over the threshold, confidence.
 
     Examples:
 
     \b
       erlab claims --paper v2 --records data/results/laptop/records
-      erlab claims --id v2-ttft-8b --rows              one claim alone, with its numbers
-      erlab claims --id v2-ttft-8b --out its.parquet   its requests, to be looked at
+      erlab claims --id v2-ttft-8b --rows                one claim and its numbers
+      erlab claims --id v2-ttft-8b --out claim.parquet   the requests behind a claim
     """
     from erlab.results import claims as paper_claims
     from erlab.results import records as request_records
@@ -107,18 +109,18 @@ def claims(
     ledger = paper_claims.ledger(found, chosen)
     printed.table("The paper's claims", paper_claims.shown(ledger).astype(object), lines=True)
     for claim in chosen if rows else ():
-        printed.line(f"{claim} rests on the assumptions: {ledger.loc[ledger['id'] == claim, 'assumptions'].iloc[0]}")
-        printed.table(f"{claim} was computed from", paper_claims.cells(found, claim).astype(object))
+        printed.line(f"{claim} depends on the assumptions: {ledger.loc[ledger['id'] == claim, 'assumptions'].iloc[0]}")
+        printed.table(f"Numbers behind {claim}", paper_claims.cells(found, claim).astype(object))
     if out:
         request_records.save(out, paper_claims.rows(found, chosen[0]))
-        printed.line(f"{out}: erlab claims --id {chosen[0]} --records {out} judges it again.")
+        printed.line(f"{out}: test it again with erlab claims --id {chosen[0]} --records {out}")
 
 
 def _read(files: list[Path] | None, profile: str):
     from erlab import paths
     from erlab.results import records
 
-    kept = paths.results(profiles.profile(profile).name) / "records"
-    if not files and not kept.exists():
-        raise ErlabError(f"No records in {kept}: erlab reproduce makes them, --records names others.")
-    return records.read(*(files or [kept]))
+    folder = paths.results(profiles.profile(profile).name) / "records"
+    if not files and not folder.exists():
+        raise ErlabError(f"No records in {folder}: erlab reproduce makes them, --records names others.")
+    return records.read(*(files or [folder]))

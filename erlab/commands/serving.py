@@ -1,4 +1,4 @@
-"""`erlab serve`, `erlab users` and `erlab route`: a system that stays up, users for any, and where prompts go."""
+"""`erlab serve`, `erlab users` and `erlab route`: serving, load tests and routing decisions."""
 
 import time
 from pathlib import Path
@@ -14,29 +14,34 @@ from erlab.serving import profiles
 
 
 def serve(
-    system: Annotated[str, typer.Option(help=f"A system of Table I: {', '.join(paper.SYSTEMS['v2'])}.", metavar="LETTER")],
+    system: Annotated[
+        str, typer.Option(help=f"System of Table I: {', '.join(paper.SYSTEMS['v2'])}.", metavar="LETTER")
+    ],
     profile: Profile = "laptop",
     results: Results = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Where users ask; a free one if not given.", parser=options.whole, callback=options.PORT),
+        typer.Option(help="Port for users (default: a free one).", parser=options.whole, callback=options.PORT),
     ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="How the gateway chooses, a name in erlab.routing.policies.", metavar="NAME", callback=options.POLICY
+            help="Routing policy, a name in erlab.routing.policies (default: nearest).",
+            metavar="NAME",
+            callback=options.POLICY,
         ),
     ] = None,
     generalist: Annotated[
-        str | None, typer.Option(help="With --policy outlier: the expert of what fits no cluster.", metavar="MODEL")
+        str | None,
+        typer.Option(help="With --policy outlier: model for prompts outside of all clusters.", metavar="MODEL"),
     ] = None,
     strong: Annotated[
-        str | None, typer.Option(help="With --policy strong_weak: the expert of the difficult.", metavar="MODEL")
+        str | None, typer.Option(help="With --policy strong_weak: model for difficult prompts.", metavar="MODEL")
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="With --policy strong_weak: from what difficulty on, 0 to 1; 0.5 if not given.",
+            help="With --policy strong_weak: lowest difficulty for the strong model, 0 to 1 (default: 0.5).",
             parser=options.real,
             callback=options.SHARE,
         ),
@@ -46,17 +51,18 @@ def serve(
     container: Annotated[
         str | None,
         typer.Option(
-            help="On GPUs: run Triton by docker or podman, or print how.",
+            help="On GPUs: run Triton in docker or podman, or print the commands "
+            "(default: Triton on this machine, else in a container).",
             metavar="docker|podman|print",
             callback=options.CONTAINER,
         ),
     ] = None,
-    apart: Annotated[bool, typer.Option("--apart", help="On GPUs: a Triton server for each expert.")] = False,
+    apart: Annotated[bool, typer.Option("--apart", help="On GPUs: one Triton server per expert.")] = False,
 ):
-    """Start a system (Triton, and the gateway of a router system) and keep it up until Ctrl-C.
+    """Start a system (Triton and, for router systems, the gateway) and keep it running until Ctrl-C.
 
-    A router system needs its router: erlab reproduce --only 02. On GPUs Triton is this machine's own or, without one,
-    that in NVIDIA's container.
+    Router systems need a trained router: erlab reproduce --only 02. On GPUs, Triton runs on this machine if installed,
+    else in NVIDIA's container.
 
     Examples:
 
@@ -69,20 +75,22 @@ def serve(
     from erlab.experiments import live
     from erlab.paths import Folders
 
-    to, folders = profiles.profile(profile), Folders.of(profile, results)
+    machine, folders = profiles.profile(profile), Folders.of(profile, results)
     if container == "print":
-        for command in live.commands(system, to, folders, apart):
+        for command in live.commands(system, machine, folders, apart):
             printed.line(command)
         return
-    given = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
-    choice = {name: value for name, value in given.items() if value is not None}
-    with live.serve(system, to, folders, port, options.running(triton, upstream), container, apart, **choice) as running:
-        asked = " ".join(f"--model {name}" for name in running.models)
+    attached = options.attached_server(triton, upstream)
+    routing = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
+    routing = {name: value for name, value in routing.items() if value is not None}
+    with live.serve(system, machine, folders, port, attached, container, apart, **routing) as running:
+        model_options = " ".join(f"--model {name}" for name in running.models)
         models = ", ".join(running.models)
         printed.line(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {models}.")
-        if attached := options.running(triton, upstream):
-            printed.line(f"Behind it: {attached}, which erlab did not start.")
-        printed.line(f"Load it: erlab users --address {running.address} {asked} --users 8 --profile {profile}")
+        if attached:
+            printed.line(f"Upstream: {attached}, not started by erlab.")
+        load_test = f"erlab users --address {running.address} {model_options} --users 8 --profile {profile}"
+        printed.line(f"Load test: {load_test}")
         printed.line("Ctrl-C stops it.")
         try:
             while not (failure := running.failure()):
@@ -95,25 +103,23 @@ def serve(
 def users(
     address: Annotated[
         str,
-        typer.Option(
-            help="A KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT", callback=options.TRITON
-        ),
+        typer.Option(help="KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT", callback=options.TRITON),
     ],
     count: Annotated[
         int,
-        typer.Option("--users", help="How many ask at the same time.", parser=options.whole, callback=options.COUNT),
+        typer.Option("--users", help="Concurrent users.", parser=options.whole, callback=options.COUNT),
     ] = 8,
     model: Annotated[
-        list[str] | None, typer.Option(help="Whom they ask in turn; repeat for more. router if not given.")
+        list[str] | None, typer.Option(help="Model to query; repeat to alternate between several (default: router).")
     ] = None,
     profile: Profile = "laptop",
     prompts: Prompts = None,
     text: TextColumn = None,
     seed: Seed = 0,
-    name: Annotated[str, typer.Option(help="What the records call the system.")] = "custom",
+    name: Annotated[str, typer.Option(help="Name of the system in the records.")] = "custom",
     out: NewRecords = Path("users.parquet"),
 ):
-    """Let closed-loop users ask a running system; write their request records and print a summary.
+    """Load-test a running server with closed-loop users; write request records and print a summary.
 
     Example:
 
@@ -124,29 +130,30 @@ def users(
     from erlab.prompts import datasets
     from erlab.results import metrics, records
 
-    to, models = profiles.profile(profile), tuple(model or ("router",))
+    models = tuple(model or ("router",))
     corpus = datasets.load(prompts, seed=seed, text=text)
     with printed.requests_bar() as progress:
-        rows, run = live.load(address, models, count, to, corpus, name, seed, progress)
+        rows, run = live.load(address, models, count, profiles.profile(profile), corpus, name, seed, progress)
     records.write(out, rows, run)
     found = records.read(out)
     columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
-    printed.table(f"{count} users of {address}", metrics.summarise(found.requests)[columns].astype(object))
+    printed.table(f"{address}, concurrent users: {count}", metrics.summarise(found.requests)[columns].astype(object))
     printed.line(out)
 
 
 def route(
-    prompts: Annotated[list[str] | None, typer.Argument(help="What to decide on.", metavar="PROMPT")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts to route.", metavar="PROMPT")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="A prompt a line, or a .jsonl file with the field 'text'.", metavar="FILE")
+        Path | None,
+        typer.Option(help="File with one prompt per line, or a .jsonl file with the field 'text'.", metavar="FILE"),
     ] = None,
     router: Annotated[
-        Path | None, typer.Option(help="Folder of a saved router, instead of the study's.", metavar="DIR")
+        Path | None, typer.Option(help="Folder of a saved router (default: the study's).", metavar="DIR")
     ] = None,
     profile: Profile = "laptop",
     results: Results = None,
 ):
-    """Show where the router sends a prompt, and why: the nearest clusters, their terms, which of these it holds.
+    """Show the router's decisions: nearest clusters, their terms, and the terms that a prompt contains.
 
     Examples:
 
@@ -158,7 +165,7 @@ def route(
     from erlab.routing import CompiledRouter, explain
 
     if bool(prompts) == bool(file):
-        raise ErlabError("Either prompts or --file must be given.")
+        raise ErlabError("Either PROMPT or --file must be given.")
     texts = explain.read_texts(file) if file else prompts
     folder = router or Folders.of(profiles.profile(profile).name, results).router
     if not (folder / "router.json").is_file():

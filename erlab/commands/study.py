@@ -1,4 +1,4 @@
-"""`erlab reproduce` and `erlab doctor`: the whole study, and what it needs of this machine."""
+"""`erlab reproduce` and `erlab doctor`: the study and its requirements."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,40 +21,45 @@ def reproduce(
     triton: Triton = None,
     upstream: Upstream = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Run only this step, such as 04; repeat for more.", metavar="STEP")
+        list[str] | None,
+        typer.Option(help="Step to run, such as 04 or report; repeat for several (default: all).", metavar="STEP"),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Begin with this step, such as 03.", metavar="STEP")
+        str | None, typer.Option("--from", help="First step to run, such as 03 (default: 00).", metavar="STEP")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run the steps again though nothing changed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run the steps again even if they are up to date.")] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A notebook's parameter, such as loads=[1,8]; repeat.", metavar="NAME=VALUE"),
+        typer.Option(
+            "--set", help="Parameter of a notebook, such as loads=[1,8]; repeat for several.", metavar="NAME=VALUE"
+        ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the steps and where they stand; run nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the steps and their states; run nothing.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, why and how long; run nothing.")
+        bool, typer.Option("--dry-run", help="Show what would run, why, and the expected time; run nothing.")
     ] = False,
 ):
     """Run the study: notebooks 00 to 09 in order, then the report.
 
-    A step that nothing changed for is skipped, and one that was stopped goes on where it was.
+    Steps that are up to date are skipped; an interrupted step resumes.
 
-    A step that measures has the machine to itself; the others run side by side.
+    A step that measures time runs alone; other steps run in parallel.
 
     Examples:
 
     \b
       erlab reproduce                                the whole study
       erlab reproduce --dry-run                      what would run, and why
-      erlab reproduce --prompts ../my-prompts        with your own prompts
+      erlab reproduce --prompts ../my-prompts        your own prompts
       erlab reproduce --only 04 --set "loads=[1,8]"  baselines, two loads
-      erlab reproduce --from 03 --force              measure all again
+      erlab reproduce --only report                  the report alone
+      erlab reproduce --from 03 --force              measure everything again
     """
     from erlab.study import pipeline, steps
 
     settings = _settings(set_) | ({"text": text} if text else {})
-    study = pipeline.Study(profile, prompts, seed, results, figures, options.running(triton, upstream), settings)
+    attached = options.attached_server(triton, upstream)
+    study = pipeline.Study(profile, prompts, seed, results, figures, attached, settings)
     selected = steps.select(study.steps, tuple(only or ()), start)
     if list_ or dry_run:
         _show_states(pipeline.survey(study, selected, force), study.results_folder, why=dry_run)
@@ -70,7 +75,7 @@ def reproduce(
 
 
 def doctor(profile: Profile = "laptop", results: Results = None):
-    """Say what this machine has, what can't run on it, and what the study costs. Exit status 2 if it can't run.
+    """Check this machine for the study and estimate time and disk space; exit status 2 if the study cannot run.
 
     Example:
 
@@ -82,7 +87,7 @@ def doctor(profile: Profile = "laptop", results: Results = None):
     printed.table("This machine", environment.table(environment.inspect(results, profile)).reset_index())
     printed.table(f"Profile {profile}", environment.plan(profile, results).reset_index())
     environment.require_ready(profile, results)
-    printed.line(f"Profiles that fit: {', '.join(environment.fitting(results))}")
+    printed.line(f"Profiles that can run here: {', '.join(environment.fitting(results))}")
 
 
 def _settings(given: list[str] | None) -> dict[str, object]:
@@ -102,25 +107,27 @@ def _settings(given: list[str] | None) -> dict[str, object]:
 def _show_states(states: list, results: Path, why: bool) -> None:
     from erlab.study.terminal import duration
 
-    will = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
+    actions = {"stale": "runs", "missing": "runs", "maybe": "may run", "cached": "cached", "left out": "left out"}
     lengths = ["depends on the server" if s.minutes is None else duration(s.minutes) for s in states]
-    rows = [(s.step.name, will[s.state] if why else s.state, n, s.reason) for s, n in zip(states, lengths)]
-    printed.text_table(str(results), ("step", "state", "takes about", "why"), rows)
+    rows = [(s.step.name, actions[s.state] if why else s.state, n, s.reason) for s, n in zip(states, lengths)]
+    printed.text_table(str(results), ("step", "state", "expected time", "reason"), rows)
     if why:
         due = [s.minutes for s in states if s.state in ("stale", "missing")]
         known, unknown = sum(n for n in due if n is not None), None in due
-        theirs = ", and what the server takes" if unknown else ""
-        printed.line(f"About {duration(known)} in all{theirs}; nothing was written." if due else "Nothing has to run.")
+        server = " plus the time of the server" if unknown else ""
+        printed.line(
+            f"About {duration(known)} in total{server}; nothing was written." if due else "All steps are up to date."
+        )
 
 
 def _show_plan(study) -> None:
-    """What building and serving engines will take, where that is worth reading first."""
+    """Print the commands that build and serve engines, for profiles on GPUs."""
     from erlab.paths import Folders
     from erlab.study import plan
 
     if study.triton:
-        printed.line(f"\n{study.triton} serves the models: no engine is built and no server of theirs is started.")
+        printed.line(f"\n{study.triton} serves the models: no engine is built and no server is started.")
         return
-    to, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
-    if text := plan.text(to, folders, study.extra.get("weights")):
+    machine, folders = profiles.profile(study.profile), Folders.of(study.profile, study.results)
+    if text := plan.text(machine, folders, study.extra.get("weights")):
         printed.line(f"\n{text}")

@@ -1,13 +1,16 @@
-"""report.html: one self-contained page that shows a study's verdicts, figures, systems and where all came from.
+"""Report of a study: verdicts, figures, systems and provenance.
 
-report.md says the same to those who read Markdown.
+report.html is one self-contained page, report.md the same text in Markdown.
 
-from erlab import claims, records, report
-found = records.read("data/results/laptop/records")
-report.build("data/results/laptop", found, "figures", claims.ledger(found), manifest)
+    from erlab import report
+    from erlab.results import claims, records
+
+    study = records.read("data/results/laptop/records")
+    report.build("data/results/laptop", study, "figures", claims.ledger(study), manifest)
 """
 
 import base64
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,13 +22,13 @@ from erlab import figures, paper, textfiles
 from erlab.errors import ErlabError
 from erlab.figures import FigureData, curves, fig7, style, table1
 from erlab.report import links
-from erlab.results import metrics, selection, tables
+from erlab.results import claims, metrics, selection, tables
 from erlab.results.checks import CHECKS
 from erlab.results.claims import HOLDS, NOISE, NOT_RUNNABLE
-from erlab.results.records import Records
+from erlab.results.records import Records, at_hand
 from erlab.serving import profiles
 
-_PAGES = ("report.md", "report.html")  # each from a template of its name
+_PAGES = ("report.md", "report.html")  # each has a template of its name
 _SUMMARY = {
     "system": "System",
     "source": "Source",
@@ -37,25 +40,25 @@ _SUMMARY = {
     "tpot_median_ms": "TPOT median (ms)",
     "e2e_median_s": "Response median (s)",
     "e2e_p95_s": "Response p95 (s)",
-    "routing_median_ms": "Gateway's decision (ms)",
+    "routing_median_ms": "Routing decision median (ms)",
     "output_throughput": "Output tokens/s",
     "request_throughput": "Requests/s",
 }
 _SURVIVAL = {
     "statement": "Claim",
-    "by default": "By default",
-    "survives": "Survives assumptions",
+    "by default": "Verdict by default",
+    "survives": "Survives changes",
     "flips at": "Flips at",
 }
 _OVERHEAD = {
     "users": "Users",
     "requests": "Requests",
     "lost": "Lost",
-    "tokens_missing": "Tokens missing",
+    "tokens_missing": "Missing tokens",
     "disordered": "Out of order",
-    "added p50 ms": "Added, median (ms)",
-    "added p99 ms": "Added, p99 (ms)",
-    "added at the start p50 ms": "Added when all start, median (ms)",
+    "added p50 ms": "Added median (ms)",
+    "added p99 ms": "Added p99 (ms)",
+    "added at the start p50 ms": "Added median when all users start (ms)",
     "time scale": "Time scale",
 }
 _TARGETS = {name: name.capitalize() for name in ("against", "compared", "target", "reached", "met")}
@@ -71,12 +74,19 @@ _CLUSTERS = {
 def build(
     folder: str | Path, records: Records, figures_folder: str | Path, ledger: pd.DataFrame, manifest: Mapping
 ) -> Path:
-    """Write report.html and report.md into `folder` and return the first's path.
+    """Write report.html and report.md.
 
-    `figures_folder` holds what `figures.save_all` wrote from the same records; `ledger` is `claims.ledger`'s;
-    `manifest` is shown as it is (`erlab.provenance.manifest`), its "command" as the way to get it all again.
-    Links are relative, to what lies in `folder` and `figures_folder` now. A part without records says what is missing,
-    and so does one that notebooks 08 and 09 would have left in `folder`.
+    Links are relative paths to the present files of both folders. A section without data says what is missing.
+
+    Args:
+        folder: Results folder, which receives the pages.
+        records: Request records of the study.
+        figures_folder: Folder of the figures that `figures.save_all` drew from the same records.
+        ledger: Verdicts on the claims, from `claims.ledger`.
+        manifest: Manifest of the study, from `erlab.provenance.manifest`.
+
+    Returns:
+        The path of report.html.
     """
     folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
     try:
@@ -102,11 +112,11 @@ def build(
         recipes=_picture(folder / "routing" / "frontier.png"),
         summary=_summary(records, requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
-        overhead=_kept(folder / "overhead" / "added.csv", _OVERHEAD),
+        overhead=_saved_table(folder / "overhead" / "added.csv", _OVERHEAD),
         added=_picture(folder / "overhead" / "overhead.png"),
-        survival=_kept(folder / "beyond" / "survival.csv", _SURVIVAL),
+        survival=_saved_table(folder / "beyond" / "survival.csv", _SURVIVAL),
         sensitivity=_picture(folder / "beyond" / "sensitivity.png"),
-        targets=_kept(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
+        targets=_saved_table(folder / "validation" / "targets.csv", _TARGETS, percent=("target", "reached")),
         validated=[_picture(folder / "validation" / f"{name}.png") for name in ("published", "h200")],
         pictures=[p.relative_to(folder).as_posix() for p in folder.glob("*/*.png")],
         links=links.beside(folder, figures_folder),
@@ -124,24 +134,34 @@ def build(
     return page
 
 
+def build_study(folder: Path, figures_folder: Path) -> Path:
+    """Build the report of a study from its results folder: records, claims and manifest.
+
+    Returns:
+        The path of report.html.
+    """
+    manifest = json.loads(textfiles.read(folder / "manifest.json"))
+    return build(folder, at_hand(folder / "records"), figures_folder, claims.read(folder), manifest)
+
+
 def _printable(value: object) -> object:
-    """A value as the page shows it: a name may hold half characters, which no file can."""
+    """Return a value for the HTML page; lone surrogates in names cannot be encoded and are replaced."""
     return value.encode(errors="replace").decode() if type(value) is str else value
 
 
 def _markdown(value: object) -> object:
-    """A value as the Markdown page shows it, None as nothing; what is marked safe is markup."""
+    """Return a value for the Markdown page, escaped unless it is marked safe; None is empty."""
     return value if isinstance(value, Markup) else "" if value is None else tables.escaped(str(value))
 
 
 def _provenances(records: Records) -> dict[str, str]:
-    """On what, from which commit and how often the numbers of each source came about."""
+    """Return machine, commit and seeds of the numbers of each source."""
     parts = records.requests.groupby("source")
     return {name: style.provenance(records, rows).removeprefix(f"{name} ") for name, rows in parts}
 
 
 def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """How many verdicts of each kind each source gives, those within noise apart; "neither" for what none can test."""
+    """Count the verdicts by source, those within noise separately; source "neither" if no source can test a claim."""
     sources = _sources(ledger).fillna("neither")
     noisy = ledger["confidence"].eq(NOISE).fillna(False).astype(bool)
     words = ledger["verdict"].where(~noisy, ledger["verdict"] + f", {NOISE}")
@@ -150,17 +170,16 @@ def _counts(ledger: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _sources(ledger: pd.DataFrame) -> pd.Series:
-    """Whose numbers each row is about, also where these can't test its claim; NA where there are none."""
-    told = ledger["basis"].astype("string").fillna(ledger["reason"].astype("string"))
-    return told.str.extract("^(measured|simulated)")[0]
+    """Return the source of each row's numbers, also if they cannot test its claim; NA if there are none."""
+    texts = ledger["basis"].astype("string").fillna(ledger["reason"].astype("string"))
+    return texts.str.extract("^(measured|simulated)")[0]
 
 
 def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dict]:
-    """The ledger's rows; with source, whether the verdict is within noise, where what it's computed from lies, the
-    place of its card, and whether it is the first row of its claim."""
+    """Return the ledger's rows with what the pages add: source, noise, anchor, figure, links and sensitivity."""
     ledger = ledger.assign(on=_sources(ledger).fillna(""))
     rows = ledger.astype(object).where(ledger.notna(), None).to_dict("records")
-    kept = _kept_rows(folder / "beyond" / "survival.csv", "claim")
+    survival = _rows(folder / "beyond" / "survival.csv", "claim")
     for i, row in enumerate(rows):
         row |= {"anchor": f"{row['id']}-{i + 1}", "first": i == 0 or rows[i - 1]["id"] != row["id"]}
         own = f"{row['figure']}-{row['paper']}"
@@ -169,13 +188,13 @@ def _claims(ledger: pd.DataFrame, folder: Path, figures: list[dict]) -> list[dic
         row["noise"] = row["confidence"] == NOISE
         cells = folder / "claims" / f"{row['id']}.csv"
         row["cells"] = links.address(cells, folder) if cells.is_file() else None
-        row["survival"] = kept.get(row["id"]) if row["on"] == "simulated" else None
+        row["survival"] = survival.get(row["id"]) if row["on"] == "simulated" else None
         row["assumptions"] = row["assumptions"].split(", ")
     return rows
 
 
 def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
-    """`metrics.summarise` for readers, each row with links to the files that hold its requests."""
+    """Return the metrics per system and load, each row with links to the files of its requests."""
     table = curves.cells(records)
     files = links.record_files(folder)
     runs = requests.groupby(metrics.CELL, dropna=False)["run_id"].unique()
@@ -186,14 +205,14 @@ def _summary(records: Records, requests: pd.DataFrame, folder: Path) -> dict:
 
 
 def _commands(manifest: Mapping) -> list[str]:
-    """How to get this study again, as far as it is known."""
+    """Return the known commands that reproduce this study."""
     checkout = [f"git checkout {manifest['commit']}"] if manifest.get("commit") else []
     again = [textfiles.printable(str(manifest["command"]))] if "command" in manifest else []
     return [*checkout, "python -m pip install -e .", *again]
 
 
 def _profiles(records: Records) -> list[str]:
-    """What the profiles of the measured runs are, in words."""
+    """Return descriptions of the measured runs' profiles."""
     runs = records.runs
     if "profile" not in runs:
         return []
@@ -203,12 +222,12 @@ def _profiles(records: Records) -> list[str]:
 
 def _profile(name: str, runs: pd.DataFrame) -> str:
     if "attached" in runs and runs["attached"].eq(True).all():
-        return f"{name}, whose models a server stood for that erlab did not start{selection.by_one(runs['model'])}"
+        return f"{name}, with an attached server that erlab did not start{selection.by_one(runs['model'])}"
     return f"{name}: {profiles.PROFILES[name].description}" if name in profiles.PROFILES else name
 
 
 def _facts(records: Records) -> dict[str, str]:
-    """What was run, in numbers."""
+    """Return numbers of requests, runs, systems and loads by source."""
     requests, runs = records.requests, records.runs
     failed = int((~metrics.finished(requests)).sum())
     facts = {"Requests": f"{len(requests):,}, of which {failed:,} failed"}
@@ -224,7 +243,7 @@ def _facts(records: Records) -> dict[str, str]:
 
 
 def _figures(data: FigureData, figures_folder: Path, folder: Path) -> list[dict]:
-    """Each figure but Table I: name, heading, caption, and its picture as a data URI or why it is missing."""
+    """Describe each figure except Table I: name, title, caption, image as data URI or the reason why it is missing."""
     found = []
     for name, module in figures.FIGURES.items():
         if name == "table1":
@@ -248,7 +267,7 @@ def _figures(data: FigureData, figures_folder: Path, folder: Path) -> list[dict]
 
 
 def _older(records: Records) -> list[dict]:
-    """What version 1's claims are about, where the records hold its systems: its own Fig. 7."""
+    """Describe Fig. 7 of the paper's version 1 if the records hold its systems."""
     of_v1 = records.requests["paper"].eq("v1").fillna(False)
     if not of_v1.any():
         return []
@@ -256,14 +275,14 @@ def _older(records: Records) -> list[dict]:
         picture = style.render(fig7.plot(fig7.data(Records(records.requests[of_v1], records.runs))), "png")
     except ErlabError:
         return []
-    caption = f"The same of the systems of the paper's first version. {fig7.CAPTION}"
+    caption = f"Systems of the paper's first version. {fig7.CAPTION}"
     wide = _width(picture) > style.COLUMN * style.DPI
     drawn = {"reason": None, "image": _data_uri(picture), "address": None, "wide": wide}
     return [{"name": "fig7-v1", "title": "Fig. 7, version 1", "caption": caption, "files": []} | drawn]
 
 
 def _clusters(frame: pd.DataFrame) -> dict:
-    """The clusters of Fig. 1 with the experts that served them."""
+    """Return the clusters of Fig. 1 with the experts that served them."""
     experts = frame.dropna(subset="expert").groupby("cluster")["expert"].agg(", ".join)
     frame = frame.drop_duplicates("cluster")
     frame = frame.assign(share=frame["share"].map("{:.1%}".format))
@@ -272,7 +291,7 @@ def _clusters(frame: pd.DataFrame) -> dict:
 
 
 def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str]]]:
-    """The assumptions of the paper's versions that the records are about: version, assumption, claims that rest on it."""
+    """Return version, assumption and dependent claims for the paper's versions in the records."""
     versions = sorted(set(records.requests["paper"].dropna().unique()) & set(paper.ASSUMPTIONS), reverse=True)
     resting = {c.id: CHECKS[c.id].assumptions for c in paper.CLAIMS}
     return [
@@ -283,7 +302,7 @@ def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str
 
 
 def _table(frame: pd.DataFrame) -> dict:
-    """A frame as text: `columns`, and `rows` of (text, whether it is a number)."""
+    """Convert a table to `columns` and `rows` of (text, whether it is a number)."""
     rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
     return {"columns": list(frame.columns), "rows": rows}
 
@@ -298,8 +317,8 @@ def _text(value) -> tuple[str, bool]:
     return str(value), not isinstance(value, str)
 
 
-def _kept(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ()) -> dict | None:
-    """A table that a notebook kept as CSV, with these columns as far as it has them; None where it isn't there."""
+def _saved_table(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ()) -> dict | None:
+    """Read the named columns of a CSV table that a notebook saved; None if the file is missing."""
     if not file.is_file():
         return None
     frame = pd.read_csv(file)
@@ -307,8 +326,8 @@ def _kept(file: Path, columns: Mapping[str, str], percent: tuple[str, ...] = ())
     return _table(frame[[name for name in columns if name in frame]].rename(columns=columns))
 
 
-def _kept_rows(file: Path, key: str) -> dict[str, dict]:
-    """The rows of such a table by the value of a column; none where it isn't there."""
+def _rows(file: Path, key: str) -> dict[str, dict]:
+    """Read the rows of a CSV table by the value of a column; empty if the file is missing."""
     return pd.read_csv(file).set_index(key).to_dict("index") if file.is_file() else {}
 
 
@@ -317,7 +336,7 @@ def _picture(file: Path) -> str | None:
 
 
 def _width(picture: bytes) -> int:
-    """A PNG's width in pixels, from its header."""
+    """Return the width of a PNG in pixels, from its header."""
     return int.from_bytes(picture[16:20], "big")
 
 

@@ -1,4 +1,4 @@
-"""Where a report's links lead: the files beside it, and the file of records that holds each run."""
+"""Links of a report to the files of its study."""
 
 import os
 from collections.abc import Iterable
@@ -13,43 +13,43 @@ from erlab.textfiles import printable
 
 
 def record_files(folder: Path) -> dict[str, str]:
-    """The address, from the report, of the file of records that holds each run."""
-    found = {}
+    """Return the link to the file of records that holds each run, by run id."""
+    links = {}
     for file in sorted((folder / "records").rglob("*.parquet")):
         try:
             ids = pq.read_table(file, columns=["run_id"])["run_id"].unique().to_pylist()
         except (OSError, pa.ArrowInvalid):  # not records
             continue
-        found |= dict.fromkeys(ids, address(file, folder))
-    return found
+        links |= dict.fromkeys(ids, address(file, folder))
+    return links
 
 
 def beside(folder: Path, figures_folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """What lies beside the report: heading -> (name, relative address)."""
-    sought = {
+    """Return the names and links of the study's files by heading."""
+    files = {
         "Executed notebooks": folder.glob("notebooks/*.html"),
         "Request records": folder.glob("records/**/*.parquet"),
         "Plotted numbers": figures_folder.glob("*.csv"),
-        "The gateway's cost on emulated experts": [
+        "Gateway overhead on emulated experts": [
             *folder.glob("overhead/*.csv"),
             *folder.glob("overhead/records/**/*.parquet"),
         ],
-        "Routing recipes compared": folder.glob("routing/*.csv"),
-        "Beyond the paper, and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
-        "Claims and what each was computed from": [
+        "Comparison of routing recipes": folder.glob("routing/*.csv"),
+        "Extensions and validation": [*folder.glob("beyond/*.csv"), *folder.glob("validation/*.csv")],
+        "Claims and their numbers": [
             *(folder / n for n in ("claims.md", "claims.csv") if (folder / n).is_file()),
             *folder.glob("claims/*.csv"),
         ],
         "Manifest": folder.glob("manifest.json"),
     }
-    return {heading: links for heading, paths in sought.items() if (links := relative(paths, folder))}
+    return {heading: links for heading, paths in files.items() if (links := relative(paths, folder))}
 
 
 def relative(paths: Iterable[Path], folder: Path) -> list[tuple[str, str]]:
-    """(name, address from the folder) of each file."""
+    """Return the name and link of each file, relative to the folder."""
     return [(printable(p.name), address(p, folder)) for p in sorted(paths)]
 
 
 def address(path: Path, folder: Path) -> Markup:
-    """A file's address from the folder, percent-encoded: neither HTML nor Markdown finds anything to act on in it."""
+    """Return a file's percent-encoded path relative to the folder, safe in HTML and Markdown."""
     return Markup(quote(os.fsencode(os.path.relpath(path, folder))))

@@ -1,1 +1,1 @@
-"""The study: its notebooks run in order by papermill, and only those whose result could differ."""
+"""The study: its notebooks and report, run in order and only if a result could differ."""

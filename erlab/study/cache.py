@@ -1,9 +1,9 @@
-"""Whether a step has to run again: what it depended on when it finished, against what it depends on now.
+"""Markers of finished steps and their comparison with the present code and inputs.
 
-A step's marker, ``steps/<name>.json`` in the results folder, is removed when the step starts and written last, so that
-its existence means complete. Until then ``steps/<name>.begun.json`` stands for it, which names the files that lay
-where the step writes and that no run of it made: they are never removed. Only code counts in a notebook: outputs, tags,
-metadata and prose don't.
+A step's marker, ``steps/<name>.json`` in the results folder, records what the result depends on. It is removed when the
+step starts and written last: a step with a marker is complete. While a step runs, ``steps/<name>.begun.json`` lists the
+files at its output places that no run of it made; these are never removed. Only the code of a notebook counts, not
+outputs, tags, metadata and prose.
 """
 
 import contextlib
@@ -15,28 +15,28 @@ from pathlib import Path
 from erlab import fingerprint, textfiles
 from erlab.errors import ErlabError
 
-_MOST_BYTES = 256 * 2**20  # of a notebook
+_MAX_BYTES = 256 * 2**20  # size of a notebook
 
 
 def read_notebook(notebook: Path) -> dict:
-    """A notebook of format 4, as its JSON has it; ErlabError where the file is none."""
+    """Return the JSON of a notebook of format 4; raise ErlabError for any other file."""
     if not notebook.exists():
         raise ErlabError(f"No notebook {notebook}: run erlab from a clone of its repository.")
     try:
-        found = json.loads(textfiles.read(notebook, _MOST_BYTES))
+        content = json.loads(textfiles.read(notebook, _MAX_BYTES))
     except (ValueError, RecursionError) as e:
         raise ErlabError(f"{notebook}: not a Jupyter notebook ({type(e).__name__}: {e}).") from None
-    version = found.get("nbformat") if isinstance(found, dict) else None
+    version = content.get("nbformat") if isinstance(content, dict) else None
     if type(version) is not int:
         raise ErlabError(f"{notebook}: not a Jupyter notebook (it names no format).")
     if version != 4:
-        convert = f"jupyter nbconvert --to notebook --nbformat 4 --inplace {shlex.quote(str(notebook))}"
-        raise ErlabError(f"{notebook}: its nbformat must be 4, which this converts it to: {convert}. Got {version}.")
-    return found
+        command = f"jupyter nbconvert --to notebook --nbformat 4 --inplace {shlex.quote(str(notebook))}"
+        raise ErlabError(f"{notebook}: its nbformat must be 4; convert it with: {command}. Got {version}.")
+    return content
 
 
 def code_cells(notebook: Path) -> list[str]:
-    """The source of a notebook's code cells."""
+    """Return the source of a notebook's code cells."""
     try:
         cells = read_notebook(notebook)["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -44,13 +44,22 @@ def code_cells(notebook: Path) -> list[str]:
         raise ErlabError(f"{notebook}: not a Jupyter notebook ({type(e).__name__}: {e}).") from None
 
 
-def dependencies(cells: Iterable[str], parameters: Mapping, inputs: Mapping[str, str]) -> dict:
-    """All that a step's result depends on, ready for JSON; `inputs` are hashes by file name."""
-    cells = list(cells)
+def dependencies(
+    cells: Iterable[str], parameters: Mapping, inputs: Mapping[str, str], without: Iterable[str] = ()
+) -> dict:
+    """Return everything that a step's result depends on, ready for JSON.
+
+    Args:
+        cells: Source of the step's code cells.
+        parameters: Values of the notebook's parameters by name.
+        inputs: SHA-256 of each input file by name.
+        without: Modules that the step does not run, see `fingerprint.code_of`.
+    """
+    cells, without = list(cells), tuple(without)
     code: dict[str, str] = {}
     for cell in cells:
-        with contextlib.suppress(SyntaxError):  # shows when the cell runs
-            code |= fingerprint.code_of(_python(cell))
+        with contextlib.suppress(SyntaxError):  # the cell fails when it runs
+            code |= fingerprint.code_of(_python(cell), without)
     return {
         "notebook": fingerprint.of_text("\n\n".join(cells)),
         "parameters": json.loads(json.dumps(dict(parameters), sort_keys=True)),
@@ -60,14 +69,14 @@ def dependencies(cells: Iterable[str], parameters: Mapping, inputs: Mapping[str,
 
 
 def _python(cell: str) -> str:
-    """A cell without the lines that only IPython knows."""
+    """Return a cell without IPython's magic and shell lines."""
     return "\n".join(line for line in cell.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
 def hashes(places: Iterable[Path], results: Path) -> dict[str, str]:
-    """The files at these places and their hashes; names inside the results folder are relative to it."""
-    found = {file: digest for place in places for file, digest in fingerprint.of_tree(place).items()}
-    return {_name(Path(file), results): digest for file, digest in found.items()}
+    """Return the SHA-256 of all files at or under these places by name, relative to the results folder if inside."""
+    digests = {file: digest for place in places for file, digest in fingerprint.of_tree(place).items()}
+    return {_name(Path(file), results): digest for file, digest in digests.items()}
 
 
 def _name(file: Path, results: Path) -> str:
@@ -75,44 +84,49 @@ def _name(file: Path, results: Path) -> str:
 
 
 def marker(results: Path, step: str) -> Path:
+    """Return the path of a step's marker."""
     return results / "steps" / f"{step}.json"
 
 
 def load(results: Path, step: str) -> dict | None:
-    """The marker of a finished step, None where there is none that can be read."""
-    found = _object(marker(results, step)) or {}
-    whole = all(isinstance(found.get(key), dict) for key in ("parameters", "code", "inputs", "outputs"))
-    return found if whole and "notebook" in found else None
+    """Return the marker of a finished step, None if there is none or it cannot be read."""
+    content = _object(marker(results, step)) or {}
+    complete = all(isinstance(content.get(key), dict) for key in ("parameters", "code", "inputs", "outputs"))
+    return content if complete and "notebook" in content else None
 
 
 def begin(results: Path, step: str, places: Iterable[Path]) -> None:
-    """Replace a step's marker by the list of what lies at its places and is not its own."""
-    there, own = times(places, results), made(results, step, places)
-    others = {name: when for name, when in there.items() if name not in own}
+    """Replace a step's marker by the list of files at its places that the step did not make."""
+    present, own = times(places, results), made(results, step, places)
+    others = {name: time for name, time in present.items() if name not in own}
     textfiles.save(_begun(results, step), json.dumps(others, indent=1))
     remove(results, step)
 
 
 def save(results: Path, step: str, content: Mapping) -> None:
+    """Write the marker of a finished step."""
     textfiles.save(marker(results, step), json.dumps(content, indent=1))
     _begun(results, step).unlink(missing_ok=True)
 
 
 def remove(results: Path, step: str) -> None:
+    """Remove a step's marker."""
     marker(results, step).unlink(missing_ok=True)
 
 
 def made(results: Path, step: str, places: Iterable[Path]) -> set[str]:
-    """The files at its places that a step's runs made, by their names: what its marker records or, where it was stopped,
-    what came or changed since it began."""
-    if found := load(results, step):
-        return found["outputs"].keys() - found.get("others", ())
+    """Return the names of the files at its places that a step made.
+
+    The marker records them. If the step was interrupted, they are the files that changed since it began.
+    """
+    if finished := load(results, step):
+        return finished["outputs"].keys() - finished.get("others", ())
     others = _object(_begun(results, step))
-    return set() if others is None else {n for n, when in times(places, results).items() if others.get(n) != when}
+    return set() if others is None else {n for n, time in times(places, results).items() if others.get(n) != time}
 
 
 def times(places: Iterable[Path], results: Path) -> dict[str, int]:
-    """When the files at these places were last written, in nanoseconds, by name as `hashes` names them."""
+    """Return the modification times of the files at these places in nanoseconds, by name as in `hashes`."""
     files = [f for place in places for f in ([place] if place.is_file() else place.rglob("*")) if f.is_file()]
     return {_name(file, results): file.stat().st_mtime_ns for file in files}
 
@@ -122,28 +136,34 @@ def _begun(results: Path, step: str) -> Path:
 
 
 def _object(file: Path) -> dict | None:
-    """A file's JSON object, None where there is none that can be read."""
+    """Return the JSON object in a file, None if it cannot be read."""
     try:
-        found = json.loads(textfiles.read(file))
+        content = json.loads(textfiles.read(file))
     except (ErlabError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
-def stale(found: Mapping | None, now: Mapping, results: Path) -> str | None:
-    """Why a step with the marker `found` has to run again, None where nothing that it depends on has changed."""
-    if not found:
+def stale(finished: Mapping | None, now: Mapping, results: Path) -> str | None:
+    """Return the reason to run a step again, or None if it is up to date.
+
+    Args:
+        finished: The step's marker (`load`).
+        now: What its result depends on now (`dependencies`).
+        results: Results folder.
+    """
+    if not finished:
         return "has not finished yet"
-    if found["notebook"] != now["notebook"]:
+    if finished["notebook"] != now["notebook"]:
         return "the notebook's code changed"
-    if names := _differences(found["parameters"], now["parameters"]):
-        before, after = found["parameters"].get(names[0]), now["parameters"].get(names[0])
+    if names := _differences(finished["parameters"], now["parameters"]):
+        before, after = finished["parameters"].get(names[0]), now["parameters"].get(names[0])
         return f"parameter {names[0]} was {before!r}, is {after!r}"
-    if names := _differences(found["code"], now["code"]):
+    if names := _differences(finished["code"], now["code"]):
         return f"{few(names)} changed"
-    if names := _differences(found["inputs"], now["inputs"]):
+    if names := _differences(finished["inputs"], now["inputs"]):
         return f"input {few(names)} changed"
-    for name, digest in found["outputs"].items():
+    for name, digest in finished["outputs"].items():
         if not (results / name).is_file():
             return f"output {name} is missing"
         if fingerprint.of_file(results / name) != digest:
@@ -156,5 +176,5 @@ def _differences(before: Mapping, after: Mapping) -> list[str]:
 
 
 def few(names: list[str]) -> str:
-    """The first of these names, and how many more there are."""
+    """Return the first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

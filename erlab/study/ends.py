@@ -1,4 +1,4 @@
-"""How a command ends early: by Ctrl-C, by SIGTERM, by SIGHUP (its terminal was closed), or on a full disk."""
+"""Early ends of a command: Ctrl-C, SIGTERM, SIGHUP (closed terminal) and a full disk."""
 
 import errno
 import os
@@ -8,31 +8,31 @@ from collections.abc import Iterator
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = tuple(os.strerror(number) for number in FULL)
-_came = signal.SIGINT
+_received = signal.SIGINT
 
 
-def heeded() -> tuple[signal.Signals, ...]:
-    """The signals that stop a command: not SIGHUP where `nohup` or the like has it ignored."""
+def handled() -> tuple[signal.Signals, ...]:
+    """Return the signals that stop a command; without SIGHUP if it is ignored, as under ``nohup``."""
     hung_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     return signal.SIGINT, signal.SIGTERM, *hung_up
 
 
-def heed() -> None:
-    """Have SIGTERM and SIGHUP stop this process as Ctrl-C does, by KeyboardInterrupt; each counts once."""
+def handle() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in this process, as Ctrl-C does; each at most once."""
 
     def stop(number, frame):
-        signal.signal(number, signal.SIG_IGN)  # what tidies up is not to be stopped in its turn
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
         note(number)
         raise KeyboardInterrupt
 
-    for number in heeded()[1:]:
+    for number in handled()[1:]:
         signal.signal(number, stop)
 
 
 def note(number: int) -> None:
-    """Remember which signal came last. After SIGHUP nothing is written to the terminal, which is gone."""
-    global _came
-    _came = number
+    """Record the received signal; after SIGHUP, stop writing to the terminal, which is gone."""
+    global _received
+    _received = number
     if number == signal.SIGHUP:
         for descriptor in (1, 2):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
@@ -40,28 +40,28 @@ def note(number: int) -> None:
 
 
 def status() -> int:
-    """The exit status after the signal that came: 129 after SIGHUP, else 130."""
-    return 128 + (signal.SIGHUP if _came == signal.SIGHUP else signal.SIGINT)
+    """Return the exit status after the received signal: 129 after SIGHUP, else 130."""
+    return 128 + (signal.SIGHUP if _received == signal.SIGHUP else signal.SIGINT)
 
 
 def silence(descriptor: int) -> None:
-    """Have what is written to this descriptor go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    """Discard everything that is written to a file descriptor."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def full(error: BaseException) -> str | None:
-    """What says, in an error, those it groups or those that it arose from, that a disk is full; None where nothing
-    does."""
+    """Return the message of a full disk in an error, its causes or its group; None if there is none."""
     for cause in _causes(error):
         if getattr(cause, "errno", None) in FULL or any(words in str(cause) for words in _FULL_WORDS):
-            named, reason = getattr(cause, "filename", None), getattr(cause, "strerror", None) or str(cause)
-            return f"{named}: {reason}" if named else reason
+            filename, reason = getattr(cause, "filename", None), getattr(cause, "strerror", None) or str(cause)
+            return f"{filename}: {reason}" if filename else reason
     return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the errors that it groups and those that it arose from."""
     waiting, seen = [error], set()
     while waiting:
         cause = waiting.pop()

@@ -1,4 +1,4 @@
-"""What this machine has, what can run on it, and what that costs. Notebook 00 and `erlab doctor` show it.
+"""Checks of this machine for the study, and its expected time and disk space; see notebook 00 and `erlab doctor`.
 
 >>> all(check.ok is not False for check in inspect() if check.name == "Python")
 True
@@ -22,13 +22,20 @@ from erlab.serving.triton import private
 from erlab.spec import GIB, Profile
 from erlab.study import cache, steps
 
-_MEMORY_GIB = 3.0  # a Triton process of 0.4 GiB with torch for each expert of two cores, the notebook, some room
-_SHARED_MEMORY_MIB = 64  # what containers get by default; the Python backend begins with 1 MiB a model
+_MEMORY_GIB = 3.0  # a Triton process with torch (0.4 GiB) per expert on two cores, the notebook, and a reserve
+_SHARED_MEMORY_MIB = 64  # default of containers; the Python backend starts with 1 MiB per model
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something looked at: `ok` is False where nothing can run without it, None where only a part is missing."""
+    """Result of one check.
+
+    Attributes:
+        name: What was checked.
+        value: What was found.
+        ok: True if sufficient, False if the study cannot run, None if a part of it cannot.
+        advice: What to do about it.
+    """
 
     name: str
     value: str
@@ -36,50 +43,55 @@ class Check:
     advice: str = ""
 
 
-def inspect(
-    results: str | Path | None = None, profile: str = "laptop", triton: str | None = None
-) -> list[Check]:
-    """Look at everything that the study needs; changes nothing.
+def inspect(results: str | Path | None = None, profile: str = "laptop", triton: str | None = None) -> list[Check]:
+    """Check everything that the study needs; change nothing.
 
-    `triton`: a server that holds the models already, so that it doesn't matter what this machine could serve.
+    Args:
+        results: Results folder; None for the profile's own.
+        profile: Name of the machine profile.
+        triton: Address of a running server that holds the models, which is checked instead of this machine's engines.
     """
-    folder, to = paths.results(profile, results), profiles.profile(profile)
-    servers = [external.check(triton)] if triton else kind(to).checks(to)
+    folder, machine_profile = paths.results(profile, results), profiles.profile(profile)
+    servers = [external.check(triton)] if triton else kind(machine_profile).checks(machine_profile)
     return [
         _python(),
         *_packages(),
         _kernel(),
         _cores(),
         _memory(),
-        _disk(folder, to, engines=not triton),
+        _disk(folder, machine_profile, engines=not triton),
         _shared_memory(),
         _folder("results folder", folder),
         _folder("figures folder", paths.FIGURES),
         _temporary(),
         _ports(),
-        *(Check(*found) for found in servers),
+        *(Check(*fields) for fields in servers),
         _step_times(),
     ]
 
 
 def table(checks: list[Check]) -> pd.DataFrame:
-    """A row a check, for a notebook."""
+    """Return the checks as a table, one row per check."""
     words = {True: "yes", False: "no", None: "in part"}
     return pd.DataFrame([asdict(c) | {"ok": words[c.ok]} for c in checks]).set_index("name")
 
 
 def plan(profile: str, results: str | Path | None = None) -> pd.DataFrame:
-    """A row a step: the minutes it took last time (or is expected to take on two cores) and its disk space in MB."""
-    to, folder = profiles.profile(profile), paths.results(profile, results)
+    """Return time and disk space of the study, one row per step.
+
+    The minutes are those of the last run, otherwise an estimate for two cores; disk space is in MB.
+    """
+    machine_profile, folder = profiles.profile(profile), paths.results(profile, results)
     rows = []
     for step in steps.STEPS:
-        found = cache.load(folder, step.name)
+        finished = cache.load(folder, step.name)
+        timed = finished and "seconds" in finished  # markers of reports had none once
         rows.append(
             {
                 "step": step.name,
-                "minutes": round(found["seconds"] / 60 if found else steps.minutes(step, to), 1),
-                "known from": "last run" if found else "estimate",
-                "disk MB": _disk_mb(step.name, to),
+                "minutes": round(finished["seconds"] / 60 if timed else steps.minutes(step, machine_profile), 1),
+                "known from": "last run" if timed else "estimate",
+                "disk MB": _disk_mb(step.name, machine_profile),
                 "measures": "yes" if step.measures else "",
             }
         )
@@ -87,12 +99,12 @@ def plan(profile: str, results: str | Path | None = None) -> pd.DataFrame:
 
 
 def fitting(results: str | Path | None = None) -> list[str]:
-    """The profiles that nothing on this machine stands against."""
+    """Return the names of the profiles that can run on this machine."""
     return [name for name in profiles.PROFILES if not _problems(inspect(results, name))]
 
 
 def require_ready(profile: str, results: str | Path | None = None, triton: str | None = None) -> None:
-    """Raise ErlabError, in one line, where the study cannot run here. A missing Triton server is no such reason."""
+    """Raise ErlabError if the study cannot run here; a missing Triton server is no reason."""
     if problems := _problems(inspect(results, profile, triton)):
         raise ErlabError(f"Profile {profile} cannot run here. " + " ".join(problems))
 
@@ -107,17 +119,17 @@ def _python() -> Check:
 
 
 def _packages() -> list[Check]:
-    """The dependencies that are missing or outside their range, or one line that says all are there."""
-    wanted = provenance.requirements()
+    """Check the dependencies: those that are missing or outside of their version range, or one check for all."""
+    requirements = provenance.requirements()
     wrong = []
-    for requirement in wanted:
-        found = provenance.version(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            mend = f"python -m pip install '{requirement.name}{requirement.specifier}'"
-            wrong.append(Check(f"package {requirement.name}", found or "missing", False, mend))
-    if not wanted:
+    for requirement in requirements:
+        version = provenance.version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            command = f"python -m pip install '{requirement.name}{requirement.specifier}'"
+            wrong.append(Check(f"package {requirement.name}", version or "missing", False, command))
+    if not requirements:
         return [Check("packages", "erlab is not installed", None, "python -m pip install -e .")]
-    return wrong or [Check("packages", f"all {len(wanted)} in their ranges", True)]
+    return wrong or [Check("packages", f"all {len(requirements)} in their version ranges", True)]
 
 
 def _kernel() -> Check:
@@ -128,7 +140,7 @@ def _kernel() -> Check:
 
 def _cores() -> Check:
     cores = len(machine.cores())
-    advice = "" if cores > 1 else "the router systems have a single expert, so that routing shows nothing"
+    advice = "" if cores > 1 else "router systems have a single expert, so routing has no effect"
     return Check("CPU", f"{machine.cpu_model() or 'unknown'}, {cores} cores", True if cores > 1 else None, advice)
 
 
@@ -139,10 +151,10 @@ def _memory() -> Check:
     return Check("memory", value, ok, "" if ok else f"{_MEMORY_GIB:.0f} GiB are needed")
 
 
-def _disk(folder: Path, to: Profile, engines: bool) -> Check:
+def _disk(folder: Path, profile: Profile, engines: bool) -> Check:
     built = sum(f.stat().st_size for f in (folder / "engines").rglob("*") if f.is_file())
     free = (shutil.disk_usage(_existing(folder)).free + built) / 1e6
-    needed = sum(_disk_mb(step.name, to) for step in steps.STEPS if engines or step.name != "01_build_engines")
+    needed = sum(_disk_mb(step.name, profile) for step in steps.STEPS if engines or step.name != "01_build_engines")
     return Check("disk", f"{free:,.0f} MB free", free >= needed, "" if free >= needed else f"{needed:,} MB are needed")
 
 
@@ -162,12 +174,12 @@ def _folder(name: str, folder: Path) -> Check:
         with tempfile.NamedTemporaryFile(dir=existing, prefix="."):
             pass
     except OSError as e:
-        return Check(name, f"{folder}: {e.strerror}", False, "nothing can be written there; name another folder")
+        return Check(name, f"{folder}: {e.strerror}", False, "not writable; choose another folder")
     return Check(name, str(folder), True)
 
 
 def _temporary() -> Check:
-    """Where servers get paths that Triton's shell can take."""
+    """Check for a temporary folder whose path Triton's shell accepts."""
     try:
         return Check("temporary folder", str(private.place()), True)
     except ErlabError as e:
@@ -175,7 +187,7 @@ def _temporary() -> Check:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder or its nearest existing parent."""
     return next(p for p in (folder, *folder.parents) if p.is_dir())
 
 
@@ -184,27 +196,35 @@ def _ports() -> Check:
         with socket.create_server(("127.0.0.1", 0)) as server:
             server.getsockname()
     except OSError as e:
-        return Check("loopback ports", e.strerror or str(e), False, "servers could not be reached")
-    return Check("loopback ports", "free ones are found", True)
+        return Check("loopback ports", e.strerror or str(e), False, "servers would be unreachable")
+    return Check("loopback ports", "available", True)
 
 
 def _step_times() -> Check:
     from erlab.simulation.components import unavailable
 
     reason = unavailable()
-    advice = "" if reason is None else "the DGX H100 is simulated with the roofline, the limit of physics; not validated"
+    advice = (
+        "" if reason is None else "the DGX H100 is simulated with the roofline (lower bound), which is not validated"
+    )
     value = reason or f"measured kernels, aiconfigurator {provenance.version('aiconfigurator')}"
     return Check("step times", value, True if reason is None else None, advice)
 
 
-def _disk_mb(step: str, to: Profile) -> int:
-    """What a step leaves on disk: weights for the engines, about 1 kB a request for records."""
+def _disk_mb(step: str, profile: Profile) -> int:
+    """Return the MB that a step writes: weights of the engines, about 1 kB per request record."""
     if step == "01_build_engines":
         try:
-            experts = scaling.experts(to)
-        except ErlabError:  # what does not fit the GPU is not made
+            experts = scaling.experts(profile)
+        except ErlabError:  # engines that do not fit the GPU are not built
             return 0
-        return round(kind(to).disk_bytes(to, experts) / 1e6) + 1
-    requests = sum(users * to.workload.turns_for(users) for users in to.loads)
-    sizes = {"02_train_router": 5, "03_preliminary": 12 * requests / 1e3, "06_figures": 20}
-    return round(sizes.get(step, 5 * requests / 1e3)) if step != "00_environment" else 1
+        return round(kind(profile).disk_bytes(profile, experts) / 1e6) + 1
+    requests = sum(users * profile.workload.turns_for(users) for users in profile.loads)
+    sizes = {
+        "00_environment": 1,
+        "02_train_router": 5,
+        "03_preliminary": 12 * requests / 1e3,
+        "06_figures": 20,
+        "report": 2,
+    }
+    return round(sizes.get(step, 5 * requests / 1e3))

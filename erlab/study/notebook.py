@@ -1,8 +1,8 @@
-"""Runs one notebook with papermill, in a kernel of this interpreter, and ends it cleanly whatever happens; several at
-once from threads.
+"""Execution of notebooks with papermill, in kernels of this interpreter.
 
-Within `interruptible`, Ctrl-C interrupts the code in the kernel, which gets time to stop the servers it started; then
-the kernel ends, and nothing that it started is left behind.
+Several notebooks may run at the same time, each in a thread. Within `interruptible`, Ctrl-C interrupts the code in the
+kernels, which get `GRACE` seconds to stop the servers that they started; then the kernels and all their child processes
+end.
 """
 
 import asyncio
@@ -33,39 +33,45 @@ from erlab import textfiles
 from erlab.errors import ErlabError
 from erlab.study import cache, ends
 
-GRACE = 20.0  # seconds that interrupted code has to clean up
-_kernels: set["_Kernel"] = set()  # that run now
-_stopped = threading.Event()  # Ctrl-C, SIGTERM or SIGHUP came
-_MENDABLE = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
+GRACE = 20.0  # seconds for interrupted code to clean up
+_kernels: set["_Kernel"] = set()  # running kernels
+_stopped = threading.Event()  # set by Ctrl-C, SIGTERM or SIGHUP
+_USER_ERRORS = ("[Errno 13]", "[Errno 28]", "[Errno 30]", "[Errno 122]")  # access, disk full, read-only, quota
 
 
 class NotebookError(Exception):
-    """A notebook failed for a reason other than its user's mistake; the message is one line."""
+    """Failure of a notebook that is not a user's mistake; the message is one line."""
 
 
 class _Stopped(Exception):
-    """Ctrl-C came and the cell that ran went on to its end."""
+    """Interruption while a cell ran, which completed all the same."""
 
 
 def parameters(notebook: Path, given: Sequence[str] = ()) -> dict[str, bool]:
-    """The names that a notebook's cell tagged ``parameters`` assigns, and whether each may be None: where its default
-    or its annotation is.
+    """Return the parameters that a notebook declares and whether each may be None.
 
-    given: options that set some. Raises ErlabError for what is no notebook and where there is no such cell for them.
+    A parameter may be None if its default or its annotation is.
+
+    Args:
+        notebook: Notebook with a cell tagged ``parameters``.
+        given: Options that set parameters, such as ``--seed``.
+
+    Raises:
+        ErlabError: The file is no notebook, or it has no cell tagged ``parameters`` although options set some.
     """
-    found = cache.read_notebook(notebook)
-    cache.code_cells(notebook)  # refuses what has no cells
-    mend = "open it in JupyterLab, choose a Python 3 kernel and save it"
+    content = cache.read_notebook(notebook)
+    cache.code_cells(notebook)  # refuses a notebook without cells
+    advice = "open it in JupyterLab, choose a Python 3 kernel and save it"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # cells without an id, which papermill bears
-            nbformat.validate(found)
-        nb_kernel_name(nbformat.from_dict(found)), nb_language(nbformat.from_dict(found))
+            warnings.simplefilter("ignore")  # cells without an id, which papermill accepts
+            nbformat.validate(content)
+        nb_kernel_name(nbformat.from_dict(content)), nb_language(nbformat.from_dict(content))
     except nbformat.ValidationError as e:
-        raise ErlabError(f"{notebook}: no notebook of format 4 ({str(e).splitlines()[0]:.200}): {mend}.") from None
+        raise ErlabError(f"{notebook}: no notebook of format 4 ({str(e).splitlines()[0]:.200}): {advice}.") from None
     except (ValueError, AttributeError, RecursionError):
-        raise ErlabError(f"{notebook}: its metadata name no kernel or language: {mend}.") from None
-    if given and not any("parameters" in cell["metadata"].get("tags", ()) for cell in found["cells"]):
+        raise ErlabError(f"{notebook}: its metadata name no kernel or language: {advice}.") from None
+    if given and not any("parameters" in cell["metadata"].get("tags", ()) for cell in content["cells"]):
         tag = "tag the cell that assigns them 'parameters' (in JupyterLab's property inspector)"
         raise ErlabError(f"{notebook}: no cell is tagged 'parameters', so {', '.join(given)} would be ignored: {tag}.")
     declared = papermill.inspect_notebook(_unformatted(notebook)).values()
@@ -79,13 +85,22 @@ def run(
     environment: Mapping[str, str],
     on_cell: Callable[[int, int], None],
 ) -> None:
-    """Run a notebook in its folder with these parameter values; save it with its outputs as `executed` and as HTML.
+    """Run a notebook in its folder and save it with its outputs, also as HTML.
 
-    While it runs it lies beside `executed` as ``<name>.running.ipynb``, and where it stops early as
-    ``<name>.failed.ipynb``. `on_cell` is told how many of how many code cells have run. `environment` is added to
-    the kernel's.
-    Raises ErlabError where the notebook did (or its disk is full or read-only), KeyboardInterrupt after Ctrl-C (see
-    `interruptible`) and NotebookError otherwise.
+    While it runs, it is saved beside `executed` as ``<name>.running.ipynb``, after a failure as
+    ``<name>.failed.ipynb``.
+
+    Args:
+        notebook: Notebook to run.
+        executed: Path of the executed notebook.
+        values: Parameter values by name.
+        environment: Additional environment variables of the kernel.
+        on_cell: Called with the number of finished code cells and their total.
+
+    Raises:
+        ErlabError: The notebook raised one, or a disk is full or read-only.
+        KeyboardInterrupt: Ctrl-C was pressed within `interruptible`.
+        NotebookError: The notebook failed otherwise.
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
     executed = executed.resolve()
@@ -93,7 +108,7 @@ def run(
     total, begun = len(cache.code_cells(notebook)) + bool(values), itertools.count()  # papermill adds a cell of values
     kernel = _Kernel(kernel_name="python3", kernel_spec_manager=_ThisPython(environment))
     kernel.folder = notebook.parent.resolve()
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it has to say reaches the user as one line
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # its errors reach the user as one line
 
     def on_cell_start(cell, cell_index):
         if _stopped.is_set():
@@ -113,7 +128,7 @@ def run(
             km=kernel,
             on_cell_start=on_cell_start,
         )
-        if _stopped.is_set():  # in the last cell, which went on to its end
+        if _stopped.is_set():  # interrupted in the last cell, which completed
             raise _Stopped
     except (PapermillExecutionError, _Stopped, RuntimeError) as e:  # a kernel that died is a RuntimeError
         _keep(running, failed)
@@ -133,11 +148,10 @@ def run(
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and SIGHUP into an interrupt of all kernels' code, after `GRACE` into their end, and on
-    leaving into KeyboardInterrupt.
+    """Stop all kernels on Ctrl-C, SIGTERM and SIGHUP, then raise KeyboardInterrupt.
 
-    Only the kernels themselves are signalled: they stop what they started. Off the main thread, where Python takes no
-    signals, nothing changes.
+    The signal interrupts the code in the kernels, which stops the servers that it started; after `GRACE` seconds the
+    kernels are killed. Has no effect outside of the main thread, where Python handles no signals.
     """
     timers = []
 
@@ -159,10 +173,10 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in ends.heeded()}
+    before = {number: signal.signal(number, interrupt) for number in ends.handled()}
     try:
         yield
-        if _stopped.is_set():  # while none of them ran
+        if _stopped.is_set():  # while no kernel ran
             raise KeyboardInterrupt
     finally:
         for number, handler in before.items():
@@ -174,7 +188,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
-    """The kernel's error as one of ours, in one line."""
+    """Convert the kernel's error to an error of one line."""
     where = f"The executed notebook: {failed}"
     if isinstance(error, DeadKernelError):
         return NotebookError(f"{notebook.name}: its kernel died (out of memory, or killed). {where}")
@@ -186,13 +200,13 @@ def _explained(error: Exception, notebook: Path, failed: Path) -> Exception:
     full = ends.full(RuntimeError(*error.traceback))  # also where another error wraps it
     if full and not re.search(r"(^|[ '\"])/", line):  # it names no file
         return ErlabError(f"{notebook.name}: {line.rstrip('.')}: no space left in {failed.parent.parent}.")
-    if full or line.startswith(_MENDABLE):
+    if full or line.startswith(_USER_ERRORS):
         return ErlabError(f"{notebook.name}: {line}")
     return NotebookError(f"{notebook.name}, cell {error.exec_count}: {error.ename}: {line}. {where}")
 
 
 def _unformatted(path: Path) -> str:
-    """A path as papermill takes it, which fills in what stands in braces."""
+    """Escape the braces of a path, which papermill would format."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -208,7 +222,7 @@ def _html(notebook: Path) -> str:
 
 
 class _ThisPython(KernelSpecManager):
-    """Knows one kernel: the interpreter we run in, whatever is installed, with additions to its environment."""
+    """Kernel specification of this interpreter, with additional environment variables."""
 
     def __init__(self, environment: Mapping[str, str]):
         super().__init__()
@@ -220,13 +234,13 @@ class _ThisPython(KernelSpecManager):
 
 
 class _Kernel(AsyncKernelManager):
-    """A kernel whose process can be signalled and that takes everything it started with it."""
+    """Kernel whose process can be signalled and that ends with all its child processes."""
 
     connected = None
-    folder: Path  # where it works: papermill would change this whole process's
+    folder: Path  # working directory; papermill would change that of this process
 
     async def start_kernel(self, **options):
-        """Start with nothing of ours to write to: what cells print comes as messages, the rest would be noise."""
+        """Start the kernel without access to our terminal; output of cells arrives as messages."""
         options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": str(self.folder)}
         await super().start_kernel(**options)
 
@@ -236,7 +250,7 @@ class _Kernel(AsyncKernelManager):
 
     @property
     def tree(self) -> list[psutil.Process]:
-        """Its process and all that this started; none once it has ended."""
+        """The kernel's process and its descendants; empty after its end."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.has_kernel:
                 process = psutil.Process(self.provisioner.pid)
@@ -244,7 +258,7 @@ class _Kernel(AsyncKernelManager):
         return []
 
     def end(self) -> None:
-        """Shut the kernel down; kill what is left of its process tree."""
+        """Shut the kernel down and kill the rest of its process tree."""
         started = self.tree[1:]
         run_sync(self._end)()
         _, left = psutil.wait_procs(started, timeout=3)
@@ -259,7 +273,7 @@ class _Kernel(AsyncKernelManager):
 
 
 def _kill(processes: list[psutil.Process]) -> None:
-    """Kill processes and wait until they are gone."""
+    """Kill processes and wait for their end."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

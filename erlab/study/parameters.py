@@ -1,52 +1,80 @@
-"""What the study's notebooks would refuse in the parameters that they are given, found before any of them runs.
+"""Allowed values of the notebooks' parameters.
 
-    check("08_beyond", profiles.profile("laptop"), paths.results("laptop"), {"cold_start": -1})   # ErlabError
+    check(profiles.profile("laptop"), paths.results("laptop"), {"cold_start": -1})   # ErlabError
 
-Each value is held against the function that the notebook's own code holds it against. What only a run can tell is left
-to it, and so are prompts on Hugging Face, which would have to be fetched.
+A notebook's cell tagged ``parameters`` declares names, defaults and meanings (`notebook.parameters` reads it); `CHECKS`
+adds what a value may be. Each check calls the functions with which the notebook's own code checks the value: `erlab
+reproduce --set` and papermill refuse the same values, the former before any notebook runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from erlab import paths
 from erlab.errors import ErlabError
 from erlab.spec import Profile, checked_loads, require
 
-OPTIONS = {"prompts": "--prompts", "other": "--set other"}  # what names prompts, by parameter
+OPTIONS = {"prompts": "--prompts", "other": "--set other"}  # option of each parameter that names prompts
 
 
-def check(step: str, to: Profile, results: Path, values: Mapping) -> None:
-    """Raise the ErlabError that the notebook of this step would, given these values by name. Nothing is written."""
-    if step in _CHECKS:
-        _CHECKS[step](to, results, {name: value for name, value in values.items() if value is not None})
+@dataclass(frozen=True)
+class Given:
+    """Parameter values of one notebook: those that are not None, by name."""
+
+    profile: Profile
+    results: Path
+    values: Mapping[str, object]
 
 
-def _engines(to: Profile, results: Path, given: dict) -> None:
+def check(profile: Profile, results: Path, values: Mapping) -> None:
+    """Refuse parameter values that a notebook would refuse; write nothing.
+
+    Only a run can tell some mistakes, and prompts on Hugging Face are not downloaded.
+
+    Args:
+        profile: Machine profile.
+        results: Results folder of the study.
+        values: Values of the parameters that the notebook declares, by name.
+
+    Raises:
+        ErlabError: The error that the notebook would raise.
+    """
+    given = Given(profile, results, {name: value for name, value in values.items() if value is not None})
+    for names, function in CHECKS.items():
+        if any(name in given.values for name in names):
+            function(given)
+
+
+def _weights(given: Given) -> None:
     from erlab.serving import deployment
 
-    if "weights" in given:
-        deployment.check_weights(given["weights"], given.get("triton"))
-        deployment.plan_engines(to, paths.Folders(results), given["weights"])
+    weights = given.values["weights"]
+    deployment.check_weights(weights, given.values.get("triton"))
+    deployment.plan_engines(given.profile, paths.Folders(given.results), weights)
 
 
-def _router(to: Profile, results: Path, given: dict) -> None:
+def _text(given: Given) -> None:
+    text = given.values["text"]
+    require(isinstance(text, str) and text != "", "text", "the prompts", "be a column's name", text)
+
+
+def _recipes(given: Given) -> None:
     from erlab.experiments import recipes
+
+    recipes.chosen(given.profile, given.values.get("recipes"), given.values.get("seeds"))
+
+
+def _router(given: Given) -> None:
     from erlab.routing import training
 
-    text = given.get("text")
-    require(isinstance(text, str | None) and text != "", "text", "the prompts", "be a column's name", text)
-    recipes.chosen(to, given.get("recipes"), given.get("seeds"))
-    if "prompts" in given or "clusters" in given:
-        options = {"seed": given["seed"], "per_domain": to.prompts_per_domain, "text": text}
-        if prompts := _prompts("prompts", given.get("prompts"), **options):
-            training.check(to, prompts, given.get("clusters"))
-    if "other" in given:
-        _prompts("other", given["other"])
+    options = {"per_domain": given.profile.prompts_per_domain, "text": given.values.get("text")}
+    if prompts := _prompts("prompts", given.values.get("prompts"), seed=given.values["seed"], **options):
+        training.check(given.profile, prompts, given.values.get("clusters"))
 
 
-def _prompts(name: str, source: str | None, **options):
-    """The prompts that a parameter names, None where they are not on this machine."""
+def _prompts(name: str, source: object, **options):
+    """Return the prompts that a parameter names, None if they are not on this machine."""
     from erlab.prompts import datasets
 
     option = OPTIONS[name]
@@ -60,43 +88,55 @@ def _prompts(name: str, source: str | None, **options):
         raise ErlabError(f"{option}: {e}") from None
 
 
-def _loads(to: Profile, results: Path, given: dict) -> None:
+def _papers(given: Given) -> None:
     from erlab.experiments import fullscale
 
-    for name in given.keys() & {"loads", "emulated_loads"}:
-        checked_loads(given[name], name)
-    if "papers" in given:
-        fullscale.checked_papers(given["papers"])
+    fullscale.checked_papers(given.values["papers"])
 
 
-def _figures(to: Profile, results: Path, given: dict) -> None:
+def _paper(given: Given) -> None:
     from erlab.results import selection
 
-    if "paper" in given:
-        selection.check_version(given["paper"])
+    selection.check_version(given.values["paper"])
 
 
-def _beyond(to: Profile, results: Path, given: dict) -> None:
+def _system(given: Given) -> None:
     from erlab.experiments import capacity
-    from erlab.simulation import autoscaling, beyond
 
-    _loads(to, results, given)
-    checks = {
-        "system": capacity.check_system,
-        "clusterers": capacity.check_clusterers,
-        "dollars_per_gpu_hour": beyond.check_price,
-        "cold_start": lambda seconds: autoscaling.Controller(cold_start=seconds),
-    }
-    for name in given.keys() & checks.keys():
-        checks[name](given[name])
+    capacity.check_system(given.values["system"])
 
 
-_CHECKS = {
-    "01_build_engines": _engines,
-    "02_train_router": _router,
-    "03_preliminary": _loads,
-    "04_baselines": _loads,
-    "05_router": _loads,
-    "06_figures": _figures,
-    "08_beyond": _beyond,
+def _clusterers(given: Given) -> None:
+    from erlab.experiments import capacity
+
+    capacity.check_clusterers(given.values["clusterers"])
+
+
+def _price(given: Given) -> None:
+    from erlab.simulation import beyond
+
+    beyond.check_price(given.values["dollars_per_gpu_hour"])
+
+
+def _cold_start(given: Given) -> None:
+    from erlab.simulation import autoscaling
+
+    autoscaling.Controller(cold_start=given.values["cold_start"])
+
+
+# Check of the parameters of these names, whichever notebooks declare them; it runs if one of them is given.
+CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
+    ("weights",): _weights,
+    ("text",): _text,
+    ("recipes", "seeds"): _recipes,
+    ("prompts", "clusters"): _router,
+    ("other",): lambda given: _prompts("other", given.values["other"]),
+    ("loads",): lambda given: checked_loads(given.values["loads"], "loads"),
+    ("emulated_loads",): lambda given: checked_loads(given.values["emulated_loads"], "emulated_loads"),
+    ("papers",): _papers,
+    ("paper",): _paper,
+    ("system",): _system,
+    ("clusterers",): _clusterers,
+    ("dollars_per_gpu_hour",): _price,
+    ("cold_start",): _cold_start,
 }

@@ -1,10 +1,10 @@
-"""Runs the study's notebooks in order: skips what nothing changed for, and goes on where it stopped.
+"""Run of the study's steps: skips steps that are up to date and resumes after an interruption.
 
     study = Study("laptop", seed=1)
-    survey(study)      # what would run, why, and how long; writes nothing
-    reproduce(study)   # runs it
+    survey(study)      # states, reasons and expected times; writes nothing
+    reproduce(study)   # runs the steps
 
-`erlab reproduce` is these calls with options.
+`erlab reproduce` makes these calls.
 """
 
 import ast
@@ -21,28 +21,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from pkgutil import resolve_name
 
 from erlab import paths, provenance, textfiles
 from erlab.errors import ErlabError
 from erlab.progress import CHANNEL
 from erlab.serving import profiles
+from erlab.serving.engines import kinds
 from erlab.study import cache, parameters, steps
 from erlab.study.steps import STEPS, Step
 from erlab.study.terminal import Display, duration
 
-_PLACES = ("results", "figures")  # parameters that say where things go and change nothing in them
-_PROMPTS = ("prompts", "other")  # parameters that name prompts, as `datasets.load` takes them
-REPORT = Step("report", ("records", "{figures}", "claims.csv", "manifest.json"), ("report.html", "report.md"))
-_SHOWN_TOO = ("overhead/overhead.png", "overhead/added.csv", "beyond", "validation")  # by the report, if there
+_PLACES = ("results", "figures")  # parameters that name folders and do not change results
+_PROMPTS = ("prompts", "other")  # parameters that name prompts, see `datasets.load`
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to run and where: the notebooks' common parameters, and `extra` ones by name.
+    """Description of a study: the steps, the notebooks' parameters, and the folders.
 
-    `prompts`: None for the project's own, a folder or file, or a Hugging Face dataset. `triton`: HOST:PORT of a
-    server that runs already, http://HOST:PORT of an OpenAI-compatible one. Raises ErlabError for an unknown profile and
-    for what is no address.
+    Attributes:
+        profile: Name of the machine profile.
+        prompts: Folder, file or Hugging Face dataset; None for the project's own prompts.
+        seed: Random seed.
+        results: Results folder; None for the profile's own.
+        figures: Folder for the figures; None for ``figures``.
+        triton: HOST:PORT of a running Triton server or http://HOST:PORT of an OpenAI-compatible server.
+        extra: Further parameters of notebooks by name.
+        steps: Steps of the study.
+        notebooks: Folder of the notebooks.
+
+    Raises:
+        ErlabError: The profile is unknown or `triton` is no address.
     """
 
     profile: str = "laptop"
@@ -64,7 +74,7 @@ class Study:
 
     @property
     def common(self) -> dict:
-        """The common parameters by name, as a notebook gets them."""
+        """The parameters that notebooks share, by name."""
         return {
             "profile": self.profile,
             "prompts": _whole(self.prompts),
@@ -83,58 +93,67 @@ class Study:
         return paths.figures(self.figures)
 
     def source(self, step: Step) -> Path:
+        """Return the path of a step's notebook."""
         return self.notebooks / step.notebook
 
     @functools.cached_property
     def declared(self) -> dict[str, dict[str, bool]]:
-        """The parameters that each step's notebook declares, and whether each may be None."""
+        """The parameters that each step's notebook declares, and whether each may be None (`notebook.parameters`)."""
         from erlab.study import notebook
 
         options = [f"--{f.name}" for f in fields(self)[: len(self.common)] if getattr(self, f.name) != f.default]
         given = (*options, *(f"--set {name}" for name in self.extra))
-        return {step.name: notebook.parameters(self.source(step), given) for step in self.steps}
+        return {s.name: {} if s.function else notebook.parameters(self.source(s), given) for s in self.steps}
 
     def values(self, step: Step) -> dict:
-        """The parameters that a step's notebook gets: those it declares."""
+        """Return the values of the parameters that a step's notebook declares, by name."""
         given = self.common | dict(self.extra)
         given |= {name: _whole(given[name]) for name in _PROMPTS if name in given}
         return {k: v for k, v in given.items() if k in self.declared[step.name]}
 
     def places(self, entries: tuple[str, ...]) -> list[Path]:
+        """Return the paths of entries of `Step.reads` or `Step.writes`."""
         return [steps.place(entry, self.results_folder, self.figures_folder) for entry in entries]
 
     @functools.cached_property
     def prompt_files(self) -> dict[str, dict[str, str | None]]:
-        """What the prompts that each parameter names consist of, by name and hash; the project's own are not given."""
+        """The prompt files that each parameter names, by name and hash; without the project's own prompts."""
         given = self.common | dict(self.extra)
-        named = {name: _whole(given[name]) for name in _PROMPTS if isinstance(given.get(name), str)}
-        if not named:
+        sources = {name: _whole(given[name]) for name in _PROMPTS if isinstance(given.get(name), str)}
+        if not sources:
             return {}
         from erlab.prompts import datasets
 
-        found = {}
-        for name, source in named.items():
+        files = {}
+        for name, source in sources.items():
             try:
-                found[name] = datasets.inputs(source)
+                files[name] = datasets.inputs(source)
             except ErlabError as e:
                 raise ErlabError(f"{parameters.OPTIONS[name]}: {e}") from None
-        return found | {"other": {f"other/{file}": digest for file, digest in found.get("other", {}).items()}}
+        return files | {"other": {f"other/{file}": digest for file, digest in files.get("other", {}).items()}}
 
     def dependencies(self, step: Step) -> dict:
-        """All that a step's result depends on now (see `cache.dependencies`)."""
+        """Return everything that a step's result depends on now, see `cache.dependencies`."""
         values = self.values(step)
-        inputs = cache.hashes(self.places(step.reads), self.results_folder)
+        inputs = cache.hashes(self.places(step.reads + step.optional), self.results_folder)
         for name, files in self.prompt_files.items():
             inputs |= files if name in values else {}
-        kept = {k: v for k, v in values.items() if k not in _PLACES}
-        return cache.dependencies(cache.code_cells(self.source(step)), kept, inputs)
+        relevant = {k: v for k, v in values.items() if k not in _PLACES}
+        cells = [f"import {step.function}"] if step.function else cache.code_cells(self.source(step))
+        without = {*step.without, *kinds.unused(profiles.profile(self.profile))}
+        without |= set() if self.triton else {"erlab.serving.external"}
+        return cache.dependencies(cells, relevant, inputs, without)
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a step stands: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change) or ``left out``.
+    """State of a step.
 
-    `minutes` it took or is expected to take; None where that depends on a server that is not ours.
+    Attributes:
+        step: The step.
+        state: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change), ``left out`` or ``ran``.
+        reason: Reason for the state; empty if cached.
+        minutes: Minutes of the last run, or expected minutes; None if they depend on an attached server.
     """
 
     step: Step
@@ -144,8 +163,7 @@ class State:
 
 
 def literal(text: str) -> object:
-    """A parameter's value as given on the command line: Python or JSON, else, and where JSON has no such value, the
-    text itself.
+    """Parse a parameter's value from the command line: Python or JSON if JSON can hold it, else the text itself.
 
     >>> literal("[1, 8]"), literal("true"), literal("None"), literal("laptop"), literal("{1, 8}")
     ([1, 8], True, None, 'laptop', '{1, 8}')
@@ -159,8 +177,7 @@ def literal(text: str) -> object:
 
 
 def check(study: Study, selected: tuple[Step, ...], force: bool = False) -> None:
-    """Refuse parameters that none of the selected notebooks declares, and values that one of them would refuse, by
-    name."""
+    """Refuse parameters that no selected notebook declares and values that one of them would refuse."""
     known = sorted({name for step in selected for name in study.declared[step.name]} - study.common.keys())
     for name in study.extra:
         if name in study.common:
@@ -176,24 +193,24 @@ def check(study: Study, selected: tuple[Step, ...], force: bool = False) -> None
             for name, optional in study.declared[step.name].items():
                 if name in study.extra and values[name] is None and not optional:
                     raise ErlabError(f"The {name!r} parameter of {step.notebook} must not be None. Got None.")
-            parameters.check(step.name, profiles.profile(study.profile), study.results_folder, values)
+            parameters.check(profiles.profile(study.profile), study.results_folder, values)
 
 
 def _reason(study: Study, step: Step) -> str | None:
-    """Why a step has to run again, None if it is cached."""
+    """Return the reason to run a step, None if it is up to date."""
     results = study.results_folder
     return cache.stale(cache.load(results, step.name), study.dependencies(step), results)
 
 
 def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool = False) -> list[State]:
-    """Where each step stands: what would run, why, and how long it is expected to take. Writes nothing."""
+    """Return the state of each selected step (all if None); write nothing."""
     selected = study.steps if selected is None else selected
     check(study, selected, force)
     states: list[State] = []
     for step in selected:
-        found = cache.load(study.results_folder, step.name)
-        reason = cache.stale(found, study.dependencies(step), study.results_folder)
-        state = ("stale" if found else "missing") if reason else "cached"
+        finished = cache.load(study.results_folder, step.name)
+        reason = cache.stale(finished, study.dependencies(step), study.results_folder)
+        state = ("stale" if finished else "missing") if reason else "cached"
         if force:
             state, reason = "stale", "--force"
         changing = [s for s in states if s.state in ("stale", "missing", "maybe") and _feeds(study, s.step, step)]
@@ -201,37 +218,55 @@ def survey(study: Study, selected: tuple[Step, ...] | None = None, force: bool =
             state, reason = "maybe", f"{changing[0].step.name} may change its inputs"
         if state != "cached" and (why := _left_out(step)):
             state, reason = "left out", why
-        states.append(State(step, state, reason or "", _minutes(study, step, found)))
+        states.append(State(step, state, reason or "", _minutes(study, step, finished)))
     return states
 
 
 def reproduce(
     study: Study, selected: tuple[Step, ...] | None = None, force: bool = False, show: Display | None = None
 ) -> list[State]:
-    """Run the selected steps (all if None) that are not cached, in order; return how each ended.
+    """Run the selected steps that are not up to date, in order.
 
-    Steps in which no time is measured and that don't need one another run side by side, as many as there are cores.
-    Leaves executed notebooks, markers, a manifest and, after the last step, the report in the results folder.
-    Raises ErlabError for what the user can mend (a full disk too), `notebook.NotebookError` for a notebook that failed
-    otherwise, and KeyboardInterrupt, with a message, after Ctrl-C; finished work stays, and the next call goes on.
+    Consecutive steps that measure no time and do not need each other run in parallel, at most one per core. The results
+    folder also receives the executed notebooks, markers and a manifest. Finished work is kept after an error: the next
+    call resumes.
+
+    Args:
+        study: The study.
+        selected: Steps to run; None for all.
+        force: Whether steps that are up to date run as well.
+        show: Display of the progress; None for one in the terminal.
+
+    Returns:
+        The final state of each selected step.
+
+    Raises:
+        ErlabError: A mistake that the user can correct, or a full disk.
+        notebook.NotebookError: A notebook failed otherwise.
+        KeyboardInterrupt: Ctrl-C was pressed; with a message.
     """
     selected = study.steps if selected is None else selected
     check(study, selected, force)
     results, started = study.results_folder, _now()
     with _locked(results), show or Display(len(selected)) as show:
         _writable(study.figures_folder, "--figures")
-        ended: list[State] = []
-        for together in _together(study, selected):
-            ended += _run(study, together, force, show)
-        if any(s.state == "ran" for s in ended) or not (results / "manifest.json").is_file():
-            textfiles.save(results / "manifest.json", json.dumps(_manifest(study, started, ended), indent=1))
-        if ended[-1].step == study.steps[-1] and all(place.exists() for place in study.places(REPORT.reads)):
-            _report(study, show)
-    return ended
+        final: list[State] = []
+        groups = _together(study, selected)
+        for group in groups:
+            if _reads_manifest(group[0]):
+                _save_manifest(study, started, final)
+            final += _run(study, group, force, show)
+        if not _reads_manifest(groups[-1][0]):
+            _save_manifest(study, started, final)
+    return final
+
+
+def _reads_manifest(step: Step) -> bool:
+    return steps.MANIFEST in step.reads
 
 
 def _together(study: Study, selected: tuple[Step, ...]) -> list[list[Step]]:
-    """The steps in order, those that may run side by side as one."""
+    """Group the steps in order; the steps of a group may run in parallel."""
     groups: list[list[Step]] = []
     for step in selected:
         if groups and all(s.untimed and step.untimed and not _feeds(study, s, step) for s in groups[-1]):
@@ -241,8 +276,8 @@ def _together(study: Study, selected: tuple[Step, ...]) -> list[list[Step]]:
     return groups
 
 
-def _run(study: Study, together: list[Step], force: bool, show: Display) -> list[State]:
-    """Run these steps side by side. Where one fails, those that run go on to their end and no other begins."""
+def _run(study: Study, group: list[Step], force: bool, show: Display) -> list[State]:
+    """Run the steps of a group in parallel; after a failure, running steps complete and no other step starts."""
     from erlab.study import notebook
 
     failed = threading.Event()
@@ -256,15 +291,15 @@ def _run(study: Study, together: list[Step], force: bool, show: Display) -> list
             raise
 
     with notebook.interruptible():
-        if len(together) == 1:
-            return [run(together[0])]
-        with ThreadPoolExecutor(min(len(together), os.cpu_count() or 1)) as pool:
-            return list(pool.map(run, together))
+        if len(group) == 1:
+            return [run(group[0])]
+        with ThreadPoolExecutor(min(len(group), os.cpu_count() or 1)) as pool:
+            return list(pool.map(run, group))
 
 
 def _step(study: Study, step: Step, force: bool, show: Display) -> State:
-    """Run one step if it needs to."""
-    kept = "What is finished stays: the same command goes on from there."
+    """Run one step unless it is up to date; add the step's name to errors."""
+    kept = "Finished work is kept: run the same command again to resume."
     try:
         return _unless_cached(study, step, force, show)
     except KeyboardInterrupt:
@@ -272,16 +307,16 @@ def _step(study: Study, step: Step, force: bool, show: Display) -> State:
     except OSError as e:
         if e.filename or e.errno is None:
             raise
-        # What fails while it writes, such as on a full disk, does not know its file's name.
+        # An error of a write, such as on a full disk, has no file name.
         places = f"{study.results_folder} or {study.figures_folder}"
         raise ErlabError(f"{step.name}: {e.strerror}, in {places}. {kept}") from None
 
 
 def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> State:
     results = study.results_folder
-    now, found = study.dependencies(step), cache.load(results, step.name)
-    minutes = _minutes(study, step, found)
-    reason = "--force" if force else cache.stale(found, now, results)
+    now, finished = study.dependencies(step), cache.load(results, step.name)
+    minutes = _minutes(study, step, finished)
+    reason = "--force" if force else cache.stale(finished, now, results)
     if not reason:
         show.end(step.name, "cached")
         return State(step, "cached", "", 0)
@@ -290,10 +325,10 @@ def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> Stat
         return State(step, "left out", why, 0)
     _require_inputs(study, step)
     places = study.places(step.writes)
-    if force:  # what it measured before is not to be taken up again
+    if force:  # a forced run must not resume from earlier measurements
         _remove(results, cache.made(results, step.name, places))
         if left := cache.times([p for p in places if p.is_relative_to(results)], results):
-            show.line(f"{step.name}: left in place, behind links or not made by it: {cache.few(sorted(left))}")
+            show.line(f"{step.name}: kept, behind links or not made by this step: {cache.few(sorted(left))}")
     cache.begin(results, step.name, places)
     show.begin(step.name, reason, minutes)
     started, clock = _now(), time.monotonic()
@@ -304,11 +339,16 @@ def _unless_cached(study: Study, step: Step, force: bool, show: Display) -> Stat
     others = sorted(outputs.keys() - cache.made(results, step.name, places))
     when = {"seconds": seconds, "started": started, "finished": _now(), "commit": provenance.commit()}
     cache.save(results, step.name, now | when | {"outputs": outputs, "others": others})
-    show.end(step.name, f"done in {duration(seconds / 60)}")
+    made = f": {places[0]}" if step.function else ""
+    show.end(step.name, f"done in {duration(seconds / 60)}{made}")
     return State(step, "ran", reason, seconds / 60)
 
 
 def _execute(study: Study, step: Step, show: Display) -> None:
+    """Call the step's function or run its notebook."""
+    if step.function:
+        resolve_name(step.function)(study.results_folder, study.figures_folder)
+        return
     from erlab.study import notebook
 
     executed = study.results_folder / "notebooks" / step.notebook
@@ -324,56 +364,46 @@ def _execute(study: Study, step: Step, show: Display) -> None:
             )
 
 
-def _report(study: Study, show: Display) -> None:
-    """Build the report from what the steps left, where anything in it has changed."""
-    results = study.results_folder
-    inputs = cache.hashes(study.places(REPORT.reads + _SHOWN_TOO), results)
-    now = cache.dependencies(["import erlab.report"], {}, inputs)
-    if not cache.stale(cache.load(results, REPORT.name), now, results):
-        show.line("report: cached")
-        return
-    from erlab import report
-    from erlab.results import claims, records
-
-    cache.remove(results, REPORT.name)
-    found = records.at_hand(results / "records")
-    told = json.loads(textfiles.read(results / "manifest.json"))
-    file = report.build(results, found, study.figures_folder, claims.read(results), told)
-    cache.save(results, REPORT.name, now | {"outputs": cache.hashes([file], results)})
-    show.line(f"report: {file}")
+def _save_manifest(study: Study, started: str, states: list[State]) -> None:
+    """Write the manifest if a step ran or none exists."""
+    file = study.results_folder / steps.MANIFEST
+    if any(s.state == "ran" for s in states) or not file.is_file():
+        textfiles.save(file, json.dumps(_manifest(study, started, states), indent=1))
 
 
-def _manifest(study: Study, started: str, ended: list[State]) -> dict:
-    markers = {step.name: cache.load(study.results_folder, step.name) for step in study.steps}
-    states = {s.step.name: s.state for s in ended}
+def _manifest(study: Study, started: str, states: list[State]) -> dict:
+    described = [step for step in study.steps if not _reads_manifest(step)]
+    markers = {step.name: cache.load(study.results_folder, step.name) for step in described}
+    final = {s.step.name: s.state for s in states}
     listed = [
-        {"name": name, "state": states.get(name, "not asked for")}
-        | {key: found and found[key] for key in ("seconds", "started", "finished", "commit")}
-        for name, found in markers.items()
+        {"name": name, "state": final.get(name, "not selected")}
+        | {key: finished and finished[key] for key in ("seconds", "started", "finished", "commit")}
+        for name, finished in markers.items()
     ]
-    read = {file: digest for found in markers.values() if found for file, digest in found["inputs"].items()}
-    made = {file for found in markers.values() if found for file in found["outputs"]}
-    inputs = {_short(file): digest for file, digest in read.items() if file not in made}
-    given = {name: _short(getattr(study, name)) for name in ("prompts", *_PLACES)}
-    chosen = study.common | given | dict(study.extra)
-    return provenance.manifest(chosen, inputs, listed, started, _now())
+    finished = [marker for marker in markers.values() if marker]
+    outputs = {file for marker in finished for file in marker["outputs"]}
+    inputs = {
+        _short(file): digest for marker in finished for file, digest in marker["inputs"].items() if file not in outputs
+    }
+    folders = {name: _short(getattr(study, name)) for name in ("prompts", *_PLACES)}
+    return provenance.manifest(study.common | folders | dict(study.extra), inputs, listed, started, _now())
 
 
 def _whole(source: object) -> object:
-    """A source of prompts as notebooks get it, wherever they run: a path that exists as a whole one."""
-    there = isinstance(source, str) and Path(source).expanduser().exists()
-    return str(Path(source).expanduser().resolve()) if there else source
+    """Return a source of prompts with an existing path made absolute, since notebooks run in another folder."""
+    exists = isinstance(source, str) and Path(source).expanduser().exists()
+    return str(Path(source).expanduser().resolve()) if exists else source
 
 
 def _short(file: str | Path | None) -> str | None:
-    """A file of the repository by its path in it, another as it is."""
+    """Return a path relative to the repository if inside, else unchanged."""
     if file is None or not Path(file).is_relative_to(paths.ROOT):
         return file if file is None else str(file)
     return Path(file).relative_to(paths.ROOT).as_posix()
 
 
 def _left_out(step: Step) -> str | None:
-    """Why a step cannot run on this machine, None if it can."""
+    """Return why a step cannot run on this machine, None if it can."""
     if not step.validates:
         return None
     from erlab.simulation.components import unavailable
@@ -383,16 +413,16 @@ def _left_out(step: Step) -> str | None:
 
 def _require_inputs(study: Study, step: Step) -> None:
     for place in study.places(step.reads):
-        maker = next((s for s in study.steps if _makes(study, s, place)), None)
-        if maker and not place.exists():
-            command = f"erlab reproduce --from {maker.name}"
-            raise ErlabError(f"{step.name} needs {place}: run {maker.name} first ({command}).")
+        source = next((s for s in study.steps if _makes(study, s, place)), None)
+        if source and not place.exists():
+            command = f"erlab reproduce --from {source.name}"
+            raise ErlabError(f"{step.name} needs {place}: run {source.name} first ({command}).")
 
 
 def _require_outputs(study: Study, step: Step) -> None:
     for place in study.places(step.writes):
         if not place.exists():
-            raise ErlabError(f"{step.notebook} ended without making {place}.")
+            raise ErlabError(f"{step.function or step.notebook} ended without making {place}.")
 
 
 def _makes(study: Study, step: Step, place: Path) -> bool:
@@ -400,19 +430,22 @@ def _makes(study: Study, step: Step, place: Path) -> bool:
 
 
 def _feeds(study: Study, earlier: Step, later: Step) -> bool:
-    return any(_makes(study, earlier, place) for place in study.places(later.reads))
+    if _reads_manifest(later):  # which lists every step
+        return True
+    return any(_makes(study, earlier, place) for place in study.places(later.reads + later.optional))
 
 
-def _minutes(study: Study, step: Step, found: Mapping | None) -> float | None:
-    """What a step took last time, or is expected to take; None where it asks another server than then, or than ours."""
+def _minutes(study: Study, step: Step, finished: Mapping | None) -> float | None:
+    """Return the minutes of a step's last run, or expected minutes; None if an attached server is used for the first
+    time."""
     served = "engines" in step.reads + step.writes
-    if found and not (served and found["parameters"].get("triton") != study.triton):
-        return found["seconds"] / 60
+    if finished and "seconds" in finished and not (served and finished["parameters"].get("triton") != study.triton):
+        return finished["seconds"] / 60
     return None if served and study.triton else steps.minutes(step, profiles.profile(study.profile))
 
 
 def _remove(results: Path, names: Iterable[str]) -> None:
-    """Remove these files of the results folder: none that lies elsewhere, and none behind a link."""
+    """Remove these files of the results folder; keep files outside of it and behind links."""
     root = results.resolve()
     for file in (root / name for name in names):
         if file.is_file() and file.is_relative_to(root) and file.resolve() == file:
@@ -421,7 +454,7 @@ def _remove(results: Path, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _locked(results: Path) -> Iterator[None]:
-    """Keep other runs out of the results folder; the lock ends with its process, however that ends."""
+    """Lock the results folder against other runs; the lock ends with its process."""
     _writable(results, "--results")
     with open(results / ".lock", "a+", encoding="utf-8") as lock:
         try:
@@ -430,7 +463,7 @@ def _locked(results: Path) -> Iterator[None]:
             lock.seek(0)
             raise ErlabError(
                 f"{results} is in use by another erlab (process {lock.read().strip() or 'unknown'}): "
-                "wait until it has ended, or give another folder with --results."
+                "wait for its end or choose another folder with --results."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -444,8 +477,7 @@ def _writable(folder: Path, option: str) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
             pass
     except OSError as e:
-        reason = f"{folder}: nothing can be written there ({e.strerror}). {option} names another folder."
-        raise ErlabError(reason) from None
+        raise ErlabError(f"{folder}: not writable ({e.strerror}). Choose another folder with {option}.") from None
 
 
 def _now() -> str:

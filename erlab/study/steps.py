@@ -1,4 +1,4 @@
-"""The study's notebooks as data: their order, what each reads and writes, and what it costs."""
+"""The steps of the study: order, inputs, outputs, cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,21 @@ from erlab.spec import Profile
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook of the study.
+    """A notebook or function of the study.
 
-    `reads`, `writes`: files or folders in the results folder; ``{figures}`` and ``{data}`` stand for those folders.
-    `minutes`: what it takes with the laptop profile on two cores. `measures`: whether it measures systems, which needs
-    Triton. `validates`: whether it holds measured step times against others' numbers, which needs them. `untimed`:
-    whether nothing in it is a measurement of time, so that others may run beside it.
+    Attributes:
+        name: Name of the step and, without ``.ipynb``, of its notebook.
+        reads: Files or folders that the step needs, relative to the results folder; ``{figures}`` and ``{data}`` stand
+            for those folders.
+        writes: Files or folders that the step makes, as in `reads`.
+        minutes: Expected minutes with the laptop profile on two cores.
+        measures: Whether it measures systems, which needs Triton.
+        validates: Whether it compares measured step times with published numbers, which needs the step times.
+        untimed: Whether it measures no time, so that other steps may run at the same time.
+        optional: Files or folders that the step uses if they exist, as in `reads`.
+        without: Modules (or packages) that the step's code imports but never runs: its result does not depend on them.
+        function: Dotted name of the function that the step calls with the results and the figures folder, instead of
+            running a notebook.
     """
 
     name: str
@@ -26,15 +35,22 @@ class Step:
     measures: bool = False
     validates: bool = False
     untimed: bool = False
+    optional: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    function: str = ""
 
     @property
     def notebook(self) -> str:
         return f"{self.name}.ipynb"
 
 
+MANIFEST = "manifest.json"
+_NO_ROUTER = ("erlab.routing",)  # for steps whose systems have no router
+
+
 STEPS = (
-    Step("00_environment", minutes=0.1),
-    Step("01_build_engines", writes=("engines",), minutes=0.3),
+    Step("00_environment", minutes=0.1, without=(*_NO_ROUTER, "erlab.figures", "erlab.report")),
+    Step("01_build_engines", writes=("engines",), minutes=0.3, without=_NO_ROUTER),
     Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet", "routing"), minutes=0.8),
     Step(
         "03_preliminary",
@@ -42,6 +58,7 @@ STEPS = (
         ("records/preliminary", "records/simulated/preliminary", "table1.json"),
         minutes=3,
         measures=True,
+        without=(*_NO_ROUTER, "erlab.figures"),  # it saves no figure
     ),
     Step(
         "04_baselines",
@@ -49,6 +66,7 @@ STEPS = (
         ("records/baselines", "records/simulated/baselines"),
         minutes=2,
         measures=True,
+        without=_NO_ROUTER,
     ),
     Step(
         "05_router",
@@ -67,19 +85,36 @@ STEPS = (
         untimed=True,
     ),
     Step("09_validation", ("{data}/published",), ("validation",), minutes=0.5, validates=True, untimed=True),
+    Step(
+        "report",
+        ("records", "{figures}", "claims.csv", MANIFEST),
+        ("report.html", "report.md"),
+        untimed=True,
+        optional=("routing", "claims", "overhead/overhead.png", "overhead/added.csv", "beyond", "validation"),
+        function="erlab.report.build_study",
+    ),
 )
 
 
 def select(steps: tuple[Step, ...], only: tuple[str, ...] = (), start: str | None = None) -> tuple[Step, ...]:
-    """The steps named in `only` (all if empty), from `start` on. A name may be its beginning (``04``) or its word."""
-    wanted = [_one(steps, name, "only") for name in only] or list(steps)
-    first = steps.index(_one(steps, start, "from")) if start is not None else 0
-    if found := tuple(s for s in steps[first:] if s in wanted):
-        return found
+    """Select steps by name.
+
+    Args:
+        steps: All steps.
+        only: Names of the selected steps, such as ``04``, ``baselines`` or ``04_baselines``; all if empty.
+        start: Name of the first step to run.
+
+    Raises:
+        ErlabError: A name is unknown or no step is left.
+    """
+    named = [_find(steps, name, "only") for name in only] or list(steps)
+    first = steps.index(_find(steps, start, "from")) if start is not None else 0
+    if selected := tuple(s for s in steps[first:] if s in named):
+        return selected
     raise ErlabError(f"No step is left: --only {', '.join(only)} lies before --from {start}.")
 
 
-def _one(steps: tuple[Step, ...], name: str, option: str) -> Step:
+def _find(steps: tuple[Step, ...], name: str, option: str) -> Step:
     for step in steps:
         if name and (step.name.startswith(name.removesuffix(".ipynb").zfill(2)) or step.name.partition("_")[2] == name):
             return step
@@ -87,24 +122,26 @@ def _one(steps: tuple[Step, ...], name: str, option: str) -> Step:
 
 
 def place(entry: str, results: Path, figures: Path) -> Path:
-    """The file or folder that an entry of `reads` or `writes` stands for."""
+    """Return the path of an entry of `Step.reads` or `Step.writes`."""
     return results / entry.format(figures=figures, data=paths.DATA)
 
 
 def overlap(one: Path, other: Path) -> bool:
-    """Whether one of two paths is or holds the other."""
+    """Return whether one path is the other or contains it."""
     return one.is_relative_to(other) or other.is_relative_to(one)
 
 
-def minutes(step: Step, to: Profile) -> float:
-    """What a step is expected to take on two cores: a measuring one in proportion to the profile's requests.
+def minutes(step: Step, profile: Profile) -> float:
+    """Return the expected minutes of a step: those that the profile states or, on two cores, an estimate.
 
-    A fifth of the laptop's time goes into starting servers, however few the requests. What the profile states counts.
+    A measuring step takes time in proportion to the profile's requests, but at least the share (a fifth on the laptop)
+    that starting the servers takes.
     """
-    if step.name in to.minutes:
-        return to.minutes[step.name]
-    return step.minutes * (max(0.2, _requests(to) / _requests(profiles.profile("laptop"))) if step.measures else 1)
+    if step.name in profile.minutes:
+        return profile.minutes[step.name]
+    relative = _requests(profile) / _requests(profiles.profile("laptop"))
+    return step.minutes * (max(0.2, relative) if step.measures else 1)
 
 
-def _requests(to: Profile) -> int:
-    return sum(users * to.workload.turns_for(users) for users in to.loads)
+def _requests(profile: Profile) -> int:
+    return sum(users * profile.workload.turns_for(users) for users in profile.loads)

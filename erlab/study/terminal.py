@@ -1,4 +1,4 @@
-"""How a run shows in a terminal: bars for steps and cells, or plain lines where it isn't one."""
+"""Progress of a run: bars in a terminal, plain lines elsewhere."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.2
 
 
 class Display:
-    """Lines for what is over, and bars, in a terminal only, for what is going on."""
+    """Lines for finished steps and, in a terminal only, bars for running steps."""
 
     def __init__(self, total: int, console: Console | None = None):
         self.console = console or Console()
@@ -29,7 +29,7 @@ class Display:
             transient=True,
         )
         self._steps = self._bars.add_task("steps", total=total)
-        self._running = {}  # a bar a step
+        self._running = {}  # bar of each running step
 
     def __enter__(self) -> "Display":
         self._bars.start()
@@ -39,28 +39,31 @@ class Display:
         self._bars.stop()
 
     def line(self, text: str) -> None:
+        """Print a line above the bars."""
         self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, step: str, reason: str, minutes: float | None) -> None:
+        """Show that a step starts; `minutes` are None if they depend on an attached server."""
         self._running[step] = self._bars.add_task(step, total=None)
-        how_long = "how long depends on the server" if minutes is None else f"about {duration(minutes)}"
-        self.line(f"{step}: running, {reason}; {how_long}")
+        expected = "its time depends on the server" if minutes is None else f"about {duration(minutes)}"
+        self.line(f"{step}: running, {reason}; {expected}")
 
     def cell(self, step: str, done: int, total: int) -> None:
-        """How many of the notebook's code cells have run; shows in a terminal only."""
+        """Show the number of finished code cells, in a terminal only."""
         self._move(step, done, total, "notebook cells")
 
     def update(self, step: str, done: int, total: int, label: str) -> None:
-        """Where the step is, inside its notebook."""
+        """Show the progress that a step's notebook reports."""
         self._move(step, done, total, label)
         if not self.console.is_terminal:
-            whose = f"{step} " if len(self._running) > 1 else ""
-            self.line(f"  {whose}{done}/{total} {label}")
+            prefix = f"{step} " if len(self._running) > 1 else ""
+            self.line(f"  {prefix}{done}/{total} {label}")
 
     def _move(self, step: str, done: int, total: int, label: str) -> None:
         self._bars.update(self._running[step], completed=done, total=total, description=printable(f"{step} · {label}"))
 
     def end(self, step: str, text: str) -> None:
+        """Show the end of a step."""
         if step in self._running:
             self._bars.remove_task(self._running.pop(step))
         self._bars.advance(self._steps)
@@ -68,19 +71,19 @@ class Display:
 
     @contextlib.contextmanager
     def following(self, step: str, channel: Path) -> Iterator[None]:
-        """Show what `erlab.progress.report` writes to a file in the meantime, as this step's."""
-        over = threading.Event()
+        """Show as a step's progress what `erlab.progress.report` writes to a file within this context."""
+        ended = threading.Event()
         channel.touch()
 
         def follow():
             with channel.open(encoding="utf-8") as file:
                 rest = ""
                 while True:
-                    last_look = over.wait(_POLL_SECONDS)
+                    last_read = ended.wait(_POLL_SECONDS)
                     *lines, rest = (rest + file.read()).split("\n")
                     for line in lines:
                         self.update(step, **json.loads(line))
-                    if last_look:
+                    if last_read:
                         return
 
         thread = threading.Thread(target=follow, daemon=True)
@@ -88,12 +91,12 @@ class Display:
         try:
             yield
         finally:
-            over.set()
+            ended.set()
             thread.join()
 
 
 def duration(minutes: float) -> str:
-    """A length of time as people say it.
+    """Format a duration for reading.
 
     >>> duration(0.05), duration(2.4), duration(90)
     ('3 s', '2 min', '1.5 h')

@@ -23,7 +23,7 @@ def run(*arguments):
 
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
 FILE = Path(__file__)
-COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "route", "users", "simulate")
+COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "users", "simulate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -59,8 +59,8 @@ def test_asking_for_help_loads_nothing_heavy():
         (("serve", "--system", "F"), "must be one of A, B, C, D, E. Got 'F'."),
         (("claims", "--records", "/no/such.parquet"), "/no/such.parquet: no such file or folder."),
         (("figures", "--profile", "desktop"), DESKTOP),
-        (("route",), "Either prompts or --file must be given."),
-        (("route", "pasta", "--file", "prompts.txt"), "Either prompts or --file must be given."),
+        (("route",), "Either PROMPT or --file must be given."),
+        (("route", "pasta", "--file", "prompts.txt"), "Either PROMPT or --file must be given."),
         (("route", "pasta", "--router", "/no/such"), "No router in /no/such: erlab reproduce --only 02 trains one, "),
         (("route", "--file", "/no/such.txt"), "/no/such.txt: cannot be read (No such file or directory)."),
     ],
@@ -216,7 +216,7 @@ def test_options_reach_the_pipeline(monkeypatch, tmp_path):
         "triton": None,
     }
     assert study.extra == {"loads": [1, 8], "note": "plain text"}
-    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07", "08", "09"] and force is True
+    assert [s.name[:2] for s in selected] == ["04", "05", "06", "07", "08", "09", "re"] and force is True
 
 
 @pytest.mark.parametrize("option", ["--list", "--dry-run"])

@@ -38,7 +38,7 @@ def erlab(encoding, *arguments, **options):
 
 
 SHOWN = {  # what a command is asked, and what it says
-    ("doctor", "--profile", "smoke", "--results", "{}"): "Profiles that fit: ",
+    ("doctor", "--profile", "smoke", "--results", "{}"): "Profiles that can run here: ",
     ("simulate", "--system", "D", "--users", 2, "--steps", "roofline", "--out", "{}/sïm.parquet"): "ttft_median_s",
     ("route", "die größe → 日本", "--router", "{}/router"): " cluster ",
     ("claims", "--records", "{}/all.parquet", "--id", "v2-8b-wide", "--rows"): "v2-8b-wide rests on",

@@ -179,7 +179,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert reasons["v2-overhead-minimal"] == "measured: one model, my-model, answered for D and E alike"
     assert reasons["v2-ttft-8b"] == "measured: no finished requests of B, C"
     page = report.build(folders.root, found, tmp_path / "figures", ledger, {}).read_text()
-    assert "Profile gpu, whose models a server stood for that erlab did not start (my-model for all experts)." in page
+    assert "Profile gpu, with an attached server that erlab did not start (my-model for all experts)." in page
     assert "my-model, one running server for all" in page and profiles.PROFILES["gpu"].description not in page
 
 

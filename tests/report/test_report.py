@@ -146,7 +146,7 @@ def test_each_number_leads_to_its_records_and_each_verdict_to_what_it_was_comput
     rows = re.findall(r'<tr><td class="nowrap">(\w+)</td><td><span class="src (\w+)">.*?href="([^"]+)"', text)
     assert len(rows) == 5 * 3 + 2 * 2 and all(of[source, system] == file for system, source, file in rows)
     for claim in ledger.itertuples():
-        assert f'<a href="claims/{claim.id}.csv">computed from</a>' in text or claim.verdict == claims.NOT_RUNNABLE
+        assert f'<a href="claims/{claim.id}.csv">numbers</a>' in text or claim.verdict == claims.NOT_RUNNABLE
         assert all(f'id="assumption-{name}"' in text for name in claim.assumptions.split(", "))
 
 
@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_the_older_report(study, tmp_path, monkeypatch):
 
 def test_what_the_gateway_costs_is_shown_as_emulated(study, tmp_path):
     silent = report.build(tmp_path / "a", study, tmp_path / "figures", claims.ledger(study, resamples=0), MANIFEST)
-    assert "nothing was measured on emulated experts here" in Page(silent).text
+    assert "no measurement with emulated experts" in Page(silent).text
     kept = tmp_path / "b" / "overhead"
     kept.mkdir(parents=True)
     lost = "users,requests,lost,tokens_missing,disordered"
@@ -273,5 +273,5 @@ def test_what_the_gateway_costs_is_shown_as_emulated(study, tmp_path):
     (kept / "added.csv").write_text(f"{lost},{added}\n1000,4000,0,0,0,2.5,20.5,99.5,12.0\n")
     page = report.build(tmp_path / "b", study, tmp_path / "figures", claims.ledger(study, resamples=0), MANIFEST)
     shown = Page(page).text
-    assert "emulated experts: they keep" in " ".join(shown.split()) and "4000" in shown and "20.5" in shown
+    assert "experts are emulated: they take" in " ".join(shown.split()) and "4000" in shown and "20.5" in shown
     assert "| 20.5 |" in page.with_name("report.md").read_text()

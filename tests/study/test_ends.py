@@ -33,7 +33,8 @@ def reproduces(folder):
     write_notebook(folder / "notebooks/00_a.ipynb", STOPPED.format(before=""))
     script = f"""
         from pathlib import Path
-        from erlab import paths, steps
+        from erlab import paths
+        from erlab.study import steps
         paths.NOTEBOOKS = Path({str(folder / "notebooks")!r})
         steps.STEPS = (steps.Step("00_a", writes=("00_a",)),)
         from erlab.commands.app import main
@@ -137,7 +138,7 @@ def test_records_that_do_not_fit_on_the_disk(full):
     ("cell", "named"),
     [
         ("from erlab import textfiles\ntextfiles.save(f'{results}/00_a', 'x' * 10**6)", "00_a'"),
-        ("import pyarrow as pa\nfrom pathlib import Path\nfrom erlab import records\n"
+        ("import pyarrow as pa\nfrom pathlib import Path\nfrom erlab.results import records\n"
          "records.save_table(pa.table({'a': range(10**6)}), Path(results) / '00_a')", "00_a'"),
         ("from safetensors.numpy import save_file\nimport numpy\n"
          "save_file({'a': numpy.zeros(10**6)}, f'{results}/00_a')", "I/O error: No space left"),

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(environment.tempfile, "NamedTemporaryFile", refuse)
-    with pytest.raises(ErlabError, match="results folder: .*Permission denied; nothing can be written there"):
+    with pytest.raises(ErlabError, match="results folder: .*Permission denied; not writable"):
         environment.require_ready("smoke", tmp_path)
 
 

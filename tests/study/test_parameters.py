@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import papermill
 import pytest
 from typer.testing import CliRunner
 
 from erlab.commands.app import app
 from erlab.errors import ErlabError
+from erlab.paths import NOTEBOOKS
 from erlab.serving import profiles
 from erlab.study import parameters, pipeline, steps
 
@@ -52,27 +54,39 @@ RIGHT = {
 }
 
 
-def check(step, values, folder=Path("/no/results")):
-    parameters.check(step, profiles.profile("smoke"), folder, {"seed": 0} | values)
+def check(values, folder=Path("/no/results")):
+    parameters.check(profiles.profile("smoke"), folder, {"seed": 0} | values)
 
 
 @pytest.mark.parametrize(("step", "name"), [(step, name) for step, values in WRONG.items() for name in values])
 def test_a_wrong_value_is_refused_by_its_name(step, name):
     for value, message in WRONG[step][name]:
         with pytest.raises(ErlabError) as e:
-            check(step, {name: value})
+            check({name: value})
         assert name in str(e.value) and message in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("step", RIGHT)
 def test_what_a_notebook_takes_is_not_refused(step):
-    check(step, RIGHT[step])
+    check(RIGHT[step])
 
 
-def test_every_parameter_of_the_notebooks_is_known_here():
+def test_every_parameter_of_the_notebooks_has_a_check():
+    checked = {name for names in parameters.CHECKS for name in names}
     for step in steps.STEPS:
         own = STUDY.declared[step.name].keys() - STUDY.common.keys()
-        assert own == WRONG.get(step.name, {}).keys(), step.name
+        assert own == WRONG.get(step.name, {}).keys() and own <= checked, step.name
+
+
+def test_papermill_alone_refuses_the_same_values(tmp_path):
+    """The notebook's own code calls the check, also where erlab does not run it."""
+    values = {"profile": "smoke", "results": str(tmp_path), "paper": "v3"}
+    with pytest.raises(papermill.PapermillExecutionError) as e:
+        papermill.execute_notebook(NOTEBOOKS / "06_figures.ipynb", tmp_path / "ran.ipynb", values, progress_bar=False)
+    assert e.value.ename == "ErlabError"
+    with pytest.raises(ErlabError) as own:
+        check({"paper": "v3"})
+    assert e.value.evalue == str(own.value)
 
 
 @pytest.mark.parametrize(("step", "name"), [(step, name) for step, values in WRONG.items() for name in values])
@@ -98,13 +112,13 @@ def test_an_unknown_parameter_is_refused(tmp_path, step):
 
 def test_weights_are_no_parameter_of_a_server_that_runs():
     with pytest.raises(ErlabError, match="'weights' .* must be None, since a server that runs has its own. Got '/w'"):
-        check("01_build_engines", {"weights": "/w", "triton": "localhost:1"})
+        check({"weights": "/w", "triton": "localhost:1"})
 
 
 def test_weights_are_looked_at_where_engines_take_them(tmp_path):
     with pytest.raises(ErlabError, match="weights/llama-3-.*: no folder of Hugging Face weights"):
         to = profiles.profile("dgx-h100")
-        parameters.check("01_build_engines", to, tmp_path, {"weights": str(tmp_path / "weights")})
+        parameters.check(to, tmp_path, {"weights": str(tmp_path / "weights")})
 
 
 def lines(*texts):

@@ -291,7 +291,7 @@ def test_a_disk_that_fills_while_a_notebook_is_saved_is_one_line(tmp_path, quiet
 
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", WRITE.format(name="00_a"))
     monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
-    with pytest.raises(ErlabError, match=f"^00_a: No space left on device, in {tmp_path / 'results'} or .*goes on"):
+    with pytest.raises(ErlabError, match=f"^00_a: No space left on device, in {tmp_path / 'results'} or .*to resume"):
         pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
     assert not (tmp_path / "results" / "notebooks" / "00_a.ipynb").exists()
 
@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, quiet, which):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
     (tmp_path / "file").write_text("")
     made = study(tmp_path, ("00_a",), **{which: tmp_path / "file" / "below"})
-    with pytest.raises(ErlabError, match=f"below: nothing can be written there .*--{which} names another folder"):
+    with pytest.raises(ErlabError, match=f"below: not writable .*Choose another folder with --{which}"):
         pipeline.reproduce(made, show=quiet())
 
 
@@ -334,7 +334,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, quiet, which):
 def test_a_read_only_folder_is_named(tmp_path, quiet):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")
     (tmp_path / "results").mkdir(mode=0o500)
-    with pytest.raises(ErlabError, match="nothing can be written there"):
+    with pytest.raises(ErlabError, match="not writable"):
         pipeline.reproduce(study(tmp_path, ("00_a",)), show=quiet())
 
 
@@ -342,10 +342,11 @@ def test_select():
     def names(*options):
         return [s.name[:2] for s in steps.select(steps.STEPS, *options)]
 
-    assert names() == [f"{i:02d}" for i in range(10)]
+    assert names() == [*(f"{i:02d}" for i in range(10)), "re"]
     assert names(("4", "06_figures"), None) == ["04", "06"]
     assert names(("baselines",), "03") == ["04"]
-    assert names((), "06") == ["06", "07", "08", "09"]
+    assert names((), "06") == ["06", "07", "08", "09", "re"]
+    assert names(("report",)) == ["re"]
     with pytest.raises(ErlabError, match="--only must name one of 00_environment, .* Got '10'"):
         names(("10",))
     with pytest.raises(ErlabError, match="No step is left"):
@@ -355,9 +356,9 @@ def test_select():
 def test_every_input_of_the_study_is_made_by_an_earlier_step():
     made = Study("smoke")
     for i, step in enumerate(steps.STEPS):
-        assert (paths.NOTEBOOKS / step.notebook).is_file()
+        assert step.function or (paths.NOTEBOOKS / step.notebook).is_file()
         for place in made.places(step.reads):
-            assert place.exists() or any(pipeline._makes(made, s, place) for s in steps.STEPS[:i]), (step.name, place)
+            assert place.name == steps.MANIFEST or place.exists() or any(pipeline._makes(made, s, place) for s in steps.STEPS[:i]), (step.name, place)
 
 
 def gone(pid):
@@ -370,7 +371,7 @@ def gone(pid):
 
 def test_steps_that_measure_time_or_need_one_another_run_alone():
     together = [[step.name[:2] for step in group] for group in pipeline._together(Study("smoke"), steps.STEPS)]
-    assert together == [["00"], ["01"], ["02"], ["03"], ["04"], ["05"], ["06", "07", "08", "09"]]
+    assert together == [["00"], ["01"], ["02"], ["03"], ["04"], ["05"], ["06", "07", "08", "09"], ["re"]]
     needs = (Step("00_a", writes=("a",), untimed=True), Step("01_b", reads=("a",), untimed=True))
     assert pipeline._together(Study("smoke"), needs) == [[needs[0]], [needs[1]]]
 
@@ -456,7 +457,8 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
     script = f"""
         import sys
         from pathlib import Path
-        from erlab import notebook, paths, steps
+        from erlab import paths
+        from erlab.study import notebook, steps
         paths.NOTEBOOKS = Path({str(tmp_path / "notebooks")!r})
         steps.STEPS = (steps.Step("00_a", writes=("00_a",)), steps.Step("01_b", ("00_a",), ("01_b",)))
         notebook.GRACE = {20 if cleaned else 1}
@@ -473,7 +475,7 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
         run.send_signal(number)
         rest, errors = run.communicate(timeout=60)
     assert run.returncode == status
-    assert errors == "erlab: Stopped in 01_b. What is finished stays: the same command goes on from there.\n"
+    assert errors == "erlab: Stopped in 01_b. Finished work is kept: run the same command again to resume.\n"
     assert gone(child) and gone(kernel)
     results = tmp_path / "results"
     assert (results / "cleaned").exists() == cleaned
@@ -487,7 +489,8 @@ def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path):
     script = f"""
         import os
         from pathlib import Path
-        from erlab import paths, steps
+        from erlab import paths
+        from erlab.study import steps
         paths.NOTEBOOKS = Path({str(tmp_path / "notebooks")!r})
         steps.STEPS = tuple(steps.Step(name, writes=(name,), untimed=True) for name in ("00_a", "01_b"))
         os.cpu_count = lambda: 2
@@ -508,7 +511,7 @@ def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path):
 
 MEASURED = """
 from pathlib import Path
-from erlab import claims, records
+from erlab.results import claims, records
 row = dict(run_id="r", paper="v2", system="C", source="measured", machine="m", users=1, user=0, turn=0, status="ok")
 times = dict(input_tokens=3, output_tokens=2, t_submit=0, t_first=10, t_last=30)
 records.write(Path(results) / "records" / "r.parquet", [row | times], {"run_id": "r", "commit": "abc1234"})
@@ -516,19 +519,23 @@ claims.save(claims.ledger(records.read(Path(results) / "records")), results)
 """
 
 
-def test_the_report_follows_the_last_step_and_is_cached(tmp_path, quiet):
+def test_the_report_is_a_step_that_is_cached(tmp_path, quiet):
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", MEASURED)
     made = study(tmp_path, ("00_a",))
-    made = dataclasses.replace(made, steps=(Step("00_a", writes=("records", "claims.csv")),))
-    pipeline.reproduce(made, show=quiet())
+    made = dataclasses.replace(made, steps=(Step("00_a", writes=("records", "claims.csv")), steps.STEPS[-1]))
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran", "report": "ran"}
     report = made.results_folder / "report.html"
     assert "00_a" in report.read_text()
     before = report.stat().st_mtime_ns
-    pipeline.reproduce(made, show=quiet())
+    assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "cached", "report": "cached"}
     assert report.stat().st_mtime_ns == before
     report.unlink()
-    pipeline.reproduce(made, show=quiet())
+    alone = steps.select(made.steps, ("report",))
+    assert states(pipeline.reproduce(made, alone, show=quiet())) == {"report": "ran"}
     assert report.is_file()
+    (made.results_folder / "claims.csv").unlink()
+    with pytest.raises(ErlabError, match="^report needs .*claims.csv: run 00_a first"):
+        pipeline.reproduce(made, alone, show=quiet())
 
 
 def stranger(folder, name):
@@ -568,7 +575,7 @@ def test_force_removes_what_a_step_made_and_nothing_else(tmp_path, quiet, stoppe
         pipeline.reproduce(dataclasses.replace(made), force=True, show=Display(1, Console(file=shown, width=500)))
         assert (results / "out/made").read_text() == (results / "out/kept/made").read_text() == "x", "made anew"
         assert note.read_text() == stored.read_text() == "precious"
-        assert "00_a: left in place, behind links or not made by it: out/notes.txt" in shown.getvalue()
+        assert "00_a: kept, behind links or not made by this step: out/notes.txt" in shown.getvalue()
 
 
 def test_force_removes_nothing_behind_a_link(tmp_path, quiet):
@@ -626,7 +633,7 @@ CELL = {"cell_type": "code", "source": "1", "outputs": [], "execution_count": No
         ("[]", "not a Jupyter notebook (it names no format)"),
         ("[" * 100_000, "not a Jupyter notebook (RecursionError"),
         ("\xff", "must be UTF-8 text"),
-        (json.dumps(FORMAT_3), "its nbformat must be 4, which this converts it to: jupyter nbconvert --to notebook"),
+        (json.dumps(FORMAT_3), "its nbformat must be 4; convert it with: jupyter nbconvert --to notebook"),
         (spoiled(nbformat=5), "its nbformat must be 4"),
         (spoiled(nbformat="4"), "it names no format"),
         (spoiled(metadata={}), "its metadata name no kernel or language: open it in JupyterLab, choose a Python 3"),

@@ -243,7 +243,7 @@ def test_ctrl_c_keeps_finished_cells_and_leaves_nothing_running(study, tmp_path)
         _, errors = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 130 and "same command goes on" in errors and "Traceback" not in errors
+    assert running.returncode == 130 and "same command again to resume" in errors and "Traceback" not in errors
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, alive
     kept = records.read(folder / "records" / "baselines").requests

@@ -7,15 +7,19 @@
 True
 """
 
+from erlab import submodules
 from erlab.routing.compiled import CompiledRouter, Routing
 
 __all__ = ["CompiledRouter", "PromptRouter", "Routing"]
 
 
+_load, _ = submodules(__name__, ["clusterers", "evaluation", "policies", "training"])
+
+
 def __getattr__(name: str):
-    """`PromptRouter`, loaded when it is asked for: scikit-learn takes a second to import, and deciding needs none."""
+    """`PromptRouter`, imported on first use: scikit-learn takes a second to import, and deciding needs none."""
     if name == "PromptRouter":
         from erlab.routing.router import PromptRouter
 
         return PromptRouter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _load(name)

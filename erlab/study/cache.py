@@ -6,6 +6,7 @@ where the step writes and that no run of it made: they are never removed. Only c
 metadata and prose don't.
 """
 
+import ast
 import contextlib
 import json
 import shlex
@@ -47,14 +48,15 @@ def code_cells(notebook: Path) -> list[str]:
 def dependencies(cells: Iterable[str], parameters: Mapping, inputs: Mapping[str, str]) -> dict:
     """All that a step's result depends on, ready for JSON; `inputs` are hashes by file name."""
     cells = list(cells)
-    code: dict[str, str] = {}
+    sources = []
     for cell in cells:
         with contextlib.suppress(SyntaxError):  # shows when the cell runs
-            code |= fingerprint.code_of(_python(cell))
+            ast.parse(source := _python(cell))
+            sources.append(source)
     return {
         "notebook": fingerprint.of_text("\n\n".join(cells)),
         "parameters": json.loads(json.dumps(dict(parameters), sort_keys=True)),
-        "code": dict(sorted(code.items())),
+        "code": dict(sorted(fingerprint.code_of("\n".join(sources)).items())),  # together: one cell's imports are all's
         "inputs": dict(sorted(inputs.items())),
     }
 

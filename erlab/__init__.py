@@ -39,11 +39,7 @@ def submodules(package: str, names: Sequence[str]) -> tuple[Callable, Callable]:
     return load, lambda: sorted(names)
 
 
-_load, _names = submodules(__name__, __all__)
-
-
-def __dir__() -> list[str]:
-    return _names()
+_load, __dir__ = submodules(__name__, __all__)
 
 
 def __getattr__(name: str):

@@ -10,10 +10,8 @@ True
 from erlab import submodules
 from erlab.routing.compiled import CompiledRouter, Routing
 
-__all__ = ["CompiledRouter", "PromptRouter", "Routing"]
-
-
-_load, _ = submodules(__name__, ["clusterers", "evaluation", "policies", "training"])
+__all__ = ["CompiledRouter", "PromptRouter", "Routing", "clusterers", "evaluation", "policies", "training"]
+_load, __dir__ = submodules(__name__, __all__)
 
 
 def __getattr__(name: str):

@@ -13,7 +13,8 @@ from typer.main import get_command
 from erlab import paper, paths, simulation
 from erlab.commands.app import app
 from erlab.paper import CLAIMS
-from erlab.results import claims, records
+from erlab.prompts import datasets
+from erlab.results import claims
 from erlab.routing import PromptRouter
 from erlab.serving import profiles, scaling
 from erlab.serving.engines.kinds import kind
@@ -87,7 +88,7 @@ def test_verdicts_name_claims_of_the_paper():
 @simulates
 def test_simulated_verdicts_are_those_of_the_simulation():
     """Without a study's router and gateway: clusters of equal size, the default time of the gateway."""
-    simulated = records.join(*(simulation.sweep(paper.SYSTEMS["v2"], paper.LOADS, seed=seed) for seed in range(2)))
+    simulated = simulation.sweep(paper.SYSTEMS["v2"], paper.LOADS, seed=0)
     shown = {statement: verdict for statement, _, verdict in table("claim of the paper")}
     ids = [claim.id for claim in CLAIMS if claim.statement in shown]
     ledger = claims.ledger(simulated, ids, resamples=0)
@@ -101,7 +102,7 @@ def test_papermill_examples_run(line, tmp_path):
     _, notebook, output, *parameters = shlex.split(line)
     command = [sys.executable, "-m", "papermill", notebook, str(tmp_path / output), *parameters]
     command += ["-p", "results", str(tmp_path / "results"), "--no-progress-bar"]
-    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / output).is_file()
     if "extend" in notebook:
@@ -116,8 +117,8 @@ def check_extensions(folder):
     weights = [(folder / name / "model.safetensors").read_bytes() for name in ("engine", "plain")]
     assert weights[0] != weights[1]
     router = PromptRouter.load(folder / "router")
-    prompts = ["salt?", "Explain " + "how to braise the chicken with garlic and lemon, " * 4]
-    short, long = router.route(prompts).difficulty
+    longest = max(datasets.load(per_domain=50)["text"], key=len)
+    short, long = router.route(["salt?", longest]).difficulty
     assert 0 < short < long < 1 and len(router.centers_) == 8
     assert pd.read_csv(folder / "figures" / "fig8.csv").ttft_p99_s.notna().all()
     assert (folder / "figures" / "fig8.pdf").is_file()

@@ -38,8 +38,9 @@ def test_one_parameters_cell_of_plain_assignments(notebook):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_knows_every_parameter(path):
     """It skips a line that it cannot parse, such as one with an equals sign in its comment."""
-    (source,) = (c.source for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", []))
-    assigned = {target.id for node in ast.parse(source).body for target in node.targets}
+    cells = nbformat.read(path, as_version=4).cells
+    (tagged,) = (c for c in cells if "parameters" in c.metadata.get("tags", []))
+    assigned = {target.id for node in ast.parse(tagged.source).body for target in node.targets}
     assert papermill.inspect_notebook(path).keys() == assigned
 
 

@@ -244,8 +244,8 @@ def provenance(*settings: Setting) -> str:
 def numbers(*settings: Setting) -> pd.DataFrame:
     """Return the values of the curves at each setting's largest load, one column per setting."""
     names = {"users": "Concurrent users"} | CURVES
-    columns = {label(s): summary(s).iloc[-1][list(names)].astype(float) for s in settings}
-    return pd.DataFrame(columns).rename(index=names).round(3)
+    columns = [summary(s).iloc[-1][list(names)].astype(float) for s in settings]
+    return pd.DataFrame(columns, index=[label(s) for s in settings]).T.rename(index=names).round(3)
 
 
 def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, most: int = 32) -> pd.DataFrame:

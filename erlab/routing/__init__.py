@@ -42,15 +42,17 @@ An added entry is removed like one of any dictionary:
 >>> del FEATURES["short characters"], CLUSTERERS["bisecting"], POLICIES["farthest"]
 """
 
+from erlab import submodules
 from erlab.routing.compiled import CompiledRouter, Routing
 
-__all__ = ["CompiledRouter", "PromptRouter", "Routing"]
+__all__ = ["CompiledRouter", "PromptRouter", "Routing", "clusterers", "evaluation", "policies", "training"]
+_load, __dir__ = submodules(__name__, __all__)
 
 
 def __getattr__(name: str):
-    """`PromptRouter`, loaded when it is asked for: scikit-learn takes a second to import, and deciding needs none."""
+    """`PromptRouter`, imported on first use: scikit-learn takes a second to import, and deciding needs none."""
     if name == "PromptRouter":
         from erlab.routing.router import PromptRouter
 
         return PromptRouter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _load(name)

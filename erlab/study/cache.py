@@ -6,6 +6,7 @@ files at its output places that no run of it made; these are never removed. Only
 outputs, tags, metadata and prose.
 """
 
+import ast
 import contextlib
 import json
 import shlex
@@ -55,15 +56,16 @@ def dependencies(
         inputs: SHA-256 of each input file by name.
         without: Modules that the step does not run, see `fingerprint.code_of`.
     """
-    cells, without = list(cells), tuple(without)
-    code: dict[str, str] = {}
+    cells = list(cells)
+    sources = []
     for cell in cells:
         with contextlib.suppress(SyntaxError):  # the cell fails when it runs
-            code |= fingerprint.code_of(_python(cell), without)
+            ast.parse(source := _python(cell))
+            sources.append(source)
     return {
         "notebook": fingerprint.of_text("\n\n".join(cells)),
         "parameters": json.loads(json.dumps(dict(parameters), sort_keys=True)),
-        "code": dict(sorted(code.items())),
+        "code": dict(sorted(fingerprint.code_of("\n".join(sources), without).items())),  # one cell's imports are all'
         "inputs": dict(sorted(inputs.items())),
     }
 

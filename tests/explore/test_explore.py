@@ -228,3 +228,10 @@ def test_requirements_follow_the_panel():
     search.ttft.value = 0
     search.button.click()
     assert "must be above 0" in search.answer.value and not search.table.value
+
+
+def test_a_setting_can_be_compared_with_itself(tmp_path):
+    """As with `papermill notebooks/explore.ipynb out.ipynb -p system E`, whose other setting is E too."""
+    shown = panel.Panel(ROOF, ROOF)
+    assert bytes(shown.image.value).startswith(b"\x89PNG") and explore.numbers(*shown.settings).shape[1] == 2
+    assert all(file.is_file() for file in explore.save(tmp_path, *shown.settings))

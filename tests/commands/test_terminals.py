@@ -41,7 +41,7 @@ SHOWN = {  # what a command is asked, and what it says
     ("doctor", "--profile", "smoke", "--results", "{}"): "Profiles that can run here: ",
     ("simulate", "--system", "D", "--users", 2, "--steps", "roofline", "--out", "{}/sïm.parquet"): "ttft_median_s",
     ("route", "die größe → 日本", "--router", "{}/router"): " cluster ",
-    ("claims", "--records", "{}/all.parquet", "--id", "v2-8b-wide", "--rows"): "v2-8b-wide rests on",
+    ("claims", "--records", "{}/all.parquet", "--id", "v2-8b-wide", "--rows"): "v2-8b-wide depends on the assumptions",
     ("figures", "--records", "{}/all.parquet", "--out", "{}/fïg", "--format", "png"): "fig2.csv",
 }
 PLANNED = {

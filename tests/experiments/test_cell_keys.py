@@ -51,7 +51,7 @@ def test_a_cell_depends_on_the_code_that_measures_it_by_its_meaning(package, mod
         "results/claims",
         "simulation/system",
         "serving/engines/emulated",
-        "serving/engines/onegpu",
+        "serving/engines/one_gpu",
     ],
 )
 def test_a_cell_does_not_depend_on_what_plans_shows_or_simulates(package, module):

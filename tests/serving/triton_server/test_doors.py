@@ -30,7 +30,7 @@ def attacked(echo):
 
 
 def test_only_grpc_and_metrics_listen_and_only_on_the_loopback(attacked):
-    assert {f"{ip}:{port}" for ip, port in listening(attacked._keeper.pid)} == {attacked.grpc, attacked.metrics}
+    assert {f"{ip}:{port}" for ip, port in listening(attacked._keeper.pid)} == {attacked.grpc, *attacked.metrics.values()}
 
 
 @pytest.mark.parametrize("headers", [(), (("triton-grpc-protocol-erlab-key", "guess"),)], ids=["no key", "a guess"])
@@ -99,8 +99,9 @@ def test_every_start_has_a_key_of_its_own(attacked, echo):
 
 
 def test_the_metrics_port_only_answers_reads(attacked):
-    host, port = attacked.metrics.split(":")
-    page = urllib.request.urlopen(f"http://{attacked.metrics}/metrics", timeout=30).read()
+    (address,) = attacked.metrics.values()
+    host, port = address.split(":")
+    page = urllib.request.urlopen(f"http://{address}/metrics", timeout=30).read()
     assert b"nv_inference" in page and attacked._key.encode() not in page
     with socket.create_connection((host, int(port)), timeout=30) as raw:
         raw.sendall(b"PUT /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")

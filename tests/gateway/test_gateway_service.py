@@ -171,11 +171,14 @@ def test_stock_aio_tritonclient_works_unchanged(gateway, fake):
             before = fake.cancelled.total()
             hanging.cancel()
             await asyncio.to_thread(fake.wait, lambda: fake.cancelled.total() == before + 1)
-            with pytest.raises(grpc.aio.AioRpcError) as late:
-                async for _ in stock.stream_infer(requests("hang"), stream_timeout=2.0):
-                    pass
-            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await asyncio.to_thread(fake.wait, lambda: fake.cancelled.total() == before + 2)
+            before, pieces, seconds = fake.cancelled.total(), 0, 1.0
+            while not pieces:  # on a busy machine the deadline may pass before the request reaches its expert
+                with pytest.raises(grpc.aio.AioRpcError) as late:
+                    async for _ in stock.stream_infer(requests("hang"), stream_timeout=seconds):
+                        pieces += 1
+                assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                seconds *= 2
+            await asyncio.to_thread(fake.wait, lambda: fake.cancelled.total() > before and not fake.in_flight.total())
 
     asyncio.run(main())
 

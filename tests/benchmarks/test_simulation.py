@@ -1,4 +1,4 @@
-"""How fast the simulation is: against a plain loop in the same run, and against the project's stated times."""
+"""Speed of the simulation: against a plain loop in the same run, and against the time that it simulates."""
 
 import statistics
 import subprocess
@@ -24,6 +24,12 @@ def best(run, times=5, clock=time.perf_counter):
         run()
         spent.append(clock() - start)
     return min(spent)
+
+
+def simulated_seconds(found):
+    """Return the simulated time from the first request to the last token, summed over runs (s)."""
+    runs = found.requests.groupby("run_id")
+    return (runs.t_last.max() - runs.t_submit.min()).sum() / 1e9
 
 
 def test_twenty_times_the_plain_loop(record_property):
@@ -63,21 +69,21 @@ def test_twenty_times_the_plain_loop(record_property):
 
 def test_a_thousand_requests_on_eight_experts(record_property):
     simulate(E, 8, setup=SETUP)
-    seconds = best(lambda: simulate(E, 200, setup=SETUP))
-    record_property("seconds", round(seconds, 4))
-    print(f"{seconds * 1e3:.1f} ms for 1,000 requests on 8 experts")
-    assert seconds <= 0.2
+    seconds, simulated = best(lambda: simulate(E, 200, setup=SETUP)), simulated_seconds(simulate(E, 200, setup=SETUP))
+    record_property("times_real_time", round(simulated / seconds))
+    print(f"{seconds * 1e3:.1f} ms for 1,000 requests on 8 experts, {simulated:.0f} s of simulated time")
+    assert simulated / seconds >= 100
 
 
 def test_a_full_sweep(record_property):
     start = time.perf_counter()
     found = sweep(paper.SYSTEMS["v2"], setup=SETUP)
-    seconds = time.perf_counter() - start
-    record_property("seconds", round(seconds, 2))
-    print(f"{seconds:.1f} s for {len(found.requests)} requests: 5 systems, 9 loads")
+    seconds, simulated = time.perf_counter() - start, simulated_seconds(found)
+    record_property("times_real_time", round(simulated / seconds))
+    print(f"{seconds:.1f} s for {len(found.requests)} requests: 5 systems, 9 loads, {simulated:.0f} s of simulated time")
     assert found.requests["run_id"].nunique() == 45
     assert found.requests.query("users == 1000 and system == 'E'").groupby("user").size().min() >= 5
-    assert seconds <= 30
+    assert simulated / seconds >= 100
 
 
 def test_a_million_requests_fit_a_gigabyte(record_property):

@@ -59,8 +59,8 @@ def test_what_a_thousand_users_add(gap, record_property):
     }
     print(found)
     record_property("users", str(found))
-    # Both ways of a first token also hold how the echo's process and the users' take turns on these cores.
-    assert np.median(added) <= 1.0 and np.median(ttft) <= 5.0
+    # Of the time between two responses, and of the 0.5 s to the first.
+    assert np.median(added) <= 0.01 * gap * 1e3 and np.median(ttft) <= 0.01 * 0.5 * 1e3
 
 
 def ours_adds(count, _):

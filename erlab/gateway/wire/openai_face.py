@@ -186,42 +186,34 @@ class _Face:
 class _Reply:
     """A Reply whose response begins with the first piece, so that an earlier failure still has its own HTTP status.
 
-    aiohttp begins and ends a streamed response; the pieces bypass it and go to the connection directly.
+    Pieces are pushed, not awaited: what aiohttp writes fills the connection's buffer at once.
     """
 
     def __init__(self, request: web.Request, stream: bool):
         self._request, self._stream = request, stream
-        self._chunked, self._protocol = request.version >= HttpVersion11, request.protocol
-        self._transport: asyncio.Transport | None = None  # set when the response has begun
         self.response = web.StreamResponse() if stream else web.Response(content_type="application/json")
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
-        if self._transport is None and not self._begin(data, routed):
-            return
-        if not self._transport.is_closing():  # else the client has disconnected, and aiohttp is about to cancel
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-
-    def _begin(self, data: bytes, routed: Routed | None) -> bool:
-        """Begin the response; returns whether the piece has still to be written."""
         if routed:
             self.response.headers.update(_headers(routed))
-        transport = self._request.transport
         if not self._stream:
             self.response.body = data
-            return False
-        if transport is None:
-            return False  # the client has disconnected
+            return
+        with suppress(ConnectionError):  # the client has disconnected, and aiohttp is about to cancel
+            if not self.response.prepared:
+                self._begin()
+            _at_once(self._request.writer.write(data, drain=False))
+
+    def _begin(self) -> None:
         self.response.content_type = "text/event-stream"
         self.response.headers["Cache-Control"] = "no-cache"
-        if not self._chunked:
+        if self._request.version < HttpVersion11:
             self.response.force_close()  # the only end of a stream that HTTP/1.0 knows
         _at_once(self.response.prepare(self._request))
-        self._transport = transport
-        return True
 
     @property
     def paused(self) -> bool:
-        return self._stream and self._protocol.writing_paused
+        return self._stream and self._request.protocol.writing_paused
 
     async def resumed(self) -> None:
         with suppress(ConnectionError):  # the client has disconnected
@@ -229,12 +221,12 @@ class _Reply:
 
 
 def _at_once(coroutine: Coroutine) -> None:
-    """Run a coroutine that never waits, such as aiohttp's `prepare`, which only fills the connection's buffer."""
+    """Run a coroutine of aiohttp's that only fills the connection's buffer and so never waits."""
     try:
         coroutine.send(None)
     except StopIteration:
         return
-    raise RuntimeError("aiohttp waits before it begins a response")
+    raise RuntimeError("aiohttp waits before it writes")
 
 
 def _headers(routed: Routed) -> dict[str, str]:

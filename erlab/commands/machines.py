@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from erlab import paper
-from erlab.commands import options, printed
+from erlab.commands import loads, options, printed
 from erlab.commands.options import NewRecords, Profile, Results, Seed, Upstream
 from erlab.errors import ErlabError
 from erlab.serving import profiles
@@ -76,6 +76,27 @@ def simulate(
             callback=options.COUNT,
         ),
     ] = None,
+    rate: loads.Rate = None,
+    constant_rate: loads.ConstantRate = None,
+    trace: loads.TraceFile = None,
+    speed: loads.Speed = None,
+    lengths: loads.Lengths = None,
+    trace_format: loads.TraceFormat = None,
+    trace_columns: loads.TraceColumns = None,
+    block_tokens: loads.BlockTokens = None,
+    duration: loads.Duration = None,
+    requests: loads.Requests = None,
+    think: loads.Think = None,
+    warmup: loads.Warmup = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="With --trace: longest request, input and output tokens; longer ones are cut (default: the model's "
+            "8192, up to 32768 for a model like Llama 3.1).",
+            parser=options.whole,
+            callback=options.number("be a whole number from 2048 to 32768", lambda tokens: 2048 <= tokens <= 32768),
+        ),
+    ] = None,
     seed: Seed = 0,
     kv_gib: Annotated[
         float | None,
@@ -126,25 +147,45 @@ def simulate(
 ):
     """Simulate a system of the paper on a DGX H100; write request records and print a summary.
 
+    The load is a closed loop with the paper's lengths, unless a rate or a trace is given.
+
     Examples:
 
     \b
       erlab simulate --system D                              all loads of the paper
       erlab simulate --system E --users 600 --users 1000     two loads
       erlab simulate --system D --users 400 --kv-gib 4.5 --policy spill
+      erlab simulate --system E --rate 40 --duration 10min --warmup 1min
+      erlab simulate --system E --trace azure.csv --speed 10 --policy least_outstanding
       erlab simulate --system TP8 --paper v1 --era none
     """
     from erlab import simulation
+    from erlab.prompts.loads import Load
     from erlab.results import metrics, records
 
     simulated, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
     if policy is not None and not simulated.router:
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
     policy = "nearest" if policy is None else policy
-    loads = users or paper.LOADS
-    found = simulation.sweep({system: simulated}, loads, setup=setup, seed=seed, cluster=cluster, policy=policy)
+    shape = loads.make(
+        users, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
+        think, warmup,
+    )  # fmt: skip
+    if shape == Load():
+        counts = users or paper.LOADS
+        found = simulation.sweep({system: simulated}, counts, setup=setup, seed=seed, cluster=cluster, policy=policy)
+    elif cluster is not None:
+        raise ErlabError(f"--cluster simulates closed loops of the paper's requests only. Got {cluster!r}.")
+    else:
+        routing = {"policy": policy} if simulated.router else {}
+        counts = (users or paper.LOADS) if shape.closed else [1]
+        parts = [simulation.replay(simulated, shape, n, setup=setup, seed=seed, context=context, **routing) for n in counts]
+        found = records.join(*parts)
     records.save(out, found)
-    columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "e2e_median_s"]
+    columns = ["users", "requests", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "tpot_p99_ms", "e2e_median_s"]
     table = metrics.summarise(found.requests)[[*columns, "output_throughput"]]
-    printed.table(f"{simulated.title}: {setup.machine}", table.astype(object))
+    title = f"{simulated.title}: {setup.machine}" + (f", {shape.title()}" if shape != Load() else "")
+    printed.table(title, table.astype(object))
+    if shape != Load():
+        loads.note_cut(found.runs)
     printed.line(out)

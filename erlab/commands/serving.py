@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from erlab import paper
-from erlab.commands import options, printed
+from erlab.commands import loads, options, printed
 from erlab.commands.options import NewRecords, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
 from erlab.errors import ErlabError
 from erlab.serving import profiles
@@ -106,9 +106,34 @@ def users(
         typer.Option(help="KServe v2 gRPC server: Triton or a gateway.", metavar="HOST:PORT", callback=options.TRITON),
     ],
     count: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--users",
+            help="Concurrent users of a closed loop; repeat for several loads (default: 8).",
+            parser=options.whole,
+            callback=options.COUNT,
+        ),
+    ] = None,
+    rate: loads.Rate = None,
+    constant_rate: loads.ConstantRate = None,
+    trace: loads.TraceFile = None,
+    speed: loads.Speed = None,
+    lengths: loads.Lengths = None,
+    trace_format: loads.TraceFormat = None,
+    trace_columns: loads.TraceColumns = None,
+    block_tokens: loads.BlockTokens = None,
+    duration: loads.Duration = None,
+    requests: loads.Requests = None,
+    think: loads.Think = None,
+    warmup: loads.Warmup = None,
+    repeat: Annotated[
         int,
-        typer.Option("--users", help="Concurrent users.", parser=options.whole, callback=options.COUNT),
-    ] = 8,
+        typer.Option(
+            help="Repetitions of each load, with seeds from --seed on; figures then draw confidence bands.",
+            parser=options.whole,
+            callback=options.number("be a whole number from 1 to 1000", lambda number: 1 <= number <= 1000),
+        ),
+    ] = 1,
     model: Annotated[
         list[str] | None, typer.Option(help="Model to query; repeat to alternate between several (default: router).")
     ] = None,
@@ -119,25 +144,45 @@ def users(
     name: Annotated[str, typer.Option(help="Name of the system in the records.")] = "custom",
     out: NewRecords = Path("users.parquet"),
 ):
-    """Load-test a running server with closed-loop users; write request records and print a summary.
+    """Load-test a running server with users in closed or open loop; write request records and print a summary.
 
-    Example:
+    Prompts are cut or extended to the lengths of the profile's workload or of the trace. Exit status 1 if every request
+    failed.
+
+    Examples:
 
     \b
-      erlab users --address 127.0.0.1:8001 --users 32 --out load.parquet
+      erlab users --address 127.0.0.1:8001 --users 1 --users 8 --users 32
+      erlab users --address 127.0.0.1:8001 --users 8 --think 3s --duration 5min --warmup 30s
+      erlab users --address 127.0.0.1:8001 --rate 2.5 --requests 500 --repeat 3
+      erlab users --address 127.0.0.1:8001 --trace azure.csv --speed 2 --lengths 0.05 --duration 5min
     """
-    from erlab.experiments import live
+    from erlab.experiments import cell, live
     from erlab.prompts import datasets
     from erlab.results import metrics, records
 
     models = tuple(model or ("router",))
+    shape = loads.make(
+        count, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
+        think, warmup,
+    )  # fmt: skip
     corpus = datasets.load(prompts, seed=seed, text=text)
-    with printed.requests_bar() as progress:
-        rows, run = live.load(address, models, count, profiles.profile(profile), corpus, name, seed, progress)
-    records.write(out, rows, run)
+    rows, runs = [], []
+    for load in dict.fromkeys(count or [8]) if shape.closed else [1]:
+        for each in range(seed, seed + repeat):
+            with printed.requests_bar() as progress:
+                made, run = live.load(
+                    address, models, load, profiles.profile(profile), corpus, name, each, progress, shape
+                )
+            rows, runs = rows + made, [*runs, run]
+    records.write(out, rows, *runs)
     found = records.read(out)
-    columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
-    printed.table(f"{address}, concurrent users: {count}", metrics.summarise(found.requests)[columns].astype(object))
+    columns = ["users", "runs", "requests", "failed", "ttft_median_s", "ttft_p99_s", "tpot_median_ms", "tpot_p99_ms"]
+    columns += ["e2e_median_s", "e2e_p99_s", "output_throughput"]
+    printed.table(f"{address}, {shape.title()}", metrics.summarise(found.requests)[columns].astype(object))
+    loads.note_cut(found.runs)
+    if reason := cell.why_invalid(rows, restarts=0):
+        printed.leave(f"{reason} Records: {out}", 1)
     printed.line(out)
 
 

@@ -15,7 +15,8 @@ from datasets import Dataset
 from erlab import machine, provenance, users
 from erlab.experiments import table1
 from erlab.paths import Folders
-from erlab.prompts import workload
+from erlab.prompts import traffic
+from erlab.prompts.loads import Load, counted
 from erlab.serving import deployment, external, nvidia, profiles, scaling
 from erlab.serving.deployment import Running
 from erlab.spec import Profile, System, require
@@ -89,30 +90,42 @@ def load(
     name: str = "custom",
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    shape: Load = Load(),
 ) -> tuple[list[dict], dict]:
-    """Load-test any KServe v2 gRPC server with closed-loop users.
+    """Load-test any KServe v2 gRPC server.
+
+    Requests longer than those of the profile's workload are cut.
 
     Args:
         address: HOST:PORT.
         models: Models to query; user i always uses models[i mod n].
-        count: Concurrent users.
+        count: Concurrent users of a closed loop.
         profile: Its workload gives the token lengths and the requests per user, its deadline is each request's.
         name: Name of the system in the records. Their machine is the users'.
         seed: Seed of the requests.
         progress: Called with the number of finished requests.
+        shape: How requests are sent.
 
     Returns:
         Request records, one row per request, and the run's description.
     """
-    requests = workload.requests(prompts, profile.workload, count, seed)
+    lengths = profile.workload
+    most = lengths.input_tokens.maximum, lengths.output_tokens.maximum
+    wanted = shape.traffic(lengths, count, seed)
+    sent = traffic.cut(wanted, sum(most), *most)
+    requests = traffic.requests(prompts, sent, seed)
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    rows = users.run(address, models, requests, timeout=profile.deadline, progress=progress)
+    rows = users.run(
+        address, models, requests, timeout=profile.deadline, progress=progress, **traffic.schedule(sent)
+    )
+    rows = [row for row, kept in zip(rows, counted(shape, [row.get("t_submit", 0) for row in rows])) if kept]
+    cut = int(((sent.input_tokens < wanted.input_tokens) | (sent.output_tokens < wanted.output_tokens)).sum())
     common = {
-        "run_id": f"{profile.name}-users-{name}-{count}-s{seed}-{started:%Y%m%dT%H%M%SZ}",
+        "run_id": f"{profile.name}-users-{name}-{wanted.users}-s{seed}{shape.tag()}-{started:%Y%m%dT%H%M%SZ}",
         "system": name,
         "source": "measured",
         "machine": machine.title(),
-        "users": count,
+        "users": wanted.users,
     }
     run = {
         "experiment": "users",
@@ -122,5 +135,6 @@ def load(
         "seed": seed,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
+        "load": shape.describe() | {"cut": cut},
     }
     return [row | common for row in rows], common | run

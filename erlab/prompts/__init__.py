@@ -2,5 +2,5 @@
 
 from erlab import submodules
 
-__all__ = ["datasets", "workload"]
+__all__ = ["datasets", "loads", "traces", "traffic", "workload"]
 __getattr__, __dir__ = submodules(__name__, __all__)

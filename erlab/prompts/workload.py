@@ -97,23 +97,56 @@ def requests(prompts: "Dataset", workload: Workload, users: int, seed: int) -> l
     require(seed >= 0, "seed", "requests", "be at least 0", seed)
     turns = workload.turns_for(users)
     count = users * turns
-    held_back = [i for i, split in enumerate(prompts["split"]) if split == "held_back"]
-    if not held_back:
-        raise ErlabError(f"None of the {len(prompts)} prompts is held back for the users; more prompts are needed.")
-    chosen = prompts.select(held_back).to_dict()
-    ids, domains, texts = chosen["id"], chosen["domain"], [text.encode() for text in chosen["text"]]
-
-    rng = np.random.default_rng([seed, users])
-    rounds = -(-count // len(ids))
-    order = np.concatenate([rng.permutation(len(ids)) for _ in range(rounds)])[:count].tolist()
+    texts, rng = HeldBack(prompts), np.random.default_rng([seed, users])
+    order = texts.order(rng, count)
     inputs = sample(workload.input_tokens, rng, count).tolist()
     outputs = sample(workload.output_tokens, rng, count).tolist()
-    following = _following(domains)
-    drawn = []
-    for i, tokens, max_tokens in zip(order, inputs, outputs):
-        text = _fit(texts, following, i, max(1, tokens - 1))
-        drawn.append(Request(ids[i], domains[i], text, len(text.encode()) + 1, max_tokens))
+    drawn = [texts.request(i, tokens, max_tokens) for i, tokens, max_tokens in zip(order, inputs, outputs)]
     return [drawn[u * turns : (u + 1) * turns] for u in range(users)]
+
+
+class HeldBack:
+    """The held-back prompts, cut or extended to token lengths as `requests` describes.
+
+    Args:
+        prompts: Columns as of `datasets.load`.
+
+    Raises:
+        ErlabError: No prompt is held back.
+    """
+
+    def __init__(self, prompts: "Dataset"):
+        held_back = [i for i, split in enumerate(prompts["split"]) if split == "held_back"]
+        if not held_back:
+            raise ErlabError(f"None of the {len(prompts)} prompts is held back for the users; more prompts are needed.")
+        chosen = prompts.select(held_back).to_dict()
+        self._ids, self._domains = chosen["id"], chosen["domain"]
+        self._texts = [text.encode() for text in chosen["text"]]
+        self._following = _following(self._domains)
+
+    def order(self, rng: np.random.Generator, count: int) -> list[int]:
+        """Draw `count` prompts, all once before any a second time; return their indices."""
+        n = len(self._ids)
+        return np.concatenate([rng.permutation(n) for _ in range(-(-count // n))])[:count].tolist()
+
+    def request(self, i: int, tokens: int, max_tokens: int) -> Request:
+        """Make a request with prompt `i`, fitted to `tokens`."""
+        text = self.fit(i, max(1, tokens - 1))
+        return Request(self._ids[i], self._domains[i], text, len(text.encode()) + 1, max_tokens)
+
+    def next_of_domain(self, i: int) -> int:
+        """Return the index of the prompt after `i` of the same domain, cyclically."""
+        return self._following[i]
+
+    def fit(self, i: int, size: int) -> str:
+        """Return prompt `i`, extended with its successors and cut to `size` bytes of UTF-8."""
+        parts, missing = [self._texts[i]], size - len(self._texts[i])
+        while missing > 0:
+            i = self._following[i]
+            parts.append(self._texts[i])
+            missing -= len(self._texts[i]) + 2
+        cut = b"\n\n".join(parts)[:size].decode(errors="ignore")
+        return cut + "." * (size - len(cut.encode()))
 
 
 def _following(domains: list[str]) -> list[int]:
@@ -126,16 +159,6 @@ def _following(domains: list[str]) -> list[int]:
     for domain, i in last.items():
         following[i] = first[domain]
     return following
-
-
-def _fit(texts: list[bytes], following: list[int], i: int, size: int) -> str:
-    """Return prompt `i`, extended with its successors and cut to `size` bytes of UTF-8."""
-    whole = texts[i]
-    while len(whole) < size:
-        i = following[i]
-        whole += b"\n\n" + texts[i]
-    cut = whole[:size].decode(errors="ignore")
-    return cut + "." * (size - len(cut.encode()))
 
 
 def stored(folders: Folders) -> "Dataset":

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from erlab import paper
+from erlab.prompts.traffic import Traffic, open_loop
 from erlab.prompts.workload import sample
 from erlab.results import records
 from erlab.simulation import events
 from erlab.simulation.engine import SimulatedEngine
 from erlab.simulation.steptimes import NS
-from erlab.simulation.system import Setup, Traffic, as_records, describe, expert_names, make_engines, schedule, trace
+from erlab.simulation.system import Setup, as_records, describe, expert_names, make_engines, schedule
 from erlab.spec import System, Workload, is_number, require
 
 CONTROLLERS = ("fixed", "reactive", "forecasting")
@@ -95,7 +96,7 @@ def shifting_load(
     edges = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
     chosen = (rng.uniform(size=(len(at), 1)) > edges).sum(axis=1).clip(max=experts - 1)
     lengths = sample(workload.input_tokens, rng, len(at)), sample(workload.output_tokens, rng, len(at))
-    return trace(at, *lengths), chosen
+    return open_loop(at, *lengths), chosen
 
 
 class _Replicas:
@@ -195,8 +196,9 @@ def simulate_autoscaled(
     require(len(chosen) == n, "chosen", "simulate_autoscaled", f"name an expert for each of {n} requests", len(chosen))
     requests, engines = make_engines(system, traffic, setup)
     replicas, experts_of = _Replicas(engines, experts, controller), np.asarray(chosen).tolist()
-    submit, following = schedule(traffic)
-    events.run(engines, submit, following, [0] * n, lambda i: replicas.choose(experts_of[i], submit[i]))
+    plan = schedule(traffic)
+    submit = plan["submit"]
+    events.run(engines, delay=[0] * n, route=lambda i: replicas.choose(experts_of[i], submit[i]), **plan)
     run = describe(system, traffic.users, setup, seed=0) | {
         "run_id": f"autoscaled-{system.name}-{controller.kind}", "experiment": "autoscaling",
         "controller": asdict(controller), "moves": replicas.moves,

@@ -4,6 +4,7 @@ At one instant engines finish first, then requests arrive, then engines start, s
 ends can join the next one.
 """
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
@@ -19,7 +20,9 @@ def run(
     following: Sequence[int],
     delay: Sequence[int],
     route: Callable[[int], int] | Sequence[int],
-    pause: int = 0,
+    pauses: Sequence[int] | None = None,
+    earliest: Sequence[int] | None = None,
+    until: float = math.inf,
 ) -> array:
     """Run until every request has its last token.
 
@@ -31,7 +34,9 @@ def run(
         following: Per request, the request that its user submits after the answer; -1 for none.
         delay: Per request, time between submission and arrival at the engine (gateway), ns.
         route: Engine of each request: a sequence, or a function that is called when the request leaves the gateway.
-        pause: Time between an answer and the user's next request, ns.
+        pauses: Per request, time between the answer before and its submission, ns (default 0).
+        earliest: Per request that follows an answer, the earliest submission time, ns (default 0).
+        until: Time from which on no request follows an answer, ns; such a request stays at -1 in `submit`.
 
     Returns:
         Engine index of each request.
@@ -50,8 +55,10 @@ def run(
             for done in engine.finish():
                 i = following[done]
                 if i >= 0:
-                    submit[i] = now + pause
-                    heappush(heap, (now + pause + delay[i], ARRIVE, i, 0))
+                    at = now if pauses is None else max(now + pauses[i], earliest[i])
+                    if at < until:
+                        submit[i] = at
+                        heappush(heap, (at + delay[i], ARRIVE, i, 0))
             if heap and heap[0][0] == now:
                 due[index] = True
                 heappush(heap, (now, START, index, 0))

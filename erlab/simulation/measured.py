@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from erlab import paper
+from erlab.prompts.traffic import Traffic
 from erlab.results import metrics
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import Gpu, gpu
 from erlab.simulation.steptimes import NS
-from erlab.simulation.system import Setup, Traffic, simulate
+from erlab.simulation.system import Setup, simulate
 from erlab.simulation.vllm import BATCHED_TOKENS, BLOCK_TOKENS
 from erlab.spec import Expert, System, require
 
@@ -96,7 +97,7 @@ def traffic(requests: pd.DataFrame, ticks: int = NS) -> Traffic:
         turn=column("turn"),
         input_tokens=column("input_tokens"),
         output_tokens=column("output_tokens"),
-        start=requests.loc[first, "t_submit"].to_numpy(dtype=float) / ticks,
+        at=requests["t_submit"].where(first, 0).to_numpy(dtype=float) / ticks,
         pause=max(0.0, float(pauses.median()) / ticks) if len(pauses) else 0.0,
     )
 

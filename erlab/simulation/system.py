@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from erlab import paper
-from erlab.errors import ErlabError
-from erlab.prompts.workload import sample
+from erlab.prompts.traffic import Traffic, closed_loop
 from erlab.results import records
 from erlab.routing.compiled import Row
 from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, Fleet
@@ -98,81 +98,6 @@ def step_times(expert: Expert, setup: Setup) -> StepTimes:
     return StepTimes(parts, expert.max_sequence_tokens, slower, setup.prefill_overhead)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Requests of a load, grouped by user and ordered by turn.
-
-    Attributes:
-        user: User of each request, from 0; shape (n,), like the next three.
-        turn: Index of the request in its user's session.
-        input_tokens: At least 1.
-        output_tokens: At least 1.
-        start: Submission time of each user's first request, seconds; shape (users,).
-        pause: Seconds between an answer and the user's next request.
-    """
-
-    user: np.ndarray
-    turn: np.ndarray
-    input_tokens: np.ndarray
-    output_tokens: np.ndarray
-    start: np.ndarray
-    pause: float = 0.0
-
-    def __post_init__(self):
-        require(len(self.user) > 0, "user", "Traffic", "have at least one request", 0)
-        for name in ("turn", "input_tokens", "output_tokens"):
-            allowed = f"have an entry for each of {len(self.user)} requests"
-            require(len(getattr(self, name)) == len(self.user), name, "Traffic", allowed, len(getattr(self, name)))
-        require(len(self.start) >= self.users, "start", "Traffic", f"have {self.users} users' entries", len(self.start))
-        require(self.pause >= 0, "pause", "Traffic", "be at least 0 seconds", self.pause)
-        for name in ("input_tokens", "output_tokens"):
-            require(getattr(self, name).min() >= 1, name, "Traffic", "be at least 1", int(getattr(self, name).min()))
-
-    @property
-    def users(self) -> int:
-        return int(self.user.max()) + 1
-
-
-def closed_loop(workload: Workload, users: int, seed: int = 0) -> Traffic:
-    """Draw the load of closed-loop users.
-
-    It depends only on the arguments, so all systems get the same requests. Each of `users` users makes
-    `workload.turns_for(users)` requests.
-    """
-    turns = workload.turns_for(users)
-    rng = np.random.default_rng([seed, users])
-    n = users * turns
-    lengths = sample(workload.input_tokens, rng, n), sample(workload.output_tokens, rng, n)
-    return Traffic(np.repeat(np.arange(users), turns), np.tile(np.arange(turns), users), *lengths, np.zeros(users))
-
-
-def fixed_lengths(users: int, turns: int, input_tokens: int, output_tokens: int) -> Traffic:
-    """Make a closed-loop load whose requests have equal lengths."""
-    require(users >= 1, "users", "the load", "be at least 1", users)
-    require(turns >= 1, "turns", "the load", "be at least 1", turns)
-    n = users * turns
-    same = np.full(n, input_tokens), np.full(n, output_tokens)
-    return Traffic(np.repeat(np.arange(users), turns), np.tile(np.arange(turns), users), *same, np.zeros(users))
-
-
-def trace(at: Sequence[float], input_tokens: Sequence[int], output_tokens: Sequence[int]) -> Traffic:
-    """Make an open-loop load with one user per request.
-
-    Args:
-        at: Submission times, seconds, ascending from 0.
-        input_tokens: Prompt tokens of each request.
-        output_tokens: Output tokens of each request.
-    """
-    at = np.asarray(at, float)
-    n = len(at)
-    rises = np.diff(at, prepend=0.0) >= 0  # False for NaN
-    if not rises.all():
-        i = int(np.argmin(rises))
-        before = float(at[i - 1]) if i else 0.0
-        raise ErlabError(f"The load trace must rise from 0 s. Got {float(at[i])} s after {before} s at request {i}.")
-    return Traffic(np.arange(n), np.zeros(n, int), np.asarray(input_tokens), np.asarray(output_tokens), at)
-
-
 def simulate(
     system: System,
     users: int | None = None,
@@ -213,7 +138,7 @@ def simulate(
     n = len(traffic.user)
     rng = np.random.default_rng([seed, traffic.users, 1])
     requests, engines = make_engines(system, traffic, setup)
-    submit, following = schedule(traffic)
+    plan = schedule(traffic)
     columns = {}
     if system.router:
         delay = _gateway_delays(setup.gateway, rng, n)
@@ -222,15 +147,15 @@ def simulate(
         require(shares is None and decisions is None, "shares", "simulate", "be None for a baseline", shares)
         require(policy == "nearest", "policy", "simulate", "be left out for a baseline, which has no router", policy)
         delay, route = [0] * n, (traffic.user % system.count).tolist()
-    chosen = events.run(engines, submit, following, delay, route, round(traffic.pause * NS))
+    chosen = events.run(engines, delay=delay, route=route, **plan)
     run = describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}
     if system.router:
         columns |= {
             "expert": expert_names(system.name, system.count, chosen),
             "policy": pa.repeat(policy, n),
-            "t_routed": np.asarray(submit) + np.asarray(delay),
+            "t_routed": np.asarray(plan["submit"]) + np.asarray(delay),
         }
-    return as_records(run, traffic, submit, requests, columns)
+    return as_records(run, traffic, plan["submit"], requests, columns)
 
 
 def make_engines(system: System, traffic: Traffic, setup: Setup) -> tuple[Requests, list[SimulatedEngine]]:
@@ -252,23 +177,29 @@ def as_records(run: dict, traffic: Traffic, submit: array, requests: Requests, c
         "status": pa.repeat("ok", n),
     }  # fmt: skip
     columns |= {k: pa.repeat(run[k], n) for k in ("run_id", "paper", "system", "source", "machine", "users")}
-    return records.from_table(pa.table({k: pa.array(v) for k, v in columns.items()}), run)
+    table = pa.table({k: pa.array(v) for k, v in columns.items()})
+    if traffic.until < math.inf:  # requests that no user sent in time are no requests
+        table = table.filter(np.asarray(submit) >= 0)
+    return records.from_table(table, run)
 
 
 def expert_names(system: str, count: int, indices: Sequence[int]) -> pa.Array:
-    """Return the names of experts given by index."""
-    names = [f"{system}-expert-{i}" for i in range(count)]
-    return pa.DictionaryArray.from_arrays(pa.array(np.asarray(indices)), pa.array(names)).cast(pa.string())
+    """Return the names of experts given by index; null for -1."""
+    names, indices = [f"{system}-expert-{i}" for i in range(count)], np.asarray(indices)
+    known = pa.array(indices, mask=indices < 0)
+    return pa.DictionaryArray.from_arrays(known, pa.array(names)).cast(pa.string())
 
 
-def schedule(traffic: Traffic) -> tuple[array, list[int]]:
-    """Return the arguments `submit` and `following` of `events.run`."""
+def schedule(traffic: Traffic) -> dict:
+    """Return the arguments of `events.run` that say when requests are sent."""
     n = len(traffic.user)
     again = np.r_[traffic.user[1:] == traffic.user[:-1], False]
     following = np.where(again, np.arange(1, n + 1), -1)
-    starts = np.rint(traffic.start[traffic.user] * NS)
-    submit = np.where(np.r_[True, ~again[:-1]], starts, -1)
-    return array("q", submit.astype(np.int64).tobytes()), following.tolist()
+    at = np.rint(traffic.at * NS).astype(np.int64)
+    submit = np.where(np.r_[True, ~again[:-1]] & (traffic.at < traffic.until), at, -1)
+    times = {"submit": array("q", submit.astype(np.int64).tobytes()), "following": following.tolist()}
+    pauses = np.rint(traffic.pauses * NS).astype(np.int64).tolist()
+    return times | {"pauses": pauses, "earliest": at.tolist(), "until": traffic.until * NS}
 
 
 def _gateway_delays(gateway: float | tuple[float, ...], rng: np.random.Generator, n: int) -> list[int]:

@@ -22,11 +22,12 @@ from scipy.optimize import least_squares, minimize_scalar
 from erlab import paper, paths
 from erlab.errors import ErlabError
 from erlab.simulation import components, era, measured
+from erlab.prompts.traffic import fixed_lengths, open_loop
 from erlab.simulation.engine import Batching
 from erlab.simulation.hardware import gpu
 from erlab.simulation.steptimes import NS
 from erlab.simulation.sweeps import SERIAL_REQUESTS
-from erlab.simulation.system import Setup, fixed_lengths, simulate, step_times, trace
+from erlab.simulation.system import Setup, simulate, step_times
 from erlab.spec import BF16, FP8, FP16, GIB, Expert, Model, Precision, System, require
 
 PUBLISHED = paths.DATA / "published" / "trtllm_h100_throughput.csv"
@@ -332,7 +333,7 @@ def identities(setup: Setup = Setup(), seed: int = 0) -> pd.DataFrame:
     single = replace(engine, expert=replace(expert, max_batch_size=1))
     load, n = 0.6, 20_000
     at = np.cumsum(np.random.default_rng(seed).exponential(service / NS / load, n))
-    queue = simulate(single, traffic=trace(at, [512] * n, [128] * n), setup=setup).requests
+    queue = simulate(single, traffic=open_loop(at, [512] * n, [128] * n), setup=setup).requests
     wait = (queue["t_last"] - queue["t_submit"]).mean() - service
     rows.append((f"batch 1, load {load}: M/D/1's mean wait, s", wait / NS, load * service / NS / (2 * (1 - load))))
     frame = pd.DataFrame(rows, columns=["identity", "simulated", "expected"])

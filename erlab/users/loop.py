@@ -5,6 +5,7 @@ Responses are kept as bytes with their arrival times, and decoded after the user
 """
 
 import asyncio
+import itertools
 import struct
 import time
 from dataclasses import dataclass
@@ -18,23 +19,33 @@ from erlab.users.wire import Responses, UserChannel
 
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _SIZE = struct.Struct("<I")
+_AFTER_FAILURE = 1_000_000_000  # ns
 _STATUS = {"OK": "ok", "DEADLINE_EXCEEDED": "timeout", "CANCELLED": "cancelled"}
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request ready to send: the known part of its record, its message, and the think time before it, s."""
+    """A request ready to send.
+
+    Attributes:
+        record: Known part of its record.
+        message: Request on the wire.
+        pause: Time between the answer before and the request, s.
+        at: Earliest time to send it, s after the common start.
+    """
 
     record: dict
     message: bytes
     pause: float = 0.0
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished request, with the times (monotonic ns) at which it was due, sent and ended."""
+    """A finished request of a user's turn, with the times (monotonic ns) at which it was due, sent and ended."""
 
     ask: Ask
+    turn: int
     due: int
     submitted: int
     answer: Responses
@@ -44,7 +55,7 @@ class Finished:
         """Return its record, with times since `start`; `stamped`: the server stamps its answers (`added`)."""
         answer, status = self.answer, _STATUS.get(self.answer.code, "error")
         error = None if status == "ok" else f"{answer.code}: {answer.details}"
-        row = self.ask.record | {"late_ns": max(0, self.submitted - self.due)}
+        row = self.ask.record | {"turn": self.turn, "late_ns": max(0, self.submitted - self.due)}
         row |= record(self.submitted, answer.times, answer.messages, status, error, self.ended, start)
         if not stamped:
             return row
@@ -54,11 +65,21 @@ class Finished:
             return row | added(self.submitted, [], []) | {"status": "error", "error": row["error"] or reason(e)}
 
 
-async def user(channel: UserChannel, asks: list[Ask], begin: int, finished: asyncio.Queue[Finished]) -> None:
-    """Make the requests one after the other, the first at `begin` (monotonic ns), and put each in `finished`."""
-    due = begin
-    for ask in asks:
-        due += int(ask.pause * 1e9)
+async def user(
+    channel: UserChannel, asks: list[Ask], start: int, until: float | None, finished: asyncio.Queue[Finished | None]
+) -> None:
+    """Make the requests one after the other, put each in `finished`, and None at the end.
+
+    Args:
+        start: Common start, monotonic ns.
+        until: The requests are made again and again until this time, s after the start; None for once. A user whose
+            request failed then waits a second, so that a dead server is not flooded.
+    """
+    due = start
+    for turn, ask in enumerate(asks if until is None else itertools.cycle(asks)):
+        due = max(due + int(ask.pause * 1e9), start + int(ask.at * 1e9))
+        if until is not None and due >= start + until * 1e9:
+            break
         if (early := due - time.monotonic_ns()) > 0:
             await asyncio.sleep(early / 1e9)
         submitted = time.monotonic_ns()
@@ -68,8 +89,14 @@ async def user(channel: UserChannel, asks: list[Ask], begin: int, finished: asyn
         except Exception as e:  # ends only this request
             answer = Responses(code="INTERNAL", details=reason(e))
         ended = time.monotonic_ns()
-        finished.put_nowait(Finished(ask, due, submitted, answer, ended))
-        due = ended
+        finished.put_nowait(Finished(ask, turn, due, submitted, answer, ended))
+        due = ended + (_AFTER_FAILURE if until is not None and _failed(answer) else 0)
+    finished.put_nowait(None)
+
+
+def _failed(answer: Responses) -> bool:
+    """Whether a request failed: a bad status, no response, or a last one whose first field is `error_message`."""
+    return answer.code != "OK" or not answer.messages or answer.messages[-1].startswith(b"\x0a")
 
 
 def record(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from erlab.errors import REASON, ErlabError
 from erlab.gateway import kserve
 from erlab.prompts.workload import Request
 from erlab.spec import require
-from erlab.users import load
+from erlab.users.worker import DONE
 
 USERS_PER_PROCESS = 250
 _LEAD_NS = 50_000_000  # between the last process's "ready" and the common start
@@ -37,10 +38,10 @@ def run(
     timeout: float,
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
-    starts: Sequence[float] | None = None,
-    think: float = 0.0,
+    at: Sequence[Sequence[float]] | None = None,
+    pauses: Sequence[Sequence[float]] | None = None,
+    until: float | None = None,
     warmup: int = 0,
-    seed: int = 0,
     stamped: bool = False,
 ) -> list[dict]:
     """Send every user's requests, each user in a closed loop, and return one record per request, by user and turn.
@@ -52,12 +53,12 @@ def run(
         timeout: Deadline of a whole answer, s.
         processes: Processes of users; None for one per 250 users, at most one per core.
         progress: Called with the number of requests ended so far.
-        starts: Start of each user, s after the common start; None for 0. An open loop has one user per request
-            (`load.apart`) and `load.poisson`, `load.constant` or `load.trace` as starts.
-        think: Mean think time between an answer and the next request, s, exponential.
+        at: Earliest time of each user's requests, s after the common start (default 0). In an open loop each request
+            has a user of its own.
+        pauses: Time between the answer before and each request, s (default 0).
+        until: Users repeat their requests until this time, s after the common start (default: each request once).
         warmup: Requests of each user that are sent first and leave no record; turns are counted after them. They are
             dropped, not marked, because readers of records count all rows.
-        seed: Random seed of the think times.
         stamped: The server stamps its answers (`erlab.users.loop.added`), and the records have those columns.
 
     Returns:
@@ -74,26 +75,24 @@ def run(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     require(processes is None or processes >= 1, "processes", "run", "be at least 1", processes)
     processes = processes or min(-(-len(requests) // USERS_PER_PROCESS), cores)
-    begins = [0.0] * len(requests) if starts is None else [float(begin) for begin in starts]
-    named = len(begins) == len(requests) and min(begins, default=0.0) >= 0
-    require(named, "starts", "run", f"be {len(requests)} times from 0 s, one a user", starts)
+    at, pauses = _times("at", at, requests), _times("pauses", pauses, requests)
+    require(until is None or until > 0, "until", "run", "be above 0 seconds", until)
     fewest = min(map(len, requests), default=0)
     allowed = f"be from 0 to {max(fewest - 1, 0)}, so that rows remain"
     require(0 <= warmup < max(fewest, 1), "warmup", "run", allowed, warmup)
-    thoughts = load.pauses(think, [len(mine) for mine in requests], seed)
     plan = [
         {
             "number": i,
             "model": models[i % len(models)],
             "requests": [asdict(request) for request in mine],
-            "pauses": thoughts[i],
-            "begin": begins[i],
+            "pauses": pauses[i],
+            "at": at[i],
         }
         for i, mine in enumerate(requests)
     ]
-    common = {"address": address, "timeout": timeout, "stamped": stamped}
+    common = {"address": address, "timeout": timeout, "until": until, "stamped": stamped}
     jobs = [common | {"users": plan[i::processes]} for i in range(processes)]
-    expected = {(one["number"], turn): r for one in plan for turn, r in enumerate(one["requests"])}
+    expected = {(one["number"], turn): r for one in plan for turn, r in enumerate(one["requests"])} if not until else {}
     rows = {}
     lines: SimpleQueue[tuple["_Worker", str]] = SimpleQueue()
     with ExitStack() as stack:
@@ -109,19 +108,35 @@ def run(
         for worker in workers:
             worker.send(str(start))
         ended = 0
+        died = set(workers)
         while ended < len(workers):
             worker, line = lines.get()
             if not line:
                 ended += 1
                 continue
+            if line == DONE:
+                died.discard(worker)
+                continue
             row = json.loads(line)
             rows[row["user"], row["turn"]] = row
             if progress:
                 progress(len(rows))
+        if until:  # how many requests a user would have made is unknown: the one that was lost has a record
+            turns = Counter(user for user, _ in rows)
+            lost = [one for worker, job in zip(workers, jobs) if worker in died for one in job["users"]]
+            expected = {(one["number"], turns[one["number"]]): one["requests"][0] for one in lost}
         for key in expected.keys() - rows.keys():
             worker = workers[key[0] % processes]
             rows[key] = _lost(key, expected[key], worker.last_words())
     return [rows[user, turn] | {"turn": turn - warmup} for user, turn in sorted(rows) if turn >= warmup]
+
+
+def _times(name: str, given: Sequence[Sequence[float]] | None, requests: list[list[Request]]) -> list[list[float]]:
+    """Return times of all requests, s, each 0 by default; raise ErlabError unless they fit the requests."""
+    times = [[0.0] * len(mine) for mine in requests] if given is None else [[float(t) for t in own] for own in given]
+    fits = list(map(len, times)) == list(map(len, requests)) and min((min(own, default=0) for own in times), default=0) >= 0
+    require(fits, name, "run", "be times from 0 s, one for each request of each user", given)
+    return times
 
 
 def _lost(key: tuple[int, int], request: dict, why: str) -> dict:

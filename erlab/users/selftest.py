@@ -104,10 +104,7 @@ def self_test(
     *,
     engines: int = 1,
     processes: int | None = None,
-    starts: Sequence[float] | None = None,
-    think: float = 0.0,
     warmup: int = 0,
-    seed: int = 0,
     seconds: float = 10.0,
 ) -> OwnLatency:
     """Repeat the users' first counted requests against an echo server: one each, at least 20 in all.
@@ -116,7 +113,7 @@ def self_test(
         requests: The run's requests, one list per user.
         at: The echo's time to first token and per output token, s, as from `pace`.
         engines: Number of models that answer in turn.
-        processes, starts, think, warmup, seed: As given to `run`.
+        processes, warmup: As given to `run`.
         seconds: Approximate time per user; answers and times to first token are shortened to fit.
 
     Raises:
@@ -131,7 +128,7 @@ def self_test(
     longest = max(2, int((seconds / turns - first) / gap))
     short = [[replace(r, max_tokens=min(r.max_tokens, longest)) for r in own[: warmup + turns]] for own in requests]
     models = tuple(f"echo-{i}" for i in range(engines))
-    options = {"processes": processes, "starts": starts, "think": think, "warmup": warmup, "seed": seed}
+    options = {"processes": processes, "warmup": warmup}
     patience = 60 + 4 * seconds
     with Echo(first, gap, patience) as echo:
         rows = run(echo.address, models, short, timeout=patience, stamped=True, **options)

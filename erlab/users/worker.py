@@ -1,7 +1,7 @@
 """Process of users, driven by `erlab.users.processes` over stdin and stdout, one line each:
 
-the job as JSON (in), "ready" once connected (out), the common start in monotonic ns (in), each record as JSON (out).
-It ends with its parent.
+the job as JSON (in), "ready" once connected (out), the common start in monotonic ns (in), each record as JSON and
+"done" (out). It ends with its parent.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ from erlab.users.loop import METHOD, Ask, Finished, user
 from erlab.users.wire import UserChannel
 
 CONNECT_SECONDS = 10.0  # for the server to answer
+DONE = "done"  # last line
 _TIMER = 0.002  # seconds by which timers of the event loop may be late
 _LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 
-def _asks(number: int, model: str, requests: list[dict], pauses: list[float]) -> list[Ask]:
+def _asks(number: int, model: str, requests: list[dict], pauses: list[float], at: list[float]) -> list[Ask]:
     asks = []
-    for turn, (request, pause) in enumerate(zip(requests, pauses, strict=True)):
+    for request, pause, earliest in zip(requests, pauses, at, strict=True):
         known = {key: request[key] for key in ("prompt_id", "domain", "input_tokens")}
         message = kserve.request(request["model"] or model, request["text"], request["max_tokens"])
-        asks.append(Ask({"user": number, "turn": turn} | known, message.SerializeToString(), pause))
+        asks.append(Ask({"user": number} | known, message.SerializeToString(), pause, earliest))
     return asks
 
 
 async def _run(job: dict) -> None:
-    begins = [one.pop("begin") for one in job["users"]]
     users = [_asks(**one) for one in job["users"]]
     await _until_live(job["address"], min(CONNECT_SECONDS, job["timeout"]))
     async with UserChannel(job["address"], METHOD, job["timeout"]) as channel:
@@ -40,14 +40,18 @@ async def _run(job: dict) -> None:
         await asyncio.sleep((start - time.monotonic_ns()) / 1e9 - _TIMER)
         while time.monotonic_ns() < start:
             pass
-        finished: asyncio.Queue[Finished] = asyncio.Queue()
+        finished: asyncio.Queue[Finished | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
-            for asks, begin in zip(users, begins):
-                tasks.create_task(user(channel, asks, start + int(begin * 1e9), finished))
-            for _ in range(sum(map(len, users))):
-                row = (await finished.get()).row(start, job["stamped"])
-                print(json.dumps(row), flush=True)
+            for asks in users:
+                tasks.create_task(user(channel, asks, start, job["until"], finished))
+            active = len(users)
+            while active:
+                if (ended := await finished.get()) is None:
+                    active -= 1
+                    continue
+                print(json.dumps(ended.row(start, job["stamped"])), flush=True)
                 await asyncio.sleep(0)  # users take precedence
+            print(DONE, flush=True)
         loop.remove_reader(sys.stdin.fileno())
 
 

@@ -49,6 +49,22 @@ def test_every_assumption_has_its_effect(simulate):
     assert set(run("--policy", "round_robin")[0].expert.value_counts()) == {25}  # 200 requests on 8 experts
 
 
+def test_loads_other_than_the_papers(simulate, tmp_path):
+    def run(*options):
+        done, out = simulate("--system", "E", *options)
+        assert done.exit_code == 0, done.output
+        return records.read(out), done.output
+
+    found, output = run("--rate", 5, "--duration", "20s", "--warmup", "5s")
+    assert 0 < len(found.requests) < 125 and found.requests["t_submit"].min() >= 5e9 and "5 requests/s (Poisson)" in output
+    (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,50,5\n4,9000,6\n")
+    found, output = run("--trace", tmp_path / "t.csv", "--speed", 2)
+    assert found.requests["t_submit"].tolist() == [0, 2 * 10**9] and "1 request was longer" in output
+    assert found.runs["load"].item()["source"] == "t.csv at 2 times the speed"
+    found, _ = run("--users", 2, "--users", 3, "--think", "1s")
+    assert found.requests["users"].unique().tolist() == [2, 3]
+
+
 def test_version_1_has_its_own_systems(simulate):
     done, out = simulate("--system", "13B-FP8", "--paper", "v1", "--users", 2)
     assert done.exit_code == 0 and set(records.read(out).requests.paper) == {"v1"}
@@ -70,6 +86,10 @@ def test_version_1_has_its_own_systems(simulate):
         (("--system", "D", "--users", 1, "--policy", ""), "--policy must be one of nearest,"),
         (("--system", "D", "--users", 1, "--policy", "best"), "--policy must be one of nearest,"),
         (("--system", "A", "--policy", "spill"), "--policy is for router systems, A is a baseline. Got 'spill'."),
+        (("--system", "D", "--rate", 5, "--users", 3), "--users is for a closed loop and must not stand beside --rate."),
+        (("--system", "D", "--rate", 5, "--cluster", "dask:a:1"), "--cluster simulates closed loops of the paper's"),
+        (("--system", "D", "--trace", "/no/such"), "/no/such: cannot be read"),
+        (("--system", "D", "--context", 99), "--context must be a whole number from 2048 to 32768. Got 99."),
         (("--system", "D", "--cluster", "slurm"), "must be dask:HOST:PORT or ray:HOST:PORT. Got 'slurm'."),
     ],
 )

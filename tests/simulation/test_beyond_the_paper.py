@@ -150,9 +150,9 @@ def test_moves_go_to_overloaded_experts_and_overload_no_giver(seed):
 
 def test_shares_of_a_shifting_load_follow_the_sine():
     load, chosen = auto.shifting_load(2, 1000, 40, swing=1.0, workload=SHORT, seed=1)
-    assert (np.diff(load.start) >= 0).all()
+    assert (np.diff(load.at) >= 0).all()
     assert len(chosen) == pytest.approx(40_000, rel=0.05)
-    quarter = np.abs(load.start / 1000 - 0.25) < 0.02
+    quarter = np.abs(load.at / 1000 - 0.25) < 0.02
     assert (chosen[quarter] == 0).mean() > 0.97  # sin = 1 for expert 0, -1 for the other
     assert (chosen == 0).mean() == pytest.approx(0.5, abs=0.02)
 

@@ -11,8 +11,8 @@ import pytest
 from erlab import paper
 from erlab.errors import ErlabError
 from erlab.results import metrics, records
-from erlab.simulation import Batching, Setup, fixed_lengths, preliminary_systems, simulate, sweep, trace, validation
-from erlab.simulation.system import closed_loop
+from erlab.simulation import Batching, Setup, fixed_lengths, open_loop, preliminary_systems, simulate, sweep, validation
+from erlab.prompts.traffic import closed_loop
 from erlab.spec import Lengths, Workload
 
 ROOF = Setup(steps="roofline", era=None)
@@ -190,19 +190,19 @@ def test_policy_for_a_baseline_and_incomplete_traffic_raise():
     with pytest.raises(ErlabError, match="'policy' parameter of simulate must be left out for a baseline"):
         simulate(A, 3, policy="spill", setup=ROOF)
     with pytest.raises(ErlabError, match="'input_tokens' .* Traffic must have an entry for each of 2 .* Got 1"):
-        trace([0, 1], [5], [5, 5])
-    with pytest.raises(ErlabError, match="'start' parameter of Traffic must have 2 users' entries. Got 1"):
-        replace(fixed_lengths(2, 1, 5, 5), start=np.zeros(1))
+        open_loop([0, 1], [5], [5, 5])
+    with pytest.raises(ErlabError, match="'at' parameter of Traffic must have an entry for each of 2 .* Got 1"):
+        replace(fixed_lengths(2, 1, 5, 5), at=np.zeros(1))
 
 
 def test_unordered_trace_raises_with_the_index():
     with pytest.raises(ErlabError, match=r"The load trace must rise from 0 s. Got 1.5 s after 2.0 s at request 2."):
-        trace([0.0, 2.0, 1.5], [5] * 3, [5] * 3)
+        open_loop([0.0, 2.0, 1.5], [5] * 3, [5] * 3)
     with pytest.raises(ErlabError, match=r"Got -1.0 s after 0.0 s at request 0"):
-        trace([-1.0, 2.0], [5] * 2, [5] * 2)
+        open_loop([-1.0, 2.0], [5] * 2, [5] * 2)
     with pytest.raises(ErlabError, match="Got nan s after 1.0 s at request 1"):
-        trace([1.0, float("nan"), 2.0], [5] * 3, [5] * 3)
-    found = simulate(E, traffic=trace([0.0, 1.0, 1.0], [5] * 3, [5] * 3), setup=ROOF).requests
+        open_loop([1.0, float("nan"), 2.0], [5] * 3, [5] * 3)
+    found = simulate(E, traffic=open_loop([0.0, 1.0, 1.0], [5] * 3, [5] * 3), setup=ROOF).requests
     assert found["t_submit"].tolist() == [0, 10**9, 10**9]
 
 

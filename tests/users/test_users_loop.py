@@ -134,7 +134,7 @@ NOTHING = {"added_ns": [], "expert_ns": None, "added_ttft_ns": None, "disordered
 def test_a_stamped_request_that_fails_has_a_row(got, status, said, stamps):
     times = [1110, 1120, 1130][: len(got)]
     answer = Responses(times, got)
-    row = Finished(Ask({"user": 1, "turn": 0}, b""), 1090, 1100, answer, 1150).row(1000, stamped=True)
+    row = Finished(Ask({"user": 1}, b""), 0, 1090, 1100, answer, 1150).row(1000, stamped=True)
     assert row["status"] == status and {name: row[name] for name in stamps} == stamps
     assert row["error"] is None if said is None else said in row["error"]
 
@@ -155,7 +155,7 @@ def test_whatever_a_request_raises_is_that_requests_error():
 
     async def scenario():
         finished = asyncio.Queue()
-        await user(Broken(), [Ask({"turn": i}, data) for i, data in enumerate((b"good", b"bad", b"good"))], 0, finished)
+        await user(Broken(), [Ask({}, data) for data in (b"good", b"bad", b"good")], 0, None, finished)
         return [finished.get_nowait().row(0, False) for _ in range(3)]
 
     rows = asyncio.run(scenario())

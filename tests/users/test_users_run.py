@@ -18,7 +18,6 @@ from erlab import users
 from erlab.errors import ErlabError
 from erlab.results import records
 from erlab.routing import PromptRouter
-from erlab.users import load
 
 
 def workers():
@@ -274,27 +273,49 @@ def test_the_users_die_with_their_parent(fake):
     fake.wait(lambda: fake.in_flight.total() == 0)
 
 
-def test_users_begin_when_they_are_told_and_wait_for_nobody(fake):
+def test_users_begin_at_their_times_and_wait_for_nobody(fake):
     # The first user's answer never comes; the others, in an open loop, do not wait for it.
-    requests = load.apart([[ask] for ask in (plan("hang")[0] + plan("one", "two", "three")[0])])
-    starts = [0.0, 0.2, 0.4, 0.6]
-    rows = users.run(fake.address, ("expert_0",), requests, timeout=3, starts=starts, processes=2)
+    requests = [[ask] for ask in (plan("hang")[0] + plan("one", "two", "three")[0])]
+    at = [[0.0], [0.2], [0.4], [0.6]]
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=3, at=at, processes=2)
     assert [row["status"] for row in rows] == ["timeout", "ok", "ok", "ok"]
-    for row, start in zip(rows, starts):
+    for row, (start,) in zip(rows, at):
         assert row["t_submit"] == int(start * 1e9) + row["late_ns"] and row["late_ns"] >= 0
     assert all(row["t_last"] < rows[0]["t_last"] for row in rows[1:])
 
 
-def test_users_think_between_answer_and_question(fake):
+def test_users_pause_between_answer_and_request_but_not_before_its_time(fake):
     requests = plan("fail", "nothing", "one", "two", users=3)
-    rows = users.run(fake.address, ("expert_0",), requests, timeout=20, think=0.1, seed=5)
-    thoughts = load.pauses(0.1, [4, 4, 4], seed=5)
+    pauses, at = [[0.0, 0.1, 0.02, 0.0]] * 3, [[0.0, 0.0, 0.0, 0.4]] * 3
+    rows = users.run(fake.address, ("expert_0",), requests, timeout=20, pauses=pauses, at=at)
     for before, row in zip(rows, rows[1:]):
         if row["user"] == before["user"]:
-            thought = row["t_submit"] - row["late_ns"] - before["t_last"]
-            wanted = int(thoughts[row["user"]][row["turn"]] * 1e9)
-            # What failed ended when its user began to think; whole answers' last token came a little before.
-            assert thought == wanted if before["status"] == "error" else thought >= wanted
+            due, wanted = row["t_submit"] - row["late_ns"], int(pauses[0][row["turn"]] * 1e9)
+            # What failed ended when its user began to wait; whole answers' last token came a little before.
+            known = before["status"] == "error" and row["turn"] < 3
+            assert due - before["t_last"] == wanted if known else due - before["t_last"] >= wanted
+            assert due >= at[0][row["turn"]] * 1e9
+
+
+def test_users_repeat_their_requests_until_the_end(fake):
+    rows = users.run(fake.address, ("expert_0",), plan("one", "two", users=2), timeout=20, until=0.3)
+    for user in (0, 1):
+        own = [row for row in rows if row["user"] == user]
+        assert [row["turn"] for row in own] == list(range(len(own))) and len(own) > 2
+        assert [row["prompt_id"] for row in own[:3]] == [f"{user}-0", f"{user}-1", f"{user}-0"]
+        assert max(row["t_submit"] - row["late_ns"] for row in own) < 0.3e9
+    assert len(rows) == len(fake.received)
+
+
+def test_users_do_not_flood_a_server_that_refuses(fake):
+    rows = users.run(fake.address, ("expert_0",), plan("fail", users=2), timeout=20, until=0.5)
+    assert [(row["user"], row["status"]) for row in rows] == [(0, "error"), (1, "error")]
+
+
+def test_users_whose_process_dies_before_the_end_have_an_error(fake):
+    kill = lambda ended: [p.kill() for p in workers()] if ended == 3 else None  # noqa: E731
+    rows = users.run(fake.address, ("expert_0",), plan("one", users=2), timeout=20, until=60, progress=kill)
+    assert [row["status"] for row in rows].count("error") == 2 and "process ended" in rows[-1]["error"]
 
 
 @pytest.mark.parametrize("warmup", [1, 2])
@@ -326,9 +347,10 @@ def test_processes_that_do_not_start_are_one_line(monkeypatch):
         ({"processes": 0}, "'processes'"),
         ({"models": ()}, "'models'"),
         ({"timeout": 0}, "'timeout'"),
-        ({"starts": [0.0, 1.0]}, "'starts'.* 1 times"),
-        ({"starts": [-1.0]}, "'starts'"),
-        ({"think": -1}, "'think'"),
+        ({"at": [[0.0, 1.0]]}, "'at'.* one for each request of each user"),
+        ({"at": [[-1.0]]}, "'at'"),
+        ({"pauses": [[-1.0]]}, "'pauses'"),
+        ({"until": 0}, "'until'"),
         ({"warmup": 1}, "'warmup'.* from 0 to 0"),
     ],
 )

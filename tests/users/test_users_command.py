@@ -60,8 +60,8 @@ def test_users_think(load):
 
 def test_a_run_without_an_answer_says_why_and_fails(load):
     result, out = load("--users", 2, "--model", "nobody")
-    assert result.exit_code == 1 and result.stderr.startswith("erlab: None of 12 requests ended well (")
-    assert result.stderr.count("\n") == 1 and len(records.read(out).requests) == 12
+    assert result.exit_code == 1 and result.stderr.startswith("erlab: None of 4 requests ended well (Request for unknown model")
+    assert result.stderr.count("\n") == 1 and len(records.read(out).requests) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import grimp
 import pytest
 
-TRANSPORTS = {"grpc", "aiohttp", "tritonclient", "httptools", "hpack"}
+TRANSPORTS = {"grpc", "aiohttp", "tritonclient", "hpack"}
 
 
 @pytest.mark.parametrize("module", ["core", "classify", "health", "errors"])

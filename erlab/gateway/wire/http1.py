@@ -1,22 +1,22 @@
-"""HTTP/1.1 client that posts JSON and pushes the answer to a sink as it arrives, without waking a task per piece.
+"""HTTP client of one server, on aiohttp's: posts JSON and passes the answer on as it arrives.
 
-The parser is llhttp (Node's) in MagicStack's binding. A connection serves one request at a time and is kept open for
-the next. Redirects, proxies, compression and upgrades are not supported.
+tests/benchmarks/test_gateway_http.py compares it with a client that bypasses aiohttp.
 """
 
 import asyncio
 import ssl
-from urllib.parse import urlsplit
+from types import SimpleNamespace
 
-import httptools
+import aiohttp
+from yarl import URL
 
 from erlab.gateway.core import Sink
 from erlab.gateway.kserve import MAX_MESSAGE_BYTES
 
 CONNECT_SECONDS = 5.0  # to open a connection, TLS included
-IDLE_SECONDS = 15.0  # an idle connection is kept; servers close theirs too, which would hit a request just sent
-REST_SECONDS = 1.0  # for a server to end an answer after Enough; then its connection is closed
-HEAD_BYTES = 64 * 2**10  # of headers, chunk sizes and trailers between two pieces of a body
+IDLE_SECONDS = 15.0  # for which an idle connection is kept
+DRAIN_SECONDS = 1.0  # for a server to end an answer after Enough; then its connection is closed
+_HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class HTTPFailure(Exception):
@@ -28,18 +28,30 @@ class Enough(Exception):
 
 
 class HTTPClient:
-    """Client of the server at `base`, an http or https URL; raises ValueError for any other."""
+    """Client of the server at `base`, an http or https URL, as a context manager; raises ValueError for any other."""
 
     def __init__(self, base: str):
-        url = urlsplit(base)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        self._base = URL(base)
+        if self._base.scheme not in ("http", "https") or not self._base.host:
             raise ValueError(f"not an http or https URL: {base!r}")
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
-        self._address = url.hostname, url.port or (443 if self._tls else 80)
-        self._line = f"POST {url.path.rstrip('/')}/".encode("ascii")
-        self._head = f" HTTP/1.1\r\nHost: {url.netloc.rpartition('@')[2]}\r\n".encode("ascii")
-        self._head += b"Content-Type: application/json\r\nAccept-Encoding: identity\r\nContent-Length: "
-        self._idle: dict[HTTPConnection, None] = {}  # in order of last use
+        self._draining: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "HTTPClient":
+        tls = ssl.create_default_context() if self._base.scheme == "https" else True
+        reuse = aiohttp.TraceConfig()
+        reuse.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=IDLE_SECONDS),
+            headers=_HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS),
+            auto_decompress=False,
+            trace_configs=[reuse],
+        )
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self._session.close()
 
     async def post(self, path: str, content: bytes, sink: Sink | None = None) -> tuple[int, bytes]:
         """Post `content`, and return status and body of the answer.
@@ -52,173 +64,66 @@ class HTTPClient:
         Raises:
             HTTPFailure: There is no whole answer.
         """
-        request = b"%b%b%b%d\r\n\r\n%b" % (self._line, path.encode("ascii"), self._head, len(content), content)
-        if self._idle:
-            connection, _ = self._idle.popitem()
+        try:
+            response = await self._begin(path, content)
             try:
-                return await connection.exchange(request, sink)
-            except HTTPFailure:
-                if connection.heard:
-                    raise  # else the server has closed the idle connection
-        return await (await self._connect()).exchange(request, sink)
+                return response.status, await _body(response, sink)
+            except Enough:
+                drain = asyncio.create_task(_drain(response))
+                self._draining.add(drain)
+                drain.add_done_callback(self._draining.discard)
+                return response.status, b""
+            except BaseException:
+                response.close()
+                raise
+        except aiohttp.ConnectionTimeoutError:
+            raise HTTPFailure("no connection (TimeoutError)") from None
+        except aiohttp.ClientConnectorError as e:
+            raise HTTPFailure(f"no connection ({type(e.os_error).__name__})") from None
+        except aiohttp.ClientResponseError as e:
+            raise HTTPFailure(f"the answer is no HTTP ({e.message.partition(':')[0]})") from None
+        except (aiohttp.ClientError, OSError):
+            raise HTTPFailure("the connection ended before the answer did") from None
 
-    async def _connect(self) -> "HTTPConnection":
-        connect = asyncio.get_running_loop().create_connection
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                _, connection = await connect(lambda: HTTPConnection(self._idle), *self._address, ssl=self._tls)
-        except OSError as e:  # TimeoutError included
-            raise HTTPFailure(f"no connection ({type(e).__name__})") from None
-        return connection
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        for connection in self._idle:
-            connection.close()
+    async def _begin(self, path: str, content: bytes) -> aiohttp.ClientResponse:
+        """Send a request and return its answer's beginning; again where the server had closed an idle connection."""
+        while True:
+            attempt = SimpleNamespace(reuses=False)
+            try:
+                return await self._session.post(
+                    self._base / path, data=content, allow_redirects=False, trace_request_ctx=attempt
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not attempt.reuses:
+                    raise
 
 
-class HTTPConnection(asyncio.Protocol):
-    """One connection. After an exchange it joins `idle`, to serve another, or closes."""
+async def _note_reuse(session: aiohttp.ClientSession, trace: SimpleNamespace, params: object) -> None:
+    trace.trace_request_ctx.reuses = True
 
-    def __init__(self, idle: dict["HTTPConnection", None]):
-        self._idle, self._loop = idle, asyncio.get_running_loop()
-        self._busy = self.heard = False
-        self._expiry: asyncio.TimerHandle | None = None
 
-    async def exchange(self, request: bytes, sink: Sink | None) -> tuple[int, bytes]:
-        """Send `request` and return the answer as `HTTPClient.post`; `heard`: whether any of it has arrived."""
-        self._parser, self._sink = httptools.HttpResponseParser(self), sink
-        self._pieces: list[bytes] = []
-        self._status = self._size = self._overhead = 0
-        self._pushes = self._delimited = self._ended = self._enough = self._lasts = self.heard = False
-        self._failure: Exception | None = None
-        self._turn = self._loop.create_future()
-        if self._expiry:
-            self._expiry.cancel()
-        if self._transport.is_closing():
-            raise HTTPFailure("the connection has been closed")
-        self._busy = True
-        self._transport.write(request)
-        try:
-            while True:
-                await self._turn
-                if self._failure:
-                    raise self._failure
-                if self._ended or self._enough:
-                    break
-                self._turn = self._loop.create_future()
+async def _body(response: aiohttp.ClientResponse, sink: Sink | None) -> bytes:
+    """Return the body, unless it goes to `sink`."""
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise HTTPFailure("the answer is compressed, which was not requested")
+    body = bytearray()
+    while data := await response.content.readany():
+        if sink is None or response.status != 200:
+            body += data
+            if len(body) > MAX_MESSAGE_BYTES:
+                raise HTTPFailure(f"the answer has more than {MAX_MESSAGE_BYTES} bytes")
+        else:
+            sink.piece(data)
+            if sink.paused:
                 await sink.resumed()
-                if not self._transport.is_closing():
-                    self._transport.resume_reading()
-        finally:
-            self._sink = None
-            if self._enough and not self._ended and not self._transport.is_closing():
-                self._expiry = self._loop.call_later(REST_SECONDS, self.close)
-                self._transport.resume_reading()
-            else:
-                self._leave()
-        return self._status, b"".join(self._pieces)
+    return bytes(body)
 
-    def _leave(self) -> None:
-        """Become idle if another exchange can follow, else close."""
-        self._busy, self._parser = False, None
-        # A server may answer before it has read all of the request; the rest would precede the next one.
-        lasts = self._lasts and not self._transport.is_closing()
-        if self._ended and lasts and not self._transport.get_write_buffer_size():
-            self._expiry = self._loop.call_later(IDLE_SECONDS, self.close)
-            self._idle[self] = None
-        else:
-            self.close()
 
-    def close(self) -> None:
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._idle.pop(self, None)
-        if self._expiry:
-            self._expiry.cancel()
-        if not self._busy or self._ended:
-            return
-        if self._status and not self._delimited and exc is None:
-            self._ended = True  # the end of the connection is the end of the body
-            self._wake()
-        else:
-            self._fail(HTTPFailure("the connection ended before the answer did"))
-
-    def data_received(self, data: bytes) -> None:
-        if not self._busy:
-            return self.close()  # data without a request
-        self.heard = True
-        self._overhead += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-            self._lasts = False
-            if not self._ended:
-                return self._fail(HTTPFailure(f"the answer is no HTTP ({e})"))
-        if not self._pushes:
-            self._size += len(data)
-            if self._size > MAX_MESSAGE_BYTES:
-                return self._fail(HTTPFailure(f"the answer has more than {MAX_MESSAGE_BYTES} bytes"))
-        elif pieces := self._pieces:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            if not self._enough:
-                try:
-                    self._sink.piece(data)
-                except Enough:
-                    self._enough = True
-                except Exception as e:  # raised again in the caller's task
-                    return self._fail(e)
-                if self._sink.paused and not (self._ended or self._enough):
-                    self._transport.pause_reading()
-                    self._wake()
-        if self._ended and self._sink is None and self._enough:
-            self._expiry.cancel()
-            self._leave()
-        elif self._ended or self._enough:
-            self._wake()
-        elif self._overhead > HEAD_BYTES:
-            self._fail(HTTPFailure(f"more than {HEAD_BYTES} bytes arrived that are not part of the answer"))
-
-    def _fail(self, failure: Exception) -> None:
-        if self._failure is None:
-            self._failure = failure
-        self.close()
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._turn.done():
-            self._turn.set_result(None)
-
-    # Callbacks of the parser
-
-    def on_message_begin(self) -> None:
-        self._delimited = False
-        if self._ended:
-            raise HTTPFailure("a second answer to one request")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
-            self._delimited = True
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            self._fail(HTTPFailure("the answer is compressed, which was not requested"))
-            raise self._failure  # stops the parser
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status >= 200:  # an interim response is followed by another
-            self._status = status
-            self._pushes = self._sink is not None and status == 200
-
-    def on_body(self, body: bytes) -> None:
-        self._overhead = 0
-        self._pieces.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._status:
-            self._ended, self._lasts = True, self._parser.should_keep_alive()
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read an answer to its end, so that its connection can serve another request; close it if there is none."""
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while await response.content.readany():
+                pass
+    except (aiohttp.ClientError, TimeoutError):
+        response.close()

@@ -28,10 +28,10 @@ class Upstreams:
             base, model = http.groups()
             if base not in self._servers:
                 try:
-                    self._servers[base] = http1.HTTPClient(base)
+                    server = http1.HTTPClient(base)
                 except ValueError:
                     require(False, "--experts", "the gateway", forms, name)
-                self._stack.callback(self._servers[base].close)
+                self._servers[base] = await self._stack.enter_async_context(server)
             return OpenAIModel(self._servers[base], model)
         if triton := re.fullmatch(r"grpc://([^/\s]+)/(\S+)", name):
             server, model = kserve.address(triton[1]), triton[2]

@@ -69,10 +69,16 @@ class Routing:
 
 
 class CompiledRouter:
-    """Router loaded from a folder that `PromptRouter.save` wrote.
+    """Router loaded from a folder that `save` wrote.
 
     It has the learned attributes of `PromptRouter` except `labels_` and `features_`.
+
+    Attributes:
+        experts_: Name of the expert of each cluster if the router was trained on the experts' outcomes
+            (`erlab.quality`); None if the clusters are not tied to experts.
     """
+
+    experts_: tuple[str, ...] | None = None
 
     @property
     def centers_(self) -> np.ndarray:
@@ -120,6 +126,27 @@ class CompiledRouter:
         """Return the outlier scores of n prompts, (n,); see `scores.OutlierScore`."""
         return self.outlier_score_(self.embed(texts))
 
+    def save(self, folder: str | Path) -> Path:
+        """Save the router into a folder: JSON and safetensors with checksums, no pickle."""
+        content = {
+            "parameters": self._parameters(),
+            "terms": self.terms_,
+            "encoder": {"kind": self.encoder_.kind, **self.encoder_.settings()},
+            "head": {"kind": self.head_.kind},
+            "threshold": self.threshold_,
+        }
+        if self.experts_ is not None:
+            content["experts"] = list(self.experts_)
+        parts = {"encoder": self.encoder_, "head": self.head_, "outliers": self.outlier_score_}
+        if self.difficulty_ is not None:
+            parts["difficulty"] = self.difficulty_
+        arrays = {f"{part}.{name}": a for part, owner in parts.items() for name, a in owner.arrays().items()}
+        return storage.save(folder, content, arrays)
+
+    def _parameters(self) -> Mapping:
+        """Return the parameters of training that a saved router states."""
+        return {"clusters": len(self.centers_)}
+
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Load a saved router.
@@ -158,6 +185,11 @@ class CompiledRouter:
             raise ValueError("the terms of the clusters are missing")
         if not all(isinstance(terms, list) and all(isinstance(t, str) for t in terms) for terms in self.terms_):
             raise ValueError("the terms of the clusters must be lists of text")
+        if (experts := content.get("experts")) is not None:
+            named = isinstance(experts, list) and all(isinstance(name, str) and name for name in experts)
+            if not (named and len(set(experts)) == len(experts) == clusters):
+                raise ValueError("the experts must be different names, one per cluster")
+            self.experts_ = tuple(experts)
         if not (self.threshold_ is None or isinstance(self.threshold_, float) and np.isfinite(self.threshold_)):
             raise ValueError("the outlier threshold must be a finite number")
 

@@ -18,7 +18,6 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from erlab.routing import storage
 from erlab.routing.clusterers import CLUSTERERS, SUPERVISED, fit_supervised
 from erlab.routing.compiled import CompiledRouter, check_texts
 from erlab.routing.features import FEATURES
@@ -164,18 +163,10 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
     def save(self, folder: str | Path) -> Path:
         """Save the compiled router into a folder: JSON and safetensors with checksums, no pickle."""
         check_is_fitted(self, "encoder_")
-        content = {
-            "parameters": self.get_params(),
-            "terms": self.terms_,
-            "encoder": {"kind": self.encoder_.kind, **self.encoder_.settings()},
-            "head": {"kind": self.head_.kind},
-            "threshold": self.threshold_,
-        }
-        parts = {"encoder": self.encoder_, "head": self.head_, "outliers": self.outlier_score_}
-        if self.difficulty_ is not None:
-            parts["difficulty"] = self.difficulty_
-        arrays = {f"{part}.{name}": a for part, owner in parts.items() for name, a in owner.arrays().items()}
-        return storage.save(folder, content, arrays)
+        return super().save(folder)
+
+    def _parameters(self) -> Mapping:
+        return self.get_params()
 
     def _restore(self, content: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
         self.set_params(**content["parameters"])

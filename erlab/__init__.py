@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 __all__ = [
-    "experiments", "explore", "figures", "gateway", "paper", "paths", "prompts", "results", "routing", "serving",
-    "simulate", "simulation", "spec", "study", "users",
+    "experiments", "explore", "figures", "gateway", "paper", "paths", "prompts", "quality", "results", "routing",
+    "serving", "simulate", "simulation", "spec", "study", "users",
 ]  # fmt: skip
 
 

@@ -22,18 +22,20 @@ MAX_BYTES = 4 * 2**30  # of all texts that are read, and of all columns as the f
 MAX_TEXT = 2**24  # bytes of one text
 
 
-def read(file: Path, choose: Callable[[pa.Schema], list[str]], most_text: int = MAX_TEXT) -> pa.Table:
+def read(
+    file: Path, choose: Callable[[pa.Schema], list[str]], most_text: int = MAX_TEXT, most_rows: int = MAX_ROWS
+) -> pa.Table:
     """Read some columns of a file; columns of texts come as dictionaries, in which a text that repeats stands once.
 
     choose: gives the names of the columns to be read, out of the file's schema; what it raises ends the reading before
-    any value is loaded. most_text: bytes that one text may have. Raises ErlabError where the file is missing, is no
+    any value is loaded. most_text: bytes that one text may have. most_rows: rows that the file may have. Raises ErlabError where the file is missing, is no
     parquet, or exceeds the bounds of this module.
     """
     try:
         if file.exists() and not file.is_file():  # a pipe or a device would block, or never end
             raise ErlabError(f"{file}: must be a file. Got {'a folder' if file.is_dir() else 'something else'}.")
         with pq.ParquetFile(file) as parquet:
-            _check_size(parquet.metadata, file)
+            _check_size(parquet.metadata, file, most_rows)
             columns, texts = choose(parquet.schema_arrow), _texts_in(parquet.metadata.schema)
         with pq.ParquetFile(file, read_dictionary=texts) as parquet:
             table = parquet.read(columns).select(columns)
@@ -57,13 +59,13 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip("'\" \n").splitlines()), type(error).__name__)[:200]
 
 
-def _check_size(about: pq.FileMetaData, file: Path) -> None:
+def _check_size(about: pq.FileMetaData, file: Path, most_rows: int) -> None:
     """Refuse, by what its footer says, a file that is too large to be read."""
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
     # pyarrow ends the process at a damaged entry for a column, so only those of lists are looked at.
     lists = [j for j in range(about.num_columns) if about.schema.column(j).max_repetition_level]
     for what, most, came in (
-        ("rows", MAX_ROWS, about.num_rows),
+        ("rows", most_rows, about.num_rows),
         ("values in lists", MAX_VALUES, sum(group.column(j).num_values for group in groups for j in lists)),
         ("bytes, uncompressed", MAX_BYTES, sum(group.total_byte_size for group in groups)),
     ):

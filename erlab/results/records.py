@@ -84,13 +84,13 @@ def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
     save_table(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
 
 
-def save_table(table: pa.Table, path: Path) -> None:
-    """Write a table as parquet; after a failure, `path` has its former content."""
+def save_table(table: pa.Table, path: Path, **options: object) -> None:
+    """Write a table as parquet; after a failure, `path` has its former content. `options` go to `pq.write_table`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(table, aside, compression="zstd", **options)
         os.replace(aside, path)
     except OSError as e:
         e.filename = str(path)  # the error of a full disk names no file

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import typer
 
-from erlab.commands import machines, results, serving, study
+from erlab.commands import machines, outcomes, results, serving, study
 from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 from erlab.study import ends
@@ -99,6 +99,7 @@ for _command in (
     machines.simulate,
 ):
     app.command()(_command)
+app.add_typer(outcomes.app, name="outcomes", cls=_Group)
 
 
 def main() -> None:

@@ -64,6 +64,17 @@ def one_of(names: Callable[[], Iterable[str]]) -> Callable:
     return check
 
 
+def each_of(names: Callable[[], Iterable[str]]) -> Callable:
+    """Return the callback of a repeated option whose values are some of these names, as `one_of`."""
+
+    def check(option: typer.CallbackParam, given: list[str] | None):
+        for name in given or ():
+            one_of(names)(option, name)
+        return given
+
+    return check
+
+
 def _policies() -> Iterable[str]:
     from erlab.routing.policies import POLICIES  # slow to import: it brings numpy
 

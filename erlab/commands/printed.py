@@ -31,6 +31,12 @@ def line(text: object) -> None:
         print("\n".join(map(printable, str(text).split("\n"))))
 
 
+def status(text: str) -> None:
+    """Show the current step on one line that the next one replaces, in a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{printable(text)}", end="", file=sys.stderr, flush=True)
+
+
 def table(title: str, frame, lines: bool = False) -> None:
     """Print a data frame as a table; unknown values are empty."""
     import pandas as pd

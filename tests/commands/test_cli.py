@@ -23,7 +23,7 @@ def run(*arguments):
 
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
 FILE = Path(__file__)
-COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "users", "simulate")
+COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "outcomes", "users", "simulate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -52,11 +52,7 @@ def code_of(source: str, without: Iterable[str] = ()) -> dict[str, str]:
     """Find the package's modules that a source can reach.
 
     Args:
-        source: Python code.
         without: Modules and packages to leave out, since they do not run.
-
-    Returns:
-        Hash of each module by its name.
     """
     left_out = tuple(without)
     reached: dict[str, str] = {}

@@ -59,11 +59,7 @@ def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], 
     """Return the provenance of a study, ready for JSON.
 
     Args:
-        parameters: Parameters of the study.
-        inputs: SHA-256 by file.
         steps: Name, state, duration (s) and time of each step.
-        started: ISO 8601.
-        finished: ISO 8601.
     """
     return {
         "schema": 1,

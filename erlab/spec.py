@@ -90,13 +90,8 @@ class Expert:
     """One engine: a model at a precision on GPUs or cores.
 
     Attributes:
-        model: Architecture.
-        precision: Bit widths.
         tensor_parallel: GPUs; divides the model's KV heads. 1 on CPU cores.
         cores: CPU cores; None on GPUs.
-        max_batch_size: Sequences per batch.
-        max_input_tokens: Prompt tokens of a request.
-        max_output_tokens: Output tokens of a request.
         kv_tokens: Tokens that the KV cache holds; None leaves it to the engine.
     """
 
@@ -143,11 +138,7 @@ class System:
     the same weights, and user i always uses replica i mod `count`.
 
     Attributes:
-        name: Name in Table I.
         paper: Version of the paper, v1 or v2.
-        expert: Engine.
-        count: Number of engines.
-        router: Whether it is a router system.
         share: Share of the machine's devices, "half" or "all", of a preliminary system (Fig. 3); None for Table I.
     """
 
@@ -190,7 +181,6 @@ class Lengths:
         median: Tokens, within the limits.
         sigma: Standard deviation of the logarithm.
         minimum: Tokens, at least 1.
-        maximum: Tokens.
     """
 
     median: float
@@ -214,8 +204,6 @@ class Workload:
     """Requests of closed-loop users: token lengths and requests per user.
 
     Attributes:
-        input_tokens: Distribution of prompt lengths.
-        output_tokens: Distribution of output lengths.
         turns: Requests per user.
         least_requests: Least requests of a load; with few users, each makes more than `turns`.
     """
@@ -265,10 +253,8 @@ class Profile:
 
     Attributes:
         name: Value of ``--profile``.
-        description: One line for ``--help`` and reports.
         models: Models that stand for the paper's, by the name of the paper's.
         precisions: Precisions that stand for the paper's, by the name of the paper's.
-        workload: Token lengths and turns.
         loads: Measured numbers of concurrent users, ascending.
         preliminary_loads: Those of the preliminary experiments.
         simulated_loads: Those of the simulation.
@@ -278,8 +264,6 @@ class Profile:
         gpus: GPUs that the engines share; 0 for CPU cores.
         deadline: Seconds that a user waits for a whole answer.
         minutes: Expected duration of steps whose duration does not scale with the laptop's.
-        clusters: Clusters of the router.
-        prompts_per_domain: Prompts of each domain.
         emulation: Load test of emulated experts.
         simulated_seeds: Repetitions of the simulation of Table I's systems, each with its own seed.
         explored_loads: Loads at which assumptions and policies are varied.

@@ -34,7 +34,6 @@ def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -
     Args:
         clusterers: Names in `routing.clusterers.CLUSTERERS`. These routers differ from the study's only in the
             clusterer.
-        seed: Seed of their training.
 
     Returns:
         Decisions (`routing.compiled.Row`), one per prompt, by router; the study's router is the first.
@@ -87,9 +86,7 @@ def policies(
 
     Args:
         decisions: Decisions by router, see `decisions`.
-        system: Router system of the paper.
         loads: Numbers of concurrent users; by default the two largest of the profile's explored ones.
-        seed: Seed of the simulation.
 
     Returns:
         One row per clusterer, policy and load, with the largest cluster's share of the prompts.
@@ -122,10 +119,7 @@ def autoscaling(
 
     Args:
         system: Router system of the paper, whose GPUs the experts share.
-        experts: Number of experts.
-        seconds: Duration of the load.
         cold_start: Seconds until a replica that changes its expert serves again.
-        seed: Seed of the load.
 
     Returns:
         One row per controller and arrival rate: share of the requests within MLPerf's limits, p99 of the time to first
@@ -204,7 +198,6 @@ def largest_loads(profile: Profile, folders: Folders, decisions: Sequence, seed:
 
     Args:
         decisions: Decisions that router systems follow.
-        seed: Seed of the simulation.
     """
     most = 4 * max(profile.simulated_loads)
     options = dict(limits=LIMITS, most=most, setup=fullscale.setup(folders), seed=seed)

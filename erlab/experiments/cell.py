@@ -36,11 +36,7 @@ def measure(
     """Send the users' requests to a running system and sample its metrics.
 
     Args:
-        name: Name of the system in the records.
-        running: The system, as `deployment.serve` starts it.
         requests: Requests of each user, who sends the next one when the answer to the last one is complete.
-        seed: Seed that the requests were drawn with.
-        triton: Address of the external server, if the system uses one.
 
     Returns:
         Request records, one row per request, and the run's description.
@@ -66,12 +62,7 @@ def with_run(rows: list[dict], run: dict) -> list[dict]:
 
 
 def why_invalid(rows: list[dict], restarts: int) -> str | None:
-    """Return why a cell's requests say nothing about the system, as a sentence; None if they do.
-
-    Args:
-        rows: The cell's request records.
-        restarts: Restarts of the server during the cell.
-    """
+    """Return why a cell's requests say nothing about the system, as a sentence; None if they do."""
     if restarts:
         return f"The server was restarted while it was measured (restarts: {restarts})."
     if not any(row["status"] == "ok" for row in rows):

@@ -44,10 +44,6 @@ def measure(
     is measured, and the progress report says so.
 
     Args:
-        experiment: Folder of the records.
-        systems: Systems by name.
-        loads: Numbers of concurrent users; the profile's by default.
-        seed: Seed of the requests.
         triton: Address of an external server (`erlab.serving.external`); None starts servers.
         together: Whether one server holds the engines of all systems, which saves starts. They idle most of the time.
 
@@ -119,15 +115,10 @@ def sweep(
     """Measure the cells that have no file with their key, and return the records of all.
 
     Args:
-        experiment: Folder of the records.
-        keys: Key of each (system, users) cell.
         open_servers: Entered once with the names of the systems to measure, if there are any; yields a function that
             serves a system by its name.
         measure_cell: Returns a cell's request records and the run's description.
         requests: Returns the requests of each user under a load, for the users' self-test (`clients.check`).
-
-    Raises:
-        ErlabError: As `measure`.
     """
     files = {(name, users): folders.records / experiment / f"{name}-{users:04d}users.parquet" for name, users in keys}
     _set_aside(folders, experiment, set(files.values()))

@@ -74,10 +74,6 @@ def measure(
     Missing prompts, routers and engines are made first; finished loads are not measured again.
 
     Args:
-        profile: A profile of one GPU.
-        cases: Names in `CASES`; None takes those that fit.
-        loads: Numbers of concurrent users; the profile's by default.
-        seed: Seed of prompts, router, engines and requests.
         upstream: http://HOST:PORT of a running server that stands for the expert of one case; None starts engines.
 
     Raises:

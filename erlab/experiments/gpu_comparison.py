@@ -40,9 +40,6 @@ def compare(records: Records, systems: dict[str, System], seed: int, external: b
     """Compare measured cases with their simulation.
 
     Args:
-        records: Records of the cases.
-        systems: Systems that were measured, by case.
-        seed: Seed of the requests.
         external: Whether an external server was measured, of which no KV cache size is known.
     """
     runs = records.runs

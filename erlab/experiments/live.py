@@ -101,9 +101,6 @@ def load(
         models: Models to query; user i always uses models[i mod n].
         count: Concurrent users of a closed loop.
         profile: Its workload gives the token lengths and the requests per user, its deadline is each request's.
-        name: Name of the system in the records. Their machine is the users'.
-        seed: Seed of the requests.
-        progress: Called with the number of finished requests.
         shape: How requests are sent.
 
     Returns:

@@ -51,7 +51,6 @@ def measure(
 
     Args:
         loads: Numbers of concurrent users; by default those of the profile's emulation.
-        seed: Seed of the requests.
     """
     emulation, system, folders_apart = profile.emulation, paper.SYSTEMS["v2"][SYSTEM], folders.overhead
     loads = checked_loads(emulation.loads if loads is None else loads, "emulated_loads")

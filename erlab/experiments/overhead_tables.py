@@ -17,9 +17,6 @@ WARMUP = 1  # first requests of each user, left out of the times
 def compare(records: Records) -> pd.DataFrame:
     """Compare runs with and without the gateway, one row per load and way.
 
-    Args:
-        records: Records of `overhead.measure`.
-
     Returns:
         Times in ms. `lost`: requests that failed. `tokens_missing`, `disordered`: tokens that did not arrive, and that
         arrived out of order. `start_...`: first requests, which all users send at once. Empty without requests.

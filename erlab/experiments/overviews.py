@@ -40,7 +40,6 @@ def describe_systems(systems: dict[str, System], triton: str | None = None) -> p
     """Describe systems and their limits, one row per system.
 
     Args:
-        systems: Systems of Table I as they run here, by name.
         triton: Address of an external server, whose limits are unknown.
     """
     title = external.title(triton) if triton else None

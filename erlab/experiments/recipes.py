@@ -90,14 +90,10 @@ def compare(
 
     Args:
         profile: Gives the recipes if `recipes` is None.
-        folders: Folders of the study.
         prompts: Columns domain, text and split; as many clusters as domains are trained.
         recipes: "all" or names in `evaluation.RECIPES`, compared on all prompts; None for the recipes of the profile,
             compared on at most 100 prompts per domain.
         seeds: Fits per recipe, at least 1 (default 2 if `recipes` is None, else 5).
-        clusters: Number of clusters if there is only one domain.
-        other: Prompts of the same domains from other sources, see `datasets.load`.
-        seed: First random seed.
 
     Returns:
         One row per recipe, see `evaluation.compare`.
@@ -143,10 +139,6 @@ def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
 
     The targets are stated for the `CORE` domains with 400 training prompts per domain and five seeds.
 
-    Args:
-        table: Result of `compare`.
-        prompts: Prompts that were compared.
-
     Returns:
         One row per family and target, or a remark if the prompts lack one of the `CORE` domains.
     """
@@ -179,17 +171,7 @@ def targets(table: pd.DataFrame, prompts: Dataset) -> pd.DataFrame:
 def confusions(
     table: pd.DataFrame, prompts: Dataset, recipes: str | Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
-    """Compute `evaluation.confusion` of the first and of the most accurate unsupervised recipe.
-
-    Args:
-        table: Result of `compare`.
-        prompts: As for `compare`.
-        recipes: As for `compare`.
-        seed: Random seed.
-
-    Returns:
-        Confusion tables by name of the recipe.
-    """
+    """Compute `evaluation.confusion` of the first and of the most accurate unsupervised recipe."""
     unsupervised = [name for name in table.index if RECIPES[name]["clusterer"] != SUPERVISED]
     best = table.loc[unsupervised, "unseen"].idxmax()
     known, _ = select_prompts(prompts, QUICK_PROMPTS if recipes is None else None)

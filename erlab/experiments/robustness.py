@@ -20,7 +20,6 @@ def sensitivity(profile: Profile, folders: Folders, decisions: Sequence, seed: i
 
     Args:
         decisions: Decisions of the study's router, whose cluster shares are one of the assumptions.
-        seed: Seed of the simulation.
     """
     measured = {STUDYS_ROUTER: shares(decisions)}
     parts = []

@@ -50,9 +50,6 @@ def save(limits: dict[str, int], folders: Folders) -> None:
 def systems(profile: Profile, folders: Folders, triton: str | None = None) -> dict[str, System]:
     """Return the systems A to E as they run here, with the saved batch limits.
 
-    Args:
-        triton: Address of an external server that stands for them (`erlab.serving.external`).
-
     Raises:
         ErlabError: No batch limits are saved.
     """

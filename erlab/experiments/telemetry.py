@@ -42,7 +42,6 @@ def sampled(
     Args:
         addresses: HOST:PORT or URL of each server's metrics page; a mapping names the servers.
         file: Parquet file to write, a table `SCHEMA`.
-        every: Seconds between samples.
     """
     addresses = (addresses,) if isinstance(addresses, str) else addresses or ()
     named = addresses if isinstance(addresses, Mapping) else {address: address for address in addresses}

@@ -29,13 +29,7 @@ _STYLE = {"description_width": "120px"}
 
 
 class Controls(widgets.VBox):
-    """Controls of one setting.
-
-    Args:
-        title: HTML above the controls.
-        start: Initial setting.
-        on_change: Called after each change.
-    """
+    """Controls of one setting."""
 
     def __init__(self, title: str, start: Setting, on_change: Callable[[], None]):
         self._start, self._on_change, self._changing = start, on_change, False
@@ -144,7 +138,6 @@ class Requirements(widgets.VBox):
     """Search for the fewest GPUs for the solid setting of a panel.
 
     Args:
-        panel: Panel with the setting.
         users: Initial number of concurrent users.
         ttft_s: Initial limit of the 99th percentile of the time to first token, seconds.
         tpot_ms: Initial limit of the 99th percentile of the time per output token, ms.

@@ -62,9 +62,7 @@ class Setting:
         clusterer: Clusterer of the prompts; None for eight clusters of equal size. Router systems only.
         policy: Routing policy. Router systems only.
         gateway_ms: Delay of the gateway in ms, at least 0.
-        prompts: Prompts to cluster, as in `datasets.load`; None for the project's own.
         steps: Iteration times: measured (kernels) or roofline; None for measured if available.
-        seed: Random seed.
 
     Raises:
         ErlabError: A value is not allowed, or a baseline has options of a router.
@@ -150,12 +148,8 @@ def simulate(setting: Setting, users: Sequence[int] | None = None, count: int | 
     """Simulate a setting.
 
     Args:
-        setting: Setting.
         users: Loads; None for `loads`.
         count: Number of engines; None for the setting's.
-
-    Returns:
-        Request records, one row per request.
     """
     changed = system(setting)
     if count is not None:
@@ -255,10 +249,8 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
 
     Args:
         setting: Setting; its tensor parallelism and number of engines are varied.
-        users: Concurrent users.
         ttft_s: Limit of the 99th percentile of the time to first token in seconds, above 0.
         tpot_ms: Limit of the 99th percentile of the time per output token in ms, above 0.
-        most: Largest number of GPUs to try.
 
     Returns:
         One row per tensor-parallel size: engines, GPUs, both percentiles, and the reason where there is no solution.

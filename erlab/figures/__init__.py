@@ -57,7 +57,6 @@ def data(records: Records, only: Iterable[str] | None = None) -> FigureData:
     """Compute the plotted numbers of figures.
 
     Args:
-        records: Request records.
         only: Names of figures; None for all of FIGURES.
 
     Raises:
@@ -86,11 +85,6 @@ def save_all(data: FigureData, folder: str | Path, formats: Sequence[str] = ("pd
     """Write each figure, and its plotted numbers as CSV.
 
     The same records give the same bytes. `style.using` sets sizes.
-
-    Args:
-        data: Plotted numbers; missing figures are left out.
-        folder: Output folder.
-        formats: File formats: any of pdf, png, svg, pgf.
 
     Returns:
         The written files; Table I is also written as Markdown.

@@ -43,7 +43,6 @@ def summary(records: Records, *columns: str) -> pd.DataFrame:
     """Select metrics of the systems of Table I, for `draw` and `panels`.
 
     Args:
-        records: Request records.
         *columns: Columns of `metrics.summarise`; cells where one of them is unknown are left out.
 
     Returns:
@@ -70,14 +69,7 @@ def summary(records: Records, *columns: str) -> pd.DataFrame:
 
 
 def banded(table: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
-    """Add the confidence band of a column over repeated runs.
-
-    Args:
-        table: One row per cell.
-        runs: One row per cell and run.
-        column: Column of both.
-        cell: Columns that identify a cell.
-    """
+    """Add the confidence band of a column over repeated runs."""
     bands = confidence.bands(table, runs, column, cell).rename(columns=dict(zip(("low", "high"), BAND)))
     if bands.empty:
         return table.reset_index(drop=True).assign(**{name: pd.array([pd.NA] * len(table), "Float64") for name in BAND})
@@ -96,9 +88,6 @@ def draw(table: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None
     """Draw a metric over users on logarithmic axes, with its confidence band.
 
     Args:
-        table: Table of `summary`.
-        y: Column of the metric.
-        label: Label of the y axis.
         spread: Lower and upper column of a pale shade, such as quartiles.
     """
 
@@ -133,9 +122,6 @@ def panels(
     Panels stand side by side; they are stacked if the figure is narrow or a panel as wide as a page.
 
     Args:
-        table: Table of `summary`.
-        label: Label of the y axis.
-        draw: Function that draws the rows of a panel on its axes.
         width: Width of a single panel in inches.
         height: Height of a panel in inches.
     """

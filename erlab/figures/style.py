@@ -95,11 +95,7 @@ def using(style: str = "paper", width: float | None = None) -> Iterator[None]:
     Panels of a narrow figure are stacked; a diagram or table that would be illegible spans two columns.
 
     Args:
-        style: One of STYLES.
         width: Width of each figure in inches, from 1.5 to 40; None for the figure's own width.
-
-    Raises:
-        ErlabError: `style` or `width` is not allowed.
     """
     require(style in STYLES, "style", "figures", f"be one of {', '.join(STYLES)}", style)
     require(width is None or 1.5 <= width <= 40, "width", "figures", "be between 1.5 and 40 inches", width)
@@ -186,7 +182,6 @@ def figure(width: float, height: float, diagram: bool = False, **layout) -> Figu
         width: Width on paper in inches; `using` scales or replaces it.
         height: Height on paper in inches, scaled likewise.
         diagram: Keep the proportions, and use two columns where `using` asks for a narrow figure.
-        **layout: Further arguments of matplotlib's Figure.
     """
     size = _SIZE.get()
     wide = size.width or width * size.scale
@@ -219,13 +214,6 @@ def render(fig: Figure, format: str) -> bytes:
     """Render a figure as the content of a file.
 
     The bytes are the same for the same input: they hold no date, and the first call fixes the layout.
-
-    Args:
-        fig: Figure to render.
-        format: One of FORMATS. PGF needs no LaTeX installation.
-
-    Raises:
-        ErlabError: `format` is not allowed.
     """
     require(format in FORMATS, "format", "figures", f"be one of {', '.join(FORMATS)}", format)
     buffer = io.BytesIO()
@@ -339,7 +327,6 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
     ``measured on 2-core X (scale model: each core plays a GPU), one seed · commit abc1234``.
 
     Args:
-        records: Records with the descriptions of the runs.
         requests: The rows of `records.requests` that are shown.
     """
     runs = records.runs

@@ -80,13 +80,7 @@ def build(
 
     Args:
         folder: Results folder, which receives the pages.
-        records: Request records of the study.
         figures_folder: Folder of the figures that `figures.save_all` drew from the same records.
-        ledger: Verdicts on the claims, from `claims.ledger`.
-        manifest: Manifest of the study, from `erlab.provenance.manifest`.
-
-    Returns:
-        The path of report.html.
     """
     folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()
     try:
@@ -135,11 +129,7 @@ def build(
 
 
 def build_study(folder: Path, figures_folder: Path) -> Path:
-    """Build the report of a study from its results folder: records, claims and manifest.
-
-    Returns:
-        The path of report.html.
-    """
+    """Build the report of a study from its results folder: records, claims and manifest."""
     manifest = json.loads(textfiles.read(folder / "manifest.json"))
     return build(folder, at_hand(folder / "records"), figures_folder, claims.read(folder), manifest)
 

@@ -55,10 +55,6 @@ class ClaimCheck:
     """Test of one claim.
 
     Attributes:
-        words: Criterion in words.
-        tolerance: Tolerance in words.
-        systems: Systems that the claim is about.
-        figure: Figure that shows it.
         metrics: Columns of `metrics.summarise` that it uses.
         judge: Function from the `Cells` of these systems to the margin of each draw and the observation in words.
         least_loads: Loads that the systems must share.

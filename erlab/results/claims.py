@@ -42,7 +42,6 @@ class Evidence:
     """Data that claims are tested on.
 
     Attributes:
-        runs: One row per run.
         cells: `metrics.summarise` of all cells.
         repeated: The same per repetition; None without resamples.
         draws: Function from a cell to its bootstrap samples.
@@ -64,10 +63,7 @@ def ledger(
     """Test claims on request records.
 
     Args:
-        records: Request records.
-        only: Ids of claims (default: all).
         resamples: Bootstrap samples; 0 for none.
-        seed: Random seed of the bootstrap.
 
     Returns:
         One row per claim and source that has any of its systems, with the columns `COLUMNS`; `reason` says why a claim

@@ -61,7 +61,6 @@ def resample(requests: pd.DataFrame, throughputs: np.ndarray, drawn: np.ndarray,
         requests: Rows of `timed` of the cell, with the column `repeat` of `repeats`.
         throughputs: Output throughput of each repetition, shape (repetitions,).
         drawn: Result of `repetitions`, shape (resamples, repetitions).
-        rng: Random generator.
 
     Returns:
         Arrays of shape (resamples,), named as in `metrics.summarise`.
@@ -92,7 +91,6 @@ def quantiles(
         values: Values without NaN, shape (n,).
         qs: Quantiles, in [0, 1].
         drawn: Result of `repetitions`, shape (resamples, repetitions).
-        rng: Random generator.
         repeat: Repetition of each value, shape (n,); None for a single repetition.
 
     Returns:
@@ -157,8 +155,6 @@ def bands(pooled: pd.DataFrame, runs: pd.DataFrame, column: str, cells: list[str
     Args:
         pooled: `metrics.summarise` by `cells`.
         runs: `metrics.summarise` by `cells` and run_id.
-        column: Column of both.
-        cells: Columns that identify a cell.
 
     Returns:
         One row per cell with more than one run: `cells`, low and high.

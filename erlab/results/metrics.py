@@ -110,10 +110,6 @@ def summarise(requests: pd.DataFrame, by: Sequence[str] = CELL) -> pd.DataFrame:
 
     Runs of a cell are pooled; percentiles are never averaged.
 
-    Args:
-        requests: Request records, one row per request.
-        by: Columns that identify a cell.
-
     Returns:
         One row per cell, sorted by `by`. Names of times end in their unit, throughputs are per second; NA is unknown or
         undefined.

@@ -50,7 +50,6 @@ def summary(router: PromptRouter, prompts: Dataset) -> dict:
     """Describe the clusters of a router.
 
     Args:
-        router: Trained router.
         prompts: Columns domain, text and split ("train" or "held_back").
 
     Returns:
@@ -119,7 +118,6 @@ def macro_accuracy(clusters: np.ndarray, domains: np.ndarray, tops: list[str | N
     Args:
         clusters: Clusters of the prompts, (n,).
         domains: Domains of the prompts, (n,).
-        tops: Top domain of each cluster, see `top_domains`.
 
     Returns:
         Macro accuracy, 0 to 1; None without prompts.
@@ -184,11 +182,7 @@ def compare(
     Args:
         prompts: Columns domain, text and split, as for `summary`.
         recipes: Parameters of `PromptRouter` by name of the recipe.
-        clusters: Number of clusters.
-        seeds: Random seeds; one fit per seed.
         other: Prompts of the same domains from other sources (columns domain and text).
-        unknown: Prompts of no domain.
-        progress: Called with the name of each recipe before it is measured.
 
     Returns:
         One row per recipe, means over the fits; NA in columns whose prompts are not given:
@@ -292,7 +286,6 @@ def confusion(router: PromptRouter, prompts: Dataset) -> pd.DataFrame:
 
     Args:
         router: Router fitted to the training prompts.
-        prompts: As for `summary`.
 
     Returns:
         One row per domain, one column per top domain of the clusters; shares that sum to 1 in each row.

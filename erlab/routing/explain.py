@@ -23,11 +23,6 @@ _SUMMARY_BYTES = 16 * 2**20
 def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> list[dict]:
     """Explain the decision for each prompt.
 
-    Args:
-        router: Trained router.
-        texts: Prompts.
-        nearest: Number of clusters to describe.
-
     Returns:
         One dictionary per prompt, in plain JSON types: text, known (whether the prompt has known features), cluster,
         distance, margin (None without a runner-up), outlier (None before calibration), and clusters: the `nearest`

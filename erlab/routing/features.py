@@ -27,7 +27,6 @@ class Features(TransformerMixin, BaseEstimator):
 
     Args:
         dimensions: Largest number of dimensions of the vectors.
-        seed: Random seed.
         model: Sentence-embedding model, see `minilm.find`.
 
     Attributes:

@@ -123,7 +123,6 @@ class QuantizedModel:
     It is saved as the model's name and the SHA-256 of its weights, without the weights.
 
     Args:
-        model: As in `find`.
         sha256: Required SHA-256 of the weights, from a saved router; then nothing is downloaded.
     """
 

@@ -63,9 +63,6 @@ def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: i
     their own expert while its batch has room.
 
     Args:
-        row: Decision of the router.
-        fleet: State of the experts.
-        ticket: Not used.
         factor: Bound on the unfinished requests, this one included, relative to their mean over the experts that are
             up; at least 1, so that some expert always meets the bound.
         free: Unfinished requests that are always allowed.
@@ -109,8 +106,6 @@ def strong_weak(row: Row, fleet: Fleet, ticket: int = 0, threshold: float = 0.5)
 
     Args:
         row: Decision of the router; `Row.difficulty` may be None.
-        fleet: State of the experts.
-        ticket: Not used.
         threshold: Difficulty from which a prompt is difficult, 0 to 1; see `scores.difficulty_threshold`.
     """
     hard = row.difficulty is not None and row.difficulty >= threshold

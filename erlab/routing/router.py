@@ -35,7 +35,6 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         clusterer: Name in `clusterers.CLUSTERERS`, or "supervised", which needs the prompts' domains in `fit`.
         dimensions: Dimensions of the vectors, at least 1; fewer if the prompts have fewer features (`dimensions_`).
         restarts: Restarts of the clusterer, at least 1; the best one is used.
-        seed: Random seed.
         model: Sentence-embedding model for features that need one, see `minilm.find`.
 
     Attributes:
@@ -71,7 +70,6 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         """Learn the clusters of training prompts.
 
         Args:
-            texts: Prompts.
             y: Domains of the prompts, used by the supervised router only: cluster c is the c-th domain by name.
 
         Raises:
@@ -112,7 +110,6 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         """Learn the difficulty of prompts, see `scores.Difficulty`.
 
         Args:
-            texts: Prompts.
             hard: Whether each prompt needed the strong expert; both values must occur.
         """
         require(len(hard) == len(texts), "hard", "fit_difficulty", f"hold {len(texts)} values", len(hard))

@@ -59,15 +59,6 @@ def top_terms(texts: Iterable[str], labels: Sequence[int], clusters: int, count:
 
     A word's score is the share of the cluster's prompts that contain it, times the logarithm of the ratio of this share
     to the share among all prompts. Words of a single prompt are left out.
-
-    Args:
-        texts: Prompts.
-        labels: Cluster of each prompt, 0 to clusters - 1.
-        clusters: Number of clusters.
-        count: Largest number of words per cluster.
-
-    Returns:
-        Words of each cluster, highest score first.
     """
     vocabulary: dict[str, int] = {}
     rows, columns = [], []

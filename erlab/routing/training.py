@@ -30,11 +30,8 @@ def train_router(
 
     Args:
         profile: Gives the number of clusters if `clusters` is None.
-        folders: Folders of the study.
         prompts: Columns text, domain and split; the router is fitted to the split train, its outlier threshold to
             held_back.
-        clusters: Number of clusters.
-        seed: Random seed.
 
     Returns:
         The router and its summary (`evaluation.summary`).

@@ -35,12 +35,6 @@ def plan_engines(
 ) -> list[tuple[Expert, Path, Path | None, tuple]]:
     """Return the engines of a profile and the commands that are due to build them.
 
-    Args:
-        profile: Machine profile.
-        folders: Folders of the study.
-        weights: As in `build_engines`.
-        wanted: Experts to plan; None for all of the profile.
-
     Returns:
         For each engine: expert, engine folder, folder of its weights (None for dummy weights), due commands.
     """
@@ -70,12 +64,8 @@ def build_engines(
     """Build the engines of a profile that do not exist yet.
 
     Args:
-        profile: Machine profile.
-        folders: Folders of the study.
-        seed: Random seed of dummy weights.
         weights: Folder with one Hugging Face folder per model, such as ``llama-3-8b``; None for dummy weights.
         wanted: Experts whose engines are built; None for all of the profile.
-        triton: Address of an external server; nothing is built then.
 
     Returns:
         One row per engine: models of the paper it stands for, parameters, size in MB, folder. With `triton`, one row
@@ -115,13 +105,7 @@ def write_repository(systems: dict[str, System], name: str, profile: Profile, fo
     """Write a Triton model repository with one model per engine of each system.
 
     Args:
-        systems: Scaled systems by name.
         name: Name of the repository, a folder in `folders.models`.
-        profile: Machine profile.
-        folders: Folders of the study.
-
-    Returns:
-        Folder of the repository.
 
     Raises:
         ErlabError: An engine was not built yet.
@@ -140,11 +124,6 @@ def write_repository(systems: dict[str, System], name: str, profile: Profile, fo
 
 def write_repositories(profile: Profile, folders: Folders, triton: str | None = None) -> pd.DataFrame:
     """Write the model repository of each system of Table I.
-
-    Args:
-        profile: Machine profile.
-        folders: Folders of the study.
-        triton: Address of an external server; nothing is written then.
 
     Returns:
         One row per Triton model: its system, engine, devices and limits.
@@ -176,13 +155,6 @@ def try_out(
 ) -> pd.DataFrame:
     """Start system C, or the first of the profile, and send it one request.
 
-    Args:
-        profile: Machine profile.
-        folders: Folders of the study.
-        text: Prompt.
-        max_tokens: Output tokens.
-        triton: Address of an external server to use instead.
-
     Returns:
         One row: prompt, answer, output tokens, times to the first and last token (ms). One row with the reason where
         this machine cannot run a server.
@@ -211,8 +183,6 @@ class Running:
     Attributes:
         address: HOST:PORT of its KServe v2 gRPC endpoint.
         models: Models that users request: user i requests models[i mod n].
-        server: Server of its experts.
-        gateway: Routing gateway, None for a baseline.
     """
 
     address: str
@@ -241,10 +211,6 @@ def server(
     """Return a server, not yet started, of all engines of some systems.
 
     Args:
-        systems: Scaled systems by name.
-        name: Name of the model repository, which is written.
-        profile: Machine profile.
-        folders: Folders of the study.
         port: gRPC port; None lets the system choose.
         container: Container engine that runs the server, docker or podman; None for this machine's own programs. GPUs
             only.
@@ -256,12 +222,6 @@ def server(
 
 def check_choice(key: str, system: System, folders: Folders, **choice: str | float) -> None:
     """Refuse a routing policy that the system's gateway cannot follow, before engines are built or started.
-
-    Args:
-        key: Name of the system.
-        system: The scaled system.
-        folders: Folders of the study, with the router.
-        **choice: As in `serve`.
 
     Raises:
         ErlabError: The system has no gateway, a value is not allowed, or the router is missing or lacks the policy.
@@ -302,16 +262,10 @@ def serve(
     """Start a system's server and, for a router system, its gateway; stop both on leaving.
 
     Args:
-        key: Name of the system.
-        system: The scaled system.
-        profile: Machine profile.
-        folders: Folders of the study.
         port: Port for users, the gateway's or the server's gRPC port; None lets the system choose.
         triton: Address of an external server: HOST:PORT of a Triton that has the models, or http://HOST:PORT of an
             OpenAI-compatible server, whose model stands for all experts.
         holder: Running server (see `server`) that has the models. `triton` and `holder` replace a server of its own.
-        container: As in `server`.
-        apart: As in `server`.
         **choice: Routing policy of the gateway: `policy`, `generalist`, `strong` and `threshold` of `gateway.Gateway`;
             experts are named as the system's models.
     """

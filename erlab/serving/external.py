@@ -31,7 +31,6 @@ def attach(address: str, models: tuple[str, ...], port: int | None = None) -> Mo
     """Return the server at an address, to be entered. It is left running.
 
     Args:
-        address: HOST:PORT or http://HOST:PORT.
         models: Models that Triton must have, or names under which the model of an OpenAI-compatible server is served.
         port: Port of the gateway that translates KServe v2 for an OpenAI-compatible server; None: any.
     """

@@ -63,11 +63,7 @@ def contained(
 
     Args:
         engine: docker or podman.
-        argv: Program and arguments.
-        name: Name of the container.
         folders: Mounted folders, at the same paths inside, or a mapping from paths inside to paths outside.
-        ports: Ports published on 127.0.0.1.
-        variables: Environment variables.
         as_user: Whether it runs as this user and may write to the folders; else they are read-only.
     """
     places = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}

@@ -20,14 +20,7 @@ def devices(profile: Profile) -> tuple[int, ...]:
 
 
 def scale(system: System, profile: Profile, devices: int, max_batch_size: int | None = None) -> System:
-    """Return the counterpart of a system of the paper on a profile's machine.
-
-    Args:
-        system: System of Table I.
-        profile: Machine profile.
-        devices: Number of GPUs or CPU cores.
-        max_batch_size: Batch limit; None for the profile's largest.
-    """
+    """Return the counterpart of a system of the paper on a profile's machine."""
     return kind(profile).scale(system, profile, devices, max_batch_size or max(profile.batch_limits))
 
 

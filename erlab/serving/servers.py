@@ -14,7 +14,6 @@ class ModelServer(ABC):
     """One server, or several behind one interface; a context manager that yields itself when every model answers.
 
     Attributes:
-        models: Names of the models it serves.
         grpc: HOST:PORT of its KServe v2 gRPC endpoint, which serves all models unless `upstreams` says otherwise; None
             before it is entered.
         upstreams: What a gateway forwards to, one entry per model: a name at `grpc`, or a URL.

@@ -62,11 +62,8 @@ def of_paper(
 
     Args:
         version: Version of the paper, v1 or v2.
-        name: System of that version.
         kv_gib: KV cache per GPU, GiB (default: what weights and reserve leave).
-        replicas: Engines (default: the system's).
         era: Name in `era.FACTORS`, or "none" for kernels as measured (default: that of `Setup`; none for the roofline).
-        steps: Iteration times, measured or roofline.
         gateway: Delay of the gateway, seconds.
     """
     require(version in paper.SYSTEMS, "paper", "simulate", f"be one of {', '.join(paper.SYSTEMS)}", version)
@@ -92,7 +89,6 @@ def variations(
     """Return the default, then every assumption at its other values.
 
     Args:
-        version: Version of the paper, v1 or v2.
         setup: Machine and serving software of the default.
         kv_gib: KV cache per GPU of systems whose 70B expert has one GPU, GiB.
         zipfs: Exponents of Zipf-distributed cluster shares.
@@ -137,9 +133,6 @@ def sensitivity(
     Args:
         judge: Function from records to a table (default `metrics.summarise`). `erlab.results.claims.ledger` gives the
             verdict on every claim.
-        cases: Variations (default `variations()`).
-        loads: Numbers of concurrent users.
-        seed: Random seed.
 
     Returns:
         The tables of all variations, after the columns `assumption` and `value`; a column `value` of the judge is

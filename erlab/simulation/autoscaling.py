@@ -55,9 +55,7 @@ def demand(history: list[float], horizon: float, forecast: bool, level: float = 
     """Return the last demand or Holt's linear forecast, at least 0.
 
     Args:
-        history: Demand at each past interval, oldest first.
         horizon: Intervals ahead.
-        forecast: Whether to forecast.
         level: Smoothing factor of the level, in [0, 1].
         trend: Smoothing factor of the slope, in [0, 1].
     """
@@ -79,15 +77,8 @@ def shifting_load(
     The share of expert e is proportional to 1 + swing · sin(2π (t / seconds − e / experts)).
 
     Args:
-        experts: Number of experts.
-        seconds: Duration of the load.
         rate: Arrival rate over all experts, requests/s.
         swing: Amplitude of the shares, in [0, 1].
-        workload: Token lengths.
-        seed: Random seed.
-
-    Returns:
-        The load, and the expert of each request.
     """
     require(0 <= swing <= 1, "swing", "shifting_load", "lie in [0, 1]", swing)
     rng = np.random.default_rng([seed, experts])
@@ -181,11 +172,6 @@ def simulate_autoscaled(
 
     Args:
         system: System whose engines are shared; engine g begins with expert g mod `experts`.
-        experts: Number of experts, at most `system.count`.
-        traffic: Load.
-        chosen: Expert of each request.
-        controller: Autoscaling policy.
-        setup: Machine and serving software.
 
     Returns:
         Records like those of `simulate`; the run's description adds `controller` and `moves`, the number of replicas

@@ -23,7 +23,6 @@ class LatencyLimits:
     """Limits on 99th percentiles of latencies.
 
     Attributes:
-        name: Name in tables.
         ttft_s: Limit on time to first token, seconds.
         tpot_ms: Limit on time per output token, milliseconds.
     """
@@ -64,15 +63,6 @@ def largest_load(system: System, limits: LatencyLimits, *, most: int = 4096, **o
 
     The search is a bisection, so it assumes that a system that meets the limits at one load meets them with fewer
     users.
-
-    Args:
-        system: System.
-        limits: Latency limits.
-        most: Largest number of users tried.
-        **options: Arguments of `simulate`.
-
-    Returns:
-        Number of users, 0 if one user is too many.
     """
     return _largest(lambda users: simulate(system, users, **options).requests, limits, most)
 
@@ -101,12 +91,9 @@ def policies(
     """Compare routing policies.
 
     Args:
-        system: Router system.
-        loads: Numbers of concurrent users.
         names: Policies (default: all whose choice does not need a generalist or a strong expert).
         shares: Cluster shares by name of a clusterer; None for equal shares.
         decisions: Decisions on real prompts by name of a clusterer.
-        **options: Arguments of `simulate`.
 
     Returns:
         One row per clusterer, policy and load: latencies, throughput, and the largest share of one expert in the
@@ -144,9 +131,6 @@ def economics(
     All GPUs of a system are paid for and draw board power all the time, so the energy is an upper bound.
 
     Args:
-        summary: Rows of `metrics.summarise`.
-        systems: Systems by name.
-        setup: Machine.
         dollars_per_gpu_hour: Price of a GPU, above 0; the default is an assumption.
 
     Returns:
@@ -175,12 +159,6 @@ def served_within(
     **options,
 ) -> pd.DataFrame:
     """Find the largest load per system and pair of limits.
-
-    Args:
-        systems: Systems by name.
-        limits: Pairs of latency limits.
-        most: Largest number of users tried.
-        **options: Arguments of `simulate`.
 
     Returns:
         One row per system and limits: users (see `largest_load`) and goodput at that load (requests/s).

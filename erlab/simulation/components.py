@@ -86,10 +86,7 @@ def measured(expert: Expert, gpu: Gpu, software: Software = Software(), folder: 
     """Read an engine's measured table, or make and store it.
 
     Args:
-        expert: Engine.
-        gpu: GPU that it runs on.
         software: Serving software whose kernels are used.
-        folder: Folder of the tables (default ``data/results/steptimes``).
 
     Raises:
         ErlabError: aiconfigurator is not installed or has no measurements of this engine.
@@ -143,13 +140,7 @@ def engine_parts(expert: Expert, gpu: Gpu, software: Software, gemm: str | None 
     """Split aiconfigurator's engine of this expert into its parts.
 
     Args:
-        expert: Engine.
-        gpu: GPU that it runs on.
-        software: Serving software whose kernels are used.
         gemm: GEMM kernels, fp8 or bfloat16 (default: those of the expert's precision).
-
-    Raises:
-        ErlabError: aiconfigurator is not installed or has no measurements of this engine.
     """
     if reason := unavailable():
         raise ErlabError(f"Measured step times are not available: {reason}; the roofline needs none (steps = roofline)")

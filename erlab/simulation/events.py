@@ -29,7 +29,6 @@ def run(
     Tokens and times of requests are in the `Requests` that the engines share.
 
     Args:
-        engines: Engines, all idle.
         submit: Submission times, ns; -1 for a request that follows an answer. Filled in.
         following: Per request, the request that its user submits after the answer; -1 for none.
         delay: Per request, time between submission and arrival at the engine (gateway), ns.

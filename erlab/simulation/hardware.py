@@ -19,7 +19,6 @@ class Gpu:
     """Data sheet of one GPU.
 
     Attributes:
-        name: Key in `GPUS`.
         memory: Bytes.
         bandwidth: Memory bandwidth, bytes/s.
         flops16: Dense FLOP/s at 16 bits.
@@ -81,7 +80,6 @@ def kv_pool_tokens(
     The result is the expert's `kv_tokens` where set, else `paper.kv_pool_tokens` on this GPU.
 
     Args:
-        expert: Engine.
         gpu: GPU of which it has `tensor_parallel`.
         reserve_gib: Memory kept free on each GPU for activations, runtime and CUDA context, GiB.
         free_fraction: Share of the remaining memory that the KV cache takes, in (0, 1].

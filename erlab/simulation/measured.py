@@ -47,7 +47,6 @@ def compare(requests: pd.DataFrame, system: System, setup: Setup) -> pd.DataFram
     Args:
         requests: Measured request records of one system.
         system: The system as it was served. Only a system of one engine on a GPU of its own is simulated.
-        setup: Machine and serving software.
 
     Returns:
         One row per load: throughput (tokens/s), median time per output token (ms) and median time to first token (s)
@@ -86,7 +85,6 @@ def traffic(requests: pd.DataFrame, ticks: int = NS) -> Traffic:
     """Return finished requests as the load they were.
 
     Args:
-        requests: Request records, sorted by user and turn.
         ticks: Units of their times per second.
     """
     first = ~requests["user"].duplicated()

@@ -40,11 +40,6 @@ def sweep(
     """Simulate every system under every load.
 
     Args:
-        systems: Systems by name.
-        loads: Numbers of concurrent users, at least 1.
-        setup: Machine and serving software.
-        seed: Random seed.
-        workload: Token lengths and turns.
         jobs: Worker processes, -1 for one per core (default: this process for up to `SERIAL_REQUESTS` requests, else
             -1).
         cluster: ``dask:HOST:PORT`` or ``ray:HOST:PORT`` instead of local processes.

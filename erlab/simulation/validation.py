@@ -73,7 +73,6 @@ def validate_published(
         version: Version of TensorRT-LLM, or its beginning.
         file: CSV with the columns of ``data/published/README.md``; `gpu` is H100 or H200, a suffix after a hyphen is
             ignored.
-        setup: Machine and serving software.
         jobs: Worker processes, as in `sweep`.
         sizes: Tensor-parallel sizes of the cells compared.
 
@@ -157,9 +156,6 @@ def _factors(cells: pd.DataFrame) -> np.ndarray:
 def fit_era(cells: pd.DataFrame) -> dict[tuple[str, int], tuple[float, float]]:
     """Fit era factors per precision and tensor-parallel size.
 
-    Args:
-        cells: Rows of `validate_published`.
-
     Returns:
         (precision, size): (decode factor, prefill factor).
     """
@@ -210,8 +206,6 @@ def implied_kv_pool(
 
     Args:
         model: `model` of the published cells.
-        file: Published cells.
-        setup: Machine and serving software.
         reserves: Memory reserved on the GPU, GiB.
 
     Returns:

@@ -51,8 +51,6 @@ def dependencies(
     """Return everything that a step's result depends on, ready for JSON.
 
     Args:
-        cells: Source of the step's code cells.
-        parameters: Values of the notebook's parameters by name.
         inputs: SHA-256 of each input file by name.
         without: Modules that the step does not run, see `fingerprint.code_of`.
     """
@@ -152,7 +150,6 @@ def stale(finished: Mapping | None, now: Mapping, results: Path) -> str | None:
     Args:
         finished: The step's marker (`load`).
         now: What its result depends on now (`dependencies`).
-        results: Results folder.
     """
     if not finished:
         return "has not finished yet"

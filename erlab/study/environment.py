@@ -31,10 +31,7 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: What was checked.
-        value: What was found.
         ok: True if sufficient, False if the study cannot run, None if a part of it cannot.
-        advice: What to do about it.
     """
 
     name: str
@@ -47,8 +44,6 @@ def inspect(results: str | Path | None = None, profile: str = "laptop", triton: 
     """Check everything that the study needs; change nothing.
 
     Args:
-        results: Results folder; None for the profile's own.
-        profile: Name of the machine profile.
         triton: Address of a running server that holds the models, which is checked instead of this machine's engines.
     """
     folder, machine_profile = paths.results(profile, results), profiles.profile(profile)

@@ -91,10 +91,6 @@ def run(
     ``<name>.failed.ipynb``.
 
     Args:
-        notebook: Notebook to run.
-        executed: Path of the executed notebook.
-        values: Parameter values by name.
-        environment: Additional environment variables of the kernel.
         on_cell: Called with the number of finished code cells and their total.
 
     Raises:

@@ -32,11 +32,6 @@ def check(profile: Profile, results: Path, values: Mapping) -> None:
 
     Only a run can tell some mistakes, and prompts on Hugging Face are not downloaded.
 
-    Args:
-        profile: Machine profile.
-        results: Results folder of the study.
-        values: Values of the parameters that the notebook declares, by name.
-
     Raises:
         ErlabError: The error that the notebook would raise.
     """

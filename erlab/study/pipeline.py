@@ -41,15 +41,8 @@ class Study:
     """Description of a study: the steps, the notebooks' parameters, and the folders.
 
     Attributes:
-        profile: Name of the machine profile.
         prompts: Folder, file or Hugging Face dataset; None for the project's own prompts.
-        seed: Random seed.
-        results: Results folder; None for the profile's own.
-        figures: Folder for the figures; None for ``figures``.
         triton: HOST:PORT of a running Triton server or http://HOST:PORT of an OpenAI-compatible server.
-        extra: Further parameters of notebooks by name.
-        steps: Steps of the study.
-        notebooks: Folder of the notebooks.
 
     Raises:
         ErlabError: The profile is unknown or `triton` is no address.
@@ -150,7 +143,6 @@ class State:
     """State of a step.
 
     Attributes:
-        step: The step.
         state: ``cached``, ``stale``, ``missing``, ``maybe`` (its inputs may change), ``left out`` or ``ran``.
         reason: Reason for the state; empty if cached.
         minutes: Minutes of the last run, or expected minutes; None if they depend on an attached server.
@@ -230,12 +222,6 @@ def reproduce(
     Consecutive steps that measure no time and do not need each other run in parallel, at most one per core. The results
     folder also receives the executed notebooks, markers and a manifest. Finished work is kept after an error: the next
     call resumes.
-
-    Args:
-        study: The study.
-        selected: Steps to run; None for all.
-        force: Whether steps that are up to date run as well.
-        show: Display of the progress; None for one in the terminal.
 
     Returns:
         The final state of each selected step.

@@ -22,11 +22,6 @@ def text(profile: Profile, folders: Folders, weights: str | Path | None = None) 
 
     Writes nothing and needs neither GPUs nor TensorRT-LLM.
 
-    Args:
-        profile: Machine profile.
-        folders: Folders of the study.
-        weights: Folder of real weights; None for dummy weights.
-
     Returns:
         The list, empty for engines that are built in a moment.
     """

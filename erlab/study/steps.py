@@ -99,11 +99,6 @@ STEPS = (
 def select(steps: tuple[Step, ...], only: tuple[str, ...] = (), start: str | None = None) -> tuple[Step, ...]:
     """Select steps by name.
 
-    Args:
-        steps: All steps.
-        only: Names of the selected steps, such as ``04``, ``baselines`` or ``04_baselines``; all if empty.
-        start: Name of the first step to run.
-
     Raises:
         ErlabError: A name is unknown or no step is left.
     """

@@ -20,14 +20,7 @@ from erlab.spec import require
 
 @dataclass(eq=False)
 class BatchedSequence:
-    """A request in an engine.
-
-    Attributes:
-        id: Identifier, unique among requests in flight.
-        prompt_tokens: Tokens of the prompt.
-        max_tokens: Output tokens at which it ends.
-        tokens: Output tokens so far.
-    """
+    """A request in an engine."""
 
     id: Hashable
     prompt_tokens: int

@@ -52,16 +52,7 @@ def write(
     """Write the Triton model that emulates an expert.
 
     Args:
-        repository: Model repository.
-        name: Model name, which begins with `PREFIX`.
-        expert: Emulated engine.
-        table: Its step times.
-        kv_tokens: Tokens of its KV cache, at least one request of the maximum length.
         time_scale: Factor by which steps are slower than `table`, above 0.
-        note: Description of what is emulated, for the model's configuration.
-
-    Returns:
-        Folder of the model.
     """
     require(name.startswith(PREFIX), "name", "emulated.write", f"begin with {PREFIX!r}", name)
     require(time_scale > 0, "time_scale", "emulated.write", "be above 0", time_scale)

@@ -102,11 +102,7 @@ class EmulatedEngine(Batch):
     below one step is caught up by the next; more is lost.
 
     Args:
-        table: Step times.
         time_scale: Factor by which steps are longer than in `table`, above 0.
-        max_batch_size: As in `Batch`, like the next three.
-        clock: Returns the time, s.
-        sleep: Waits for a time, s.
     """
 
     def __init__(

@@ -59,7 +59,6 @@ class EngineKind(ABC):
 
         Args:
             repository: Model repository that `write` wrote.
-            models: Names of its models.
             port: gRPC port; None lets the system choose.
             container: Container engine that runs it, docker or podman; None for this machine's own programs.
             apart: Whether each model gets a server of its own.

@@ -33,11 +33,7 @@ def vllm(expert: Expert, model: Path, name: str, share: float, dummy: bool) -> t
     """Return the command that serves an expert by vLLM.
 
     Args:
-        expert: Engine.
-        model: Folder of the model.
-        name: Model name for clients.
         share: Share of the GPU's memory, in (0, 1).
-        dummy: Whether the server makes dummy weights.
 
     Returns:
         Program and arguments, with `openai_server.PORT` in place of the port.
@@ -122,14 +118,7 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
     """Write the model folder of an expert unless it exists.
 
     Args:
-        kind: Server program, a key of `KINDS`.
-        expert: Engine.
-        folder: Model folder.
-        seed: Random seed of the embedded engine's weights.
         weights: Folder of real weights for vLLM and trtllm-serve; None for dummy weights.
-
-    Returns:
-        `folder`.
 
     Raises:
         ErlabError: The program cannot serve the expert.
@@ -190,16 +179,6 @@ def share(expert: Expert, gpu: Gpu) -> float:
 
 def write(repository: Path, name: str, folder: Path, expert: Expert, gpu: Gpu) -> Path:
     """Write ``repository/name/server.json`` with the command that serves a model.
-
-    Args:
-        repository: Folder with one folder per model.
-        name: Model name.
-        folder: Model folder that `build` wrote.
-        expert: Engine.
-        gpu: GPU that serves it.
-
-    Returns:
-        The file.
 
     Raises:
         ErlabError: There is no such model folder, or it was built for another expert.

@@ -44,13 +44,10 @@ class OpenAIServer(ServerProcess):
 
     Args:
         place: Folder that `openai_models.write` wrote; its name is the model's.
-        timeout: Seconds within which the server must answer.
 
     Attributes:
-        model: Model name.
         kind: Server program, a key of `openai_models.KINDS`.
         base: URL, which ends in /v1; None before the start.
-        log: Log file.
     """
 
     def __init__(self, place: Path, timeout: float = 1800.0):
@@ -105,10 +102,7 @@ class OpenAIServers(ModelServer):
     """One server per model and a gateway without a router in front of them.
 
     Args:
-        repository: Folder with one folder per model.
-        models: Model names, at least one.
         port: Port of the gateway; None lets the system choose.
-        timeout: Seconds within which each server must answer.
     """
 
     def __init__(self, repository: Path, models: Sequence[str], port: int | None = None, timeout: float = 1800.0):
@@ -153,7 +147,6 @@ class ExternalOpenAI(ModelServer):
     """A running OpenAI-compatible server, whose one model stands for all.
 
     Args:
-        url: http://HOST:PORT.
         models: Names under which the gateway in front serves the model.
         port: Port of that gateway; None lets the system choose.
     """

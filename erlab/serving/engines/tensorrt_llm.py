@@ -53,8 +53,6 @@ class Command:
     """Build command.
 
     Attributes:
-        argv: Program and arguments.
-        writes: Folder that it writes.
         minutes: Estimated duration.
         disk_bytes: Estimated disk space.
         script: Content of the file named by the last argument, written before the command runs; None if there is none.
@@ -77,8 +75,6 @@ class Memory:
     """Memory of an engine; matrices and both embeddings are spread evenly over its GPUs.
 
     Attributes:
-        weights: Bytes per GPU.
-        activations: Bytes per GPU.
         reserve: Bytes per GPU for activations and runtime, at least the simulator's reserve.
         kv: Bytes of the KV cache per GPU.
         kv_tokens: Tokens of the KV cache over all GPUs.
@@ -118,8 +114,6 @@ def commands(
     """Return the two commands that build an engine: checkpoint, then ``folder/engine``. No file is read.
 
     Args:
-        expert: Engine.
-        folder: Engine folder.
         weights: Hugging Face folder of a Llama; None for dummy weights.
         examples: Folder of TensorRT-LLM's conversion scripts.
 

@@ -55,10 +55,7 @@ def plan(
     """Return the commands that are due for an engine, none where it is complete. Nothing is written.
 
     Args:
-        expert: Engine.
-        folder: Engine folder.
         weights: Hugging Face folder of a Llama; None for dummy weights.
-        examples: Folder of TensorRT-LLM's conversion scripts.
 
     Raises:
         ErlabError: The engine does not fit this machine's GPUs (an H100 where there are none), the weights are of
@@ -111,14 +108,7 @@ def build(
     """Build an engine, or finish a build that was interrupted. Programs print to ``build.log``.
 
     Args:
-        expert: Engine.
-        folder: Engine folder.
-        weights: Hugging Face folder of a Llama; None for dummy weights.
-        examples: Folder of TensorRT-LLM's conversion scripts.
         timeout: Seconds that a command may take.
-
-    Returns:
-        The commands that ran.
 
     Raises:
         ErlabError: As for `plan` and `check`, before anything runs; with a program's last lines where it fails.

@@ -63,13 +63,9 @@ def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
     An interrupted build leaves no engine.
 
     Args:
-        folder: Engine folder.
         model: Sizes of the model; hidden, intermediate and head size must be multiples of `LANES`.
         precision: float32, int8 or BF16.
         seed: Random seed of the weights, which are the same before rounding in every precision.
-
-    Returns:
-        `folder`.
 
     Raises:
         ErlabError: The model cannot be served, or the folder has other files.

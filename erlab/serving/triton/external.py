@@ -19,13 +19,7 @@ from erlab.spec import require
 
 
 class ExternalTriton(ModelServer):
-    """A running Triton server, which is left running.
-
-    Args:
-        address: HOST:PORT of its gRPC endpoint.
-        models: Names of the models to use, at least one.
-        timeout: Seconds within which all models must answer a probe.
-    """
+    """A running Triton server, which is left running."""
 
     def __init__(self, address: str, models: Sequence[str], timeout: float = 120.0):
         require(len(models) > 0, "models", "ExternalTriton", "name at least one model", models)

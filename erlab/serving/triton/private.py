@@ -98,12 +98,6 @@ def copy_models(repository: Path, models: Iterable[str], folder: Path, linked: b
     If a model's configuration names a folder by a path that is not harmless, the copy names ``folder/places/N``
     instead.
 
-    Args:
-        repository: Model repository.
-        models: Names of its models.
-        folder: Private folder.
-        linked: Whether files are linked; else copied, for a container.
-
     Returns:
         Real folder of each ``folder/places/N``, which the caller links or mounts.
     """

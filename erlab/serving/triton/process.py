@@ -20,13 +20,8 @@ def launch(
     Args:
         command: Program and arguments. It runs in `folder`, where Python programs look for modules first.
         folder: Private folder (`private.folder`), which the keeper removes at the end.
-        lock: Descriptor that locks the folder.
         grace: Seconds between the request to stop and SIGKILL.
-        environment: Environment variables.
         output: Log file of both.
-
-    Returns:
-        The keeper's process, which ends when the command does.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), folder, str(grace), *command],

@@ -60,17 +60,7 @@ def write_tiny(repository: Path, name: str, engine: Path, expert: spec.Expert, c
     """Write the model that serves an engine of a tiny Llama.
 
     Args:
-        repository: Model repository.
-        name: Model name.
-        engine: Engine folder.
-        expert: Limits of the engine.
         cores: CPU cores of its process; empty for no pinning.
-
-    Returns:
-        Folder of the model.
-
-    Raises:
-        ErlabError: The engine folder is missing, or the cores are not as many distinct ones as the expert's.
     """
     engine = Path(engine).resolve()
     if not engine.is_dir():
@@ -123,20 +113,9 @@ def write_trtllm(
     laptop, since no end-of-sequence token is configured.
 
     Args:
-        repository: Model repository.
-        name: Name of the ensemble, which clients request.
-        engine: Engine folder.
-        expert: Limits of the engine.
-        gpus: GPUs of the engine.
         tokenizer: Tokenizer folder, of real weights or written by `engines.tokenizer`.
         kv_fraction: Share of the free GPU memory for the KV cache, in (0, 1], up to the expert's `kv_tokens`.
         backend_models: Folder of the pre- and postprocessing code on the server.
-
-    Returns:
-        Folder of the ensemble.
-
-    Raises:
-        ErlabError: Engine or tokenizer is missing, or the GPUs are not as many distinct ones as the expert's.
     """
     engine, tokenizer = Path(engine).resolve(), Path(tokenizer).resolve()
     for what, folder in (("engine", engine), ("tokenizer", tokenizer)):

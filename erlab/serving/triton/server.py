@@ -74,15 +74,8 @@ class Server(ModelServer):
     """A Triton server on the loopback, started on `__enter__` and stopped on `__exit__`.
 
     Args:
-        repository: Model repository folder.
         models: Names of the models to load; None for all in the repository.
-        grpc_port: Port of gRPC; None lets the system choose.
-        metrics_port: Port of the metrics page; None lets the system choose.
         log: Log file; None for a temporary one, kept only if the start fails or the server dies.
-        timeout: Seconds within which the server must start.
-
-    Raises:
-        ErlabError: The repository has none of the models, or a port or name is not allowed.
     """
 
     def __init__(
@@ -445,11 +438,7 @@ def _stub(wheel: Path) -> Path:
 
 
 def free_ports(ports: Sequence[int | None]) -> list[int]:
-    """Return distinct free ports on the loopback: the given ones, and one chosen by the system for each None.
-
-    Raises:
-        ErlabError: A given port is in use.
-    """
+    """Return distinct free ports on the loopback: the given ones, and one chosen by the system for each None."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in ports]
         for port, bound in zip(ports, sockets):

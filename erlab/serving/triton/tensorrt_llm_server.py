@@ -63,17 +63,7 @@ def arguments(
     host: str = _HOST,
     prefix: str = "erlab-",
 ) -> tuple[str, ...]:
-    """Return the command that starts Triton for TensorRT-LLM, as NVIDIA's launch script does.
-
-    Args:
-        repository: Model repository.
-        models: Names of the models to load.
-        ports: Ports of gRPC and metrics.
-        gpus: All GPUs that the engines use.
-        program: Path of tritonserver.
-        host: Address to listen on.
-        prefix: Prefix of shared memory names.
-    """
+    """Return the command that starts Triton for TensorRT-LLM, as NVIDIA's launch script does."""
     return (
         *("mpirun", "--allow-run-as-root", "-n", "1", program),
         *(f"--model-repository={repository}", "--model-control-mode=explicit"),
@@ -97,18 +87,7 @@ def in_container(
     name: str = "erlab-triton",
     orchestrate: bool = True,
 ) -> tuple[str, ...]:
-    """Return the command by which docker or podman runs the server, with ports on this machine's loopback.
-
-    Args:
-        engine: docker or podman.
-        repository: Model repository.
-        models: Names of the models to load.
-        ports: Ports of gRPC and metrics.
-        gpus: All GPUs that the engines use.
-        folders: Folders of engines and tokenizers, or a mapping from paths inside to paths outside.
-        name: Name of the container.
-        orchestrate: Whether Triton runs in orchestrator mode.
-    """
+    """Return the command by which docker or podman runs the server, with ports on this machine's loopback."""
     inside = arguments(repository, models, ports, gpus, host="0.0.0.0")
     variables = ORCHESTRATOR if orchestrate else {}
     places = folders if isinstance(folders, Mapping) else {folder: folder for folder in folders}
@@ -119,17 +98,11 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
     """A Triton server of TensorRT-LLM models on the loopback, started on `__enter__` and stopped on `__exit__`.
 
     Args:
-        repository: Model repository.
         models: Names of ensembles in it, at least one.
-        grpc_port: Port of gRPC; None lets the system choose.
         container: docker or podman; None for the installed Triton or, without one, the first that is installed.
         orchestrate: Whether Triton runs in orchestrator mode; False for one model on one GPU, whose engine then runs in
             the server's process.
         log: Log file; None for a temporary one, kept only if the start fails or the server dies.
-        timeout: Seconds within which the server must start; large engines load for minutes.
-
-    Raises:
-        ErlabError: A model is missing, or a port is not allowed.
     """
 
     def __init__(
@@ -165,10 +138,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
 
         Args:
             first_port: gRPC and metrics listen on the two ports after it.
-            name: Name of the container.
-
-        Raises:
-            ErlabError: Triton cannot take a path.
         """
         folders = self._folders()
         for path in (self._repository, *folders):

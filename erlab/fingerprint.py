@@ -11,6 +11,7 @@ string (``python -m erlab.x``, the code of a Triton model) counts as imported, a
 import ast
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ _NAMED = re.compile(rf"\b{PACKAGE.name}(?:\.\w+)+")
 def of_text(text: str) -> str:
     """Return the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_parts(parts: list) -> str:
+    """Return the SHA-256 of values that JSON can hold; the order of keys does not count."""
+    return of_text(json.dumps(parts, sort_keys=True))
 
 
 def of_file(path: Path) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from erlab import textfiles
 from erlab.errors import ErlabError
 
 MAX_ROWS = 10_000_000  # of one file
@@ -45,6 +46,12 @@ def read(
         raise ErlabError(f"{file}: no such file or folder.") from None
     except (OSError, ValueError, KeyError, OverflowError, pa.ArrowException) as e:  # KeyError: two columns of a name
         raise ErlabError(f"{file}: no readable parquet file ({first_line(e)}).") from None
+
+
+def save(table: pa.Table, path: Path, **options: object) -> None:
+    """Write a table; after a failure, `path` has its former content. `options` go to `pq.write_table`."""
+    with textfiles.replacing(Path(path)) as aside:
+        pq.write_table(table, aside, compression="zstd", **options)
 
 
 def is_text(kind: pa.DataType) -> bool:

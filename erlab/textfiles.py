@@ -7,6 +7,8 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from erlab.errors import ErlabError
@@ -52,14 +54,21 @@ def printable(text: str) -> str:
 def save(path: Path, content: str | bytes) -> Path:
     """Write a file atomically and return its path: it has all of `content`, or its former content."""
     path = Path(path)
+    with replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file that replaces `path` at the end; after a failure, `path` is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield aside
         os.replace(aside, path)
     except OSError as e:
         e.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         aside.unlink(missing_ok=True)
-    return path

@@ -26,6 +26,7 @@ SYSTEMS = {name: s for systems in paper.SYSTEMS.values() for name, s in systems.
 ROUTERS = {name: s for name, s in SYSTEMS.items() if s.router}
 LIMITS = (beyond.MLPERF, beyond.INTERACTIVE)
 STUDYS_ROUTER = "the study's router"
+_EXPERTS, _SECONDS = 4, 900  # of the autoscaled load
 
 
 def decisions(folders: Folders, clusterers: Iterable[str] = (), seed: int = 0) -> dict[str, list]:
@@ -107,14 +108,7 @@ def policy_table(policies: pd.DataFrame, column: str = "output_throughput") -> p
     return wide.astype(float).round(2)
 
 
-def autoscaling(
-    profile: Profile,
-    system: str = "D",
-    experts: int = 4,
-    seconds: float = 900,
-    cold_start: float = 60.0,
-    seed: int = 0,
-) -> pd.DataFrame:
+def autoscaling(profile: Profile, system: str = "D", cold_start: float = 60.0, seed: int = 0) -> pd.DataFrame:
     """Simulate autoscaling controllers under a shifting load (`autoscaling.shifting_load`).
 
     Args:
@@ -128,10 +122,10 @@ def autoscaling(
     check_system(system)
     rows = []
     for rate in profile.explored_rates:
-        load, chosen = scaling.shifting_load(experts, seconds, rate, seed=seed)
+        load, chosen = scaling.shifting_load(_EXPERTS, _SECONDS, rate, seed=seed)
         for kind in scaling.CONTROLLERS:
             controller = scaling.Controller(kind, target=48, cold_start=cold_start)
-            run = scaling.simulate_autoscaled(ROUTERS[system], experts, load, chosen, controller, fullscale.machine())
+            run = scaling.simulate_autoscaled(ROUTERS[system], _EXPERTS, load, chosen, controller, fullscale.machine())
             rows.append(
                 {
                     "system": system,

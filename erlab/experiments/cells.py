@@ -6,8 +6,6 @@ during it, or if no request succeeded; it is then measured again.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -169,7 +167,7 @@ def _key(
         [fingerprint.of_file(f) if f.is_file() else None for f in inputs],
         code(profile, system.router),
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return fingerprint.of_parts(parts)
 
 
 def code(profile: Profile, router: bool) -> str:

@@ -7,8 +7,6 @@ roofline, the lower limit of physics. Performance is then overestimated; the mac
 verdicts says so.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,7 +77,7 @@ def _simulate(
     parts = [version, loads, seeds, gateway, machine_setup.steps, fingerprint.of_code("erlab.experiments.fullscale")]
     if experiment == "router":
         parts += [fingerprint.of_file(f) for f in (folders.router / "router.json", folders.prompts)]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = fingerprint.of_parts(parts)
     if file.is_file() and records.read(file).runs.key.eq(key).all():
         return
     routing = {"decisions": decisions(folders)} if experiment == "router" else {}

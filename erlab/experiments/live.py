@@ -17,7 +17,7 @@ from erlab.experiments import table1
 from erlab.paths import Folders
 from erlab.prompts import traffic
 from erlab.prompts.loads import Load, counted
-from erlab.serving import deployment, external, nvidia, profiles, scaling
+from erlab.serving import deployment, external, nvidia, profiles
 from erlab.serving.deployment import Running
 from erlab.spec import Profile, System, require
 
@@ -76,9 +76,7 @@ def _system(name: str, profile: Profile, folders: Folders, triton: str | None = 
     require(name in systems, "system", "serve", f"be one of {', '.join(systems)}", name)
     if folders.table1.is_file():
         return table1.systems(profile, folders, triton)[name]
-    if triton:
-        return external.scale(systems[name], profile, triton, max(profile.batch_limits))
-    return scaling.scale(systems[name], profile, len(scaling.devices(profile)))
+    return external.scale(systems[name], profile, triton)
 
 
 def load(

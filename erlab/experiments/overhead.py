@@ -13,8 +13,6 @@ and claims about experts leave them out.
 """
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -61,7 +59,7 @@ def measure(
     ways = {f"{emulated.PREFIX}{SYSTEM}-{way}": way for way in WAYS}
     inputs = [fingerprint.of_file(f) for f in (folders.prompts, folders.router / "router.json")]
     common = [dataclasses.asdict(emulation) | {"loads": None}, seed, inputs, fingerprint.of_code(__name__)]
-    keys = {(name, n): _key([name, n, *common]) for name in ways for n in loads}
+    keys = {(name, n): fingerprint.of_parts([name, n, *common]) for name in ways for n in loads}
     models = system.model_names(f"{emulated.PREFIX}{SYSTEM}")
     experts = tuple(models[cluster % len(models)] for cluster in range(len(router.centers_)))
 
@@ -123,10 +121,6 @@ def _describe(name: str, users: int, profile: Profile, seed: int) -> dict:
         "count": system.count,
         "workload": dict(zip(("input", "output"), map(dataclasses.asdict, lengths))),
     }
-
-
-def _key(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _cpu_seconds(gateway: Gateway | None) -> float:

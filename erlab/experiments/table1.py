@@ -7,7 +7,7 @@ from erlab.errors import ErlabError
 from erlab.paths import Folders
 from erlab.results import metrics
 from erlab.results.records import Records
-from erlab.serving import external, profiles, scaling
+from erlab.serving import external, profiles
 from erlab.spec import Profile, System
 
 
@@ -56,7 +56,4 @@ def systems(profile: Profile, folders: Folders, triton: str | None = None) -> di
     if not folders.table1.is_file():
         raise ErlabError(f"No {folders.table1}: run notebook 03_preliminary first (erlab reproduce --only 03).")
     limits, originals = json.loads(folders.table1.read_text()), profiles.systems(profile)
-    if triton:
-        return {name: external.scale(s, profile, triton, limits[name]) for name, s in originals.items()}
-    count = len(scaling.devices(profile))
-    return {name: scaling.scale(s, profile, count, limits[name]) for name, s in originals.items()}
+    return {name: external.scale(s, profile, triton, limits[name]) for name, s in originals.items()}

@@ -12,14 +12,14 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
-from erlab.results.records import save_table
+from erlab import parquet
 
 SECONDS = 0.5  # between samples
 SCHEMA = pa.schema(
@@ -34,18 +34,14 @@ SCHEMA = pa.schema(
 
 
 @contextmanager
-def sampled(
-    addresses: str | Sequence[str] | Mapping[str, str] | None, file: Path, every: float = SECONDS
-) -> Iterator[None]:
+def sampled(addresses: Mapping[str, str], file: Path, every: float = SECONDS) -> Iterator[None]:
     """Sample servers and GPUs at the start, periodically and at the end.
 
     Args:
-        addresses: HOST:PORT or URL of each server's metrics page; a mapping names the servers.
+        addresses: HOST:PORT or URL of each server's metrics page, by the name of the server.
         file: Parquet file to write, a table `SCHEMA`.
     """
-    addresses = (addresses,) if isinstance(addresses, str) else addresses or ()
-    named = addresses if isinstance(addresses, Mapping) else {address: address for address in addresses}
-    pages = {name: a if "://" in a else f"http://{a}/metrics" for name, a in named.items()}
+    pages = {name: a if "://" in a else f"http://{a}/metrics" for name, a in addresses.items()}
     rows: list[dict] = []
     start, over = time.monotonic_ns(), threading.Event()
 
@@ -68,7 +64,7 @@ def sampled(
         over.set()
         thread.join()
         sample()
-        save_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
+        parquet.save(pa.Table.from_pylist(rows, schema=SCHEMA), file)
 
 
 def read(page: str) -> list[dict]:

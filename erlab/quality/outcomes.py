@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 
 from erlab import parquet
 from erlab.errors import ErlabError
-from erlab.results.records import save_table
 
 SCHEMA = pa.schema(
     [
@@ -165,7 +164,7 @@ def save(path: str | Path, table: pa.Table) -> None:
     """Write a table of `SCHEMA` as parquet; after a failure, `path` has its former content."""
     order = pc.sort_indices(table, [("prompt", "ascending"), ("expert", "ascending")])
     options = {"row_group_size": _ROW_GROUP, "dictionary_pagesize_limit": _DICTIONARY_BYTES}
-    save_table(table.take(order), Path(path), **options)
+    parquet.save(table.take(order), Path(path), **options)
 
 
 def of_table(table: pa.Table, origin: str) -> Outcomes:

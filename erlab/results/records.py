@@ -12,7 +12,6 @@ True
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from erlab import parquet
 from erlab.errors import ErlabError
@@ -81,22 +79,7 @@ class Records:
 def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
     """Write rows, with unknown values absent or None, and the descriptions of their runs."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
-    save_table(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
-
-
-def save_table(table: pa.Table, path: Path, **options: object) -> None:
-    """Write a table as parquet; after a failure, `path` has its former content. `options` go to `pq.write_table`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table, aside, compression="zstd", **options)
-        os.replace(aside, path)
-    except OSError as e:
-        e.filename = str(path)  # the error of a full disk names no file
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
+    parquet.save(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
 
 
 def read(*paths: Path) -> Records:
@@ -196,7 +179,7 @@ def save(path: Path, records: Records) -> None:
     """Write records to a file."""
     table = pa.Table.from_pandas(records.requests, schema=SCHEMA, preserve_index=False)
     runs = json.loads(records.runs.to_json(orient="records"))
-    save_table(table.replace_schema_metadata({_RUNS: json.dumps(runs)}), path)
+    parquet.save(table.replace_schema_metadata({_RUNS: json.dumps(runs)}), path)
 
 
 def _conform(table: pa.Table, file: Path | str) -> pa.Table:

@@ -6,10 +6,9 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset
 
-from erlab import textfiles
+from erlab import parquet, textfiles
 from erlab.paths import Folders
 from erlab.prompts import datasets
-from erlab.results.records import save_table
 from erlab.routing import PromptRouter, evaluation
 from erlab.spec import Profile
 
@@ -19,7 +18,7 @@ def prepare_prompts(
 ) -> Dataset:
     """Load the prompts of a study (see `datasets.load`) and save them as parquet for later steps."""
     prompts = datasets.load(source, seed=seed, per_domain=profile.prompts_per_domain, text=text)
-    save_table(prompts.data.table.combine_chunks(), folders.prompts)
+    parquet.save(prompts.data.table.combine_chunks(), folders.prompts)
     return prompts
 
 

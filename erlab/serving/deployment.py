@@ -133,7 +133,7 @@ def write_repositories(profile: Profile, folders: Folders, triton: str | None = 
     devices = scaling.devices(profile)
     rows = []
     for key, original in profiles.systems(profile).items():
-        system = scaling.scale(original, profile, len(devices))
+        system = scaling.scale(original, profile)
         write_repository({key: system}, key, profile, folders)
         for model, place in zip(system.model_names(key), scaling.placement(system, devices), strict=True):
             rows.append(
@@ -163,10 +163,7 @@ def try_out(
         return pd.DataFrame([{"left out": reason}])
     systems = profiles.systems(profile)
     key = "C" if "C" in systems else min(systems)
-    if triton:
-        system = external.scale(systems[key], profile, triton, max(profile.batch_limits))
-    else:
-        system = scaling.scale(systems[key], profile, len(scaling.devices(profile)))
+    system = external.scale(systems[key], profile, triton)
     with serve(key, system, profile, folders, triton=triton) as running:
         start = time.monotonic()
         responses = client.generate(running.address, running.models[0], text, max_tokens, timeout=60)

@@ -50,15 +50,15 @@ def model(address: str) -> str | None:
     return openai_server.served(openai_server.base(address))
 
 
-def scale(system: System, profile: Profile, address: str, max_batch_size: int) -> System:
-    """Return the counterpart of a system of Table I on an external server.
+def scale(system: System, profile: Profile, address: str | None, max_batch_size: int | None = None) -> System:
+    """Return the counterpart of a system of Table I on this machine or, given an address, on an external server.
 
     It has one model of unknown size on an OpenAI-compatible server, and on Triton the models that this machine's own
     server would have.
     """
-    if "://" in address:
+    if address and "://" in address:
         return replace(system, count=1)
-    return scaling.scale(system, profile, len(scaling.devices(profile)), max_batch_size)
+    return scaling.scale(system, profile, max_batch_size=max_batch_size)
 
 
 def title(address: str) -> str:

@@ -19,9 +19,10 @@ def devices(profile: Profile) -> tuple[int, ...]:
     return tuple(range(profile.gpus)) or machine.cores()
 
 
-def scale(system: System, profile: Profile, devices: int, max_batch_size: int | None = None) -> System:
-    """Return the counterpart of a system of the paper on a profile's machine."""
-    return kind(profile).scale(system, profile, devices, max_batch_size or max(profile.batch_limits))
+def scale(system: System, profile: Profile, count: int | None = None, max_batch_size: int | None = None) -> System:
+    """Return the counterpart of a system of the paper on `count` devices (default: all of the profile's machine)."""
+    count = len(devices(profile)) if count is None else count
+    return kind(profile).scale(system, profile, count, max_batch_size or max(profile.batch_limits))
 
 
 def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -32,7 +33,6 @@ def placement(system: System, devices: tuple[int, ...]) -> tuple[tuple[int, ...]
 
 def preliminary_systems(profile: Profile) -> dict[str, System]:
     """Return the systems of Fig. 3 by name: one engine of the large model on half or all of the devices."""
-    count = len(devices(profile))
     scaled = {}
     for share, tensor_parallel in (("half", 4), ("all", 8)):
         if share == "all" and "C" not in profile.systems:
@@ -41,16 +41,16 @@ def preliminary_systems(profile: Profile) -> dict[str, System]:
             original = paper.SYSTEMS["v2"][letter]
             expert = replace(original.expert, tensor_parallel=tensor_parallel)
             for limit in profile.batch_limits:
-                system = scale(replace(original, expert=expert), profile, count, limit).preliminary(share)
+                changed = replace(original, expert=expert)
+                system = scale(changed, profile, max_batch_size=limit).preliminary(share)
                 scaled[system.name] = system
     return scaled
 
 
 def experts(profile: Profile) -> list[Expert]:
     """Return the experts that a study may serve, one per engine: Table I and preliminary runs, at all batch limits."""
-    count = len(devices(profile))
     limits = sorted(profile.batch_limits, reverse=True)
-    served = [scale(s, profile, count, limit) for limit in limits for s in systems(profile).values()]
+    served = [scale(s, profile, max_batch_size=limit) for limit in limits for s in systems(profile).values()]
     served += preliminary_systems(profile).values()
     by_engine: dict[str, Expert] = {}
     for system in served:

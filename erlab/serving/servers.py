@@ -5,7 +5,8 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -50,3 +51,21 @@ class ModelServer(ABC):
     @abstractmethod
     def __exit__(self, *_) -> None:
         """Stop what `__enter__` started."""
+
+
+class ServerGroup(ModelServer):
+    """Several servers behind the interface of one; `_servers` are its servers, `_stack` stops them."""
+
+    _servers: Sequence
+    _stack: ExitStack
+
+    @property
+    def log(self) -> Path | None:
+        """Log of the first server that has died, else of the first server."""
+        return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
+
+    def alive(self) -> bool:
+        return all(server.alive() for server in self._servers)
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()

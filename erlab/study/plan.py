@@ -108,5 +108,4 @@ def _servers(profile: Profile, folders: Folders) -> str:
 
 
 def _systems(profile: Profile) -> dict[str, System]:
-    count = len(scaling.devices(profile))
-    return {key: scaling.scale(system, profile, count) for key, system in profiles.systems(profile).items()}
+    return {key: scaling.scale(system, profile) for key, system in profiles.systems(profile).items()}

@@ -45,7 +45,7 @@ def server():
 def test_a_cell_is_summed_up_from_its_samples(server, tmp_path):
     address, texts = server
     texts += [TINY % (0, 0, 10, 1.0), TINY % (4, 300, 14, 1.2)]  # at the start and at the end
-    with telemetry.sampled(address, tmp_path / "E-0008users.parquet", every=3600):
+    with telemetry.sampled({address: address}, tmp_path / "E-0008users.parquet", every=3600):
         pass
     row = overviews.telemetry(tmp_path).loc[("E", 8)]
     assert row["running"] == (1 + 5) / 2  # both experts, mean over the moments
@@ -65,7 +65,7 @@ def test_each_engine_has_its_own_words(server, tmp_path):
         'vllm:request_queue_time_seconds_bucket{le="+Inf"} 3\nvllm:request_queue_time_seconds_count 3\n'
         "vllm:request_queue_time_seconds_sum 6\n"
     )
-    with telemetry.sampled([f"http://{address}/metrics"], tmp_path / "v" / "D-0256users.parquet"):
+    with telemetry.sampled({"vllm": f"http://{address}/metrics"}, tmp_path / "v" / "D-0256users.parquet"):
         pass
     row = overviews.telemetry(tmp_path / "v").loc[("D", 256)]
     assert (row["running"], row["waiting"], row["KV in use"], row["KV unit"]) == (7, 2, 0.25, "of 1")
@@ -77,7 +77,7 @@ def test_each_engine_has_its_own_words(server, tmp_path):
         'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="m",version="1"} 120\n'
         'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max",model="m",version="1"} 999\n'
     ]
-    with telemetry.sampled(address, tmp_path / "t" / "A-0001users.parquet"):
+    with telemetry.sampled({address: address}, tmp_path / "t" / "A-0001users.parquet"):
         pass
     row = overviews.telemetry(tmp_path / "t").loc[("A", 1)]
     assert (row["running"], row["KV in use"], row["KV unit"]) == (5, 120, "blocks")
@@ -87,14 +87,14 @@ def test_gpus_are_read_where_nvml_is(monkeypatch, tmp_path):
     rows = [{"metric": "gpu_utilisation", "labels": f'{{"gpu": {i}}}', "value": v} for i, v in enumerate((90.0, 70.0))]
     rows += [{"metric": "gpu_power_w", "labels": f'{{"gpu": {i}}}', "value": 500.0} for i in range(2)]
     monkeypatch.setattr(telemetry, "read_gpus", lambda: rows)
-    with telemetry.sampled(None, tmp_path / "A-0001users.parquet"):
+    with telemetry.sampled({}, tmp_path / "A-0001users.parquet"):
         pass
     row = overviews.telemetry(tmp_path).loc[("A", 1)]
     assert (row["GPU %"], row["GPU W"]) == (80, 1000)
 
 
 def test_what_does_not_answer_has_no_rows(tmp_path):
-    with telemetry.sampled("127.0.0.1:1", tmp_path / "A-0001users.parquet"):
+    with telemetry.sampled({"deaf": "127.0.0.1:1"}, tmp_path / "A-0001users.parquet"):
         pass
     samples = pd.read_parquet(tmp_path / "A-0001users.parquet")
     assert set(samples.source) <= {"nvml"} and list(samples.columns) == telemetry.SCHEMA.names

@@ -138,8 +138,8 @@ def test_records_that_do_not_fit_on_the_disk(full):
     ("cell", "named"),
     [
         ("from erlab import textfiles\ntextfiles.save(f'{results}/00_a', 'x' * 10**6)", "00_a'"),
-        ("import pyarrow as pa\nfrom pathlib import Path\nfrom erlab.results import records\n"
-         "records.save_table(pa.table({'a': range(10**6)}), Path(results) / '00_a')", "00_a'"),
+        ("import pyarrow as pa\nfrom pathlib import Path\nfrom erlab import parquet\n"
+         "parquet.save(pa.table({'a': range(10**6)}), Path(results) / '00_a')", "00_a'"),
         ("from safetensors.numpy import save_file\nimport numpy\n"
          "save_file({'a': numpy.zeros(10**6)}, f'{results}/00_a')", "I/O error: No space left"),
         ("import os\ntry:\n    open(f'{results}/00_a', 'w').write('x' * 10**6)\n"

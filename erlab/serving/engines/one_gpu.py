@@ -107,7 +107,7 @@ def _fits(expert: Expert, count: int) -> bool:
 def _pool(expert: Expert, count: int) -> int:
     """Return the tokens of the KV cache of one of `count` experts that share the GPU."""
     shared = gpu()
-    return kv_pool_tokens(expert, replace(shared, memory=shared.memory // count), paper.RESERVE / 2**30)
+    return kv_pool_tokens(expert, replace(shared, memory=shared.memory // count))
 
 
 def _chosen(engine: str | None) -> str:

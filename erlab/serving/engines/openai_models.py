@@ -19,6 +19,7 @@ from pathlib import Path
 
 from erlab import paper, textfiles
 from erlab.errors import ErlabError
+from erlab.serving.engines.kinds import slug
 from erlab.serving.engines.openai_server import METRICS, PORT
 from erlab.serving.engines.tensorrt_llm import require_weights
 from erlab.simulation.hardware import Gpu
@@ -154,7 +155,7 @@ def check(kind: str, expert: Expert) -> None:
 
 def _weights(folder: Path, expert: Expert) -> Path:
     """Return the folder of the embedded engine's weights, which experts with different batch limits share."""
-    return folder.parent / f"embedded-{expert.model.name}-{expert.precision.name}".replace(" ", "-").lower()
+    return folder.parent / slug(f"embedded-{expert.model.name}-{expert.precision.name}")
 
 
 def _write_architecture(kind: str, expert: Expert, folder: Path) -> None:

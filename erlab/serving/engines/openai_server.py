@@ -26,13 +26,13 @@ from urllib.parse import urlsplit
 
 from erlab.errors import ErlabError
 from erlab.gateway import Gateway
-from erlab.serving.servers import ModelServer
+from erlab.serving.servers import ModelServer, ServerGroup
 from erlab.serving.triton import private
 from erlab.serving.triton.process import ServerProcess, launch
 from erlab.serving.triton.server import free_ports
 from erlab.spec import require
 
-PORT = "{port}"  # placeholder in a command for the port, which is chosen at the start
+PORT = "{port}"  # stands in a command for the port, which is chosen at the start
 METRICS = {"trtllm-serve": "/prometheus/metrics", "vllm": "/metrics", "embedded": "/metrics"}  # page of each kind
 _KILL_SECONDS = 30  # how long a server may take to end
 _LINES = 3  # last lines of the log in an error
@@ -55,7 +55,7 @@ class OpenAIServer(ServerProcess):
         if not file.is_file():
             raise ErlabError(f"{file}: no such file. Run notebook 01_build_engines first (erlab reproduce --only 01).")
         self.model, self._about, self._timeout = Path(place).name, json.loads(file.read_text()), timeout
-        self.kind, self.base, self.log = self._about["kind"], None, None
+        self.kind, self.base = self._about["kind"], None
 
     @property
     def metrics(self) -> str:
@@ -85,30 +85,22 @@ class OpenAIServer(ServerProcess):
                 raise ErlabError(f"{self.kind} with {self.model} {late}: {self._complaint()}")
             time.sleep(0.1)
 
-    def _stop(self, keep_log: bool) -> None:
-        if self._keeper:
-            self._keeper.terminate()
-            self._keeper.wait()
-        self._keeper = None
-        if self.log and not keep_log:
-            self.log.unlink(missing_ok=True)
-
     def _complaint(self) -> str:
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return f"{' | '.join(lines[-_LINES:]) or 'it said nothing'}. Its log: {self.log}."
 
 
-class OpenAIServers(ModelServer):
+class OpenAIServers(ServerGroup):
     """One server per model and a gateway without a router in front of them.
 
     Args:
         port: Port of the gateway; None lets the system choose.
     """
 
-    def __init__(self, repository: Path, models: Sequence[str], port: int | None = None, timeout: float = 1800.0):
+    def __init__(self, repository: Path, models: Sequence[str], port: int | None = None):
         require(len(models) > 0, "models", "OpenAIServers", "name at least one model", models)
         self.models, self._port = tuple(models), port
-        self._servers = [OpenAIServer(Path(repository) / model, timeout) for model in self.models]
+        self._servers = [OpenAIServer(Path(repository) / model) for model in self.models]
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -122,11 +114,6 @@ class OpenAIServers(ModelServer):
     def engine(self) -> str:
         return self._servers[0].kind + version(self._servers[0].base)
 
-    @property
-    def log(self) -> Path | None:
-        """Log of the first server that has died, else of the first server."""
-        return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
-
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for server in self._servers:
@@ -136,11 +123,8 @@ class OpenAIServers(ModelServer):
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_) -> None:
-        self._stack.close()
-
     def alive(self) -> bool:
-        return self._front.alive() and all(server.alive() for server in self._servers)
+        return self._front.alive() and super().alive()
 
 
 class ExternalOpenAI(ModelServer):

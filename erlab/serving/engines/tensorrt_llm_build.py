@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from erlab import machine
+from erlab import machine, textfiles
 from erlab.errors import ErlabError
 from erlab.serving import nvidia
 from erlab.serving.engines.tensorrt_llm import (
@@ -250,10 +250,7 @@ def _mark(command: Command, expert: Expert, gpus: tuple[Device, ...], seconds: f
         "gpu": gpus[0].gpu.name,
         "seconds": round(seconds, 1),
     }
-    marker = _marker(command)
-    aside = marker.with_name(f".{marker.name}")
-    aside.write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(aside, marker)
+    textfiles.save(_marker(command), json.dumps(about, indent=2) + "\n")
 
 
 def _is_done(command: Command, expert: Expert, gpus: tuple[Device, ...], real: bool) -> bool:

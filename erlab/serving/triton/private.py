@@ -4,7 +4,7 @@ Triton starts each Python model by a shell command with unquoted paths, and the 
 ASCII. A server therefore only gets paths of `HARMLESS` characters: those of a private folder, which links to the real
 paths. The process that holds the folder's lock owns it, which is `keeper` while it lives.
 
->>> harmless("/tmp/erlab-triton-x1"), harmless("/home/me/My Projects"), harmless("/home/naïve")
+>>> harmless("runs/erlab-1"), harmless("My Projects"), harmless("naïve")
 (True, False, False)
 """
 

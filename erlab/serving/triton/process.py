@@ -38,6 +38,7 @@ def launch(
 class ServerProcess(ABC):
     """Context manager of one server under a keeper. Its log is kept if it does not start or ends by itself."""
 
+    log: Path | None = None
     _keeper: subprocess.Popen | None = None
 
     @abstractmethod
@@ -48,9 +49,14 @@ class ServerProcess(ABC):
     def wait(self) -> None:
         """Return when the server answers; ErlabError with the end of its log where it does not."""
 
-    @abstractmethod
     def _stop(self, keep_log: bool) -> None:
         """Stop the server if it runs."""
+        if self._keeper:
+            self._keeper.terminate()
+            self._keeper.wait()
+        self._keeper = None
+        if self.log and not keep_log:
+            self.log.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         try:

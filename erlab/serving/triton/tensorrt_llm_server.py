@@ -29,7 +29,7 @@ from erlab import machine
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving import nvidia
-from erlab.serving.servers import ModelServer
+from erlab.serving.servers import ModelServer, ServerGroup
 from erlab.serving.triton import private
 from erlab.serving.triton.process import ServerProcess, launch
 from erlab.serving.triton.repository import PARTS
@@ -102,7 +102,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         container: docker or podman; None for the installed Triton or, without one, the first that is installed.
         orchestrate: Whether Triton runs in orchestrator mode; False for one model on one GPU, whose engine then runs in
             the server's process.
-        log: Log file; None for a temporary one, kept only if the start fails or the server dies.
     """
 
     def __init__(
@@ -113,7 +112,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         grpc_port: int | None = None,
         container: str | None = None,
         orchestrate: bool = True,
-        log: Path | None = None,
         timeout: float = 1800.0,
     ):
         self._repository, self.models = Path(repository).resolve(), tuple(models)
@@ -126,7 +124,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         self._requested_ports, self._container = (grpc_port, None), container
         self._orchestrate, self._timeout = orchestrate, timeout
         self.grpc = self._metrics = self._name = None
-        self.log, self._temporary_log = Path(log).resolve() if log else None, log is None
         self._starts = 0
 
     @property
@@ -176,9 +173,7 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
             for engine in filter(machine.find, nvidia.CONTAINERS):
                 nvidia.remove(engine, name)
         with private.folder(_PREFIX) as (folder, lock):
-            self.log = self.log or folder.with_suffix(".log")
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._name = folder.name
+            self.log, self._name = folder.with_suffix(".log"), folder.name
             places = self._copy_models(folder)
             environment = machine.environment() | {"TMPDIR": str(folder.parent)}
             environment |= ORCHESTRATOR if self._orchestrate else {}
@@ -219,14 +214,10 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
                 pass
 
     def _stop(self, keep_log: bool) -> None:
-        if self._keeper:
-            self._keeper.terminate()
-            self._keeper.wait()
-            if self._container:
-                nvidia.remove(self._container, self._name)
-        self._keeper = None
-        if self._temporary_log and self.log and not keep_log:
-            self.log.unlink(missing_ok=True)
+        running = self._keeper is not None
+        super()._stop(keep_log)
+        if running and self._container:
+            nvidia.remove(self._container, self._name)
 
     def _complaint(self) -> str:
         """Return the errors in the server's log in one line, and the path of the log."""
@@ -236,17 +227,16 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         return f"{' | '.join(words)}. Its log: {self.log}."
 
 
-class ServersApart(ModelServer):
+class ServersApart(ServerGroup):
     """One server per model, each on its own GPU, behind the interface of one server."""
 
-    def __init__(self, repository: Path, models: Sequence[str], *, container: str | None = None, **options):
+    def __init__(self, repository: Path, models: Sequence[str], *, container: str | None = None):
         for model in models:
             gpus = parameters(repository, model)["gpu_device_ids"]
             require("," not in gpus, "models", "ServersApart", "take one GPU each", f"{model} on {gpus}")
         self.models = tuple(models)
         self._servers = [
-            TensorRTLLMServer(repository, (model,), container=container, orchestrate=False, **options)
-            for model in models
+            TensorRTLLMServer(repository, (model,), container=container, orchestrate=False) for model in models
         ]
 
     @property
@@ -267,11 +257,6 @@ class ServersApart(ModelServer):
         ports = ((server, first_port + 10 * i) for i, server in enumerate(self._servers))
         return [c for server, port in ports for c in server.commands(port, f"erlab-{server.models[0]}")]
 
-    @property
-    def log(self) -> Path | None:
-        """Log of the first server that has died, else of the first server."""
-        return next((s.log for s in self._servers if not s.alive()), self._servers[0].log)
-
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for server in self._servers:
@@ -281,12 +266,6 @@ class ServersApart(ModelServer):
                 server.wait()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(self, *_) -> None:
-        self._stack.close()
-
-    def alive(self) -> bool:
-        return all(server.alive() for server in self._servers)
 
 
 def parameters(repository: Path, ensemble: str) -> dict[str, str]:

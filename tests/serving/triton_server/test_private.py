@@ -223,10 +223,12 @@ def test_a_later_server_removes_what_killed_owners_left(echo, temporary):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as parent:
         pid, folder = parent.stdout.readline().split()
-        processes = psutil.Process(int(pid)).children(recursive=True)
+        keeper = psutil.Process(int(pid))
+        processes = keeper.children(recursive=True)
         parent.send_signal(signal.SIGSTOP)  # or it would tidy up itself
-        os.kill(int(pid), signal.SIGKILL)
+        keeper.kill()
         parent.kill()
+    keeper.wait(60)  # it holds the folder's lock until its end
     assert Path(folder).is_dir() and Path(f"{folder}.log").is_file()
     with Server(echo, ["echo"]) as server:
         assert answer(server) == ["a", "b"]

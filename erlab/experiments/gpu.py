@@ -82,7 +82,7 @@ def measure(
     require(profile.gpus == 1, "profile", "gpu", "be one of a single GPU", profile.name)
     cases = list(cases or ())
     alone = [case for case, (_, is_alone) in CASES.items() if is_alone]
-    allowed = f"be the one that the server at {upstream} plays, {' or '.join(alone)}"
+    allowed = f"be the one that the server at {upstream} stands for, {' or '.join(alone)}"
     require(not upstream or len(cases) == 1 and cases[0] in alone, "case", "gpu", allowed, ", ".join(cases))
     for case in cases:
         _require_known(case)

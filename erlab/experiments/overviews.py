@@ -46,7 +46,7 @@ def describe_systems(systems: dict[str, System], triton: str | None = None) -> p
     rows = [
         {
             "system": name,
-            "plays": paper.SYSTEMS[system.paper][name].title,
+            "in the paper": paper.SYSTEMS[system.paper][name].title,
             "runs as": title or system.title,
             "max batch": pd.NA if triton else system.expert.max_batch_size,
             "KV tokens": pd.NA if triton else system.expert.kv_tokens,

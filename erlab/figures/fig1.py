@@ -87,14 +87,8 @@ def plot(table: pd.DataFrame) -> Figure:
     middle = (top + low) / 2
     _box(ax, 0.05, low, 0.95, top, "User simulator")
     loads = f"{least}–{most}" if least < most else f"{least}"
-    ax.text(
-        0.5,
-        middle,
-        f"{loads} users,\neach sends its\nnext prompt\nwhen the last\nanswer is\ncomplete",
-        ha="center",
-        va="center",
-        fontsize=7.5,
-    )
+    loop = f"{loads} users in a\nclosed loop:\nnext prompt\nafter each\nanswer"
+    ax.text(0.5, middle, loop, ha="center", va="center", fontsize=7.5)
     _box(ax, 1.4, low, 4.95, top, "Routing gateway")
     _box(ax, 5.55, low, 7.1, top, table.attrs["servers"])
 

@@ -48,11 +48,11 @@ def _titles(records: Records, requests: pd.DataFrame, source: str) -> dict[str, 
         sizes = selection.described(records, rows, "tensor_parallel").dropna().unique()
         on_cores = selection.described(records, rows, "cores").notna().any() or not len(sizes)
         if source == "measured" and on_cores:
-            titles[half] = f"{share} (plays TP {paper_tp})"
+            titles[half] = f"{share} (stands for TP {paper_tp})"
         else:
             gpus = int(sizes[0]) if len(sizes) else paper_tp
             titles[half] = f"{gpus} GPU{'s' * (gpus > 1)}, TP {gpus}"
-            titles[half] += f" (plays TP {paper_tp})" * (gpus != paper_tp)
+            titles[half] += f" (stands for TP {paper_tp})" * (gpus != paper_tp)
     return titles
 
 

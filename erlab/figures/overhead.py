@@ -12,7 +12,7 @@ from erlab.results.records import Records
 
 _LOOKS = {"direct": ("#555555", "s", "without the gateway"), "gateway": ("#D55E00", "D", "with the gateway")}
 _DASHES = {50: ("-", "median"), 99: ((0, (4, 1.5)), "99th percentile")}
-_PANELS = {"ttft": "Time to first token, ms", "outside": "Of it outside the experts, ms"}
+_PANELS = {"ttft": "Time to first token (ms)", "outside": "Part outside of the experts (ms)"}
 
 
 def data(records: Records) -> pd.DataFrame:

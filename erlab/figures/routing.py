@@ -67,21 +67,26 @@ def composition(summary: dict) -> Figure:
         layout="constrained",
     )
     share = counts.div(counts.sum(axis=1), axis=0)
-    labels = (100 * share).round().astype(int).map(lambda v: str(v) if v else "")
-    sns.heatmap(
-        share, annot=labels, fmt="", cmap="cividis", vmin=0, vmax=1, linewidths=0.5, cbar=False, ax=heat,
-        annot_kws={"fontsize": "x-small"},
-    )
+    _heatmap(heat, share)
     heat.set(xlabel="cluster, largest first", ylabel="")
-    heat.tick_params(axis="y", rotation=0)
     heat.tick_params(axis="x", rotation=0)
     sizes = counts.sum()
     bars.bar(np.arange(len(sizes)) + 0.5, sizes, width=0.8, color=sns.color_palette("colorblind")[0])
     bars.axhline(sizes.mean(), color="0.3", linewidth=0.8, linestyle="--")
     bars.set(ylabel="prompts")
-    bars.set_title("training prompts a cluster (dashed: mean) and % of each domain in it", fontsize="small")
+    bars.set_title("training prompts per cluster (dashed: mean), and % of each domain per cluster", fontsize="small")
     sns.despine(ax=bars)
     return figure
+
+
+def _heatmap(axes: Axes, shares: pd.DataFrame) -> None:
+    """Draw shares as colours, labelled in per cent."""
+    labels = (100 * shares).round().astype(int).map(lambda v: str(v) if v else "")
+    sns.heatmap(
+        shares, annot=labels, fmt="", cmap="cividis", vmin=0, vmax=1, linewidths=0.5, cbar=False, ax=axes,
+        annot_kws={"fontsize": "x-small"},
+    )
+    axes.tick_params(axis="y", rotation=0)
 
 
 def frontier(table: pd.DataFrame) -> Figure:
@@ -97,7 +102,7 @@ def frontier(table: pd.DataFrame) -> Figure:
     sns.scatterplot(x=table["p50_ms"], y=table["unseen"], ax=axes, **looks)
     best = table[table["unseen"] >= table["unseen"].cummax()]
     axes.step(best["p50_ms"], best["unseen"], where="post", color="0.6", linewidth=1, zorder=0)
-    axes.set(xscale="log", xlabel="one decision, p50 (ms)", ylabel="routing accuracy, unseen prompts")
+    axes.set(xscale="log", xlabel="median time per decision (ms)", ylabel="routing accuracy, unseen prompts")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -159,12 +164,8 @@ def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     figure, panels = plt.subplots(1, len(matrices), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, (name, shares) in zip(panels[0], matrices.items(), strict=True):
         shares = shares.reindex(columns=shares.index.union(shares.columns), fill_value=0)
-        labels = (100 * shares).round().astype(int).map(lambda v: str(v) if v else "")
-        sns.heatmap(
-            shares, annot=labels, fmt="", cmap="cividis", vmin=0, vmax=1, linewidths=0.5, cbar=False, ax=axes,
-            annot_kws={"fontsize": "x-small"},
-        )
-        axes.set(title=name, xlabel="sent to a cluster of", ylabel="unseen prompts of" if axes is panels[0][0] else "")
-        axes.tick_params(axis="y", rotation=0)
+        _heatmap(axes, shares)
+        axes.set(title=name, xlabel="domain of the cluster", ylabel="")
         axes.tick_params(axis="x", rotation=90)
+    panels[0][0].set_ylabel("domain of the prompt")
     return figure

@@ -21,7 +21,7 @@ from erlab.figures import style
 from erlab.results import claims
 
 _SIMULATED = "simulated on a DGX H100"
-_ONCE = f"{_SIMULATED}, one seed a case"
+_ONCE = f"{_SIMULATED}, one seed per case"
 _VERDICTS = {  # colour and mark
     claims.HOLDS: ("#cfe5f5", "✓"),
     claims.FAILS: ("#e39a5b", "✗"),
@@ -38,7 +38,7 @@ def policies(table: pd.DataFrame) -> Figure:
     looks = _looks(names)
     fig = style.figure(style.DOUBLE, 0.55 + len(loads) * (0.55 + 0.36 * len(places)), diagram=True)
     axes = fig.subplots(len(loads), 2, squeeze=False, sharey=True)
-    columns = {"output_throughput": "Output tokens/s", "ttft_p99_s": "99th percentile of time to first token, s"}
+    columns = {"output_throughput": "Output tokens/s", "ttft_p99_s": "99th percentile of time to first token (s)"}
     for users, row in zip(loads, axes):
         for ax, (column, label) in zip(row, columns.items()):
             for i, name in enumerate(names):
@@ -53,7 +53,7 @@ def policies(table: pd.DataFrame) -> Figure:
                 ax.axhline(edge, color="#e4e4e4", linewidth=0.5)
         row[0].set_yticks(list(places.values()), [f"{n}\nlargest {s:.0%}" for n, s in imbalance.items()])
     _legend(fig, looks)
-    return _noted(fig, f"{_ONCE}, system {_only(table, 'system')}; decisions on held-back prompts are real")
+    return _noted(fig, f"{_ONCE}, system {_only(table, 'system')}; real decisions on held-back prompts")
 
 
 @style.context()
@@ -66,8 +66,8 @@ def autoscaling(table: pd.DataFrame) -> Figure:
     for name, rows in table.groupby("controller", sort=False):
         ax.plot(rows["rate"], rows["within"], **looks[name])
     ax.set_xticks(sorted(table["rate"].unique()))
-    ax.set_xlabel("Requests a second, all experts together")
-    ax.set_ylabel("Within MLPerf's limits")
+    ax.set_xlabel("Arrival rate over all experts (requests/s)")
+    ax.set_ylabel("Requests within MLPerf's limits")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     _legend(fig, looks)
     cold = _only(table, "cold_start_s")
@@ -83,7 +83,7 @@ def economics(table: pd.DataFrame) -> Figure:
         table,
         list(rows.items()),
         style.log_values,
-        f"{_SIMULATED}; ${price:g} a GPU hour (assumed), board power the whole time",
+        f"{_SIMULATED}; ${price:g} per GPU hour (assumed), board power throughout",
     )
 
 
@@ -195,8 +195,8 @@ def h200(table: pd.DataFrame) -> Figure:
     """Draw measured and predicted throughput, time per output token and time to first token over users."""
     panels = {
         "throughput": "Output tokens/s",
-        "tpot_ms": "Median time per\noutput token, ms",
-        "ttft_s": "Median time to\nfirst token, s",
+        "tpot_ms": "Median time per\noutput token (ms)",
+        "ttft_s": "Median time to\nfirst token (s)",
     }
     fig = style.figure(style.DOUBLE, 2.3, diagram=True)
     dashed = dict(linestyle=(0, (4, 1.5)), markerfacecolor="white")

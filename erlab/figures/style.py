@@ -324,7 +324,7 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
     """Describe how requests were obtained: source, machine, repetitions, warnings and commits.
 
     The line under each figure, for example
-    ``measured on 2-core X (scale model: each core plays a GPU), one seed · commit abc1234``.
+    ``measured on 2-core X (scale model: each core stands for a GPU), one seed · commit abc1234``.
 
     Args:
         requests: The rows of `records.requests` that are shown.
@@ -336,7 +336,7 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
         source_runs = runs[runs["run_id"].isin(rows["run_id"].unique())] if len(runs) else runs
         on_cores = source == "measured" and "cores" in source_runs and source_runs["cores"].notna().any()
         machines = selection.basis(source, rows["machine"]) + selection.by_one(selection.of_attached(records, rows))
-        machines += " (scale model: each core plays a GPU)" if on_cores else ""
+        machines += " (scale model: each core stands for a GPU)" if on_cores else ""
         seeded = "seed" in source_runs and source_runs["seed"].notna().all()
         parts.append(f"{machines}, {_repetitions(rows, seeded)}")
         if warning := selection.warning(rows["run_id"], selection.marked(records)):

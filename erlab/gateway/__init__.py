@@ -5,15 +5,15 @@ names no transport; `wire` holds the protocols around it.
 
 | part | implementation | reason |
 |---|---|---|
-| gRPC face (`wire.kserve_face` on `wire.grpc_server`) | grpcio's server | untrusted clients meet widely used code |
-| HTTP face (`wire.openai_face`) | aiohttp's server | the same |
-| core (`core`, `classify`, `health`) | asyncio | no transport |
-| to Triton (`wire.triton_upstream`) | own HTTP/2 client (`wire.http2`) | messages stay bytes; batched system calls |
-| to HTTP servers (`wire.openai_upstream`) | own HTTP/1.1 client (`wire.http1`) | pieces are pushed on as they arrive |
+| gRPC face (`wire.kserve_face` on `wire.grpc_server`) | grpcio's server | widely used code for untrusted clients |
+| HTTP face (`wire.openai_face`) | aiohttp's server | widely used code for untrusted clients |
+| core (`core`, `classify`, `health`) | asyncio | independent of protocols |
+| Triton upstream (`wire.triton_upstream`) | own HTTP/2 client (`wire.http2`) | undecoded messages, few system calls |
+| HTTP upstream (`wire.openai_upstream`) | own HTTP/1.1 client (`wire.http1`) | forwards chunks as they arrive |
 
-A piece of an answer is pushed from the client that received it through the core to the face: it is not decoded again,
-and no task or generator wakes for it. The gRPC face writes pieces from the call's own task, one write at a time, as
-grpcio requires.
+The client that receives a chunk of an answer passes it through the core to the face by function calls: it is not
+decoded again, and no task or generator is scheduled for it. The gRPC face writes chunks from the call's own task, one
+write at a time, as grpcio requires.
 
 Benchmarks compare it with a bare grpcio relay (tests/benchmarks/test_gateway_grpc.py) and with SGLang's router and
 LiteLLM (test_gateway.py), and measure its memory (test_gateway_memory.py). Step 05 of the study measures the latency it

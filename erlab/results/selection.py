@@ -62,7 +62,7 @@ def marked(records: Records) -> list[str]:
 
 
 def of_attached(records: Records, requests: pd.DataFrame) -> pd.Series:
-    """Return each request's model where one model plays all experts.
+    """Return each request's model where one model stands for all experts.
 
     Such runs used an external server of the user; None for other runs.
     """

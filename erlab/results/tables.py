@@ -1,9 +1,12 @@
 """Tables as Markdown, CSV and percentages, and text that Markdown shows as it is."""
 
+import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from erlab import textfiles
 from erlab.textfiles import printable
@@ -54,3 +57,9 @@ def percent(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def _cell(value) -> str:
     return "" if pd.isna(value) else escaped(str(value))
+
+
+def described(registry: Mapping[str, object]) -> Styler:
+    """Show the first line of the docstring of each entry of a registry, one row per entry."""
+    lines = {name: (inspect.getdoc(entry) or "").partition("\n")[0] for name, entry in registry.items()}
+    return pd.DataFrame({"description": lines}).style.set_properties(**{"text-align": "left"})

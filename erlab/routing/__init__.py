@@ -45,7 +45,7 @@ An added entry is removed like one of any dictionary:
 from erlab import submodules
 from erlab.routing.compiled import CompiledRouter, Routing
 
-__all__ = ["CompiledRouter", "PromptRouter", "Routing", "clusterers", "evaluation", "policies", "training"]
+__all__ = ["CompiledRouter", "PromptRouter", "Routing", "clusterers", "evaluation", "features", "policies", "training"]
 _load, __dir__ = submodules(__name__, __all__)
 
 

@@ -91,7 +91,7 @@ def build_engines(
         rows.append(
             {
                 "engine": folder.name,
-                "plays": ", ".join(originals),
+                "in the paper": ", ".join(originals),
                 "parameters": expert.model.parameters,
                 "weights MB": round(size / 1e6, 1),
                 "folder": str(folder),
@@ -139,7 +139,7 @@ def write_repositories(profile: Profile, folders: Folders, triton: str | None = 
             rows.append(
                 {
                     "system": key,
-                    "plays": original.title,
+                    "in the paper": original.title,
                     "Triton model": model,
                     "engine": engine_folder(system.expert, profile, folders).name,
                     kind(profile).devices: ", ".join(map(str, place)),

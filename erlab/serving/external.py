@@ -93,4 +93,4 @@ def _machine(address: str, profile: Profile) -> str:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
-    return machine.title(on_gpus=profile.gpus > 0) if local else f"{host}, asked from {machine.title()}"
+    return machine.title(on_gpus=profile.gpus > 0) if local else f"{host}, queried from {machine.title()}"

@@ -33,7 +33,7 @@ _PAPER_MODELS = {model.name: model for model in (paper.LLAMA_3_8B, paper.LLAMA_3
 
 LAPTOP = Profile(
     name="laptop",
-    description="CPU only: tiny experts served for real, each core plays a GPU",
+    description="CPU only: tiny expert models on a real server; each core stands for a GPU",
     models={"Llama 3 8B": SMALL, "Llama 3 70B": BIG},
     precisions={"FP16": FLOAT32, "FP8": INT8_CPU},
     workload=replace(
@@ -51,7 +51,7 @@ LAPTOP = Profile(
 SMOKE = replace(
     LAPTOP,
     name="smoke",
-    description="the laptop's path with two loads and few short requests, for tests",
+    description="the laptop profile with two loads and few short requests, for tests",
     loads=(1, 4),
     preliminary_loads=(1, 4),
     simulated_loads=(1, 10, 100),
@@ -93,7 +93,7 @@ DGX_H100 = Profile(
 )
 GPU = Profile(
     name="gpu",
-    description="one NVIDIA GPU: the paper's models on the first engine there is",
+    description="one NVIDIA GPU: the paper's models on the first available engine",
     models=_PAPER_MODELS,
     precisions={"FP16": BF16, "FP8": FP8},
     workload=replace(paper.WORKLOAD, turns=3),

@@ -67,7 +67,7 @@ def test_largest_loads_cover_every_system_and_both_limits(roofline):
     assert table["users"].between(0, 8).all() and (table["users"] == 8).any()
 
 
-def test_what_survives_is_counted_against_the_default(monkeypatch, roofline):
+def test_survival_is_counted_against_the_default(monkeypatch, roofline):
     """A gateway of half a second turns the claim about the router systems' first token."""
     only = {k: paper.SYSTEMS["v2"][k] for k in "ABCDE"}
     setups = {"": ROOF, "0 ms": replace(ROOF, gateway=0.0), "500 ms": replace(ROOF, gateway=0.5)}
@@ -88,7 +88,7 @@ def test_what_survives_is_counted_against_the_default(monkeypatch, roofline):
     assert PLOTS["sensitivity"](judged)
 
 
-def test_what_is_shown_is_kept_as_table_and_picture(tmp_path):
+def test_results_are_saved_as_table_and_figure(tmp_path):
     rows = [("fixed", 10.0, 0.9), ("fixed", 20.0, 0.5), ("reactive", 10.0, 0.95), ("reactive", 20.0, 0.8)]
     frame = pd.DataFrame(rows, columns=["controller", "rate", "within"]).assign(system="D", cold_start_s=60.0)
     pictures.show(tmp_path, "autoscaling", frame)

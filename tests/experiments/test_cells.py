@@ -225,7 +225,7 @@ def test_interrupted_sweep_goes_on_where_it_stopped(folders, world, monkeypatch)
     assert world.measured == [("B", 4), ("C", 1), ("C", 4)]
 
 
-def test_loads_that_are_not_asked_for_leave_the_figures_but_are_not_lost(folders, world):
+def test_records_of_unselected_loads_are_set_aside(folders, world):
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
     found = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
     assert set(found.requests.users) == {1} == set(records.read(folders.records).requests.users)
@@ -234,7 +234,7 @@ def test_loads_that_are_not_asked_for_leave_the_figures_but_are_not_lost(folders
     assert world.measured == [] and set(records.read(folders.records).requests.users) == {1, 4}
 
 
-def test_the_users_test_themselves_once_a_load_and_every_run_says_what_they_add(folders, world):
+def test_there_is_one_self_test_per_load_and_every_run_records_the_client_latency(folders, world):
     found = cells.measure("baselines", baselines(folders), SMOKE, folders)
     assert world.tested == [(1, 0.02, 0.01), (4, 0.02, 0.01)], "not once a system"
     assert [own["ttft_p99"] for own in found.runs.client] == [1.9] * 6 and found.runs.client_invalid.isna().all()
@@ -244,7 +244,7 @@ def test_the_users_test_themselves_once_a_load_and_every_run_says_what_they_add(
     assert len(world.tested) == 2, "nothing new, nothing tested"
 
 
-def test_a_self_test_counts_for_whatever_is_not_faster(folders, world):
+def test_a_self_test_is_reused_for_systems_that_are_not_faster(folders, world):
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
     world.first = 30
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], seed=1)
@@ -292,7 +292,7 @@ def test_the_limit_with_the_lowest_median_at_the_highest_load_is_chosen(tmp_path
     assert chosen == {"A": 8, "B": 4, "C": 4, "D": 8, "E": 4}
 
 
-def test_where_no_triton_runs_nothing_is_measured_and_the_rest_goes_on(folders, world, monkeypatch):
+def test_without_triton_nothing_is_measured_and_the_rest_continues(folders, world, monkeypatch):
     said = []
     monkeypatch.setattr("erlab.serving.triton.server.available", lambda: "no wheel for this machine")
     monkeypatch.setattr(cells, "report", lambda *progress: said.append(progress[2]))
@@ -313,6 +313,6 @@ def test_steps_out_of_order_say_which_notebook_comes_first(tmp_path):
         deployment.write_repository({name: system}, "preliminary", SMOKE, empty)
 
 
-def test_table1_is_written_whole(folders):
+def test_table1_is_written_atomically(folders):
     assert json.loads(folders.table1.read_text()) == {k: 8 for k in "ABCDE"}
     assert [f.name for f in folders.root.iterdir() if f.name.startswith(".")] == []

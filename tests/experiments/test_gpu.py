@@ -1,6 +1,7 @@
 """The study on one GPU, whole path: users, gateway, OpenAI-compatible servers; a tiny engine replaces vLLM."""
 
 import json
+import shutil
 import stat
 import sys
 from dataclasses import replace
@@ -64,20 +65,25 @@ def calls(tmp_path, monkeypatch):
     one_gpu._devices.cache_clear()
 
 
-@pytest.fixture
-def folders(tmp_path):
-    folders = Folders(tmp_path / "results")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folders = Folders(tmp_path_factory.mktemp("trained"))
     prompts = training.prepare_prompts(GPU, folders)
     training.train_router(GPU, folders, prompts)
     table1.save(dict.fromkeys(GPU.systems, 64), folders)
-    return folders
+    return folders.root
+
+
+@pytest.fixture
+def folders(tmp_path, trained):
+    return Folders(shutil.copytree(trained, tmp_path / "results"))
 
 
 def test_baseline_and_experts_answer_through_the_same_translation(calls, folders):
     before = set(psutil.Process().children(recursive=True))
     systems = table1.systems(GPU, folders)
     engines = deployment.build_engines(GPU, folders, seed=0)
-    assert set(engines.plays) == {"Llama 3 70B", "Llama 3 8B"} and engines["weights MB"].max() < 30
+    assert set(engines["in the paper"]) == {"Llama 3 70B", "Llama 3 8B"} and engines["weights MB"].max() < 30
     baseline = cells.measure("baselines", {"A": systems["A"]}, GPU, folders)
     routed = cells.measure("router", {"E": systems["E"]}, GPU, folders)
     for found in (baseline, routed):
@@ -101,7 +107,7 @@ def test_baseline_and_experts_answer_through_the_same_translation(calls, folders
     assert len(calls()) == 5, "finished cells start no server"
 
 
-def test_the_gpus_command_measures_compares_and_keeps_a_summary(calls, folders, tmp_path, monkeypatch):
+def test_the_gpu_command_measures_compares_and_saves_a_summary(calls, folders, tmp_path, monkeypatch):
     monkeypatch.setitem(profiles.PROFILES, "gpu", GPU)
     options = ("--case", "8B", "--results", str(folders.root), "--out", str(tmp_path / "out"))
     done = CliRunner().invoke(app.app, ["gpu", *options])
@@ -144,7 +150,7 @@ def theirs(calls, tmp_path):
         yield server.base
 
 
-def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, calls, folders, tmp_path):
+def test_the_study_on_an_external_server_names_its_model(theirs, calls, folders, tmp_path):
     """Notebook 04 as `erlab reproduce --profile gpu --upstream` runs it, then D and E; then figures, claims, report."""
     values = {"profile": "gpu", "results": str(folders.root), "loads": [1], "papers": ["v1"], "triton": theirs}
     executed = tmp_path / "04.ipynb"
@@ -165,7 +171,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     told = overviews.telemetry(folders.infrastructure / "router").reset_index()
     assert told.system.tolist() == ["D", "E"] and set(told["KV unit"]) == {"tokens"}
 
-    done = CliRunner().invoke(app.app, ["figures", *files, "--out", str(tmp_path / "figures")])
+    done = CliRunner().invoke(app.app, ["figures", *files, "--out", str(tmp_path / "figures"), "--format", "png"])
     assert done.exit_code == 0, done.output
     assert {f.stem for f in (tmp_path / "figures").glob("*.png")} == {*paper_figures.FIGURES} - {"fig3"}
     assert "fig3: left out, No records of the preliminary experiments" in done.output
@@ -183,7 +189,7 @@ def test_the_study_on_a_server_of_the_users_names_what_really_answered(theirs, c
     assert "my-model, one running server for all" in page and profiles.PROFILES["gpu"].description not in page
 
 
-def test_where_a_server_of_the_users_stands_for_all_nothing_is_planned(tmp_path):
+def test_with_an_external_server_no_engine_is_planned(tmp_path):
     options = ["reproduce", "--profile", "gpu", "--upstream", "http://127.0.0.1:9", "--results", str(tmp_path / "r")]
     done = CliRunner().invoke(app.app, [*options, "--dry-run"])
     assert done.exit_code == 0, done.output
@@ -193,7 +199,7 @@ def test_where_a_server_of_the_users_stands_for_all_nothing_is_planned(tmp_path)
     assert not (tmp_path / "r").exists()
 
 
-def test_a_system_is_served_by_a_server_of_the_users(theirs, calls, folders):
+def test_a_system_is_served_by_an_external_server(theirs, calls, folders):
     plan = [[Request("p", "d", "What is a watt?", 16, 3)] for _ in range(2)]
     with live.serve("E", GPU, folders, triton=theirs) as running:
         rows = users.run(running.address, running.models, plan, timeout=60)
@@ -203,12 +209,12 @@ def test_a_system_is_served_by_a_server_of_the_users(theirs, calls, folders):
             pass
 
 
-def test_the_gpus_command_compares_a_users_server_with_the_one_case_it_plays(theirs, folders, tmp_path, monkeypatch):
+def test_the_gpu_command_compares_an_external_server_with_the_case_it_stands_for(theirs, folders, tmp_path, monkeypatch):
     monkeypatch.setitem(profiles.PROFILES, "gpu", GPU)
     options = ["gpu", "--upstream", theirs, "--results", str(folders.root), "--out", str(tmp_path / "out")]
     for given, came in (((), "''"), (("--case", "8B", "--case", "70B-FP8"), "'8B, 70B-FP8'")):
         done = CliRunner().invoke(app.app, [*options, *given])
-        said = f"'case' parameter of gpu must be the one that the server at {theirs} plays, 8B or 70B-FP8. Got {came}."
+        said = f"'case' parameter of gpu must be the one that the server at {theirs} stands for, 8B or 70B-FP8. Got {came}."
         assert done.exit_code == 2 and said in done.stderr
     done = CliRunner().invoke(app.app, [*options, "--case", "8B"])
     assert done.exit_code == 0, done.output

@@ -52,7 +52,7 @@ def test_no_request_is_lost_and_no_token_out_of_order(measured):
 
 
 @needs_both
-def test_both_ways_ask_the_same_of_the_same_experts(measured):
+def test_both_ways_send_the_same_requests_to_the_same_experts(measured):
     key = ["users", "user", "turn"]
     direct, gateway = (
         measured.requests[measured.requests.system == f"emulated-E-{way}"].set_index(key).sort_index()
@@ -64,7 +64,7 @@ def test_both_ways_ask_the_same_of_the_same_experts(measured):
 
 
 @needs_both
-def test_the_parts_make_up_the_whole(measured):
+def test_the_parts_sum_to_the_time_to_first_token(measured):
     """Request by request: to the gateway + classify + queue + the expert + the rest is the time to first token."""
     rows = measured.requests[measured.requests.cluster.notna()]
     ttft = metrics.ttft(rows) * 1e3
@@ -79,7 +79,7 @@ def test_the_parts_make_up_the_whole(measured):
 
 
 @needs_both
-def test_records_of_emulated_experts_say_so_and_get_into_no_figure(measured, folders):
+def test_records_of_emulated_experts_are_labelled_and_in_no_figure(measured, folders):
     assert measured.requests.machine.str.startswith("emulated experts (H100, 1 times slower) on ").all()
     assert set(measured.requests.source) == {"measured"} and set(measured.runs.experiment) == {"emulated"}
     assert not list(folders.records.rglob("*.parquet"))
@@ -91,7 +91,7 @@ def test_records_of_emulated_experts_say_so_and_get_into_no_figure(measured, fol
 
 
 @needs_both
-def test_what_is_shown_is_kept_with_its_numbers(measured, folders):
+def test_the_figure_is_saved_with_its_numbers(measured, folders):
     picture = pictures.show(folders, measured)
     folder = folders.overhead.root
     assert pd.read_csv(folder / "overhead.csv").users.tolist() == [2, 2, 40, 40]
@@ -101,7 +101,7 @@ def test_what_is_shown_is_kept_with_its_numbers(measured, folders):
 
 
 @needs_both
-def test_what_was_measured_is_not_measured_again(measured, folders, monkeypatch):
+def test_finished_loads_are_not_measured_again(measured, folders, monkeypatch):
     monkeypatch.setattr(overhead, "Server", None)
     to = replace(SMOKE, emulation=Emulation((2, 40), 1.0, replace(Emulation().workload, least_requests=8)))
     assert len(overhead.measure(to, folders).requests) == len(measured.requests)
@@ -122,7 +122,7 @@ def found(*rows, tokens_asked=20):
     return records.Records(frame, pd.DataFrame(runs))
 
 
-def test_what_is_added_is_what_lies_outside_of_the_experts_after_the_first_turn():
+def test_added_latency_is_the_time_outside_of_the_experts_after_the_first_turn():
     given = found(
         ("direct", 0, 900, 100, 10, 0, "ok"),
         ("direct", 1, 102, 100, 10, 0, "ok"),

@@ -42,7 +42,7 @@ def server():
     running.server_close()
 
 
-def test_a_cell_is_summed_up_from_its_samples(server, tmp_path):
+def test_a_cell_is_summarised_from_its_samples(server, tmp_path):
     address, texts = server
     texts += [TINY % (0, 0, 10, 1.0), TINY % (4, 300, 14, 1.2)]  # at the start and at the end
     with telemetry.sampled({address: address}, tmp_path / "E-0008users.parquet", every=3600):
@@ -56,7 +56,7 @@ def test_a_cell_is_summed_up_from_its_samples(server, tmp_path):
     assert samples.t.is_monotonic_increasing and samples.t.nunique() == 2
 
 
-def test_each_engine_has_its_own_words(server, tmp_path):
+def test_each_engine_has_its_own_metric_names(server, tmp_path):
     address, texts = server
     texts.append(
         'vllm:num_requests_running{engine="0"} 7\nvllm:num_requests_waiting{engine="0"} 2\n'
@@ -93,7 +93,7 @@ def test_gpus_are_read_where_nvml_is(monkeypatch, tmp_path):
     assert (row["GPU %"], row["GPU W"]) == (80, 1000)
 
 
-def test_what_does_not_answer_has_no_rows(tmp_path):
+def test_a_page_that_cannot_be_read_has_no_rows(tmp_path):
     with telemetry.sampled({"deaf": "127.0.0.1:1"}, tmp_path / "A-0001users.parquet"):
         pass
     samples = pd.read_parquet(tmp_path / "A-0001users.parquet")

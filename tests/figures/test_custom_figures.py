@@ -97,7 +97,7 @@ def test_repeated_runs_have_a_confidence_band_and_single_runs_none():
         drawn = [c for c in ax.collections if isinstance(c, FillBetweenPolyCollection)]
         assert {to_hex(c.get_facecolor()[0]) for c in drawn} == {"#009e73", "#d55e00"}
     line = style.provenance(several, several.requests)
-    assert "AMD EPYC (scale model: each core plays a GPU), 1 to 3 seeds ·" in line
+    assert "AMD EPYC (scale model: each core stands for a GPU), 1 to 3 seeds ·" in line
     cell = ["system", "users"]
     pooled, runs = (metrics.summarise(several.requests, by) for by in (cell, [*cell, "run_id"]))
     expected = confidence.bands(pooled, runs, "e2e_median_s", cell)

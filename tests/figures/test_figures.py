@@ -228,7 +228,7 @@ def test_every_figure_states_its_provenance(drawn):
     for name, fig in drawn.items():
         line = fig._supxlabel.get_text().replace("\n", " ")
         assert re.fullmatch(
-            r"measured on 2-core AMD EPYC \(scale model: each core plays a GPU\), one seed · commit abc1234", line
+            r"measured on 2-core AMD EPYC \(scale model: each core stands for a GPU\), one seed · commit abc1234", line
         ), name
 
 
@@ -237,7 +237,7 @@ def test_measured_and_simulated_have_separate_panels(two_sources):
         fig = module.plot(module.data(two_sources))
         assert [ax.get_title() for ax in fig.axes] == ["measured", "simulated"]
     assert style.provenance(two_sources, two_sources.requests).startswith(
-        "measured on 2-core AMD EPYC (scale model: each core plays a GPU), one seed; simulated on 8 H100, one seed"
+        "measured on 2-core AMD EPYC (scale model: each core stands for a GPU), one seed; simulated on 8 H100, one seed"
     )
 
 

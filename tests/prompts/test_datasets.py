@@ -94,7 +94,7 @@ def test_clusters_find_the_domains_but_not_all_of_them():
     assert 0.5 < table.max(axis=1).sum() / own.num_rows < 0.95
 
 
-def test_more_than_the_grammar_has_is_refused(monkeypatch):
+def test_more_prompts_than_the_grammar_has_are_refused(monkeypatch):
     tiny = {"style": [{"name": "only", "weight": 1, "frames": ["{a}"]}], "shared": {}, "d": {"a": ["one", "two"]}}
     monkeypatch.setattr(prompts, "_grammar", lambda: tiny)
     with pytest.raises(ErlabError, match=r"The 'per_domain' parameter must be at most about \d, .* for d\. Got 9\."):
@@ -113,7 +113,7 @@ def test_the_split_of_a_text_depends_on_nothing_but_the_text(tmp_path):
     assert abs(held_back - 600) < 5 * np.sqrt(3000 * 0.2 * 0.8)
 
 
-def test_a_text_is_kept_once_and_so_on_one_side(tmp_path):
+def test_duplicate_texts_are_dropped_so_that_the_splits_are_disjoint(tmp_path):
     jsonl(tmp_path / "a.jsonl", {"domain": "first", "text": "Same"}, {"domain": "first", "text": " Same\n"})
     jsonl(tmp_path / "b.jsonl", {"domain": "second", "text": "Same"}, {"domain": "second", "text": "same"})
     assert {(row[1], row[2]) for row in rows(datasets.load(tmp_path))} == {("first", "Same"), ("second", "same")}
@@ -141,7 +141,7 @@ def test_ids_are_kept_and_made_unique(tmp_path):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1))
-def test_any_unicode_text_comes_back(tmp_path_factory, texts):
+def test_any_unicode_text_round_trips(tmp_path_factory, texts):
     file = jsonl(tmp_path_factory.mktemp("any") / "any.jsonl", *({"text": t} for t in texts))
     assert set(datasets.load(file)["text"]) == {t.strip() for t in texts}
 
@@ -191,7 +191,7 @@ def test_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1))
-def test_csv_written_by_pandas_comes_back(tmp_path_factory, texts):
+def test_csv_written_by_pandas_round_trips(tmp_path_factory, texts):
     file = tmp_path_factory.mktemp("any") / "any.csv"
     pd.DataFrame({"text": texts, "id": range(len(texts))}).to_csv(file, index=False, quoting=csv.QUOTE_ALL)
     assert set(datasets.load(file)["text"]) == {t.strip() for t in texts}
@@ -301,7 +301,7 @@ def test_a_csv_may_have_semicolons_or_tabs(tmp_path, delimiter):
     ]
 
 
-def test_a_long_field_of_another_column_refuses_nothing(tmp_path):
+def test_a_long_field_of_another_column_is_allowed(tmp_path):
     (tmp_path / "a.csv").write_text(f"text,page\nWhy?,{'x' * 300_000}\n")
     before = csv.field_size_limit()
     assert datasets.load(tmp_path / "a.csv")["text"][:] == ["Why?"] and csv.field_size_limit() == before

@@ -85,7 +85,7 @@ def test_density_of_one_length_is_refused():
 # Requests
 
 
-def test_every_system_is_asked_the_same(prompts):
+def test_every_system_gets_the_same_requests(prompts):
     assert workload.requests(prompts, WORKLOAD, 20, seed=3) == workload.requests(prompts, WORKLOAD, 20, seed=3)
     assert workload.requests(prompts, WORKLOAD, 20, seed=3) != workload.requests(prompts, WORKLOAD, 20, seed=4)
     asked = [

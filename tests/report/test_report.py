@@ -96,7 +96,7 @@ def test_it_says_what_was_found_on_what(built, study):
         assert (claim.reason if claim.verdict == claims.NOT_RUNNABLE else claim.value) in text
     failed = (study.requests.status != "ok").sum()
     assert f"of which {failed} failed" in text and failed
-    assert "measured on 2-core AMD EPYC (scale model: each core plays a GPU), one seed · commit abc1234." in text
+    assert "measured on 2-core AMD EPYC (scale model: each core stands for a GPU), one seed · commit abc1234." in text
     assert "simulated on 8 H100, one seed · commit abc1234." in text
     assert "erlab reproduce --seed 7" in text and "ab" * 32 in text
     assert "log-normal, median 190" in text  # an assumption

@@ -186,7 +186,7 @@ def test_records_as_csv(tmp_path):
         '{"ttfts": [1]}',
     ],
 )
-def test_a_file_of_nobodys_is_one_line(tmp_path, text):
+def test_a_file_of_unknown_format_is_one_line(tmp_path, text):
     (tmp_path / "f.json").write_text(text)
     with pytest.raises(ErlabError, match="f.json") as caught:
         imports.read(tmp_path / "f.json", system="A")
@@ -223,7 +223,7 @@ NONE = {"successful": [], "errored": [], "incomplete": []}
 ONE = NONE | {"successful": [guidellm("a", 1e9, 1e9 + 1, 1e9 + 2, 5)]}
 
 
-def test_the_first_key_decides_nothing(tmp_path):
+def test_the_order_of_keys_does_not_matter(tmp_path):
     lines = [aiperf(0, 40, 10, [4]), aiperf(1, 50, 20, [5])]
     turned = [{key: line[key] for key in ("metrics", "metadata")} for line in lines]
     assert read(tmp_path, *turned, separator="\n\n").requests.user.tolist() == [0, 1]

@@ -148,7 +148,7 @@ def test_missing_requirements_are_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("gpus", "ok"), [([H100] * 8, True), ([H100] * 4, False), (["A100, 81920, 8.0"] * 8, False)])
-def test_a_machine_is_judged_by_its_gpus(dgx, gpus, ok):
+def test_requirements_depend_on_the_gpus(dgx, gpus, ok):
     (dgx / "bin" / "nvidia-smi").write_text(smi(gpus))
     found = {check.name: check for check in environment.inspect(dgx / "results", "dgx-h100")}
     assert found["GPUs"].ok is ok and found["GPUs"].value == f"{len(gpus)} x {gpus[0].split(',')[0]}"

@@ -55,7 +55,7 @@ def test_a_package_outside_its_range_is_named_with_its_remedy(monkeypatch):
         environment.require_ready("smoke")
 
 
-def test_a_server_elsewhere_takes_the_place_of_what_this_machine_lacks(monkeypatch, tmp_path):
+def test_an_external_server_replaces_missing_requirements(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no driver, no engines
     with pytest.raises(ErlabError, match="^Profile gpu cannot run here. GPU: none answers"):
         environment.require_ready("gpu", tmp_path)
@@ -141,7 +141,7 @@ def test_commit_and_dirty_flag(clone):
     assert provenance.git() == {"commit": head, "dirty": True} and provenance.commit() == f"{head[:7]}+dirty"
 
 
-def test_somebody_elses_repository_is_not_ours(clone, monkeypatch):
+def test_a_foreign_repository_is_ignored(clone, monkeypatch):
     _, folder = clone
     (folder / "site-packages").mkdir()
     monkeypatch.setattr(paths, "ROOT", folder / "site-packages")
@@ -163,7 +163,7 @@ def test_manifest_is_plain_json_and_lists_every_dependency():
     assert made["machine"] == f"{made['hardware']['cores']}-core {made['hardware']['cpu']}"
 
 
-def test_condas_environment_is_the_packages_own():
+def test_environment_yml_matches_the_dependencies():
     """conda brings a Python that the package allows, pip the rest, with an extra that there is."""
     project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())

@@ -58,9 +58,9 @@ def test_every_code_cell_is_introduced(notebook):
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
 
 
-def test_links_lead_to_notebooks(notebook):
+def test_links_lead_to_files(notebook):
     for cell in (c for c in notebook.cells if c.cell_type == "markdown"):
-        for target in re.findall(r"\]\((\w+\.ipynb)\)", cell.source):
+        for target in re.findall(r"\]\(([\w./]+\.(?:ipynb|py))\)", cell.source):
             assert (paths.NOTEBOOKS / target).is_file(), target
 
 

@@ -115,7 +115,7 @@ def test_weights_are_no_parameter_of_a_server_that_runs():
         check({"weights": "/w", "triton": "localhost:1"})
 
 
-def test_weights_are_looked_at_where_engines_take_them(tmp_path):
+def test_weights_are_checked_for_engines_that_use_them(tmp_path):
     with pytest.raises(ErlabError, match="weights/llama-3-.*: no folder of Hugging Face weights"):
         to = profiles.profile("dgx-h100")
         parameters.check(to, tmp_path, {"weights": str(tmp_path / "weights")})
@@ -169,7 +169,7 @@ def test_nothing_runs_where_the_last_step_would_refuse_its_parameter(tmp_path):
     assert "'cold_start'" in done.stderr and list(tmp_path.iterdir()) == []
 
 
-def test_a_step_that_is_not_asked_for_refuses_nothing(tmp_path):
+def test_parameters_of_unselected_steps_are_not_checked(tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_bytes(lines("one"))
     done = reproduce(tmp_path, "--prompts", few, "--only", "03", "--dry-run", status=0)

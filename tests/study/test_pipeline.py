@@ -229,7 +229,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_how_long_another_server_takes_is_not_known_until_it_was_asked(tmp_path, quiet):
+def test_minutes_of_an_attached_server_are_unknown_before_its_first_run(tmp_path, quiet):
     declared = PARAMETERS + "\ntriton = None"
     for name in ("00_a", "03_b"):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", WRITE.format(name=name), parameters=declared)
@@ -393,7 +393,7 @@ def beside(folder, *names):
     return dataclasses.replace(study(folder, ()), steps=made)
 
 
-def test_steps_run_side_by_side(tmp_path, quiet, monkeypatch):
+def test_independent_steps_run_in_parallel(tmp_path, quiet, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.chdir(tmp_path)
     for name, other in (("00_a", "01_b"), ("01_b", "00_a")):
@@ -416,7 +416,7 @@ class Telling(Display):
         (self.folder / f"{step} {text}").touch()
 
 
-def test_what_runs_beside_a_step_that_fails_ends_and_nothing_else_begins(tmp_path, monkeypatch):
+def test_parallel_steps_finish_after_a_failure_and_no_other_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     fails = MEET.format(name="00_a", other="01_b") + "raise ErlabError('k must be 1. Got 0.')"
     goes_on = MEET.format(name="01_b", other="00_a failed")
@@ -483,7 +483,7 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_finished(tmp_path, before, c
     assert states(pipeline.survey(study(tmp_path, ("00_a", "01_b")))) == {"00_a": "cached", "01_b": "missing"}
 
 
-def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path):
+def test_ctrl_c_stops_all_parallel_steps(tmp_path):
     for name in ("00_a", "01_b"):
         write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", STOPPED.format(before=""))
     script = f"""
@@ -592,7 +592,7 @@ def test_force_removes_nothing_behind_a_link(tmp_path, quiet):
 
 
 @pytest.mark.parametrize("name", ["../precious", "out/../../precious", "{absolute}", "out"])
-def test_a_marker_from_a_stranger_has_nothing_else_removed(tmp_path, quiet, name):
+def test_a_foreign_marker_does_not_remove_other_files(tmp_path, quiet, name):
     precious = stranger(tmp_path, "precious")
     write_notebook(tmp_path / "notebooks/00_a.ipynb", MAKE)
     made = dataclasses.replace(study(tmp_path, ("00_a",)), steps=(Step("00_a", writes=("out",)),))
@@ -606,7 +606,7 @@ def test_a_marker_from_a_stranger_has_nothing_else_removed(tmp_path, quiet, name
 
 
 @pytest.mark.parametrize("name", ["{x}", "{0}", "{", "}{seed", "a#1 50% (b) 'c' \"d\" $(e) `f` ü 日本"])
-def test_any_name_will_do_for_the_results_folder(tmp_path, quiet, name):
+def test_the_results_folder_may_have_any_name(tmp_path, quiet, name):
     write_notebook(tmp_path / name / "notebooks/00_a.ipynb", WRITE.format(name="00_a"))
     made = study(tmp_path / name, ("00_a",))
     assert states(pipeline.reproduce(made, show=quiet())) == {"00_a": "ran"}

@@ -86,7 +86,7 @@ LATE = "DEADLINE_EXCEEDED: late"
         ([1110], [error("x" * 5000)], "ok", None, ("error", "x" * 1000, None, 150, 0)),
     ],
 )
-def test_a_failed_request_keeps_what_came_and_ends_when_it_failed(times, got, status, failure, expected):
+def test_a_failed_request_keeps_its_received_part_and_its_end_time(times, got, status, failure, expected):
     row = record(1100, times, got, status, failure, 1150, start=1000)
     assert tuple(row[k] for k in ("status", "error", "t_first", "t_last", "output_tokens")) == expected
 
@@ -139,14 +139,14 @@ def test_a_stamped_request_that_fails_has_a_row(got, status, said, stamps):
     assert row["error"] is None if said is None else said in row["error"]
 
 
-def test_the_reason_is_the_exceptions_own_words():
+def test_the_error_is_the_exceptions_message():
     inner = ValueError("not enough values to unpack\n(expected 3, got 0)")
     group = ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("more", [inner]), KeyError("x")])
     assert reason(group) == "not enough values to unpack (expected 3, got 0)"
     assert reason(TimeoutError()) == "TimeoutError" and len(reason(ValueError("x" * 5000))) == 1000
 
 
-def test_whatever_a_request_raises_is_that_requests_error():
+def test_an_exception_in_a_request_is_that_requests_error():
     class Broken:
         async def ask(self, data):
             if data == b"bad":

@@ -75,14 +75,14 @@ def test_all_users_start_together_and_never_more_than_they_are(tmp_path, process
     assert len(records.read(tmp_path / "r.parquet").requests) == 60
 
 
-def test_user_i_always_asks_replica_i_mod_n(fake):
+def test_user_i_always_sends_to_replica_i_mod_n(fake):
     requests = plan("one", "two", users=5)
     assert complete(users.run(fake.address, ("expert_0", "expert_1"), requests, timeout=20), requests)
     asked = sorted(service_pb2.ModelInferRequest.FromString(data).model_name for data in fake.received)
     assert asked == ["expert_0"] * 6 + ["expert_1"] * 4
 
 
-def test_a_request_that_names_its_model_asks_that_one(fake):
+def test_a_request_that_names_its_model_goes_to_that_model(fake):
     [[first, second]] = plan("one", "two", users=1)
     requests = [[first, replace(second, model="expert_1")]]
     assert complete(users.run(fake.address, ("expert_0",), requests, timeout=20), requests)
@@ -209,7 +209,7 @@ def server():
 
 
 @pytest.mark.parametrize("timeout, all_well", [(1.0, False), (60.0, True)])
-def test_a_server_that_stops_for_a_while_holds_nobody_longer_than_the_timeout(server, timeout, all_well):
+def test_a_paused_server_blocks_no_user_beyond_the_timeout(server, timeout, all_well):
     process, address = server
     requests = plan(*["one two three"] * 10, users=60)
     going_on = threading.Timer(2.5, process.send_signal, (signal.SIGCONT,))
@@ -239,14 +239,14 @@ def test_a_server_that_vanishes_ends_every_request_at_once(server):
     assert max(row["t_last"] - row["t_submit"] for row in rows) < 55e9
 
 
-def test_a_server_that_refuses_ends_every_request_with_its_words(fake):
+def test_a_server_that_refuses_ends_every_request_with_its_message(fake):
     requests = plan("one", "two", users=20)
     rows = users.run(fake.address, ("unknown",), requests, timeout=60)
     assert complete(rows, requests) and {row["status"] for row in rows} == {"error"}
     assert all("'unknown' is not found" in row["error"] for row in rows)
 
 
-def test_a_text_that_cannot_be_sent_is_told_in_the_exceptions_own_words(fake):
+def test_a_text_that_cannot_be_sent_gives_the_exceptions_message(fake):
     with pytest.raises(ErlabError) as caught:
         users.run(fake.address, ("m",), plan("half a pair: \ud800"), timeout=60)
     assert str(caught.value).startswith("The users could not start: 'utf-8' codec can't encode character")

@@ -17,7 +17,7 @@ ASKED = service_pb2.ModelInferRequest(model_name="echo-0")
 MS = 1_000_000
 
 
-def test_what_users_add_is_what_the_echo_did_not_take():
+def test_client_latency_is_the_time_that_the_echo_did_not_take():
     # Sent at 100, there at 130, answered at 180 and 200, received at 190 and 270.
     answers = [text_response(ASKED, "0 130 180"), text_response(ASKED, "1 130 200")]
     found = {"added_ns": [10, 70], "expert_ns": 50, "added_ttft_ns": 90 - 50, "disordered": 0}
@@ -76,7 +76,7 @@ def test_the_share_is_a_parameter():
         users.invalid(measured(), own(), share=1)
 
 
-def test_users_test_themselves_and_leave_nothing_behind():
+def test_the_self_test_leaves_nothing_behind():
     requests = plan("warm up", "hello", "and on", users=12)
     rows = measured(ttft=100.0, tpot=20.0)
     found = users.self_test(requests, users.pace(rows), engines=2, processes=2, warmup=1, seconds=2)

@@ -113,7 +113,7 @@ async def _settled_then_ask(address, answers):
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c is not grpc.StatusCode.OK])
-def test_a_status_and_its_message_are_told(code):
+def test_a_status_and_its_message_are_reported(code):
     async def fail(data, context):
         yield b"one"
         await context.abort(code, "50 % of it, größer\nthan allowed")
@@ -130,7 +130,7 @@ def test_an_unknown_method_is_unimplemented():
     assert answer.code == "UNIMPLEMENTED"
 
 
-def test_at_the_deadline_the_call_ends_and_the_server_hears_of_it():
+def test_at_the_deadline_the_call_ends_and_the_server_is_notified():
     gone = threading.Event()
 
     async def hang(data, context):
@@ -159,7 +159,7 @@ def test_a_cancelled_call_leaves_the_others():
         assert asyncio.run(scenario(address)).messages == [b"kept", b"4"]
 
 
-def test_a_server_that_comes_back_is_found_again():
+def test_a_restarted_server_is_reached_again():
     async def scenario(first, again):
         with first as address:
             channel = await UserChannel(address, METHOD, 20).__aenter__()
@@ -222,7 +222,7 @@ HEAD = frames.header_frames(1, 0, block([(":status", "200"), ("content-type", "a
         ((SETTINGS, HEAD + frame(frames.DATA, 0, 1, b"\0\x7f\0\0\0")), False, "RESOURCE_EXHAUSTED", "larger"),
     ],
 )
-def test_whatever_a_server_says_the_call_ends(sent, close, code, words):
+def test_any_reply_of_a_server_ends_the_call(sent, close, code, words):
     async def scenario(address):
         async with UserChannel(address, METHOD, 1.0 if code == "DEADLINE_EXCEEDED" else 60.0) as channel:
             return await channel.ask(b"hello")

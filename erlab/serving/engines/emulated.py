@@ -62,10 +62,7 @@ def write(
         "emulated": note or f"keeps the time of {expert.model.name} {expert.precision.name}, computes nothing",
         "time_scale": repr(float(time_scale)),
         "step_times": table.to_json(),
-        "max_batch_size": str(expert.max_batch_size),
-        "max_sequence_tokens": str(expert.max_sequence_tokens),
-        "max_input_tokens": str(expert.max_input_tokens),
-        "max_output_tokens": str(expert.max_output_tokens),
+        **triton_repository.limits(expert),
         "kv_tokens": str(kv_tokens),
     }
     code = "from erlab.serving.engines.emulated_backend import TritonPythonModel\n"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from erlab import machine, paper, provenance
+from erlab.errors import ErlabError
 from erlab.serving.engines import tiny
 from erlab.serving.engines.kinds import EngineKind, slug
 from erlab.serving.servers import ModelServer
@@ -49,7 +50,7 @@ class TinyEngines(EngineKind):
         tiny.build(folder, expert.model, expert.precision, seed)
 
     def write(self, repository: Path, model: str, engine: Path, expert: Expert, place: tuple[int, ...]) -> None:
-        triton_models.write_tiny(repository, model, engine, expert, place)
+        write_tiny(repository, model, engine, expert, place)
 
     def server(
         self, repository: Path, models: Sequence[str], port: int | None, container: str | None, apart: bool
@@ -73,3 +74,26 @@ class TinyEngines(EngineKind):
     def disk_bytes(self, profile: Profile, experts: Sequence[Expert]) -> float:
         bits = {p.weight_bits for p in profile.precisions.values()}
         return sum(m.parameters * b / 8 for m in profile.models.values() for b in bits)
+
+
+def write_tiny(repository: Path, name: str, engine: Path, expert: Expert, cores: tuple[int, ...]) -> Path:
+    """Write the model that serves an engine of a tiny Llama.
+
+    Args:
+        cores: CPU cores of its process; empty for no pinning.
+    """
+    engine = Path(engine).resolve()
+    if not engine.is_dir():
+        raise ErlabError(f"{engine}: no such engine folder.")
+    distinct = len(set(cores)) == len(cores) and all(core >= 0 for core in cores)
+    require(distinct, "cores", "write_tiny", "be distinct CPU numbers from 0", cores)
+    counted = not cores or expert.cores in (None, len(cores))
+    require(counted, "cores", "write_tiny", f"be as many as the expert's {expert.cores}", cores)
+    parameters = {
+        "engine_dir": str(engine),
+        **triton_models.limits(expert),
+        "kv_tokens": "" if expert.kv_tokens is None else str(expert.kv_tokens),
+        "cores": ",".join(map(str, cores)),
+    }
+    code = "from erlab.serving.engines.tiny_backend import TritonPythonModel\n"
+    return triton_models.write(repository, triton_models.text_model(name, parameters), code)

@@ -1,15 +1,12 @@
 """Triton model repositories: one folder per model, with ``config.pbtxt`` and version ``1``.
 
-An expert is served by one Python-backend model (`write_tiny`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
+An expert is served by one Python-backend model (`text_model`) or by TensorRT-LLM's ensemble (`write_trtllm`); clients
 see the same tensors. Configurations are `ModelConfig` protobuf messages, so that a wrong field or type fails here and
 not in the server. A model's folder is written beside the repository and renamed into it, so that a server never sees a
 part.
 
 >>> import tempfile
->>> from erlab import paper, spec
->>> expert = spec.Expert(paper.LLAMA_3_8B, spec.FLOAT32, cores=1)
->>> engine, repository = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp()) / "repository"
->>> folder = write_tiny(repository, "expert_0", engine, expert, cores=(0,))
+>>> folder = write(Path(tempfile.mkdtemp()) / "repository", text_model("expert_0", {"cores": "0"}), "# code")
 >>> sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 ['1/model.py', 'config.pbtxt']
 """
@@ -56,30 +53,10 @@ PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # suffixes o
 _ON_CPU = ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)
 
 
-def write_tiny(repository: Path, name: str, engine: Path, expert: spec.Expert, cores: tuple[int, ...]) -> Path:
-    """Write the model that serves an engine of a tiny Llama.
-
-    Args:
-        cores: CPU cores of its process; empty for no pinning.
-    """
-    engine = Path(engine).resolve()
-    if not engine.is_dir():
-        raise ErlabError(f"{engine}: no such engine folder.")
-    distinct = len(set(cores)) == len(cores) and all(core >= 0 for core in cores)
-    require(distinct, "cores", "write_tiny", "be distinct CPU numbers from 0", cores)
-    counted = not cores or expert.cores in (None, len(cores))
-    require(counted, "cores", "write_tiny", f"be as many as the expert's {expert.cores}", cores)
-    parameters = {
-        "engine_dir": str(engine),
-        "max_batch_size": str(expert.max_batch_size),
-        "max_sequence_tokens": str(expert.max_sequence_tokens),
-        "max_input_tokens": str(expert.max_input_tokens),
-        "max_output_tokens": str(expert.max_output_tokens),
-        "kv_tokens": "" if expert.kv_tokens is None else str(expert.kv_tokens),
-        "cores": ",".join(map(str, cores)),
-    }
-    code = "from erlab.serving.engines.tiny_backend import TritonPythonModel\n"
-    return write(repository, text_model(name, parameters), code)
+def limits(expert: spec.Expert) -> dict[str, str]:
+    """Return the parameters of a Python-backend model that bound an expert's requests."""
+    names = ("max_batch_size", "max_sequence_tokens", "max_input_tokens", "max_output_tokens")
+    return {name: str(getattr(expert, name)) for name in names}
 
 
 def text_model(name: str, parameters: Mapping[str, str]) -> ModelConfig:

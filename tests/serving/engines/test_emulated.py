@@ -43,7 +43,7 @@ def make(clock, scale=1.0, batch=3, kv_tokens=None, table=TABLE):
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_steps_take_what_the_table_says_times_the_scale(scale):
+def test_steps_last_as_tabulated_times_the_scale(scale):
     clock = Clock()
     engine = make(clock, scale)
     engine.submit("a", b"x" * 50, 3)
@@ -117,7 +117,7 @@ def test_the_kv_pool_limits_running_requests():
 
 
 @given(st.integers(1, 400), st.floats(1, 2040), st.integers(0, 300), st.integers(1, 9000))
-def test_the_table_lies_between_its_points(batch, context, decoding, tokens):
+def test_the_table_is_interpolated_between_its_points(batch, context, decoding, tokens):
     table = StepTable((1, 64, 256), (1, 2047), ((5, 6), (7, 9), (9, 15)), (0, 256), (1, 8192), ((4, 200), (1, 180)))
     assert 5 <= table.decode(batch, context) <= 15
     assert table.decode(batch, context) <= table.decode(batch + 1, context + 1)
@@ -226,7 +226,7 @@ def test_a_whole_answer_and_a_refusal(server):
 
 
 @needs_triton
-def test_a_cancelled_request_gives_its_place_to_the_next(server):
+def test_a_cancelled_request_frees_its_slot_for_the_next(server):
     stream = kserve.generate(server.grpc, "emulated-one", "endless", 1000, timeout=60)
     next(stream)
     stream.close()

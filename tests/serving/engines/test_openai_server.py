@@ -86,7 +86,7 @@ def test_users_reach_each_model_by_its_name_and_nothing_is_left(vllm, repository
     assert not any(log.exists() for log in logs)
 
 
-def test_all_that_is_started_listens_on_the_loopback_only(vllm, repository):
+def test_all_started_processes_listen_on_the_loopback_only(vllm, repository):
     before = children()
     with OpenAIServers(repository, ("E-expert-0",)) as server:
         opened = [c for process in children() - before for c in process.net_connections("inet")]
@@ -194,7 +194,7 @@ class _Spelling:
         return [(self.key, token, not self.left)]
 
 
-def test_a_character_of_several_tokens_comes_whole():
+def test_a_character_of_several_tokens_is_sent_whole():
     async def main():
         async with TestClient(TestServer(tiny_openai.application(_Spelling(), "m"))) as client:
             body = {"model": "m", "prompt": "x", "max_tokens": 5}

@@ -299,7 +299,7 @@ def test_a_build_that_hangs_is_ended_with_its_workers(machine):
     assert machine.left() == ["build.log", "checkpoint", "checkpoint.json"]
 
 
-def test_an_interrupted_build_leaves_nothing_half(machine, monkeypatch):
+def test_an_interrupted_build_leaves_no_partial_engine(machine, monkeypatch):
     def interrupted(command, *_):
         command.writes.mkdir()
         (command.writes / "rank0.engine").write_text("half")
@@ -381,7 +381,7 @@ def test_an_engine_of_another_machine_version_or_expert_is_not_served(machine, m
         tensorrt_llm_build.load(machine.folder, SMALL)
 
 
-def test_a_folder_of_other_things_is_left_alone(machine):
+def test_a_folder_with_other_files_is_left_unchanged(machine):
     machine.folder.mkdir()
     (machine.folder / "thesis.tex").write_text("all of it")
     with pytest.raises(ErlabError, match="it holds thesis.tex"):
@@ -389,7 +389,7 @@ def test_a_folder_of_other_things_is_left_alone(machine):
     assert (machine.folder / "thesis.tex").read_text() == "all of it"
 
 
-def test_a_printed_command_is_one_a_shell_understands(tmp_path):
+def test_printed_commands_are_valid_shell(tmp_path):
     command = tensorrt_llm.commands(SMALL, tmp_path / "with space")[1]
     out = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == list(command.argv)

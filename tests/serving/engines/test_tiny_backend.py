@@ -17,7 +17,7 @@ from tritonclient.utils import serialize_byte_tensor
 
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
-from erlab.serving.engines import tiny
+from erlab.serving.engines import tiny, tiny_kind
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton.server import available
 from erlab.spec import INT8_CPU, Expert, Model
@@ -43,9 +43,9 @@ def expert(**limits):
 def server(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("triton") / "models"
     core = min(psutil.Process().cpu_affinity())
-    repository.write_tiny(folder, "expert", engine, expert(), cores=(core,))
-    repository.write_tiny(folder, "one", engine, expert(max_batch_size=1), cores=())
-    repository.write_tiny(folder, "counted", engine, expert(), cores=())
+    tiny_kind.write_tiny(folder, "expert", engine, expert(), cores=(core,))
+    tiny_kind.write_tiny(folder, "one", engine, expert(max_batch_size=1), cores=())
+    tiny_kind.write_tiny(folder, "counted", engine, expert(), cores=())
     with Server(folder) as running:
         yield running
 
@@ -182,7 +182,7 @@ def test_refused_requests_do_not_disturb_others(server, wanted):
     assert begun + "".join(stream) == wanted("steady", 200)
 
 
-def test_a_cancelled_request_gives_its_place_to_the_next(server):
+def test_a_cancelled_request_frees_its_slot_for_the_next(server):
     # The only place of "one" is taken for 3000 tokens; whoever cancels makes room.
     stream = kserve.generate(server.grpc, "one", "endless", MAX_OUTPUT, timeout=DEADLINE)
     next(stream)
@@ -215,7 +215,7 @@ def test_metrics_count_requests_tokens_and_times(server):
     ],
 )
 def test_a_wrong_configuration_fails_to_load_in_one_clear_line(engine, tmp_path, parameter, value, words):
-    good = repository.write_tiny(tmp_path / "good", "expert", engine, expert(), ())
+    good = tiny_kind.write_tiny(tmp_path / "good", "expert", engine, expert(), ())
     config = text_format.Parse((good / "config.pbtxt").read_text(), ModelConfig())
     config.parameters[parameter].string_value = value
     repository.write(tmp_path / "bad", config, (good / "1" / "model.py").read_text())
@@ -241,7 +241,7 @@ tiny_backend.TinyEngine = Failing
 
 
 def test_a_failing_step_answers_everyone_in_flight_and_the_next_is_served(engine, tmp_path, wanted):
-    folder = repository.write_tiny(tmp_path / "models", "expert", engine, expert(), ())
+    folder = tiny_kind.write_tiny(tmp_path / "models", "expert", engine, expert(), ())
     (folder / "1" / "model.py").write_text(FAILING)
     with Server(tmp_path / "models") as server:
         responses = ask(server, kserve.request("expert", "hello", 50))

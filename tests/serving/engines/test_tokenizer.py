@@ -27,7 +27,7 @@ def test_every_token_an_engine_may_choose_shows_as_text(loaded):
     assert all(texts) and texts[ord("a")] == "a" and texts[10] == "\n" and texts[-1] == f"<{VOCAB - 1}>"
 
 
-def test_its_special_tokens_are_what_preprocessing_asks_for(loaded):
+def test_its_special_tokens_are_those_of_the_preprocessing_model(loaded):
     assert len(loaded) == loaded.vocab_size == VOCAB
     assert loaded.encode(loaded.eos_token, add_special_tokens=False) == [tiny.EOS] == [loaded.eos_token_id]
     assert loaded.encode(loaded.pad_token, add_special_tokens=False) == [tiny.PAD]

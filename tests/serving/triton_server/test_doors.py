@@ -58,7 +58,7 @@ def test_grpc_refuses_what_changes_the_server(attacked, marker, method, headers)
         ("v2/systemsharedmemory/region/r/register", {"key": "/r", "offset": 0, "byte_size": 8}),
     ],
 )
-def test_a_web_page_reaches_nothing(attacked, marker, path, body):
+def test_a_web_page_cannot_reach_the_server(attacked, marker, path, body):
     """What a browser sends for a page of another site without asking first: a POST of text/plain."""
     headers = {"Content-Type": "text/plain", "Origin": "http://evil.example"}
     if "parameters" in body:

@@ -17,7 +17,7 @@ from erlab import paths, spec
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.serving import nvidia
-from erlab.serving.engines import tiny
+from erlab.serving.engines import tiny, tiny_kind
 from erlab.serving.triton import Server, private, repository
 from erlab.serving.triton import server as module
 from erlab.study import environment
@@ -84,7 +84,7 @@ def test_a_tiny_engine_is_served_from_a_folder_with_an_umlaut(tmp_path):
     folder = tmp_path / "My Projects" / "naïve (copy)"
     engine = tiny.build(folder / "engine", model, spec.FLOAT32, seed=1)
     expert = spec.Expert(model, spec.FLOAT32, max_batch_size=2, max_input_tokens=32, max_output_tokens=32)
-    repository.write_tiny(folder / "models", "expert", engine, expert, ())
+    tiny_kind.write_tiny(folder / "models", "expert", engine, expert, ())
     with Server(folder / "models") as server:
         assert len(answer(server, "expert")) == 2
 
@@ -113,7 +113,7 @@ def test_python_and_the_package_may_be_anywhere(echo, tmp_path, language):
 
 
 @needs_triton
-def test_a_model_whose_name_a_shell_would_read_is_refused(echo, tmp_path):
+def test_a_model_with_shell_characters_in_its_name_is_refused(echo, tmp_path):
     (tmp_path / "my model" / "1").mkdir(parents=True)
     (tmp_path / "my model" / "config.pbtxt").write_text((echo / "echo" / "config.pbtxt").read_text())
     with pytest.raises(ErlabError, match="'models' parameter of Server must have names of letters.*Got 'my model'"):

@@ -6,6 +6,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from erlab import paper, spec
 from erlab.errors import ErlabError
+from erlab.serving.engines import tiny_kind
 from erlab.serving.triton import repository
 
 EXPERT = spec.Expert(paper.LLAMA_3_8B, spec.FLOAT32, cores=2, max_batch_size=16, max_input_tokens=96, kv_tokens=4096)
@@ -23,7 +24,7 @@ def engine(tmp_path):
 
 
 def test_the_config_of_a_tiny_model_has_the_limits_of_the_expert(tmp_path, engine):
-    folder = repository.write_tiny(tmp_path / "models", "expert_0", engine, EXPERT, (1, 0))
+    folder = tiny_kind.write_tiny(tmp_path / "models", "expert_0", engine, EXPERT, (1, 0))
     config = parse(folder)
     assert folder == tmp_path / "models" / "expert_0"
     assert (config.name, config.backend, config.max_batch_size) == ("expert_0", "python", 1)
@@ -43,7 +44,7 @@ def test_the_config_of_a_tiny_model_has_the_limits_of_the_expert(tmp_path, engin
         "cores": "1,0",
     }
     unbounded = dataclasses.replace(EXPERT, kv_tokens=None)
-    again = parse(repository.write_tiny(tmp_path / "models", "expert_0", engine, unbounded, ()))
+    again = parse(tiny_kind.write_tiny(tmp_path / "models", "expert_0", engine, unbounded, ()))
     assert (again.parameters["kv_tokens"].string_value, again.parameters["cores"].string_value) == ("", "")
 
 
@@ -55,12 +56,12 @@ def test_a_config_read_back_is_the_message_that_was_written(tmp_path):
 @pytest.mark.parametrize("cores", [(0,), (0, 0), (0, -1), (0, 1, 2)])
 def test_cores_that_contradict_the_expert_are_refused(tmp_path, engine, cores):
     with pytest.raises(ErlabError, match="'cores'"):
-        repository.write_tiny(tmp_path / "models", "m", engine, EXPERT, cores)
+        tiny_kind.write_tiny(tmp_path / "models", "m", engine, EXPERT, cores)
 
 
 def test_a_missing_engine_is_refused_by_name(tmp_path):
     with pytest.raises(ErlabError, match="nowhere: no such engine folder"):
-        repository.write_tiny(tmp_path / "models", "m", tmp_path / "nowhere", EXPERT, (0, 1))
+        tiny_kind.write_tiny(tmp_path / "models", "m", tmp_path / "nowhere", EXPERT, (0, 1))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".hidden", "a b"])
@@ -70,7 +71,7 @@ def test_names_that_are_no_folder_names_are_refused(tmp_path, name):
     assert not (tmp_path / "models").exists()
 
 
-def test_a_failed_write_leaves_the_old_model_and_no_half_one(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_model_and_no_partial_one(tmp_path, monkeypatch):
     models = tmp_path / "models"
     repository.write(models, repository.text_model("m", {"a": "old"}), "old = 1\n")
 

@@ -103,7 +103,7 @@ def test_only_the_named_models_are_loaded_and_the_log_is_kept_where_asked(echo, 
     assert "successfully loaded 'other'" in (tmp_path / "logs" / "triton.log").read_text()
 
 
-def test_a_model_that_fails_to_load_is_reported_in_the_servers_words(echo, tmp_path, temporary, noted):
+def test_a_model_that_fails_to_load_is_reported_with_the_servers_message(echo, tmp_path, temporary, noted):
     models = tmp_path / "models"
     code = model("initialize(self, args)", "raise ValueError('no such engine: blue')")
     repository.write(models, repository.text_model("broken", {}), code)
@@ -205,7 +205,7 @@ def test_restarts_are_counted_as_soon_as_a_process_has_died(echo, which):
         assert answer(server, "echo") == answer(server, "other") == ["a", "b"] and server.restarts == 1
 
 
-def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
+def test_a_server_that_keeps_dying_is_not_started_again(echo, monkeypatch):
     monkeypatch.setattr("erlab.serving.triton.server._RELAUNCHES", 1)
     with Server(echo) as server:
         Traces(server).processes[1].kill()
@@ -216,7 +216,7 @@ def test_a_server_that_goes_on_dying_is_left_dead(echo, monkeypatch):
         assert traces.here() == [] and server.restarts == 2, "the last death is counted, too"
 
 
-def test_a_killed_keeper_takes_the_server_with_it(echo):
+def test_the_server_ends_when_its_keeper_is_killed(echo):
     with Server(echo) as server:
         traces = Traces(server)
         traces.processes[0].kill()

@@ -15,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from erlab import paper, spec
 from erlab.errors import ErlabError
 from erlab.gateway import kserve
+from erlab.serving.engines import tiny_kind
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton.server import available
 
@@ -160,7 +161,7 @@ def test_the_check_of_ensembles_sees_what_is_wrong(tmp_path, folders, harm, prob
 def test_a_request_to_the_ensemble_is_one_to_the_laptops_expert_but_for_the_name(tmp_path, folders):
     repository.write_trtllm(tmp_path / "models", "big", expert=EXPERT, gpus=(0,), **folders)
     cpu = spec.Expert(paper.LLAMA_3_8B, spec.FLOAT32, cores=1)
-    repository.write_tiny(tmp_path / "models", "small", folders["engine"], cpu, (0,))
+    tiny_kind.write_tiny(tmp_path / "models", "small", folders["engine"], cpu, (0,))
     models = read(tmp_path / "models")
     assert models["big"].input == models["small"].input and models["big"].output == models["small"].output
     assert models["big"].max_batch_size == models["small"].max_batch_size

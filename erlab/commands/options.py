@@ -159,21 +159,16 @@ Results = Annotated[
     typer.Option(help="Results folder (default: data/results/PROFILE).", callback=FOLDER),
 ]
 Figures = Annotated[Path | None, typer.Option(help="Folder for the figures (default: figures).", callback=FOLDER)]
-Triton = Annotated[
-    str | None,
-    typer.Option(
-        help="Running Triton server that holds the models (default: erlab starts one).",
-        metavar="HOST:PORT",
-        callback=TRITON,
-    ),
-]
+
+
+def _running(server: str, metavar: str, check: Callable):
+    """Return the option that takes the address of a running server."""
+    return typer.Option(help=f"Running {server} (default: erlab starts its own).", metavar=metavar, callback=check)
+
+
+Triton = Annotated[str | None, _running("Triton server that holds the models", "HOST:PORT", TRITON)]
 Upstream = Annotated[
-    str | None,
-    typer.Option(
-        help="Running OpenAI-compatible server that serves all experts (default: erlab starts servers).",
-        metavar="http://HOST:PORT",
-        callback=UPSTREAM,
-    ),
+    str | None, _running("OpenAI-compatible server that serves all experts", "http://HOST:PORT", UPSTREAM)
 ]
 RecordFiles = Annotated[
     list[Path] | None,

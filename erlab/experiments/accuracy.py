@@ -20,7 +20,6 @@ def published(profile: Profile, version: str) -> pd.DataFrame:
     """Compare the published cells of a version of TensorRT-LLM with the simulation (`validation.validate_published`).
 
     Args:
-        profile: Its `compared_sizes` are compared.
         version: "1.0" or "0.13".
 
     Returns:
@@ -43,9 +42,6 @@ def residuals(cells: pd.DataFrame) -> pd.DataFrame:
     """Compute the median ratio of predicted to published throughput by lengths, precision and tensor-parallel size.
 
     Above 1 the simulation is too fast.
-
-    Args:
-        cells: Cells of `published`.
 
     Returns:
         One row per pair of input and output length, one column per precision and tensor-parallel size.
@@ -84,11 +80,6 @@ def targets(new: pd.DataFrame, old: pd.DataFrame, h200: pd.DataFrame) -> pd.Data
 
     The host's share of a prefill iteration was fitted to every second load of `h200`; the loads between have rows of
     their own.
-
-    Args:
-        new: `published` of version 1.0.
-        old: `published` of version 0.13.
-        h200: `validation.validate_h200`.
     """
     comparisons = [
         ("published throughput, TensorRT-LLM 1.0, untuned", TARGETS["1.0"], new["judged"]),

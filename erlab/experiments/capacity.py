@@ -86,7 +86,6 @@ def policies(
     """Simulate every routing policy with the decisions of several routers (`simulation.beyond.policies`).
 
     Args:
-        decisions: Decisions by router, see `decisions`.
         loads: Numbers of concurrent users; by default the two largest of the profile's explored ones.
 
     Returns:
@@ -189,9 +188,6 @@ def largest_loads(profile: Profile, folders: Folders, decisions: Sequence, seed:
     """Find the largest load that each system serves within both pairs of limits, and its goodput there.
 
     Loads up to four times the profile's largest simulated one are searched.
-
-    Args:
-        decisions: Decisions that router systems follow.
     """
     most = 4 * max(profile.simulated_loads)
     options = dict(limits=LIMITS, most=most, setup=fullscale.setup(folders), seed=seed)

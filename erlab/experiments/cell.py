@@ -35,9 +35,6 @@ def measure(
 ) -> tuple[list[dict], dict]:
     """Send the users' requests to a running system and sample its metrics.
 
-    Args:
-        requests: Requests of each user, who sends the next one when the answer to the last one is complete.
-
     Returns:
         Request records, one row per request, and the run's description.
     """

@@ -115,7 +115,6 @@ def sweep(
     Args:
         open_servers: Entered once with the names of the systems to measure, if there are any; yields a function that
             serves a system by its name.
-        measure_cell: Returns a cell's request records and the run's description.
         requests: Returns the requests of each user under a load, for the users' self-test (`clients.check`).
     """
     files = {(name, users): folders.records / experiment / f"{name}-{users:04d}users.parquet" for name, users in keys}

@@ -28,8 +28,6 @@ def check(
     There is one self-test per load, at the pace of the load's fastest system, which is an upper bound for the others.
 
     Args:
-        files: Cells by system and users.
-        requests: Returns the requests of each user under a load.
         results: File that keeps the results of the self-tests. They are used again for systems that are not faster,
             until the users' code changes.
     """

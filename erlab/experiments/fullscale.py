@@ -37,14 +37,9 @@ def simulate(
     report says if measured step times are not available.
 
     Args:
-        experiment: One of `EXPERIMENTS`.
-        papers: Versions of the paper, v1 and v2.
         loads: Numbers of concurrent users; by default the profile's simulated ones.
         seed: First seed. Systems of Table I are simulated with `profile.simulated_seeds` seeds, preliminary systems,
             on which no claim rests, with one.
-
-    Raises:
-        ErlabError: The experiment or a version is unknown.
     """
     require(experiment in EXPERIMENTS, "experiment", "simulate", f"be one of {', '.join(EXPERIMENTS)}", experiment)
     papers = checked_papers(papers)

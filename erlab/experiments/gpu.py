@@ -32,9 +32,6 @@ def systems(profile: Profile, cases: Iterable[str] | None = None) -> dict[str, S
 
     Args:
         cases: Names in `CASES`; None takes those that fit the GPU, the smallest first.
-
-    Raises:
-        ErlabError: A case is unknown or does not fit.
     """
     fitting = {}
     for case in cases or [case for case, (row, _) in CASES.items() if row in profile.systems]:

@@ -40,10 +40,8 @@ def serve(
     Args:
         name: A to E.
         port: Port for the users, 1 to 65535; None lets the system choose.
-        triton: Address of an external server (`erlab.serving.external`); None starts one.
         container: Container engine that runs Triton, on GPUs only; None runs it natively.
         apart: Whether each expert gets a server of its own, on GPUs only.
-        choice: How the gateway chooses, see `deployment.serve`.
 
     Raises:
         ErlabError: The system is unknown, the port is in use, or a router system has no trained router.

@@ -46,9 +46,6 @@ def measure(
     """Measure the loads that are not finished yet with and without the gateway; return all records.
 
     Where no Triton can run, or no step times are available, nothing is measured, and the progress report says so.
-
-    Args:
-        loads: Numbers of concurrent users; by default those of the profile's emulation.
     """
     emulation, system, folders_apart = profile.emulation, paper.SYSTEMS["v2"][SYSTEM], folders.overhead
     loads = checked_loads(emulation.loads if loads is None else loads, "emulated_loads")

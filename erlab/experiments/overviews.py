@@ -37,11 +37,7 @@ _QUEUED = (  # total time, number of requests, factor to ms
 
 
 def describe_systems(systems: dict[str, System], triton: str | None = None) -> pd.DataFrame:
-    """Describe systems and their limits, one row per system.
-
-    Args:
-        triton: Address of an external server, whose limits are unknown.
-    """
+    """Describe systems and their limits, one row per system; an external server's limits are unknown."""
     title = external.title(triton) if triton else None
     rows = [
         {

@@ -60,10 +60,6 @@ def select_prompts(prompts: Dataset, per_domain: int | None = None) -> tuple[Dat
     Domains without training prompts are left out. If all `CORE` domains are present, for which the targets are stated,
     all other domains are left out as well.
 
-    Args:
-        prompts: Columns domain, text and split.
-        per_domain: Largest number of prompts per domain; None for all.
-
     Returns:
         The prompts of known domains, and the texts of unknown domain.
     """
@@ -89,14 +85,10 @@ def compare(
     """Measure recipes with `evaluation.compare` and save the table as CSV.
 
     Args:
-        profile: Gives the recipes if `recipes` is None.
         prompts: Columns domain, text and split; as many clusters as domains are trained.
         recipes: "all" or names in `evaluation.RECIPES`, compared on all prompts; None for the recipes of the profile,
             compared on at most 100 prompts per domain.
         seeds: Fits per recipe, at least 1 (default 2 if `recipes` is None, else 5).
-
-    Returns:
-        One row per recipe, see `evaluation.compare`.
 
     Raises:
         ErlabError: A parameter is not allowed, or no prompts are held back.

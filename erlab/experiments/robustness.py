@@ -16,11 +16,7 @@ _OPPOSITE = {claims.HOLDS: claims.FAILS, claims.FAILS: claims.HOLDS}
 
 
 def sensitivity(profile: Profile, folders: Folders, decisions: Sequence, seed: int = 0) -> pd.DataFrame:
-    """Judge each claim under each assumption (`simulation.sensitivity`), one row per claim and assumption.
-
-    Args:
-        decisions: Decisions of the study's router, whose cluster shares are one of the assumptions.
-    """
+    """Judge each claim under each assumption (`simulation.sensitivity`), one row per claim and assumption."""
     measured = {STUDYS_ROUTER: shares(decisions)}
     parts = []
     for version in paper.SYSTEMS:

@@ -17,9 +17,6 @@ def choose_batch_limits(preliminary: Records, profile: Profile) -> dict[str, int
     A, B and C are chosen among the preliminary runs of their precision and share of the devices. D and E take the
     limits of A and B, which have their precision. Systems without measurements have the profile's largest limit.
 
-    Args:
-        preliminary: Records of `cells.measure_preliminary`; may be empty.
-
     Raises:
         ErlabError: There are records, but none of a system's precision and share.
     """

@@ -81,12 +81,7 @@ class Controls(widgets.VBox):
 
 
 class Panel(widgets.VBox):
-    """Curves of one or two settings, updated by their controls.
-
-    Args:
-        first: Initial setting of the solid lines.
-        second: Initial setting of the dashed lines; None for no comparison.
-    """
+    """Curves of one or two settings, updated by their controls."""
 
     def __init__(self, first: Setting, second: Setting | None = None):
         loads = sorted({*paper.LOADS, first.users})
@@ -135,13 +130,7 @@ class Panel(widgets.VBox):
 
 
 class Requirements(widgets.VBox):
-    """Search for the fewest GPUs for the solid setting of a panel.
-
-    Args:
-        users: Initial number of concurrent users.
-        ttft_s: Initial limit of the 99th percentile of the time to first token, seconds.
-        tpot_ms: Initial limit of the 99th percentile of the time per output token, ms.
-    """
+    """Search for the fewest GPUs for the solid setting of a panel."""
 
     def __init__(self, panel: Panel, users: int = 400, ttft_s: float = 2.0, tpot_ms: float = 200.0):
         same = dict(layout=_WIDE, style=_STYLE)

@@ -54,13 +54,11 @@ class Setting:
 
     Attributes:
         paper: Version of the paper: v2 or v1.
-        system: System of that version, such as D.
         users: Largest number of concurrent users, at least 1.
         precision: One of PRECISIONS; None for the paper's.
         tensor_parallel: GPUs per engine, a divisor of 8; None for the paper's.
         kv_gib: KV cache per GPU in GiB; None for all memory that weights and the reserve leave.
         clusterer: Clusterer of the prompts; None for eight clusters of equal size. Router systems only.
-        policy: Routing policy. Router systems only.
         gateway_ms: Delay of the gateway in ms, at least 0.
         steps: Iteration times: measured (kernels) or roofline; None for measured if available.
 
@@ -114,11 +112,7 @@ def setup(setting: Setting) -> simulation.Setup:
 
 
 def system(setting: Setting) -> System:
-    """Return the changed system on eight GPUs.
-
-    Raises:
-        ErlabError: The system cannot be served there.
-    """
+    """Return the changed system on eight GPUs."""
     system = the_paper.SYSTEMS[setting.paper][setting.system]
     expert = system.expert
     if setting.precision:
@@ -145,12 +139,7 @@ def loads(setting: Setting) -> list[int]:
 
 
 def simulate(setting: Setting, users: Sequence[int] | None = None, count: int | None = None) -> pd.DataFrame:
-    """Simulate a setting.
-
-    Args:
-        users: Loads; None for `loads`.
-        count: Number of engines; None for the setting's.
-    """
+    """Simulate a setting."""
     changed = system(setting)
     if count is not None:
         changed = replace(changed, count=count)
@@ -198,15 +187,7 @@ def label(setting: Setting) -> str:
 
 
 def picture(first: Setting | None, second: Setting | None = None) -> Figure:
-    """Draw the curves of one or two settings over users, one panel per metric.
-
-    Args:
-        first: Setting drawn with solid lines, or None.
-        second: Setting drawn with dashed lines, or None.
-
-    Raises:
-        ErlabError: Both are None.
-    """
+    """Draw the curves of one or two settings over users, one panel per metric."""
     shown = [(setting, look) for setting, look in zip((first, second), _LOOKS) if setting]
     require(bool(shown), "first", "picture", "be a setting if second is None", first)
     tables = [summary(setting) for setting, _ in shown]
@@ -248,7 +229,6 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
     Every number of engines is tried in turn, so no scaling is assumed.
 
     Args:
-        setting: Setting; its tensor parallelism and number of engines are varied.
         ttft_s: Limit of the 99th percentile of the time to first token in seconds, above 0.
         tpot_ms: Limit of the 99th percentile of the time per output token in ms, above 0.
 
@@ -295,11 +275,7 @@ def spec(system: System) -> str:
 
 
 def from_spec(text: str) -> System:
-    """Create a system from the JSON of `spec`.
-
-    Raises:
-        ErlabError: The text is not such JSON, or is contradictory.
-    """
+    """Create a system from the JSON of `spec`."""
     try:
         fields = json.loads(text)
         expert = fields["expert"]

@@ -54,14 +54,7 @@ class FigureData:
 
 
 def data(records: Records, only: Iterable[str] | None = None) -> FigureData:
-    """Compute the plotted numbers of figures.
-
-    Args:
-        only: Names of figures; None for all of FIGURES.
-
-    Raises:
-        ErlabError: `only` names an unknown figure.
-    """
+    """Compute the plotted numbers of figures."""
     tables, missing = {}, {}
     for name in FIGURES if only is None else only:
         require(name in FIGURES, "only", "figures.data", f"name figures of {', '.join(FIGURES)}", name)

@@ -120,10 +120,6 @@ def panels(
     """Draw one panel per paper version and source, or per paper version if records are overlaid.
 
     Panels stand side by side; they are stacked if the figure is narrow or a panel as wide as a page.
-
-    Args:
-        width: Width of a single panel in inches.
-        height: Height of a panel in inches.
     """
     looks, overlaid, versions = _looks(table), LABEL in table, table["paper"].nunique(dropna=False)
     parts = list(table.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))

@@ -14,11 +14,7 @@ _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"]
 
 
 def projection(summary: dict) -> Figure:
-    """Draw a sample of prompts, projected to two dimensions, by domain; numbers mark the median of each cluster.
-
-    Args:
-        summary: Summary of a router by `evaluation.summary`.
-    """
+    """Draw a sample of prompts, projected to two dimensions, by domain; numbers mark the median of each cluster."""
     points = pd.DataFrame(summary["points"])
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     domains = sorted(points["domain"].unique())
@@ -49,11 +45,7 @@ def projection(summary: dict) -> Figure:
 
 
 def composition(summary: dict) -> Figure:
-    """Draw the size of each cluster and the share of each domain's training prompts in it.
-
-    Args:
-        summary: Summary of a router by `evaluation.summary`.
-    """
+    """Draw the size of each cluster and the share of each domain's training prompts in it."""
     clusters = summary["clusters"]
     counts = pd.DataFrame([c["domains"] for c in clusters], index=[c["cluster"] for c in clusters]).fillna(0).T
     counts = counts.reindex(columns=[c["cluster"] for c in sorted(clusters, key=lambda c: -c["size"])])
@@ -90,11 +82,7 @@ def _heatmap(axes: Axes, shares: pd.DataFrame) -> None:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Draw routing accuracy on unseen prompts over the latency of a decision, with the Pareto frontier.
-
-    Args:
-        table: One row per recipe, by `evaluation.compare`: p50_ms and unseen.
-    """
+    """Draw routing accuracy on unseen prompts over the latency of a decision, with the Pareto frontier."""
     table = table.sort_values("p50_ms")
     families = [str(recipe).partition(",")[0] for recipe in table.index]
     figure, axes = plt.subplots(figsize=(7.5, max(3.4, 1.2 + 0.24 * len(table))), layout="constrained")
@@ -137,11 +125,7 @@ def _name_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
 
 
 def loads(table: pd.DataFrame) -> Figure:
-    """Draw the ratio of the largest cluster to the mean on unseen prompts; 1 (dashed) is an even load.
-
-    Args:
-        table: One row per recipe, by `evaluation.compare`: load.
-    """
+    """Draw the ratio of the largest cluster to the mean on unseen prompts; 1 (dashed) is an even load."""
     table = table.sort_values("load")
     figure, axes = plt.subplots(figsize=(6, 0.8 + 0.28 * len(table)), layout="constrained")
     axes.barh(table.index, table["load"], color=sns.color_palette("colorblind")[0])
@@ -154,11 +138,7 @@ def loads(table: pd.DataFrame) -> Figure:
 
 
 def confusions(matrices: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw the share (%) of each domain's unseen prompts by the domain of their cluster, one panel per recipe.
-
-    Args:
-        matrices: Confusion matrix (`evaluation.confusion`) by recipe.
-    """
+    """Draw the share (%) of each domain's unseen prompts by the domain of their cluster, one panel per recipe."""
     rows = max(len(shares) for shares in matrices.values())
     size = 2 + 3.3 * len(matrices), 1.8 + 0.26 * rows
     figure, panels = plt.subplots(1, len(matrices), figsize=size, sharey=True, squeeze=False, layout="constrained")

@@ -325,9 +325,6 @@ def provenance(records: Records, requests: pd.DataFrame) -> str:
 
     The line under each figure, for example
     ``measured on 2-core X (scale model: each core stands for a GPU), one seed · commit abc1234``.
-
-    Args:
-        requests: The rows of `records.requests` that are shown.
     """
     runs = records.runs
     runs = runs[runs["run_id"].isin(requests["run_id"].unique())] if "run_id" in runs else pd.DataFrame()

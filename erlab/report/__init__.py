@@ -79,7 +79,6 @@ def build(
     Links are relative paths to the present files of both folders. A section without data says what is missing.
 
     Args:
-        folder: Results folder, which receives the pages.
         figures_folder: Folder of the figures that `figures.save_all` drew from the same records.
     """
     folder, figures_folder = Path(folder).resolve(), Path(figures_folder).resolve()

@@ -57,7 +57,6 @@ class ClaimCheck:
     Attributes:
         metrics: Columns of `metrics.summarise` that it uses.
         judge: Function from the `Cells` of these systems to the margin of each draw and the observation in words.
-        least_loads: Loads that the systems must share.
     """
 
     words: str

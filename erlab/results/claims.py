@@ -104,11 +104,7 @@ def rows(records: Records, claim: str) -> Records:
 
 
 def cells(records: Records, claim: str) -> pd.DataFrame:
-    """Return the metrics behind a claim's verdict.
-
-    Returns:
-        One row per (source, system, users).
-    """
+    """Return the metrics behind a claim's verdict, one row per (source, system, users)."""
     (tested,), check = _chosen([claim]), CHECKS[claim]
     table = _summary(records)
     table = table[table["system"].isin(check.systems) & (table["paper"] == tested.paper)]

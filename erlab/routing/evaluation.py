@@ -115,10 +115,6 @@ def macro_accuracy(clusters: np.ndarray, domains: np.ndarray, tops: list[str | N
 
     The accuracy of a domain is the share of its prompts in a cluster whose top domain it is; 0 without such a cluster.
 
-    Args:
-        clusters: Clusters of the prompts, (n,).
-        domains: Domains of the prompts, (n,).
-
     Returns:
         Macro accuracy, 0 to 1; None without prompts.
     """
@@ -283,9 +279,6 @@ class _Vectors:
 
 def confusion(router: PromptRouter, prompts: Dataset) -> pd.DataFrame:
     """Tabulate the domains to which a router sends the held-back prompts.
-
-    Args:
-        router: Router fitted to the training prompts.
 
     Returns:
         One row per domain, one column per top domain of the clusters; shares that sum to 1 in each row.

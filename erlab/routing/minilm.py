@@ -32,7 +32,6 @@ def find(model: str | Path | None = None, fetch: bool = True) -> Path:
 
     Args:
         model: Folder, Hugging Face model (owner/name), or None for the installed package.
-        fetch: Whether a Hugging Face model may be downloaded; otherwise only the local cache is searched.
 
     Raises:
         ErlabError: The model is not found, incomplete, or not the published one.

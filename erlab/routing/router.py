@@ -98,7 +98,6 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         """Set the outlier threshold so that a share of held-back prompts exceeds it.
 
         Args:
-            texts: Prompts of the same domains as the training prompts, at least one.
             share: Between 0 and 1, both excluded.
         """
         require(0 < share < 1, "share", "calibrate", "lie between 0 and 1", share)
@@ -107,11 +106,7 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         return self
 
     def fit_difficulty(self, texts: Sequence[str], hard: Sequence[bool]) -> "PromptRouter":
-        """Learn the difficulty of prompts, see `scores.Difficulty`.
-
-        Args:
-            hard: Whether each prompt needed the strong expert; both values must occur.
-        """
+        """Learn the difficulty of prompts, see `scores.Difficulty`."""
         require(len(hard) == len(texts), "hard", "fit_difficulty", f"hold {len(texts)} values", len(hard))
         values = sorted({bool(h) for h in hard})
         require(values == [False, True], "hard", "fit_difficulty", "hold both True and False", values)

@@ -106,9 +106,6 @@ def write_repository(systems: dict[str, System], name: str, profile: Profile, fo
 
     Args:
         name: Name of the repository, a folder in `folders.models`.
-
-    Raises:
-        ErlabError: An engine was not built yet.
     """
     folder = folders.models / name
     devices = scaling.devices(profile)

@@ -40,11 +40,7 @@ def attach(address: str, models: tuple[str, ...], port: int | None = None) -> Mo
 
 
 def model(address: str) -> str | None:
-    """Return the model of an OpenAI-compatible server; None for Triton.
-
-    Raises:
-        ErlabError: No OpenAI-compatible server answers at http://HOST:PORT.
-    """
+    """Return the model of an OpenAI-compatible server, None for Triton; ErlabError where no such server answers."""
     if "://" not in address:
         return None
     return openai_server.served(openai_server.base(address))

@@ -19,7 +19,6 @@ class ModelServer(ABC):
             before it is entered.
         upstreams: What a gateway forwards to, one entry per model: a name at `grpc`, or a URL.
         metrics: Address of each page of Prometheus metrics (HOST:PORT or URL) by the name that records give it.
-        log: Log file, None for an external server.
         restarts: Number of times that a model or the server was started again. Requests in flight at such a time fail
             or hang, so a measurement during which it rises is invalid.
         engine: Program that computes, with its version where the server states it; None where the profile determines

@@ -89,12 +89,8 @@ def variations(
     """Return the default, then every assumption at its other values.
 
     Args:
-        setup: Machine and serving software of the default.
         kv_gib: KV cache per GPU of systems whose 70B expert has one GPU, GiB.
-        zipfs: Exponents of Zipf-distributed cluster shares.
         measured_shares: Cluster shares of real clusterers, by name.
-        input_medians: Median input lengths, tokens.
-        gateways: Gateway delays, seconds.
     """
     systems = paper.SYSTEMS[version]
     single_gpu = {k: s for k, s in systems.items() if s.expert.tensor_parallel == 1 and "70B" in s.expert.model.name}

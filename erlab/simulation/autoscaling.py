@@ -32,7 +32,6 @@ class Controller:
     """Autoscaling policy.
 
     Attributes:
-        kind: One of `CONTROLLERS`; fixed never moves a replica.
         target: Unfinished requests per replica.
         interval: Seconds between two decisions.
         cold_start: Seconds to load 8 to 70 GB of weights and warm up; assumed.

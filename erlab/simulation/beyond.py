@@ -20,12 +20,7 @@ from erlab.spec import System, is_number, require
 
 @dataclass(frozen=True)
 class LatencyLimits:
-    """Limits on 99th percentiles of latencies.
-
-    Attributes:
-        ttft_s: Limit on time to first token, seconds.
-        tpot_ms: Limit on time per output token, milliseconds.
-    """
+    """Limits on 99th percentiles of latencies."""
 
     name: str
     ttft_s: float

@@ -41,11 +41,7 @@ class Check:
 
 
 def inspect(results: str | Path | None = None, profile: str = "laptop", triton: str | None = None) -> list[Check]:
-    """Check everything that the study needs; change nothing.
-
-    Args:
-        triton: Address of a running server that holds the models, which is checked instead of this machine's engines.
-    """
+    """Check everything that the study needs; change nothing."""
     folder, machine_profile = paths.results(profile, results), profiles.profile(profile)
     servers = [external.check(triton)] if triton else kind(machine_profile).checks(machine_profile)
     return [

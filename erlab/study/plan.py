@@ -21,9 +21,6 @@ def text(profile: Profile, folders: Folders, weights: str | Path | None = None) 
     """List the commands that build engines and start servers, with their time and disk space.
 
     Writes nothing and needs neither GPUs nor TensorRT-LLM.
-
-    Returns:
-        The list, empty for engines that are built in a moment.
     """
     engines = kind(profile)
     if isinstance(engines, one_gpu.OneGPU):

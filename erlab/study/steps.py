@@ -14,7 +14,6 @@ class Step:
     """A notebook or function of the study.
 
     Attributes:
-        name: Name of the step and, without ``.ipynb``, of its notebook.
         reads: Files or folders that the step needs, relative to the results folder; ``{figures}`` and ``{data}`` stand
             for those folders.
         writes: Files or folders that the step makes, as in `reads`.

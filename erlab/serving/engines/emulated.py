@@ -49,11 +49,7 @@ def step_table(expert: Expert, setup: Setup = Setup()) -> StepTable:
 def write(
     repository: Path, name: str, expert: Expert, table: StepTable, kv_tokens: int, time_scale: float, note: str = ""
 ) -> Path:
-    """Write the Triton model that emulates an expert.
-
-    Args:
-        time_scale: Factor by which steps are slower than `table`, above 0.
-    """
+    """Write the Triton model that emulates an expert."""
     require(name.startswith(PREFIX), "name", "emulated.write", f"begin with {PREFIX!r}", name)
     require(time_scale > 0, "time_scale", "emulated.write", "be above 0", time_scale)
     allowed = f"hold one request of {expert.max_sequence_tokens} tokens"

@@ -28,10 +28,8 @@ class StepTable:
     Attributes:
         batches: Decoding requests, ascending: rows of `decode_ms`.
         contexts: Mean tokens per decoding request, ascending: columns of `decode_ms`.
-        decode_ms: Time of a step that decodes.
         decoding: Decoding requests, ascending: rows of `prefill_ms`.
         prompts: Prompt tokens, ascending: columns of `prefill_ms`.
-        prefill_ms: Time that prompt tokens add to a step.
     """
 
     batches: tuple[int, ...]
@@ -100,9 +98,6 @@ class EmulatedEngine(Batch):
 
     `late_seconds` is the sum of the time by which steps ended late, because the process did not get a core. Lateness
     below one step is caught up by the next; more is lost.
-
-    Args:
-        time_scale: Factor by which steps are longer than in `table`, above 0.
     """
 
     def __init__(

@@ -58,7 +58,6 @@ class EngineKind(ABC):
         """Return a server of these models, not yet started.
 
         Args:
-            repository: Model repository that `write` wrote.
             port: gRPC port; None lets the system choose.
             container: Container engine that runs it, docker or podman; None for this machine's own programs.
             apart: Whether each model gets a server of its own.

@@ -123,11 +123,7 @@ class OneGPU(TensorRTLLM):
     engine: str | None = None
 
     def scale(self, system: System, profile: Profile, devices: int, max_batch_size: int) -> System:
-        """Return the counterpart of a system of the paper on one GPU.
-
-        Raises:
-            ErlabError: Not even one engine fits, or the GPU does not compute in its precision.
-        """
+        """Return the counterpart of a system of the paper on one GPU."""
         expert = replace(
             system.expert,
             model=profile.models[system.expert.model.name],

@@ -120,9 +120,6 @@ def build(kind: str, expert: Expert, folder: Path, seed: int, weights: Path | No
 
     Args:
         weights: Folder of real weights for vLLM and trtllm-serve; None for dummy weights.
-
-    Raises:
-        ErlabError: The program cannot serve the expert.
     """
     check(kind, expert)
     if kind == "embedded":

@@ -91,11 +91,7 @@ class OpenAIServer(ServerProcess):
 
 
 class OpenAIServers(ServerGroup):
-    """One server per model and a gateway without a router in front of them.
-
-    Args:
-        port: Port of the gateway; None lets the system choose.
-    """
+    """One server per model and a gateway without a router in front of them."""
 
     def __init__(self, repository: Path, models: Sequence[str], port: int | None = None):
         require(len(models) > 0, "models", "OpenAIServers", "name at least one model", models)

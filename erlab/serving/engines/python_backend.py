@@ -58,11 +58,7 @@ class TextModel(ABC):
 
     @abstractmethod
     def load(self, name: str, parameters: dict[str, str]) -> Batch:
-        """Return the engine, a `Batch` with `submit(request, prompt, max_tokens)` and `step()`.
-
-        Raises:
-            ErlabError: A parameter of the model is wrong; Triton reports it.
-        """
+        """Return the engine, a `Batch` with `submit(request, prompt, max_tokens)` and `step()`."""
 
     @abstractmethod
     def encode(self, text: str) -> Sequence:

@@ -53,8 +53,6 @@ class Command:
     """Build command.
 
     Attributes:
-        minutes: Estimated duration.
-        disk_bytes: Estimated disk space.
         script: Content of the file named by the last argument, written before the command runs; None if there is none.
     """
 

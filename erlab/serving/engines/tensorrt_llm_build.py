@@ -54,9 +54,6 @@ def plan(
 ) -> tuple[Command, ...]:
     """Return the commands that are due for an engine, none where it is complete. Nothing is written.
 
-    Args:
-        weights: Hugging Face folder of a Llama; None for dummy weights.
-
     Raises:
         ErlabError: The engine does not fit this machine's GPUs (an H100 where there are none), the weights are of
             another model, or the folder has other files.
@@ -83,9 +80,6 @@ def check(due: Sequence[tuple[Expert, Path, Sequence[Command]]]) -> str | None:
 
     Returns:
         Container engine that runs the programs, None where they are installed.
-
-    Raises:
-        ErlabError: Driver, GPUs, programs or disk space do not suffice.
     """
     due = [(expert, folder, commands) for expert, folder, commands in due if commands]
     if not due:
@@ -106,9 +100,6 @@ def build(
     timeout: float = 4 * 3600,
 ) -> tuple[Command, ...]:
     """Build an engine, or finish a build that was interrupted. Programs print to ``build.log``.
-
-    Args:
-        timeout: Seconds that a command may take.
 
     Raises:
         ErlabError: As for `plan` and `check`, before anything runs; with a program's last lines where it fails.

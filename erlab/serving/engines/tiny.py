@@ -64,7 +64,6 @@ def build(folder: Path, model: Model, precision: Precision, seed: int) -> Path:
 
     Args:
         model: Sizes of the model; hidden, intermediate and head size must be multiples of `LANES`.
-        precision: float32, int8 or BF16.
         seed: Random seed of the weights, which are the same before rounding in every precision.
 
     Raises:
@@ -104,9 +103,6 @@ def load(folder: Path) -> tuple[Model, Precision, dict[str, torch.Tensor]]:
 
     Returns:
         Model, precision, and weights by their names in transformers; int8 projections also have a `weight_scale`.
-
-    Raises:
-        ErlabError: The folder holds no complete engine of this format.
     """
     folder = Path(folder)
     try:

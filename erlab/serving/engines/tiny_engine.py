@@ -48,7 +48,6 @@ class TinyEngine(Batch):
     """Engine that computes the tokens of a `Batch`. Not thread-safe.
 
     Args:
-        max_batch_size: As in `Batch`, like the next three.
         threads: Threads of the projections; all other operations use one.
         device: "cpu" or "cuda"; int8 engines need "cpu".
     """

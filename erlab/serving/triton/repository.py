@@ -92,7 +92,6 @@ def write_trtllm(
     Args:
         tokenizer: Tokenizer folder, of real weights or written by `engines.tokenizer`.
         kv_fraction: Share of the free GPU memory for the KV cache, in (0, 1], up to the expert's `kv_tokens`.
-        backend_models: Folder of the pre- and postprocessing code on the server.
     """
     engine, tokenizer = Path(engine).resolve(), Path(tokenizer).resolve()
     for what, folder in (("engine", engine), ("tokenizer", tokenizer)):

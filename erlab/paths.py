@@ -1,6 +1,5 @@
 """Paths of the repository's folders and of a study's files. Nothing is created."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,11 +19,22 @@ def figures(folder: str | Path | None = None) -> Path:
     return Path(folder).expanduser().resolve() if folder else FIGURES
 
 
-@dataclass(frozen=True)
 class Folders:
     """Generated files of a study, under the results folder `root`."""
 
-    root: Path
+    def __init__(self, root: Path):
+        self.root = root
+        self.engines = root / "engines"
+        self.models = root / "models"
+        self.router = root / "router"
+        self.router_summary = self.router / "summary.json"
+        self.routing = root / "routing"  # comparison of routing recipes
+        self.prompts = root / "prompts.parquet"
+        self.table1 = root / "table1.json"
+        self.records = root / "records"
+        self.client = root / "client.json"  # client-side latency per load
+        self.infrastructure = root / "infrastructure"  # metrics of servers and GPUs, sampled during measurements
+        self.set_aside = root / "set-aside"  # finished cells of loads that the last sweep did not include
 
     @classmethod
     def of(cls, profile: str, folder: str | Path | None = None) -> "Folders":
@@ -32,54 +42,6 @@ class Folders:
         return cls(results(profile, folder))
 
     @property
-    def engines(self) -> Path:
-        return self.root / "engines"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
-    def router(self) -> Path:
-        return self.root / "router"
-
-    @property
-    def router_summary(self) -> Path:
-        return self.router / "summary.json"
-
-    @property
-    def routing(self) -> Path:
-        """Comparison of routing recipes."""
-        return self.root / "routing"
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts.parquet"
-
-    @property
-    def table1(self) -> Path:
-        return self.root / "table1.json"
-
-    @property
-    def records(self) -> Path:
-        return self.root / "records"
-
-    @property
     def overhead(self) -> "Folders":
         """Folders of the gateway's overhead on emulated experts, separate from the study's records."""
         return Folders(self.root / "overhead")
-
-    @property
-    def client(self) -> Path:
-        """Client-side latency overhead per load."""
-        return self.root / "client.json"
-
-    @property
-    def infrastructure(self) -> Path:
-        """Metrics of servers and GPUs, sampled during measurements."""
-        return self.root / "infrastructure"
-
-    @property
-    def set_aside(self) -> Path:
-        """Finished cells of loads that the last sweep did not include."""
-        return self.root / "set-aside"

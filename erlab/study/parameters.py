@@ -10,6 +10,7 @@ reproduce --set` and papermill refuse the same values, the former before any not
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 from erlab import paths
 from erlab.errors import ErlabError
@@ -83,34 +84,9 @@ def _prompts(name: str, source: object, **options):
         raise ErlabError(f"{option}: {e}") from None
 
 
-def _papers(given: Given) -> None:
-    from erlab.experiments import fullscale
-
-    fullscale.checked_papers(given.values["papers"])
-
-
-def _paper(given: Given) -> None:
-    from erlab.results import selection
-
-    selection.check_version(given.values["paper"])
-
-
-def _system(given: Given) -> None:
-    from erlab.experiments import capacity
-
-    capacity.check_system(given.values["system"])
-
-
-def _clusterers(given: Given) -> None:
-    from erlab.experiments import capacity
-
-    capacity.check_clusterers(given.values["clusterers"])
-
-
-def _price(given: Given) -> None:
-    from erlab.simulation import beyond
-
-    beyond.check_price(given.values["dollars_per_gpu_hour"])
+def _by(checker: str, name: str) -> Callable[[Given], None]:
+    """Return the check of a parameter by a function, imported only when it is needed."""
+    return lambda given: resolve_name(checker)(given.values[name])
 
 
 def _cold_start(given: Given) -> None:
@@ -128,10 +104,10 @@ CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
     ("other",): lambda given: _prompts("other", given.values["other"]),
     ("loads",): lambda given: checked_loads(given.values["loads"], "loads"),
     ("emulated_loads",): lambda given: checked_loads(given.values["emulated_loads"], "emulated_loads"),
-    ("papers",): _papers,
-    ("paper",): _paper,
-    ("system",): _system,
-    ("clusterers",): _clusterers,
-    ("dollars_per_gpu_hour",): _price,
+    ("papers",): _by("erlab.experiments.fullscale.checked_papers", "papers"),
+    ("paper",): _by("erlab.results.selection.check_version", "paper"),
+    ("system",): _by("erlab.experiments.capacity.check_system", "system"),
+    ("clusterers",): _by("erlab.experiments.capacity.check_clusterers", "clusterers"),
+    ("dollars_per_gpu_hour",): _by("erlab.simulation.beyond.check_price", "dollars_per_gpu_hour"),
     ("cold_start",): _cold_start,
 }

@@ -130,12 +130,13 @@ class Panel(widgets.VBox):
 
 
 class Requirements(widgets.VBox):
-    """Search for the fewest GPUs for the solid setting of a panel."""
+    """Search for the fewest GPUs for the solid setting of a panel, at first for at most its largest load."""
 
     def __init__(self, panel: Panel, users: int = 400, ttft_s: float = 2.0, tpot_ms: float = 200.0):
         same = dict(layout=_WIDE, style=_STYLE)
         self.panel = panel
-        self.users = widgets.BoundedIntText(value=users, min=1, max=5000, description="Users", **same)
+        start = min(users, panel.users.value)
+        self.users = widgets.BoundedIntText(value=start, min=1, max=5000, description="Users", **same)
         self.ttft = widgets.FloatText(value=ttft_s, description="p99 TTFT (s)", **same)
         self.tpot = widgets.FloatText(value=tpot_ms, description="p99 TPOT (ms)", **same)
         self.button = widgets.Button(description="Search", button_style="primary")

@@ -115,9 +115,9 @@ def test_messages_beyond_grpcs_4_mib_pass_both_ways(server):
 def test_a_late_answer_ends_at_the_deadline(server):
     pieces, start = [], time.monotonic()
     with pytest.raises(ErlabError, match="other at .*DEADLINE_EXCEEDED"):
-        for piece in kserve.generate(server.grpc, "other", "one wait", 5, timeout=2):
+        for piece in kserve.generate(server.grpc, "other", "one wait", 5, timeout=4):
             pieces.append(piece)
-    assert pieces == ["one", "wait"] and 1.9 < time.monotonic() - start < 60
+    assert pieces == ["one", "wait"] and 3.9 < time.monotonic() - start < 60
 
 
 def test_an_unknown_model_is_named(server):

@@ -164,7 +164,7 @@ def test_a_request_in_flight_is_answered_before_the_server_ends(tmp_path):
 def test_a_killed_expert_is_loaded_again(echo):
     with Server(echo) as server:
         traces = Traces(server)
-        in_flight = kserve.generate(server.grpc, "echo", "one wait", 5, timeout=8)
+        in_flight = kserve.generate(server.grpc, "echo", "one wait", 5, timeout=60)
         assert [next(in_flight), next(in_flight)] == ["one", "wait"]
         os.kill(traces.stubs["echo"], signal.SIGKILL)
         until(lambda: server.restarts == 1)

@@ -28,7 +28,7 @@ H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
 
 
 def smi(gpus) -> str:
-    """A stand-in for nvidia-smi: all of its lines where the compute capability is asked for, else the names."""
+    """Substitute for nvidia-smi: all of its lines if the compute capability is queried, else the names."""
     lines = "".join(f"echo '{gpu}'\n" for gpu in gpus)
     return f'#!/bin/bash\n{{ {lines} }} | if [[ "$1" == *compute_cap* ]]; then cat; else cut -d, -f1; fi\n'
 
@@ -179,12 +179,12 @@ def test_engines_are_built_once_checked_first_and_go_on_where_they_stopped(dgx, 
     with pytest.raises(ErlabError, match="built for NVIDIA H100 80GB HBM3, but this machine has NVIDIA H200"):
         deployment.write_repositories(DGX, folders)
     with pytest.raises(ErlabError, match="must be at most this machine's 1 GPUs. Got 4"):
-        deployment.build_engines(DGX, folders, 0)  # said before the first one is built
+        deployment.build_engines(DGX, folders, 0)  # before the first one is built
     assert len((dgx / "notes").read_text().splitlines()) == len(first) + len(again)
 
 
 def test_notebook_01_builds_engines_and_repositories(dgx, tmp_path, monkeypatch):
-    """As `erlab reproduce` runs it; the disk here is too small for the real engines, so that is not asked."""
+    """As `erlab reproduce` runs it, without the check of disk space, which is too small here for the real engines."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
@@ -196,7 +196,7 @@ def test_notebook_01_builds_engines_and_repositories(dgx, tmp_path, monkeypatch)
     notebook.run(source, executed, values, {}, lambda *_: None)
     text = json.dumps(json.loads(executed.read_text()))
     assert "llama-3-70b-fp8-tp1-batch256" in text and "D-expert-7" in text
-    assert "first token ms" in text  # system C was asked
+    assert "first token ms" in text  # system C answered
     assert len(list((tmp_path / "results" / "engines").glob("*/engine/rank0.engine"))) == 18
     assert len(list((tmp_path / "results" / "models").glob("*/*/config.pbtxt"))) == 4 * (2 + 2 + 1 + 8 + 8)
 
@@ -253,7 +253,7 @@ def test_users_reach_the_eight_experts_through_the_gateway(dgx, roomy, apart):
 
 
 def test_one_gpu_with_docker_has_tensorrt_llms_experts_too(dgx, roomy):
-    """Profile gpu, nothing named: the container is found, its stand-ins build, serve and are asked."""
+    """Profile gpu with the default engine: the container is found, and its substitutes build, serve and answer."""
     (dgx / "bin" / "nvidia-smi").write_text(smi(["NVIDIA H200, 143771, 9.0"]))
     for name in ("nvidia-ctk", "vllm"):
         (dgx / "bin" / name).write_text("#!/bin/sh\n")
@@ -281,8 +281,8 @@ def test_the_extra_holds_the_last_releases_with_engines():
     extras = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     [wanted] = map(Requirement, extras["tensorrt-llm"])
     assert [v for v in ("0.21.0", "1.0.0", "1.2.1", "1.3.0") if v in wanted.specifier] == ["1.0.0", "1.2.1"]
-    assert wanted.marker is None  # where it can't be had, pip says so instead of passing over it
-    assert "tensorrt-llm" not in {r.name for r in provenance.requirements()}  # nobody is told that it is missing
+    assert wanted.marker is None  # pip reports that it is unavailable instead of skipping it
+    assert "tensorrt-llm" not in {r.name for r in provenance.requirements()}  # it is not reported as missing
 
 
 def test_weights_are_found_by_the_models_name(dgx, roomy):

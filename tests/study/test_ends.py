@@ -58,7 +58,7 @@ def until(ready, process, seconds=60.0):
 
 
 def test_a_closed_terminal_stops_the_study(tmp_path):
-    """The terminal goes away with all that could be printed to: the kernel cleans up, and the exit status says why."""
+    """Without a terminal nothing can be printed: the kernel cleans up, and the exit status gives the reason."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     ours, theirs = pty.openpty()

@@ -1,4 +1,4 @@
-"""What is said of the machine, against what the standard library and git say of it."""
+"""Checks and description of this machine, compared with the standard library and git."""
 
 import json
 import os

@@ -362,7 +362,7 @@ def test_every_input_of_the_study_is_made_by_an_earlier_step():
 
 
 def gone(pid):
-    """Whether a process has ended, though nobody may have asked for its status yet."""
+    """Return whether a process has ended, even if its status has not been collected yet."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

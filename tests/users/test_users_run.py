@@ -31,7 +31,7 @@ def complete(rows, requests):
 
 
 def check_loop(rows):
-    """Each user waits for an answer before it asks again."""
+    """Each user waits for an answer before its next request."""
     for row in rows:
         times = [row["t_submit"], row["t_routed"], row["t_first"], row["t_last"]]
         assert [t for t in times if t is not None] == sorted(t for t in times if t is not None)
@@ -42,7 +42,7 @@ def check_loop(rows):
 
 
 class Crowd:
-    """A model that answers nobody until `size` requests are there, once; then everybody, a word a response."""
+    """A model that waits until `size` requests have arrived, then answers all, one word per response."""
 
     def __init__(self, size):
         self.size, self.here, self.all_here = size, 0, asyncio.Event()

@@ -176,7 +176,7 @@ def test_a_restarted_server_is_reached_again():
 
 @contextmanager
 def raw(*sent, close=True):
-    """A server that says the first of these bytes to each connection, and the others to the request on it."""
+    """A server that sends the first of these bytes on each connection, and the others in reply to the request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def talk(connection):

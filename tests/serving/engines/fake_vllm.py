@@ -1,4 +1,4 @@
-"""What plays vLLM where none is: records how it is called, then serves a tiny engine under the asked name and port.
+"""Substitute for vLLM: records its arguments, then serves a tiny engine under the requested name and port.
 
 FAKE_VLLM_CALLS: the file that gets a line of JSON a call. FAKE_VLLM_ENGINE: the tiny engine's folder. FAKE_VLLM:
 "fail" ends with an error, "hang" never listens.

@@ -19,7 +19,7 @@ from erlab.serving.triton import Server
 from erlab.serving.triton.server import available
 from erlab.simulation.system import Setup, step_times
 
-# 10 ms a step of one, 20 ms of three and in proportion between; 0.1 ms a prompt token, whoever decodes.
+# A step of one request takes 10 ms, of three 20 ms, linear between; each prompt token adds 0.1 ms.
 TABLE = StepTable((1, 3), (0,), ((10.0,), (20.0,)), (0,), (1, 1000), ((0.1, 100.0),))
 ROOFLINE = Setup(steps="roofline", era=None)
 

@@ -1,4 +1,4 @@
-"""OpenAI-compatible servers: our own, and how vLLM and its like are called, started, asked, lost and stopped."""
+"""OpenAI-compatible servers: the tiny server, and how vLLM and others are started, queried, lost and stopped."""
 
 import asyncio
 import json

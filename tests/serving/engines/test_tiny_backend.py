@@ -92,7 +92,7 @@ def await_metrics(server, model, condition):
 
 
 def counted(server, model, requests):
-    """The model's metrics once it has counted so many requests: of these, a later page tells all."""
+    """The model's metrics once it has counted so many requests; a later page has all of theirs."""
     await_metrics(server, model, lambda m: m.get("erlab_requests_total", 0) >= requests)
     return metrics(server, model)
 
@@ -183,7 +183,7 @@ def test_refused_requests_do_not_disturb_others(server, wanted):
 
 
 def test_a_cancelled_request_frees_its_slot_for_the_next(server):
-    # The only place of "one" is taken for 3000 tokens; whoever cancels makes room.
+    # The only slot of "one" is occupied for 3000 tokens; a cancellation frees it.
     stream = kserve.generate(server.grpc, "one", "endless", MAX_OUTPUT, timeout=DEADLINE)
     next(stream)
     stream.close()

@@ -5,7 +5,7 @@ import pytest
 from erlab.serving.triton import Server, repository
 from erlab.serving.triton.server import available
 
-# Answers with the prompt's words in turn, one a response; after "wait" it says no more and never finishes.
+# Answers with the prompt's words, one per response; after "wait" it sends nothing more and never finishes.
 ECHO = """
 import numpy as np
 import triton_python_backend_utils as pb_utils

@@ -194,7 +194,7 @@ def test_a_killed_server_is_started_again_on_its_ports(echo):
 
 @pytest.mark.parametrize("which", ["server", "model"])
 def test_restarts_are_counted_as_soon_as_a_process_has_died(echo, which):
-    """A measurement that ends before the watch has looked is still told of the death."""
+    """A measurement that ends before the watch thread has checked still learns of the death."""
     with Server(echo) as server:
         traces = Traces(server)
         assert server.restarts == 0

@@ -171,7 +171,7 @@ def test_the_container_serves_on_the_loopback_with_the_engines_mounted(tmp_path,
 
 @pytest.mark.parametrize("container", [None, "docker"])
 def test_engines_and_repositories_may_be_in_folders_of_any_name(tmp_path, machine, monkeypatch, container):
-    """The server and its container are told harmless paths, behind which the real folders are."""
+    """The server and its container get harmless paths that lead to the real folders."""
     folder = tmp_path / "My Projects, 1:2" / "naïve (copy)"
     for name in ("engine", "tokenizer"):
         (folder / name).mkdir(parents=True)

@@ -235,7 +235,7 @@ def what_it_takes(setting: Setting, users: int, ttft_s: float, tpot_ms: float, m
     Returns:
         One row per tensor-parallel size: engines, GPUs, both percentiles, and the reason where there is no solution.
     """
-    limits = beyond.LatencyLimits("asked for", ttft_s, tpot_ms)
+    limits = beyond.LatencyLimits("given", ttft_s, tpot_ms)
     require(ttft_s > 0 and tpot_ms > 0, "limits", "what_it_takes", "be above 0", (ttft_s, tpot_ms))
     rows = []
     for size in SIZES:

@@ -1,16 +1,5 @@
 """Machine profiles: where a study runs and how large it is.
 
-| name             | machine               | engine            | systems       | users        |
-|------------------|-----------------------|-------------------|---------------|--------------|
-| laptop           | CPU cores             | tiny Llamas       | A, B, C, D, E | 1 to 64      |
-| smoke            | CPU cores             | tiny Llamas       | A, B, C, D, E | 1 and 4      |
-| dgx-h100         | 8 H100 GPUs           | TensorRT-LLM      | A, B, C, D, E | 1 to 1,000   |
-| gpu              | one NVIDIA GPU        | first available   | A, D, E       | 1 to 256     |
-| gpu-tensorrt-llm | one NVIDIA GPU        | TensorRT-LLM      | A, D, E       | 1 to 256     |
-| gpu-trtllm-serve | one NVIDIA GPU        | trtllm-serve      | A, D, E       | 1 to 256     |
-| gpu-vllm         | one NVIDIA GPU        | vLLM              | A, D, E       | 1 to 256     |
-| gpu-embedded     | one NVIDIA GPU        | tiny Llamas, CUDA | E             | 1, 8 and 32  |
-
 `scaling.scale` turns a system of the paper's Table I into its counterpart on a profile's machine. On CPU cores, each
 core stands for an equal share of the paper's eight GPUs: a baseline has the share of the cores that its tensor
 parallelism has of the GPUs, and a router system has one expert pinned to each core. The tiny models keep the paper's

@@ -45,7 +45,7 @@ class ModelServer(ABC):
 
     @abstractmethod
     def __enter__(self) -> Self:
-        """Start the server unless it is external; ErlabError with its own words where a model does not answer."""
+        """Start the server unless it is external; ErlabError with the server's message where a model does not answer."""
 
     @abstractmethod
     def __exit__(self, *_) -> None:

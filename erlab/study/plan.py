@@ -1,6 +1,6 @@
 """Commands that build and serve the engines of a profile on GPUs, shown by ``erlab reproduce --dry-run``.
 
-print(text(profiles.profile("dgx-h100"), Folders.of("dgx-h100")))
+    print(text(profiles.profile("dgx-h100"), Folders.of("dgx-h100")))
 """
 
 import shlex

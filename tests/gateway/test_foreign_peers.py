@@ -1,4 +1,4 @@
-"""Clients and servers that others wrote: each gets whole answers from the gateway, and its errors by name.
+"""Third-party clients and servers: each gets complete answers from the gateway, and its errors by name.
 
 `h2load`, `nghttp`, `curl` and `node` run where they are on the PATH, `@grpc/grpc-js` where `node` finds it (NODE_PATH);
 `.ci/run` installs them.
@@ -21,6 +21,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio
 from fake_triton import STREAM, FakeTriton, obedient
 from local import Local
+from receivers import RecordingReceiver
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.errors import ErlabError
@@ -103,23 +104,12 @@ def test_tritonclient_client(served):
 
 
 def test_grpcio_server_behind_our_client():
-    class Kept:
-        paused = False
-
-        def __init__(self):
-            self.messages = []
-
-        def message(self, data, now):
-            self.messages.append(data)
-
-        async def resumed(self): ...
-
     async def ask(address, prompt):
-        kept = Kept()
+        receiver = RecordingReceiver()
         async with http2.Channel(address) as channel:
-            call = channel.begin(STREAM, kept, timeout=60, data=message("e", prompt).SerializeToString())
+            call = channel.begin(STREAM, receiver, timeout=60, data=message("e", prompt).SerializeToString())
             await call.ended()
-        return responses(kept.messages)
+        return responses(receiver.messages)
 
     with FakeTriton({"e": obedient}) as fake:
         assert asyncio.run(ask(fake.address, PROMPT)) == (ANSWER, "")

@@ -25,7 +25,7 @@ QUICK = Limits(header_seconds=1, keepalive_seconds=3, idle_seconds=3)  # keepali
 
 
 async def flood(request):
-    """More than anybody may take: 200 MB."""
+    """200 MB, more than any client may have queued."""
     for _ in range(4000):
         yield "x" * 50_000
 
@@ -40,7 +40,7 @@ def attacked(router_folder):
 
 
 def fine(gateway):
-    """It answers a client who means well."""
+    """Assert that an ordinary client is answered."""
     with grpc.insecure_channel(gateway.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         data = kserve.request("e", "one two", 4).SerializeToString()
         assert [kserve.text(r.infer_response) for r in decoded(stream(channel, data, timeout=60))] == ["one", "two"]
@@ -48,7 +48,7 @@ def fine(gateway):
 
 @contextmanager
 def bounded(gateway, megabytes):
-    """What happens inside may not make the gateway grow by more than this, and others are answered meanwhile."""
+    """Assert that the gateway's memory grows by less than this within the block, and that others are answered."""
     process, over = psutil.Process(gateway.pid), threading.Event()
     before = most = process.memory_info().rss
 
@@ -93,7 +93,7 @@ def chunks(number, data, flags=0):
 
 @contextmanager
 def connected(gateway, settings=b""):
-    """A connection on which only the first words are said."""
+    """A connection on which only preface and settings are sent."""
     host, _, port = gateway.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=60) as opened:
         opened.sendall(PREFACE + frame(SETTINGS, 0, 0, settings) + frame(SETTINGS, ACK, 0))
@@ -110,7 +110,7 @@ def send(connection, data):
 
 
 def ended(connection, seconds=60):
-    """Whether the other side hangs up in time, whatever it says until then."""
+    """Whether the other side closes the connection in time, whatever it sends until then."""
     connection.settimeout(seconds)
     try:
         while connection.recv(65536):
@@ -153,8 +153,8 @@ def test_200_requests_that_are_never_finished(attacked):
         fine(attacked)
 
 
-def test_unfinished_calls_end_when_their_time_is_over(router_folder):
-    """A call without a request, one with half of one; who takes no answers keeps no expert at work."""
+def test_unfinished_calls_end_at_their_deadline(router_folder):
+    """A call without a request, a call with half of one, and a client that reads no answers."""
     limits = Limits(seconds=2, stall_seconds=1)
     with FakeTriton({"e": obedient, "flood": flood}) as fake:
         with Gateway(router_folder, fake.address, ("e", "flood"), limits=limits) as gateway:
@@ -254,7 +254,7 @@ def test_floods(attacked, kind):
 
 
 @pytest.mark.parametrize("path", [b"/\xff\xfe", b"/\xc3(/x", b"", b"no slash"])
-def test_a_path_that_is_no_text_ends_its_own_call_only(attacked, path):
+def test_an_invalid_path_fails_only_its_own_call(attacked, path):
     with grpc.insecure_channel(attacked.address) as channel:
         hanging = channel.unary_stream(STREAM.decode())(kserve.request("e", "hang", 4).SerializeToString())
         next(hanging)
@@ -266,7 +266,7 @@ def test_a_path_that_is_no_text_ends_its_own_call_only(attacked, path):
 
 
 @pytest.mark.parametrize("words", [b"", b"PRI", PREFACE, PREFACE + frame(SETTINGS, 0, 0)], ids=str)
-def test_connections_that_never_ask_for_anything_are_closed(attacked, words):
+def test_grpc_connections_without_a_request_are_closed(attacked, words):
     files = psutil.Process(attacked.pid).num_fds()
     host, _, port = attacked.address.rpartition(":")
     with ExitStack() as stack:
@@ -280,7 +280,7 @@ def test_connections_that_never_ask_for_anything_are_closed(attacked, words):
             time.sleep(0.05)
 
 
-def test_a_connection_whose_other_end_is_gone_is_closed_and_its_calls_end(attacked):
+def test_a_connection_that_answers_no_pings_is_closed(attacked):
     """It has a call that is answered without end, and pings are not answered: as after a cable is cut."""
     with connected(attacked) as connection:
         asked = message(kserve.request("e", "hang", 4).SerializeToString())
@@ -300,7 +300,9 @@ def test_more_connections_and_calls_than_allowed_are_refused(router_folder):
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             with ExitStack() as stack:
                 others = [stack.enter_context(connected(gateway)) for _ in range(20)]
-                assert sum(ended(other, seconds=1) for other in others) >= 10
+                end = time.monotonic() + 60
+                while sum(ended(other, seconds=0.01) for other in others) < 10:
+                    assert time.monotonic() < end
             calls[0].cancel()
             fake.wait(lambda: fake.in_flight["e"] == 4)
             assert all(call.is_active() for call in calls[1:])

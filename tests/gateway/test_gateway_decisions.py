@@ -45,7 +45,7 @@ def classify(watched, *waves):
     return asyncio.run(main())
 
 
-def test_what_arrives_together_is_one_batch_and_what_arrives_alone_waits_for_nobody(router):
+def test_concurrent_prompts_are_one_batch_and_a_single_prompt_does_not_wait(router):
     watched, prompts = Watched(router), KITCHEN + COURT
     slow, rows, _ = classify(watched, prompts, ["salt"], ["law"])
     assert watched.batches == [len(prompts), 1, 1]
@@ -53,7 +53,7 @@ def test_what_arrives_together_is_one_batch_and_what_arrives_alone_waits_for_nob
     assert not slow and watched.threads == {threading.get_ident()}
 
 
-def test_of_a_wave_the_first_go_on_while_the_last_are_classified(router):
+def test_the_first_batch_of_a_burst_proceeds_while_the_last_is_classified(router):
     prompts = [f"{text} {n}" for n in range(10) for text in KITCHEN + COURT]
     told, seen = [], []  # who has heard; how many had when each batch began
 
@@ -73,7 +73,7 @@ def test_of_a_wave_the_first_go_on_while_the_last_are_classified(router):
     assert all(earlier < later for earlier, later in zip(seen, seen[1:]))
 
 
-def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(router):
+def test_a_slow_router_runs_in_a_thread_and_batches_waiting_prompts(router):
     watched = Watched(router, seconds=0.005)
 
     async def main():
@@ -96,19 +96,19 @@ def test_a_slow_router_leaves_the_loop_free_and_batches_what_came_meanwhile(rout
     assert threading.get_ident() not in watched.threads
 
 
-def test_a_router_is_not_called_slow_because_the_machine_was(router):
+def test_a_slow_machine_does_not_make_a_router_count_as_slow(router):
     waits = iter([0.002] * 12)
     held_up = SimpleNamespace(route=lambda texts: (time.sleep(next(waits, 0)), router.route(texts))[1])
     assert not Classifier(held_up).slow
 
 
-def test_a_long_prompt_does_not_hold_the_loop(router):
+def test_a_long_prompt_does_not_block_the_event_loop(router):
     watched = Watched(router)
     classify(watched, ["salt " * 10_000])
     assert threading.get_ident() not in watched.threads
 
 
-def test_a_client_that_left_does_not_hold_up_its_batch(router):
+def test_a_cancelled_request_does_not_block_its_batch(router):
     async def main():
         classifier = Classifier(router)
         gone, stays = asyncio.create_task(classifier("salt")), asyncio.create_task(classifier("law"))
@@ -137,7 +137,7 @@ def row(*order):
     return Row(order[0], 0.1, 0.2, order[1], order)
 
 
-def test_policies_see_who_is_up_and_how_busy():
+def test_policies_see_the_experts_health_and_load():
     experts = [ServedExpert(name, None, Limits()) for name in "abc"]
     nearest = Decider(experts, (0, 1, 2))
     least = Decider(experts, (0, 1, 2), "least_outstanding")
@@ -152,7 +152,7 @@ def test_policies_see_who_is_up_and_how_busy():
         nearest(row(0, 1, 2))
 
 
-def test_outliers_and_difficult_prompts_have_experts_of_their_own():
+def test_outliers_and_difficult_prompts_go_to_their_own_experts():
     experts = [ServedExpert(name, None, Limits()) for name in "abg"]
     outlier = Decider(experts, (0, 1), "outlier", generalist=2)
     strong = Decider(experts, (0, 1), "strong_weak", strong=2)

@@ -32,7 +32,7 @@ def read(*pieces):
         ("data: é\u2028\n\n".encode(), ["é\u2028".encode()]),
     ],
 )
-def test_what_an_event_says(stream, said):
+def test_data_of_events(stream, said):
     assert read(stream) == said
     single = read(*(stream[i : i + 1] for i in range(len(stream))))  # blank lines may come apart
     assert [data for data in single if data] == [data for data in said if data]
@@ -42,7 +42,7 @@ texts = st.binary(max_size=8).map(lambda text: text.replace(b"\n", b"").replace(
 
 
 @given(st.lists(texts, max_size=6), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 99), max_size=9))
-def test_an_event_stream_cut_anywhere_says_the_same(said, end, places):
+def test_an_event_stream_split_anywhere_has_the_same_events(said, end, places):
     stream = b"\xef\xbb\xbf: begins" + 2 * end + b"".join(b"data: " + text + 2 * end for text in said)
     ends = sorted({place % len(stream) for place in places} | {len(stream)})
     pieces = [stream[start:stop] for start, stop in zip([0, *ends], ends)]

@@ -1,4 +1,4 @@
-"""Faults with real processes: who notices, that every request ends in one true row, that nothing is left behind."""
+"""Faults of real processes: every request ends in one row, other requests are unaffected, nothing stays open."""
 
 import json
 import random
@@ -112,11 +112,11 @@ def http_request(text, **fields):
 
 def connect(address):
     host, _, port = address.removeprefix("http://").rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def exchange(address, data, hang_up=False):
-    """All that comes back for `data`, until the other side or ten seconds end it; `hang_up`: nothing more will come."""
+    """All that comes back for `data`, until its end or for a minute; `hang_up`: close the sending side first."""
     with connect(address) as opened:
         try:
             opened.sendall(data)
@@ -127,7 +127,7 @@ def exchange(address, data, hang_up=False):
             return b""
 
 
-def test_garbage_harms_nobody(plain):
+def test_random_bytes_do_not_affect_other_clients(plain):
     gateway, _, process = plain
     draw = random.Random(0)
     fine(gateway)
@@ -169,7 +169,7 @@ def test_mutated_messages_are_answered(plain):
             except grpc.RpcError as e:
                 assert e.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
             try:
-                channel.unary_unary(method + draw.choice(["ModelInfer", "ModelReady", "ModelConfig"]))(bytes(data), 10)
+                channel.unary_unary(method + draw.choice(["ModelInfer", "ModelReady", "ModelConfig"]))(bytes(data), 60)
             except grpc.RpcError as e:
                 assert e.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
     body = json.dumps({"prompt": "salt", "max_tokens": 3, "stream": True, "stop": ["x"], "temperature": 1.5})
@@ -222,7 +222,7 @@ def test_10000_connections_opened_and_left(plain):
     fine(gateway)
 
 
-def test_a_client_that_reads_slowly_holds_up_only_itself(router_folder):
+def test_a_slow_client_delays_only_itself(router_folder):
     """It gets 100 MB and reads a byte at a time: the gateway keeps a little of it, and others go on."""
 
     async def flood(request):

@@ -262,7 +262,7 @@ class Satisfied(RecordingSink):
 
 
 @pytest.mark.parametrize("rest", [b"0\r\n\r\n", b"4\r\nmore\r\n0\r\n\r\n", b"", None])
-def test_an_answer_ends_when_the_sink_has_enough_and_its_connection_serves_on_if_it_can(run, monkeypatch, rest):
+def test_an_answer_ends_at_enough_and_its_connection_is_reused_if_possible(run, monkeypatch, rest):
     monkeypatch.setattr(http1, "DRAIN_SECONDS", 60.0 if rest else 0.1)
     go_on, ends, connections = asyncio.Event(), asyncio.Event(), []
 

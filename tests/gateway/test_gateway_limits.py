@@ -1,4 +1,4 @@
-"""What the gateway does when experts fail, hang or are full, and whom it turns away."""
+"""Failing, hanging and full experts, limits, and refused clients."""
 
 import asyncio
 import socket
@@ -35,7 +35,7 @@ def opened(gateway):
     return grpc.insecure_channel(gateway.address)
 
 
-def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
+def test_requests_in_flight_and_waiting_are_limited(router):
     limits = Limits(in_flight=2, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
@@ -55,7 +55,7 @@ def test_an_expert_works_on_so_many_requests_and_so_many_wait(router):
             assert [told(r)[2] for r in decoded(stream(channel, *requests))] == ["one"] * 3
 
 
-def test_a_waiting_request_that_leaves_frees_its_place_in_the_queue(router):
+def test_a_cancelled_waiting_request_frees_its_place_in_the_queue(router):
     limits = Limits(in_flight=1, queue=1)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
         with opened(gateway) as channel:
@@ -142,7 +142,7 @@ def test_a_silent_expert_is_taken_out_and_comes_back(router, homes):
                 assert time.monotonic() < end
 
 
-def test_requests_to_an_expert_are_no_signs_of_its_life(router, homes):
+def test_new_requests_do_not_count_as_signs_of_life(router, homes):
     """Triton, when an expert's process is stopped, fails what is sent to it then and leaves older streams hanging."""
     later = homes[0].partition(" ")[2]
 
@@ -153,9 +153,10 @@ def test_requests_to_an_expert_are_no_signs_of_its_life(router, homes):
         await asyncio.sleep(0.2)
         raise ModelError("not healthy")
 
+    limits = Limits(stall_seconds=1000)  # only the failed probe ends the older stream
     with FakeTriton({"expert_0": ill, "expert_1": echo}) as fake:
-        with Local(router, fake.address, EXPERTS) as gateway, opened(gateway) as channel:
-            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=8)
+        with Local(router, fake.address, EXPERTS, limits=limits) as gateway, opened(gateway) as channel:
+            begun = channel.unary_stream(STREAM)(ask(homes[0]), timeout=60)
             next(begun)
 
             def go_on_asking():
@@ -169,7 +170,7 @@ def test_requests_to_an_expert_are_no_signs_of_its_life(router, homes):
             assert [other.result() for other in others] == [None] * 4
 
 
-def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take_its_time(router):
+def test_a_stream_silent_across_a_probe_is_lost_and_a_unary_call_is_not(router):
     """As after an expert was loaded again: it answers, but not what the one before left unfinished."""
     limits = Limits(stall_seconds=0.2, seconds=20)
     with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
@@ -186,7 +187,7 @@ def test_a_stream_that_a_probe_overtakes_is_lost_an_answer_in_one_piece_may_take
             assert kserve.text(whole.result()) == "late"
 
 
-def test_a_reader_that_takes_its_time_does_not_lose_its_stream(router):
+def test_a_slow_reader_keeps_its_stream(router):
     async def flood(request):
         if b"ping" in request.raw_input_contents[0]:
             yield "pong"
@@ -228,7 +229,7 @@ class _Slow(Unpaused):
         sink.piece(b"three")
 
 
-def test_what_comes_while_a_reader_takes_its_time_starts_no_silence():
+def test_pieces_to_a_paused_reader_do_not_count_as_its_experts_silence():
     async def run():
         slow, limits = _Slow(), Limits(stall_seconds=0.05)
         expert = ServedExpert("e", slow, limits)
@@ -246,7 +247,7 @@ def test_what_comes_while_a_reader_takes_its_time_starts_no_silence():
     assert asyncio.run(run()) == [b"one", b"two", b"three"]
 
 
-def test_no_expert_left_is_said_at_once(router):
+def test_no_expert_up_is_reported_at_once(router):
     async def dead(request):
         raise ModelError("Stub process is not healthy.")
         yield
@@ -265,14 +266,17 @@ def test_no_expert_left_is_said_at_once(router):
                 assert time.monotonic() < end
 
 
-def test_a_request_has_a_deadline_of_the_gateways(router):
-    limits = Limits(seconds=2.0)
-    with FakeTriton({"e": obedient}) as fake, Local(router, fake.address, ("e",), limits=limits) as gateway:
-        with opened(gateway) as channel:
-            first, late = decoded(stream(channel, ask("hang")))
-            assert told(first)[2] == "hang"
-            assert late.error_message == "DEADLINE_EXCEEDED: e did not end within 2 s"
-            fake.wait(lambda: fake.in_flight.total() == 0)
+def test_the_gateways_deadline_ends_a_request(router):
+    with FakeTriton({"e": obedient}) as fake:
+        for seconds in (1, 8, 64):  # on a busy machine the deadline may pass before the first token
+            limits = Limits(seconds=seconds)
+            with Local(router, fake.address, ("e",), limits=limits) as gateway, opened(gateway) as channel:
+                *first, late = decoded(stream(channel, ask("hang"), timeout=120))
+            assert late.error_message == f"DEADLINE_EXCEEDED: e did not end within {seconds} s"
+            if first:
+                break
+        assert [told(response)[2] for response in first] == ["hang"]
+        fake.wait(lambda: fake.in_flight.total() == 0)
 
 
 def test_sizes_are_limited(router):
@@ -289,7 +293,7 @@ def test_sizes_are_limited(router):
             assert told(decoded(stream(channel, ask("one")))[0])[2] == "one"
 
 
-def test_a_key_is_asked_for_and_kept(router):
+def test_the_key_is_required_and_not_forwarded(router):
     with FakeTriton({"e": echo}) as fake, Local(router, fake.address, ("e",), key="s3cret") as gateway:
         with opened(gateway) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -336,7 +340,7 @@ def test_prompts_are_not_logged(router_folder):
         assert "hunter2" not in gateway._errors.read()
 
 
-def test_limits_beyond_what_grpcio_counts_are_its_largest(router):
+def test_limits_beyond_grpcios_range_are_clamped(router):
     limits = Limits(seconds=1e9, idle_seconds=1e9, keepalive_seconds=1e9, message_bytes=2**40, header_seconds=1e-9)
     with FakeTriton({"e": echo}) as fake, Local(router, fake.address, ("e",), limits=limits):
         pass

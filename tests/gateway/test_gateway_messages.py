@@ -81,6 +81,6 @@ def test_a_request_without_one_prompt_is_refused(request_, said):
         messages.prompt(request_)
 
 
-def test_bytes_that_are_no_message_are_refused():
+def test_bytes_that_are_not_a_message_are_refused():
     with pytest.raises(ErlabError, match="inference.ModelInferRequest message"):
         messages.parse(service_pb2.ModelInferRequest, b"\xff\xff\xff")

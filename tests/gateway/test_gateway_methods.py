@@ -72,7 +72,7 @@ def refused(call):
 
 
 @pytest.mark.parametrize("path", [*(f"/{SERVICE}/{name}" for name in sorted(PROTOCOL - ALLOWED)), *OTHERS])
-def test_other_methods_are_refused_and_what_is_allowed_is_said(channel, behind, path):
+def test_other_methods_are_refused_with_a_list_of_those_allowed(channel, behind, path):
     behind.called.clear()
     for call in channel.unary_unary(path), lambda data: list(channel.stream_stream(path)(iter([data] * 3))):
         code, said = refused(lambda: call(b"x" * 100))
@@ -82,13 +82,13 @@ def test_other_methods_are_refused_and_what_is_allowed_is_said(channel, behind, 
     assert not behind.called
 
 
-def test_a_thousand_unknown_calls_leave_no_trace(channel):
+def test_1000_unknown_calls_leave_nothing_open(channel):
     ask = channel.unary_unary("/no.such/Method")
     calls = [ask.future(b"") for _ in range(1000)]
     assert {call.code() for call in calls} == {CODE.UNIMPLEMENTED}
 
 
-def test_it_has_its_own_models_and_no_other(gateway, stub, behind):
+def test_only_the_gateways_models_are_known(gateway, stub, behind):
     models = gateway[1]
     for name in models:
         assert stub.ModelReady(service_pb2.ModelReadyRequest(name=name)).ready
@@ -109,7 +109,7 @@ def test_it_has_its_own_models_and_no_other(gateway, stub, behind):
     assert not behind.called
 
 
-def test_a_stream_asks_its_own_models_and_no_other(gateway, channel, behind):
+def test_a_stream_reaches_only_the_gateways_models(gateway, channel, behind):
     behind.received.clear()
     asked = [kserve.request(name, "one two", 4, request_id=name) for name in (*gateway[1], "other")]
     answers = decoded(stream(channel, *(request.SerializeToString() for request in asked)))
@@ -147,7 +147,7 @@ def test_tensors_in_shared_memory_are_refused(gateway, channel, stub, behind, si
     assert not behind.called
 
 
-def test_a_gateway_without_triton_says_what_it_cannot_tell(router):
+def test_a_gateway_without_triton_refuses_methods_of_triton(router):
     with Local(router, None, ("http://127.0.0.1:9/v1#m",)) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

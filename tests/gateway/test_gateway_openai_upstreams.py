@@ -82,7 +82,7 @@ def by_grpc(gateway):
         ([b'data: {"choices": [{"text": "\xe2\x82\xac"}]}\n\n', DONE], "€", False),
     ],
 )
-def test_a_whole_stream(gateway, fake, pieces, text, stays_open):
+def test_a_complete_stream_is_relayed(gateway, fake, pieces, text, stays_open):
     fake.scripts += [(200, STREAM, pieces, stays_open)] * 2
     status, raw = post(gateway, {"prompt": "one", "stream": True})
     assert status == 200 and merged(raw) == (text, [], True)
@@ -107,7 +107,7 @@ def test_a_surrogate_pair_in_two_events(gateway, fake):
         (STREAM, [event("one"), b"data: {\n\n"], "one", "no completion"),
     ],
 )
-def test_a_stream_that_breaks_ends_with_an_error(gateway, fake, kind, pieces, text, said):
+def test_an_incomplete_stream_ends_with_an_error(gateway, fake, kind, pieces, text, said):
     fake.scripts += [(200, kind, pieces, False)] * 2
     status, raw = post(gateway, {"prompt": "one", "stream": True})
     got, errors, done = merged(raw)
@@ -142,7 +142,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("streams, script", [(True, s) for s in SILENT] + [(False, s) for s in PLAIN])
-def test_an_answer_that_is_none_is_asked_for_once_more_elsewhere(router, fake, streams, script):
+def test_an_invalid_answer_is_retried_on_the_other_expert(router, fake, streams, script):
     *answer, said = script
     with FakeOpenAI() as other:
         home = int(router.predict([KITCHEN[0]])[0])
@@ -185,7 +185,7 @@ LOCATED = {"loc": ["body", "n"], "msg": "too many", "input": "secret"}
     ],
 )
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_servers_error_is_handed_on(gateway, fake, streams, status, body, message, kind, code):
+def test_an_upstreams_error_is_relayed(gateway, fake, streams, status, body, message, kind, code):
     content = body if isinstance(body, str) else json.dumps(body)
     fake.scripts += [(status, JSON, [content.encode()], False)] * 2
     got, raw = post(gateway, {"prompt": "one", "stream": streams})
@@ -220,14 +220,14 @@ def test_all_choices_of_an_answer_must_have_finished(gateway, fake):
     "delta",
     [{"tool_calls": [{"index": 0}]}, {"reasoning_content": "hm"}, {"refusal": "no"}, {"content": "one"}],
 )
-def test_what_is_no_text_is_an_answer_too(gateway, fake, delta):
+def test_a_delta_without_text_counts_as_an_answer(gateway, fake, delta):
     piece = f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n".encode()
     fake.scripts += [(200, STREAM, [piece, DONE], False)]
     status, raw = post(gateway, {"messages": [{"role": "user", "content": "x"}], "stream": True}, "chat/completions")
     assert (status, raw) == (200, piece + DONE)
 
 
-def test_a_connection_serves_on_after_an_answer_that_ended_late(gateway, fake):
+def test_a_connection_is_reused_after_late_bytes_of_an_answer(gateway, fake):
     fake.scripts += [(200, STREAM, [event("one"), DONE, b": the end comes apart\n\n"], False)]
     for _ in range(2):
         assert merged(post(gateway, {"prompt": "one", "stream": True})[1]) == ("one", [], True)

@@ -78,7 +78,7 @@ def test_texts_are_whole_on_both_faces(sending, of, tokens, text):
     assert by_grpc(sending) == (text, "")
 
 
-def test_a_character_that_never_became_whole_is_marked(sending):
+def test_an_incomplete_character_becomes_a_replacement_character(sending):
     sending.messages = [raw(b"a\xe2\x82")]
     *pieces, finish, done = events(post(sending, "/v1/completions", {"prompt": "x", "stream": True})[2])
     assert [piece["choices"][0]["text"] for piece in pieces] == ["a", "\ufffd"] and done == "[DONE]"
@@ -101,7 +101,7 @@ def test_tokens_are_counted_by_responses_not_by_characters(sending):
         ([b"\xff\xff"], "a message that is no answer"),
     ],
 )
-def test_what_is_no_answer_is_an_error_on_both_faces(sending, messages, said):
+def test_an_invalid_answer_is_an_error_on_both_faces(sending, messages, said):
     sending.messages = messages
     for streams in (True, False):
         status, _, body = post(sending, "/v1/completions", {"prompt": "x", "stream": streams})
@@ -126,7 +126,7 @@ def test_a_message_of_any_size_is_seen_to_be_a_response_alone(size):
 
 
 @pytest.mark.parametrize("failure", [ModelError("out of memory"), None])
-def test_an_answer_that_is_none_is_asked_for_once_more_elsewhere(router, homes, failure):
+def test_an_invalid_answer_is_retried_on_the_other_expert(router, homes, failure):
     async def failing(request):
         if failure:
             raise failure

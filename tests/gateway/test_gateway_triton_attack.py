@@ -82,7 +82,7 @@ def memory(_, name):
     ],
 )
 @pytest.mark.parametrize("name", ["emulated-0", "new"])
-def test_what_would_change_the_server_is_refused_by_name(stub, server, tmp_path, method, request_, name):
+def test_methods_that_change_the_server_are_refused_by_name(stub, server, tmp_path, method, request_, name):
     marker = tmp_path / "marker"
     with pytest.raises(grpc.RpcError) as caught:
         getattr(stub, method)(request_(marker, name), timeout=60)
@@ -95,7 +95,7 @@ def test_what_would_change_the_server_is_refused_by_name(stub, server, tmp_path,
     assert not marker.exists()
 
 
-def test_only_its_own_models_of_the_server_are_there(stub):
+def test_only_the_gateways_models_are_served(stub):
     for ask in (
         lambda: stub.ModelConfig(service_pb2.ModelConfigRequest(name="emulated-1")),
         lambda: stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="emulated-1")),

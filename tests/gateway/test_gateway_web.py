@@ -119,7 +119,7 @@ def test_the_decision_alone(served, router, fake):
     assert len(fake.received) == before
 
 
-def test_an_expert_can_be_asked_by_name(served):
+def test_an_expert_can_be_requested_by_name(served):
     for name in EXPERTS:
         status, headers, body = post(served, "/v1/completions", {"model": name, "prompt": KITCHEN[0]})
         assert status == 200 and json.loads(body)["model"] == name and "x-erlab-expert" not in headers
@@ -151,19 +151,19 @@ def test_an_expert_can_be_asked_by_name(served):
         ("/health", {}, 405, "Not Allowed"),
     ],
 )
-def test_errors_have_openais_shape(served, path, body, status, said):
+def test_errors_have_openais_format(served, path, body, status, said):
     got, _, answer = post(served, path, body)
     error = json.loads(answer)["error"]
     assert got == status and said in error["message"]
     assert set(error) == {"message", "type", "param", "code"} and "xxxx" not in error["message"]
 
 
-def test_a_streamed_answer_that_breaks_says_so(served):
+def test_a_broken_stream_ends_with_an_error_event(served):
     first, error = events(post(served, "/v1/completions", {"prompt": "half", "stream": True})[2])
     assert first["choices"][0]["text"] == "half" and "connection reset" in error["error"]["message"]
 
 
-def test_an_http_1_0_client_learns_the_end_by_the_connections(served):
+def test_a_stream_to_an_http_1_0_client_ends_with_its_connection(served):
     body = json.dumps({"prompt": "one two", "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: %d\r\n\r\n" % len(body)
@@ -175,7 +175,7 @@ def test_an_http_1_0_client_learns_the_end_by_the_connections(served):
     assert answer.endswith(b"data: [DONE]\n\n")
 
 
-def test_full_is_429_with_retry_after(router):
+def test_a_full_queue_is_429_with_retry_after(router):
     with FakeTriton({"e": obedient}) as fake:
         with Local(router, fake.address, ("e",), http_port=0, limits=Limits(in_flight=1, queue=0)) as gateway:
             with grpc.insecure_channel(gateway.address) as channel:  # the faces share the expert's places
@@ -190,7 +190,7 @@ def test_full_is_429_with_retry_after(router):
             assert post(gateway, "/v1/completions", {"prompt": "one"})[0] == 200
 
 
-def test_a_client_that_leaves_cancels_its_request(served, fake):
+def test_a_disconnected_client_cancels_its_request(served, fake):
     before = fake.cancelled.total()
     connection = http.client.HTTPConnection(served.addresses["http"].removeprefix("http://"), timeout=60)
     body, headers = json.dumps({"prompt": "hang", "stream": True}), {"Content-Type": "application/json"}
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_cancels_its_request(served, fake):
     fake.wait(lambda: fake.cancelled.total() == before + 1)
 
 
-def test_a_key_is_asked_for(fake, router):
+def test_the_key_is_required(fake, router):
     with Local(router, fake.address, EXPERTS, http_port=0, key="s3cret") as gateway:
         for headers in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}):
             status, body = get(gateway, "/v1/models", **headers)
@@ -210,7 +210,7 @@ def test_a_key_is_asked_for(fake, router):
         assert get(gateway, "/health") == (200, b'{"status": "ok", "experts": {"expert_0": true, "expert_1": true}}')
 
 
-def test_metrics_count_what_happened(router):
+def test_metrics_count_requests(router):
     with FakeTriton({"expert_0": obedient, "expert_1": obedient}) as fake:
         with Local(router, fake.address, EXPERTS, http_port=0) as gateway:
             for prompt in (KITCHEN[0], KITCHEN[1], "half"):
@@ -227,7 +227,7 @@ def test_metrics_count_what_happened(router):
     assert {v for k, v in values.items() if k.startswith("erlab_in_flight")} == {"0.0"}
 
 
-def test_openai_servers_as_experts_are_relayed_as_they_are(router):
+def test_answers_of_openai_servers_are_relayed_unchanged(router):
     with FakeOpenAI() as first, FakeOpenAI() as second:
         experts = (f"{first.base}#llama", f"{second.base}#llama")
         with Local(router, None, experts, http_port=0) as gateway:
@@ -261,7 +261,7 @@ def test_openai_servers_as_experts_are_relayed_as_they_are(router):
         ("stop_words", "BYTES", {"bytes_contents": [b"\xff"]}, None, "'stop_words' tensor"),
     ],
 )
-def test_a_kserve_requests_tensors_in_openais_terms(tensor, datatype, contents, raw, asked):
+def test_kserve_tensors_become_openai_parameters(tensor, datatype, contents, raw, asked):
     request = service_pb2.ModelInferRequest()
     added = request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
     for name, values in contents.items():
@@ -276,13 +276,13 @@ def test_a_kserve_requests_tensors_in_openais_terms(tensor, datatype, contents, 
 
 
 @pytest.mark.parametrize("word", ["half", "cut"])
-def test_an_openai_server_that_breaks_off_is_not_taken_for_one_that_ended(router, word):
+def test_a_lost_upstream_connection_ends_the_stream_with_an_error(router, word):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         *_, error = events(post(gateway, "/v1/completions", {"prompt": f"{word} two three", "stream": True})[2])
         assert error["error"]["code"] == "unavailable"
 
 
-def test_a_client_that_reads_slowly_holds_its_openai_server_back(router):
+def test_a_slow_client_pauses_its_openai_server(router):
     with FakeOpenAI() as fake, Local(router, None, (f"{fake.base}#m",), http_port=0) as gateway:
         body = json.dumps({"prompt": "flood", "stream": True}).encode()
         head = b"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -300,7 +300,7 @@ def test_a_client_that_reads_slowly_holds_its_openai_server_back(router):
         assert taken >= FLOODS * FLOOD == fake.flooded * FLOOD
 
 
-def test_an_openai_server_that_is_ill_is_replaced_and_comes_back(router):
+def test_a_failing_openai_server_is_taken_out_and_comes_back(router):
     with FakeOpenAI() as first, FakeOpenAI() as second:
         with Local(router, None, (f"{first.base}#m", f"{second.base}#m"), http_port=0) as gateway:
             prompt = KITCHEN[0]

@@ -99,7 +99,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"messages": "hello"}, "'messages' must be a list"),
     ],
 )
-def test_what_a_triton_expert_cannot_take_is_refused_by_name(triton, body, said):
+def test_parameters_that_a_triton_expert_lacks_are_refused_by_name(triton, body, said):
     before = len(triton.fake.received)
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     status, _, answer = post(triton, path, body if "messages" in body else {"prompt": "x"} | body)
@@ -121,7 +121,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("name, value", NUMBERS)
-def test_a_number_that_is_none_is_refused_by_name(triton, name, value):
+def test_an_invalid_number_is_refused_by_name(triton, name, value):
     status, _, answer = post(triton, "/v1/completions", f'{{"prompt": "x", "{name}": {value}}}'.encode())
     no_json = value in ("NaN", "Infinity", "-Infinity", "-1e400", "1e999")
     said = "must be JSON, with finite numbers" if no_json else f"'{name}' must be a"
@@ -189,7 +189,7 @@ def text(said):
         ([user(["law"])], "law"),
     ],
 )
-def test_a_conversation_is_classified_by_the_users_text_and_handed_on_as_it_is(router, upstream, messages, said):
+def test_a_conversation_is_classified_by_the_users_text_and_forwarded_unchanged(router, upstream, messages, said):
     body = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}], "n": 2, "logprobs": True}
     assert openai.prompt("chat/completions", body) == said
     home = upstream.fakes[int(router.predict([said])[0])]
@@ -203,7 +203,7 @@ def test_a_conversation_is_classified_by_the_users_text_and_handed_on_as_it_is(r
     "prompt, said",
     [(["law", "egg"], "law\negg"), ([1, 2, 3], ""), ([[1, 2], [3]], ""), ("", ""), ([KITCHEN[0]], KITCHEN[0])],
 )
-def test_prompts_in_lists_and_token_ids_are_handed_on(router, upstream, prompt, said):
+def test_prompts_in_lists_and_token_ids_are_forwarded(router, upstream, prompt, said):
     assert openai.prompt("completions", {"prompt": prompt}) == said
     home = upstream.fakes[int(router.predict([said])[0])]
     home.bodies.clear()
@@ -259,7 +259,7 @@ FOREIGN = [b"evil.example", b"evil.example:8000", b"localhost.evil.example", b"1
 FOREIGN += [b"", b"[::2]", b"127.0.0.1@evil.example", b"0.0.0.0"]
 
 
-def test_on_loopback_only_its_names_are_answered(triton):
+def test_on_loopback_only_its_host_names_are_answered(triton):
     assert {answered(triton, host) for host in LOOPBACK} == {b"200"}
     assert {answered(triton, host) for host in FOREIGN} == {b"403"}
     twice = raw(triton, b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
@@ -267,7 +267,7 @@ def test_on_loopback_only_its_names_are_answered(triton):
     assert b"one of --hosts" in raw(triton, b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n")
 
 
-def test_hosts_that_are_given_are_answered_too(router):
+def test_configured_hosts_are_answered(router):
     with FakeTriton({"e": echo}) as fake:
         with Local(router, fake.address, ("e",), http_port=0, hosts=("Gateway.example",)) as gateway:
             assert {answered(gateway, host) for host in (*LOOPBACK, b"gateway.example:1")} == {b"200"}
@@ -296,7 +296,7 @@ def test_connections_without_a_request_are_closed(router, head):
             connection.close()
 
 
-def test_an_idle_connection_is_closed_and_one_at_work_is_not(router):
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not(router):
     limits = Limits(header_seconds=0.2, idle_seconds=0.5)
     with FakeTriton({"e": slow}) as fake, Local(router, fake.address, ("e",), http_port=0, limits=limits) as gateway:
         body = b'{"prompt": "x"}'
@@ -317,7 +317,7 @@ async def slow(request):
     yield "late"
 
 
-def test_connections_beyond_their_number_are_turned_away(router):
+def test_connections_beyond_the_limit_are_refused(router):
     with Local(router, None, ("http://127.0.0.1:9/v1#m",), http_port=0, limits=Limits(connections=3)) as gateway:
         address = gateway.addresses["http"].removeprefix("http://").split(":")
         opened = [socket.create_connection(address, timeout=60) for _ in range(3)]

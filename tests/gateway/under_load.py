@@ -1,4 +1,4 @@
-"""Users who are at work when something fails, and what became of each of their requests."""
+"""Load during which something fails, and the outcome of each request."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def during(address, requests, act):
 
 
 def once_busy(gateway, act):
-    """Act when both experts have answered and have requests in flight, so that they are hit in the middle."""
+    """Call `act()` once both experts have answered and have requests in flight."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         values = metrics(gateway)

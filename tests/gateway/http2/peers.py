@@ -1,4 +1,4 @@
-"""Servers, receivers and bytes that the tests of the HTTP/2 client share."""
+"""Servers and bytes that the tests of the HTTP/2 client share."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -9,35 +9,6 @@ import grpc
 from erlab.gateway.wire.http2 import frames
 
 METHOD = "/test.Service/Talk"
-
-
-class Kept:
-    """A receiver that keeps the responses."""
-
-    paused = False
-
-    def __init__(self):
-        self.messages = []
-
-    def message(self, data, now):
-        self.messages.append(data)
-
-    async def resumed(self): ...
-
-
-class Gated(Kept):
-    """A receiver that is paused while its gate is closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = asyncio.Event()
-
-    @property
-    def paused(self):
-        return not self.gate.is_set()
-
-    async def resumed(self):
-        await self.gate.wait()
 
 
 async def until(condition, seconds=60.0):
@@ -103,8 +74,8 @@ async def listening(talk):
         await asyncio.gather(*tasks)
 
 
-class Heard:
-    """The frames that a client sends on one connection: (type, flags, stream, payload)."""
+class FrameReader:
+    """Reads the frames that a client sends on one connection: (type, flags, stream, payload)."""
 
     def __init__(self, reader):
         self._reader, self.frames, self._preface, self.over = reader, [], False, asyncio.Event()
@@ -135,8 +106,8 @@ class Heard:
         return frame and frame[2]
 
 
-class Wire(asyncio.Transport):
-    """A socket on which nothing is lost: what is written stays in `sent`."""
+class FakeTransport(asyncio.Transport):
+    """A transport without a socket: `sent` holds all bytes written."""
 
     def __init__(self):
         super().__init__()

@@ -1,10 +1,11 @@
-"""What counts as an answer of a gRPC server: a cut, foreign or contradictory one is never OK."""
+"""Valid and invalid answers of a gRPC server: an incomplete, foreign or contradictory one is never OK."""
 
 import asyncio
 
 import grpc
 import pytest
-from peers import METHOD, Heard, Kept, listening
+from peers import METHOD, FrameReader, listening
+from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, client, frames
 from erlab.gateway.wire.http2.frames import DATA, END_STREAM, frame, header_frames, message, message_frame, settings
@@ -94,7 +95,7 @@ async def answered(sends, **options):
     """A call's status, details and messages before a server that answers by `sends`; the next call is answered well."""
 
     async def talk(reader, writer):
-        heard = Heard(reader)
+        heard = FrameReader(reader)
         writer.write(settings({}))
         await heard.request(1)
         writer.write(sends)
@@ -103,13 +104,13 @@ async def answered(sends, **options):
         await heard.until(lambda *_: False)
 
     async with listening(talk) as address, Channel(address, **options) as channel:
-        kept, code, details = Kept(), CODE.OK, ""
+        receiver, code, details = RecordingReceiver(), CODE.OK, ""
         try:
-            await channel.begin(METHOD, kept, data=b"hi", timeout=60).ended()
+            await channel.begin(METHOD, receiver, data=b"hi", timeout=60).ended()
         except Failed as failed:
             code, details = failed.code, failed.details
         assert await channel.unary(METHOD, b"more", timeout=60) == b"hello"
-        return code, details, kept.messages
+        return code, details, receiver.messages
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -128,7 +129,7 @@ def test_an_answer(name):
 def test_a_unary_call_has_one_response(sends, words):
     async def main():
         async def talk(reader, writer):
-            heard = Heard(reader)
+            heard = FrameReader(reader)
             writer.write(settings({}))
             await heard.request(1)
             writer.write(sends)
@@ -152,13 +153,13 @@ def test_a_unary_call_has_one_response(sends, words):
         (frames.goaway(0, 0), "first frame is not SETTINGS"),
     ],
 )
-def test_a_server_that_does_not_begin_as_one_of_http2_ends_the_call(sends, words):
+def test_a_server_that_does_not_begin_with_settings_fails_the_call(sends, words):
     """RFC 9113, section 3.4."""
 
     async def main():
         async def talk(reader, writer):
             writer.write(sends)
-            assert (await Heard(reader).until(lambda kind, *_: kind == frames.GOAWAY)) is not None
+            assert (await FrameReader(reader).until(lambda kind, *_: kind == frames.GOAWAY)) is not None
 
         async with listening(talk) as address, Channel(address) as channel:
             with pytest.raises(Failed) as failed:
@@ -177,7 +178,7 @@ def test_a_server_that_does_not_begin_as_one_of_http2_ends_the_call(sends, words
         (settings({}) + frames.goaway(0, 0, "tired"), False, "goes away at once"),
     ],
 )
-def test_a_server_that_never_takes_a_call_ends_it(sends, closes, words, monkeypatch):
+def test_a_server_that_never_accepts_a_call_fails_it(sends, closes, words, monkeypatch):
     monkeypatch.setattr(client, "CONNECT_SECONDS", 60.0 if closes or "settings" not in words else 0.2)
 
     async def main():

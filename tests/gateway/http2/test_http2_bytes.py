@@ -1,11 +1,12 @@
-"""Any bytes to our client, without a socket: it goes on or says why not, and leaves nothing behind."""
+"""Random bytes to the HTTP/2 client, without a socket: every call ends, and nothing stays open."""
 
 import asyncio
 
 import hpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import Kept, Wire, cut
+from peers import FakeTransport, cut
+from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, frames
 from erlab.gateway.wire.http2.connection import Connection
@@ -32,12 +33,13 @@ FRAMES = st.builds(
 
 async def feed(*pieces):
     """The calls' ends and messages, the frames that the client sent, and whether it hung up."""
-    channel, wire, kept = Channel("127.0.0.1:1", backoff=1.0), Wire(), [Kept() for _ in range(3)]
+    channel, wire = Channel("127.0.0.1:1", backoff=1.0), FakeTransport()
+    receivers = [RecordingReceiver() for _ in range(3)]
     channel._not_before = float("inf")  # a call that would be sent again finds no other server
     channel._connection = connection = Connection(channel.window, channel._go_on)
     channel._connections.add(connection)
     connection.connection_made(wire)
-    calls = [channel.begin("/a/B", receiver, data=b"hello", timeout=20) for receiver in kept]
+    calls = [channel.begin("/a/B", receiver, data=b"hello", timeout=20) for receiver in receivers]
     for piece in pieces:
         if not wire.closed:
             connection.data_received(piece)
@@ -49,12 +51,12 @@ async def feed(*pieces):
     assert not connection.streams and not connection.starved and not channel._waiting
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
-    return ends, [receiver.messages for receiver in kept], sent, closed
+    return ends, [receiver.messages for receiver in receivers], sent, closed
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.one_of(FRAMES, st.just(ANSWER)), max_size=12), st.binary(max_size=9))
-def test_any_frames_leave_the_client_whole(sequence, junk):
+def test_random_frames_leave_no_call_or_stream_open(sequence, junk):
     ends, _, sent, closed = asyncio.run(feed(frames.settings({}), b"".join(sequence) + junk))
     assert all(end is None or isinstance(end, Failed) for end in ends)
     assert closed == any(kind == frames.GOAWAY for kind, *_ in sent)
@@ -62,7 +64,7 @@ def test_any_frames_leave_the_client_whole(sequence, junk):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, len(ANSWER) + 9), max_size=12))
-def test_an_answer_is_the_same_however_it_is_cut(cuts):
+def test_an_answer_split_anywhere_is_the_same(cuts):
     data, cuts = frames.settings({}) + ANSWER, sorted(cuts)
     pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     ends, messages, _, closed = asyncio.run(feed(*pieces))
@@ -96,13 +98,13 @@ def test_any_header_block_is_read_or_ends_the_connection(blocks):
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=400))
-def test_header_strings_are_hpacks(value):
+def test_header_strings_are_encoded_as_hpack_encodes_them(value):
     decoded = hpack.Decoder().decode(b"\0" + string("name") + string(value), raw=True)
     assert decoded == [(b"name", value.encode("latin-1"))]
 
 
 @given(st.floats(-1, 1e7))
-def test_time_limits_are_written_as_grpc_reads_them(seconds):
+def test_timeouts_are_encoded_as_grpc_decodes_them(seconds):
     [(_, text)] = hpack.Decoder().decode(timeout_field(seconds))
     number, unit = int(text[:-1]), {"m": 1e-3, "S": 1.0}[text[-1]]
     assert len(text) <= 9 and -1.0 <= number * unit - max(seconds, 0.001) <= 0.001 + 1e-9 and number > 0

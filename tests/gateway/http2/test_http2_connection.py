@@ -1,4 +1,4 @@
-"""A connection over time: streams, windows, settings and bounds, before servers of bytes and without a socket."""
+"""One connection: streams, windows, settings and bounds, before scripted servers and without a socket."""
 
 import asyncio
 import tracemalloc
@@ -7,7 +7,8 @@ import grpc
 import h2.connection
 import pytest
 from h2.config import H2Configuration
-from peers import METHOD, Gated, Heard, Kept, Wire, cut, listening, until
+from peers import METHOD, FakeTransport, FrameReader, cut, listening, until
+from receivers import GatedReceiver, RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, connection, frames
 from erlab.gateway.wire.http2.connection import Connection
@@ -41,8 +42,8 @@ def answer(stream, data=b"hello"):
 
 
 def opened(window=2**16, first=frames.settings({})):
-    """A channel on a connection whose socket is a Wire, and both."""
-    channel, wire = Channel("127.0.0.1:1", window=window), Wire()
+    """A channel on a connection whose socket is a FakeTransport, and both."""
+    channel, wire = Channel("127.0.0.1:1", window=window), FakeTransport()
     channel._connection = Connection(window, channel._go_on)
     channel._connection.connection_made(wire)
     channel._connection.data_received(first)
@@ -64,7 +65,7 @@ async def failure(call):
     return failed.value
 
 
-def test_a_connection_begins_by_settings():
+def test_a_connection_begins_with_preface_and_settings():
     """RFC 9113, section 3.4: the preface, then SETTINGS; push is off, limits are said."""
 
     async def main():
@@ -93,12 +94,12 @@ def test_settings_and_pings_are_answered_in_order():
     asyncio.run(main())
 
 
-def test_streams_are_odd_ascending_and_no_more_than_the_server_takes():
+def test_stream_numbers_are_odd_and_ascending_within_the_servers_limit():
     """RFC 9113, sections 5.1.1 and 5.1.2."""
 
     async def main():
         channel, conn, wire = opened(first=settings({frames.MAX_CONCURRENT_STREAMS: 2}))
-        calls = [channel.begin(METHOD, Kept(), data=b"") for _ in range(4)]
+        calls = [channel.begin(METHOD, RecordingReceiver(), data=b"") for _ in range(4)]
         await turns()
         assert [stream for _, _, stream, _ in sent(wire, frames.HEADERS)] == [1, 3]
         conn.data_received(answer(3))
@@ -115,10 +116,10 @@ def test_streams_are_odd_ascending_and_no_more_than_the_server_takes():
     asyncio.run(main())
 
 
-def test_calls_that_end_while_they_wait_are_forgotten():
+def test_calls_that_end_while_waiting_are_removed():
     async def main():
         channel, _, wire = opened(first=settings({frames.MAX_CONCURRENT_STREAMS: 0}))
-        calls = [channel.begin(METHOD, Kept(), data=b"", timeout=0.0 if i else None) for i in range(9)]
+        calls = [channel.begin(METHOD, RecordingReceiver(), data=b"", timeout=0.0 if i else None) for i in range(9)]
         await until(lambda: all(call.over for call in calls[1:]))
         assert list(channel._waiting) == calls[:1]
         assert sent(wire, frames.HEADERS) == []
@@ -126,12 +127,12 @@ def test_calls_that_end_while_they_wait_are_forgotten():
     asyncio.run(main())
 
 
-def test_data_beyond_the_window_of_a_held_stream_ends_the_connection():
+def test_data_beyond_the_window_of_a_paused_stream_ends_the_connection():
     """RFC 9113, section 5.2.1: padding counts. What waits for a receiver is never more than its window."""
 
     async def main(data):
         channel, conn, wire = opened()
-        receiver = Gated()
+        receiver = GatedReceiver()
         call = channel.begin(METHOD, receiver, data=b"")
         conn.data_received(begin(1))
         while not wire.closed:
@@ -144,12 +145,12 @@ def test_data_beyond_the_window_of_a_held_stream_ends_the_connection():
     asyncio.run(main(frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255))))
 
 
-def test_a_server_that_reads_no_answers_cannot_ask_for_more():
+def test_unread_answers_to_pings_and_settings_are_bounded():
     """Answers to PING and SETTINGS do not pile up (RFC 9113, section 10.5)."""
 
     async def main(asks):
         channel, conn, wire = opened()
-        call = channel.begin(METHOD, Kept(), data=b"")
+        call = channel.begin(METHOD, RecordingReceiver(), data=b"")
         conn.data_received(asks * 5000)  # more than enough, but its answers go out
         await turns()
         conn.pause_writing()
@@ -164,10 +165,10 @@ def test_a_server_that_reads_no_answers_cannot_ask_for_more():
     asyncio.run(main(settings({4: 2**16})))
 
 
-def test_a_flood_of_pings_that_is_not_read_ends_within_the_buffer():
+def test_a_flood_of_pings_ends_the_connection_within_the_buffer_limit():
     async def main():
         async def flood(writer_reader, writer):
-            heard = Heard(writer_reader)
+            heard = FrameReader(writer_reader)
             writer.write(settings({}))
             await heard.request(1)
             writer_reader._transport.pause_reading()
@@ -176,7 +177,7 @@ def test_a_flood_of_pings_that_is_not_read_ends_within_the_buffer():
                 await writer.drain()
 
         async with listening(flood) as address, Channel(address) as channel:
-            call, most = channel.begin(METHOD, Kept(), data=b""), 0
+            call, most = channel.begin(METHOD, RecordingReceiver(), data=b""), 0
             await until(lambda: call.connection)
             conn = call.connection
             while not call.over:
@@ -188,10 +189,10 @@ def test_a_flood_of_pings_that_is_not_read_ends_within_the_buffer():
     asyncio.run(main())
 
 
-def test_settings_that_change_windows_over_and_over_are_applied_once_for_all_that_come_together():
+def test_repeated_window_settings_in_one_read_are_applied_once():
     async def main():
         channel, conn, _ = opened()
-        call, flushes = channel.begin(METHOD, Kept(), data=bytes(100_000)), 0
+        call, flushes = channel.begin(METHOD, RecordingReceiver(), data=bytes(100_000)), 0
 
         def flush():
             nonlocal flushes
@@ -209,13 +210,13 @@ def test_settings_that_change_windows_over_and_over_are_applied_once_for_all_tha
     asyncio.run(main())
 
 
-def test_a_message_in_frames_of_a_byte_takes_its_own_size():
+def test_a_message_in_one_byte_frames_uses_memory_of_its_own_size():
     """RFC 9113, section 10.5: data in tiny frames."""
 
     async def main():
         channel, conn, _ = opened(window=2**31 - 1)
-        kept = Kept()
-        channel.begin(METHOD, kept, data=b"")
+        receiver = RecordingReceiver()
+        channel.begin(METHOD, receiver, data=b"")
         conn.data_received(begin(1))
         data = frames.message(bytes(50_000))
         tiny = [frame(frames.DATA, 0, 1, data[at : at + 1]) for at in range(len(data) - 1)]
@@ -225,17 +226,17 @@ def test_a_message_in_frames_of_a_byte_takes_its_own_size():
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         conn.data_received(frame(frames.DATA, 0, 1, data[-1:]))
-        assert kept.messages == [bytes(50_000)] and peak < 500_000
+        assert receiver.messages == [bytes(50_000)] and peak < 500_000
 
     asyncio.run(main())
 
 
-def test_streams_that_end_do_not_wait_for_the_window_of_the_connection():
+def test_ended_streams_do_not_wait_for_the_connections_window():
     """RFC 9113, section 6.9: a server that never widens it leaves nothing behind."""
 
     async def main():
         channel, conn, _ = opened()
-        calls = [channel.begin(METHOD, Kept(), data=bytes(50_000)) for _ in range(50)]
+        calls = [channel.begin(METHOD, RecordingReceiver(), data=bytes(50_000)) for _ in range(50)]
         assert len(conn.starved) == 49
         for call in calls:
             call.cancel()
@@ -244,10 +245,10 @@ def test_streams_that_end_do_not_wait_for_the_window_of_the_connection():
     asyncio.run(main())
 
 
-def test_the_window_of_the_connection_goes_round():
+def test_the_connections_window_is_shared_by_all_streams():
     async def main():
         channel, conn, wire = opened(first=settings({4: 2**20}))
-        calls = [channel.begin(METHOD, Kept(), data=bytes(60_000)) for _ in range(3)]
+        calls = [channel.begin(METHOD, RecordingReceiver(), data=bytes(60_000)) for _ in range(3)]
         for _ in range(12):
             conn.data_received(frames.window_update(0, 10_000))
         await turns()
@@ -257,12 +258,12 @@ def test_the_window_of_the_connection_goes_round():
     asyncio.run(main())
 
 
-def test_an_answer_before_the_end_of_the_request_stops_it():
+def test_an_early_answer_stops_the_request():
     """RFC 9113, section 8.1: the server may answer early; the rest of the request is not sent."""
 
     async def main():
         channel, conn, wire = opened()
-        call = channel.begin(METHOD, Kept(), data=bytes(100_000))
+        call = channel.begin(METHOD, RecordingReceiver(), data=bytes(100_000))
         conn.data_received(answer(1))
         await turns()
         assert sent(wire, frames.RST_STREAM) == [(frames.RST_STREAM, 0, 1, bytes(4))]
@@ -274,25 +275,25 @@ def test_an_answer_before_the_end_of_the_request_stops_it():
     asyncio.run(main())
 
 
-def test_field_blocks_of_calls_that_are_over_keep_the_table_in_step():
+def test_header_blocks_of_cancelled_calls_update_the_table():
     """RFC 9113, section 4.3: a block of a stream that was reset is decoded, as the next one may refer to it."""
 
     async def main():
         channel, conn, _ = opened()
-        first, kept = channel.begin(METHOD, Kept(), data=b""), Kept()
-        second = channel.begin(METHOD, kept, data=b"")
+        first, receiver = channel.begin(METHOD, RecordingReceiver(), data=b""), RecordingReceiver()
+        second = channel.begin(METHOD, receiver, data=b"")
         first.cancel()
         adds = b"\x88\x5f" + bytes([16]) + b"application/grpc"  # to the table, as entry 62
         conn.data_received(header_frames(1, 0, adds) + message_frame(1, 0, b"late"))
         conn.data_received(header_frames(3, 0, b"\x88\xbe") + message_frame(3, 0, b"hello") + end(3))
         await second.ended()
-        assert kept.messages == [b"hello"]
+        assert receiver.messages == [b"hello"]
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("size", [0, 100, 4096, 65536])
-def test_any_size_of_the_header_table_is_kept_to(size):
+def test_the_servers_header_table_size_is_respected(size):
     """RFC 7541, section 4.2: h2 refuses a client that does not shrink its table as it was told."""
 
     async def main():
@@ -319,7 +320,7 @@ def test_any_size_of_the_header_table_is_kept_to(size):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:", f"{'a' * 64}.b:80", "no-port"])
-def test_an_address_that_is_none_ends_the_call(address):
+def test_an_invalid_address_fails_the_call(address):
     async def main():
         async with Channel(address) as channel:
             with pytest.raises(Failed, match="UNAVAILABLE: cannot connect"):
@@ -333,7 +334,7 @@ def test_metadata_larger_than_a_frame_is_continued():
 
     async def main():
         channel, _, wire = opened()
-        channel.begin(METHOD, Kept(), metadata, data=b"")
+        channel.begin(METHOD, RecordingReceiver(), metadata, data=b"")
         await turns()
         mine = [f for f in cut(wire.sent[len(frames.PREFACE) :]) if f[2] == 1]
         assert [(kind, flags, len(p)) for kind, flags, _, p in mine[:2]] == [(1, 0, 16384), (9, 0, 16384)]

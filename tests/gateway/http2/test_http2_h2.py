@@ -4,7 +4,8 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from peers import METHOD, Kept, listening, until
+from peers import METHOD, listening, until
+from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, frames
 
@@ -17,7 +18,7 @@ HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 
 
 class Peer:
-    """h2's side of a connection: what it has to say is sent, and its events are kept."""
+    """h2's side of a connection: what it has to say is sent, and its events are receiver."""
 
     def __init__(self, reader, writer):
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
@@ -87,7 +88,7 @@ async def served(answer):
         yield channel
 
 
-def test_an_h2_server_answers_in_its_own_ways():
+def test_answers_of_an_h2_server():
     """Padded, in frames of a few bytes, headers in continuations, pings and settings in between."""
 
     async def answer(peer):
@@ -104,15 +105,15 @@ def test_an_h2_server_answers_in_its_own_ways():
 
     async def main():
         async with served(answer) as channel:
-            kept = Kept()
-            await channel.begin(METHOD, kept, data=b"x" * 500, timeout=60).ended()
-            assert kept.messages == [b"x" * 500, b""]
+            receiver = RecordingReceiver()
+            await channel.begin(METHOD, receiver, data=b"x" * 500, timeout=60).ended()
+            assert receiver.messages == [b"x" * 500, b""]
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("window", [1, 7, 100])
-def test_windows_of_a_few_bytes_only_take_longer(window):
+def test_messages_pass_windows_of_a_few_bytes(window):
     async def answer(peer):
         peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
         await peer.hear("SettingsAcknowledged", None)
@@ -129,7 +130,7 @@ def test_windows_of_a_few_bytes_only_take_longer(window):
     asyncio.run(main())
 
 
-def test_a_window_changed_midway_counts_at_once():
+def test_a_changed_window_applies_at_once():
     size = 200_000
 
     async def answer(peer):
@@ -156,7 +157,7 @@ def test_a_window_changed_midway_counts_at_once():
     asyncio.run(main())
 
 
-def test_tables_of_headers_grow_and_change_as_h2_encodes_them():
+def test_header_tables_follow_h2s_encoder():
     async def answer(peer):
         for stream in range(1, 41, 2):
             await peer.messages(stream)
@@ -174,7 +175,7 @@ def test_tables_of_headers_grow_and_change_as_h2_encodes_them():
     asyncio.run(main())
 
 
-def test_a_cancelled_call_is_reset_by_cancel():
+def test_a_cancelled_call_resets_its_stream_with_cancel():
     async def answer(peer):
         await peer.messages()
         peer.h2.send_headers(1, HEADERS)
@@ -185,16 +186,16 @@ def test_a_cancelled_call_is_reset_by_cancel():
 
     async def main():
         async with served(answer) as channel:
-            kept = Kept()
-            call = channel.begin(METHOD, kept, data=b"")
-            await until(lambda: kept.messages)
+            receiver = RecordingReceiver()
+            call = channel.begin(METHOD, receiver, data=b"")
+            await until(lambda: receiver.messages)
             call.cancel()
             assert await channel.unary(METHOD, b"two", timeout=60) == b"two"
 
     asyncio.run(main())
 
 
-def test_when_an_h2_server_closes_its_connection_calls_begin_on_the_next():
+def test_calls_reconnect_after_an_h2_server_closes_its_connection():
     async def answer(peer):
         peer.answer(1, await peer.messages())
         peer.h2.close_connection(last_stream_id=1)

@@ -1,11 +1,12 @@
-"""Calls are sent again only if certainly no server began them: then whole, and within their time limit."""
+"""Calls are retried only if certainly no server began them: then whole, and within their deadline."""
 
 import asyncio
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from peers import METHOD, Heard, Kept, Wire, cut, listening, until
+from peers import METHOD, FakeTransport, FrameReader, cut, listening, until
+from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, client, frames
 from erlab.gateway.wire.http2.connection import Connection
@@ -34,12 +35,12 @@ def answer(stream):
 
 @asynccontextmanager
 async def scripted(*scripts, **options):
-    """A channel to a server whose first connection follows the first script(writer, heard), and so on; the last one
-    is followed by all others. Yields it and the list of what each connection heard."""
+    """A channel to a server whose first connection runs the first script(writer, heard), and so on, and whose further
+    connections run the last. Yields the channel and the FrameReader of each connection."""
     connections = []
 
     async def talk(reader, writer):
-        heard = Heard(reader)
+        heard = FrameReader(reader)
         connections.append(heard)
         writer.write(settings({}))
         await scripts[min(len(connections), len(scripts)) - 1](writer, heard)
@@ -73,7 +74,7 @@ def whole(*messages):
     return b"".join(map(frames.message, messages)), True
 
 
-def test_a_refused_call_is_sent_again_whole():
+def test_a_refused_call_is_retried_whole():
     async def main():
         async def script(writer, heard):
             await heard.request(1)
@@ -81,16 +82,16 @@ def test_a_refused_call_is_sent_again_whole():
             await good(writer, heard)
 
         async with scripted(script) as (channel, connections):
-            kept = Kept()
-            assert await outcome(channel.begin(METHOD, kept, data=b"question")) is CODE.OK
+            receiver = RecordingReceiver()
+            assert await outcome(channel.begin(METHOD, receiver, data=b"question")) is CODE.OK
         [heard] = connections
-        assert kept.messages == [b"hello"]
+        assert receiver.messages == [b"hello"]
         assert sent(heard, 1) == sent(heard, 3) == whole(b"question")
 
     asyncio.run(main())
 
 
-def test_a_refused_call_of_many_messages_is_sent_again_with_all_of_them():
+def test_a_refused_call_is_retried_with_all_its_messages():
     async def main():
         async def script(writer, heard):
             await heard.request(1)
@@ -98,7 +99,7 @@ def test_a_refused_call_of_many_messages_is_sent_again_with_all_of_them():
             await good(writer, heard)
 
         async with scripted(script) as (channel, connections):
-            call = channel.begin(METHOD, Kept())
+            call = channel.begin(METHOD, RecordingReceiver())
             call.send(b"one")
             await until(lambda: connections and connections[0].frames)
             call.send(b"two")
@@ -110,8 +111,8 @@ def test_a_refused_call_of_many_messages_is_sent_again_with_all_of_them():
 
 
 @pytest.mark.parametrize("messages", [0, 1, 3])
-def test_a_call_that_was_begun_is_not_sent_again_though_refused(messages):
-    """63 tokens for 10 asked, the second time with an empty request, came of it."""
+def test_a_call_with_a_response_is_not_retried_when_refused(messages):
+    """A retry would append a second answer to the first."""
 
     async def main():
         async def script(writer, heard):
@@ -120,16 +121,16 @@ def test_a_call_that_was_begun_is_not_sent_again_though_refused(messages):
             await good(writer, heard)
 
         async with scripted(script) as (channel, connections):
-            kept = Kept()
-            assert await outcome(channel.begin(METHOD, kept, data=b"question")) is CODE.UNAVAILABLE
+            receiver = RecordingReceiver()
+            assert await outcome(channel.begin(METHOD, receiver, data=b"question")) is CODE.UNAVAILABLE
             assert await channel.unary(METHOD, b"other", timeout=60) == b"hello"  # by which time it would have been
-        assert kept.messages == [b"hello"] * messages
+        assert receiver.messages == [b"hello"] * messages
         assert {stream for *_, stream, _ in connections[0].frames} == {0, 1, 3}
 
     asyncio.run(main())
 
 
-def test_a_call_refused_for_ever_ends():
+def test_attempts_of_a_refused_call_are_bounded():
     async def main():
         async def script(writer, heard):
             while stream := await heard.request():
@@ -143,7 +144,7 @@ def test_a_call_refused_for_ever_ends():
     asyncio.run(main())
 
 
-def test_a_call_of_more_than_is_kept_is_not_sent_again():
+def test_a_request_beyond_replay_bytes_is_not_retried():
     async def main():
         async def script(writer, heard):
             await heard.until(lambda kind, *_: kind == frames.HEADERS)
@@ -152,7 +153,7 @@ def test_a_call_of_more_than_is_kept_is_not_sent_again():
             writer.write(reset(1, REFUSED))
 
         async with scripted(script) as (channel, connections):
-            call = channel.begin(METHOD, Kept())
+            call = channel.begin(METHOD, RecordingReceiver())
             await until(lambda: call.connection is not None)
             for _ in range(3):
                 call.send(bytes(client.REPLAY_BYTES // 2))
@@ -164,7 +165,7 @@ def test_a_call_of_more_than_is_kept_is_not_sent_again():
     asyncio.run(main())
 
 
-def test_the_time_limit_of_a_call_goes_on_when_it_is_sent_again():
+def test_a_retry_keeps_the_calls_deadline():
     async def main():
         async def script(writer, heard):
             await heard.request(1)
@@ -173,7 +174,7 @@ def test_the_time_limit_of_a_call_goes_on_when_it_is_sent_again():
             await good(writer, heard)
 
         async with scripted(script) as (channel, connections):
-            assert await outcome(channel.begin(METHOD, Kept(), data=b"", timeout=30)) is CODE.OK
+            assert await outcome(channel.begin(METHOD, RecordingReceiver(), data=b"", timeout=30)) is CODE.OK
         first, second = (
             int(payload.partition(b"grpc-timeout")[2][1:].rstrip(b"m"))
             for kind, _, _, payload in connections[0].frames
@@ -187,12 +188,15 @@ def test_the_time_limit_of_a_call_goes_on_when_it_is_sent_again():
                 writer.write(reset(stream, REFUSED))
 
         async with scripted(refuse) as (channel, _):
-            assert await outcome(channel.begin(METHOD, Kept(), data=b"", timeout=0.5)) is CODE.DEADLINE_EXCEEDED
+            assert (
+                await outcome(channel.begin(METHOD, RecordingReceiver(), data=b"", timeout=0.5))
+                is CODE.DEADLINE_EXCEEDED
+            )
 
     asyncio.run(main())
 
 
-def test_when_the_server_goes_away_what_it_did_not_begin_is_sent_to_the_next_and_the_rest_goes_on():
+def test_goaway_retries_unprocessed_calls_and_lets_others_finish():
     async def main():
         second = asyncio.Event()
 
@@ -204,20 +208,20 @@ def test_when_the_server_goes_away_what_it_did_not_begin_is_sent_to_the_next_and
             writer.write(body(1) + end(1))
 
         async with scripted(leaving, good) as (channel, connections):
-            kept = [Kept() for _ in range(3)]
-            calls = [channel.begin(METHOD, k, data=b"%d" % i) for i, k in enumerate(kept)]
+            receivers = [RecordingReceiver() for _ in range(3)]
+            calls = [channel.begin(METHOD, k, data=b"%d" % i) for i, k in enumerate(receivers)]
             assert [await outcome(call) for call in calls[1:]] == [CODE.OK] * 2
             second.set()
             assert await outcome(calls[0]) is CODE.OK
             assert await asyncio.wait_for(connections[0].until(lambda *_: False), 60) is None  # the old one is closed
-        assert [k.messages for k in kept] == [[b"hello"] * 2, [b"hello"], [b"hello"]]
+        assert [k.messages for k in receivers] == [[b"hello"] * 2, [b"hello"], [b"hello"]]
         assert [sent(connections[1], stream) for stream in (1, 3)] == [whole(b"1"), whole(b"2")]
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("error", [frames.NO_ERROR, frames.ENHANCE_YOUR_CALM])
-def test_when_the_server_goes_away_before_all_calls_all_are_sent_again(error):
+def test_goaway_before_all_calls_retries_all(error):
     async def main():
         async def leaving(writer, heard):
             for stream in (1, 3):
@@ -226,24 +230,24 @@ def test_when_the_server_goes_away_before_all_calls_all_are_sent_again(error):
             writer.close()
 
         async with scripted(leaving, good) as (channel, connections):
-            calls = [channel.begin(METHOD, Kept(), data=b"%d" % i) for i in range(2)]
+            calls = [channel.begin(METHOD, RecordingReceiver(), data=b"%d" % i) for i in range(2)]
             assert [await outcome(call) for call in calls] == [CODE.OK] * 2
         assert [sent(connections[1], stream) for stream in (1, 3)] == [whole(b"0"), whole(b"1")]
 
     asyncio.run(main())
 
 
-def test_a_call_that_began_is_not_sent_again_whatever_goaway_says():
+def test_a_call_with_a_response_is_not_retried_after_goaway():
     async def main():
         async def leaving(writer, heard):
             await heard.request(1)
             writer.write(begin(1) + body(1) + goaway(0, 0, "tired"))
 
         async with scripted(leaving, good) as (channel, connections):
-            kept = Kept()
+            receiver = RecordingReceiver()
             with pytest.raises(Failed, match="UNAVAILABLE: the server goes away: tired"):
-                await channel.begin(METHOD, kept, data=b"").ended()
-            assert kept.messages == [b"hello"] and len(connections) == 1
+                await channel.begin(METHOD, receiver, data=b"").ended()
+            assert receiver.messages == [b"hello"] and len(connections) == 1
 
     asyncio.run(main())
 
@@ -259,7 +263,7 @@ def test_a_drain_in_two_steps_loses_no_call():
             writer.write(goaway(1, 0) + answer(1))
 
         async with scripted(leaving, good) as (channel, connections):
-            call = channel.begin(METHOD, Kept(), data=b"")
+            call = channel.begin(METHOD, RecordingReceiver(), data=b"")
             await until(lambda: connections and any(kind == frames.PING for kind, *_ in connections[0].frames))
             assert await channel.unary(METHOD, b"", timeout=60) == b"hello"  # no stream begins on the old one
             assert await outcome(call) is CODE.OK
@@ -268,7 +272,7 @@ def test_a_drain_in_two_steps_loses_no_call():
     asyncio.run(main())
 
 
-def test_a_server_that_always_goes_away_ends_the_call():
+def test_attempts_after_goaway_are_bounded():
     async def main():
         async def leaving(writer, heard):
             await heard.request(1)
@@ -282,30 +286,30 @@ def test_a_server_that_always_goes_away_ends_the_call():
     asyncio.run(main())
 
 
-def test_a_connection_that_is_lost_ends_its_calls_and_the_next_call_makes_another():
+def test_a_lost_connection_fails_its_calls_and_the_next_call_reconnects():
     async def main():
         async def lost(writer, heard):
             await heard.request(1)
             writer.close()
 
         async with scripted(lost, good) as (channel, connections):
-            assert await outcome(channel.begin(METHOD, Kept(), data=b"")) is CODE.UNAVAILABLE
+            assert await outcome(channel.begin(METHOD, RecordingReceiver(), data=b"")) is CODE.UNAVAILABLE
             assert await channel.unary(METHOD, b"", timeout=60) == b"hello"
             assert len(connections) == 2
 
     asyncio.run(main())
 
 
-def test_a_call_of_which_nothing_was_written_is_sent_again():
+def test_an_unwritten_call_is_retried():
     async def main():
         async with scripted(good) as (channel, connections):
             dead = Connection(channel.window, channel._go_on)
-            dead.connection_made(wire := Wire())
+            dead.connection_made(wire := FakeTransport())
             await asyncio.sleep(0)
             channel._connection = dead
-            written, unwritten = channel.begin(METHOD, Kept(), data=b"one"), None
+            written, unwritten = channel.begin(METHOD, RecordingReceiver(), data=b"one"), None
             await asyncio.sleep(0)
-            unwritten = channel.begin(METHOD, Kept(), data=b"two")
+            unwritten = channel.begin(METHOD, RecordingReceiver(), data=b"two")
             wire.closed = True
             dead.connection_lost(ConnectionResetError("reset"))
             assert (await outcome(written), await outcome(unwritten)) == (CODE.UNAVAILABLE, CODE.OK)
@@ -316,7 +320,7 @@ def test_a_call_of_which_nothing_was_written_is_sent_again():
 
 
 @pytest.mark.parametrize("when", ["refused", "full", "connecting"])
-def test_a_closed_channel_ends_calls_that_wait(when):
+def test_closing_a_channel_ends_waiting_calls(when):
     async def main():
         async def script(writer, heard):
             writer.write(settings({frames.MAX_CONCURRENT_STREAMS: 0 if when == "full" else 9}))
@@ -324,7 +328,7 @@ def test_a_closed_channel_ends_calls_that_wait(when):
                 writer.write(reset(stream, REFUSED))
 
         async with scripted(script) as (channel, connections):
-            call = channel.begin(METHOD, Kept(), data=b"")
+            call = channel.begin(METHOD, RecordingReceiver(), data=b"")
             if when == "refused":
                 await until(lambda: call._attempts)
             elif when == "full":

@@ -11,7 +11,8 @@ import grpc
 import pytest
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
-from peers import METHOD, Heard, Kept, listening
+from peers import METHOD, FrameReader, listening
+from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, frames
 from erlab.gateway.wire.http2.frames import (
@@ -365,7 +366,7 @@ def test_a_server(sends, outcome):
         connections = []
 
         async def talk(reader, writer):
-            heard = Heard(reader)
+            heard = FrameReader(reader)
             connections.append(heard)
             writer.write(FIRST)
             await heard.request(1)
@@ -377,16 +378,16 @@ def test_a_server(sends, outcome):
 
         async with listening(talk) as address:
             async with Channel(address) as channel:
-                kept, code = Kept(), CODE.OK
+                receiver, code = RecordingReceiver(), CODE.OK
                 try:
-                    await channel.begin(METHOD, kept, data=b"hi", timeout=60).ended()
+                    await channel.begin(METHOD, receiver, data=b"hi", timeout=60).ended()
                 except Failed as failed:
                     code = failed.code
                 if isinstance(outcome, Ends):
                     assert await channel.unary(METHOD, b"more", timeout=60) == b"again"
             [heard] = connections
             await asyncio.wait_for(heard.over.wait(), 60)
-        return code, kept.messages, heard.frames
+        return code, receiver.messages, heard.frames
 
     code, messages, heard = asyncio.run(main())
     last_kind, _, _, last = heard[-1]

@@ -84,7 +84,7 @@ def plain_run(times: StepTimes, batching: Batching, max_batch: int, pool_tokens:
         batch, total = len(running), sum(r["cached"] for r in running)
         context = total // batch if batch else 0
         if chunks:
-            now += times.mixed(batch, context, len(chunks), sum(chunks), begun, len(ended))
+            now += times.mixed(batch, context, len(chunks), sum(chunks), (begun,) if begun else (), len(ended))
         else:
             now += times.decode(batch, context)
         if log is not None:

@@ -1,5 +1,6 @@
 """`erlab gpu` and `erlab simulate`: measurements on one local GPU, simulations of the DGX H100."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -135,6 +136,20 @@ def simulate(
             help="Routing policy of a router system, such as spill (default: nearest).", callback=options.POLICY
         ),
     ] = None,
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-caching", help="With --trace: keep prompts in the KV cache for later ones with the same prefix ids."
+        ),
+    ] = False,
+    prefix_pool: Annotated[
+        int | None,
+        typer.Option(
+            help="With --prefix-caching: most tokens of unused prompts that are kept (default: all that fit).",
+            parser=options.whole,
+            callback=options.number("be a whole number from 0", lambda tokens: tokens >= 0),
+        ),
+    ] = None,
     steps: Annotated[str, typer.Option(help="Step times: measured (kernels) or roofline (lower bound).")] = "measured",
     cluster: Annotated[
         str | None,
@@ -157,6 +172,7 @@ def simulate(
       erlab simulate --system D --users 400 --kv-gib 4.5 --policy spill
       erlab simulate --system E --rate 40 --duration 10min --warmup 1min
       erlab simulate --system E --trace azure.csv --speed 10 --policy least_outstanding
+      erlab simulate --system E --trace mooncake.jsonl --context 32768 --prefix-caching --policy longest_prefix
       erlab simulate --system TP8 --paper v1 --era none
     """
     from erlab import simulation
@@ -171,6 +187,15 @@ def simulate(
         users, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
         think, warmup,
     )  # fmt: skip
+    if prefix_caching and (shape.trace is None or shape.trace.prefix is None):
+        raise ErlabError("--prefix-caching needs a --trace with prefix ids on every request.")
+    if prefix_pool is not None and not prefix_caching:
+        raise ErlabError(f"--prefix-pool is for --prefix-caching, which is missing. Got {prefix_pool}.")
+    if policy == "longest_prefix" and not prefix_caching:
+        raise ErlabError("--policy longest_prefix needs --prefix-caching.")
+    if prefix_caching:
+        cache = replace(setup.batching, prefix_caching=True, prefix_pool=prefix_pool)
+        setup = replace(setup, batching=cache)
     if shape == Load():
         counts = users or paper.LOADS
         found = simulation.sweep({system: simulated}, counts, setup=setup, seed=seed, cluster=cluster, policy=policy)
@@ -188,4 +213,8 @@ def simulate(
     printed.table(title, table.astype(object))
     if shape != Load():
         loads.note_cut(found.runs)
+    if prefix_caching:
+        rates = found.runs["prefix_cache"].item()
+        shares = f"{rates['hit_rate']:.1%} of the prompt tokens; an infinite cache {rates['infinite_hit_rate']:.1%}"
+        printed.line(f"Prefix cache: {shares}.")
     printed.line(out)

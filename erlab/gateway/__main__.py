@@ -33,7 +33,7 @@ from erlab.gateway.passthrough import passing
 from erlab.gateway.server import Settings, serving
 from erlab.gateway.workers import working
 from erlab.routing import CompiledRouter
-from erlab.routing.policies import POLICIES
+from erlab.routing.policies import POLICIES, SIMULATED
 from erlab.spec import require
 
 EXPERTS = "one or more: models of --upstream, grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL (OpenAI-compatible)"
@@ -74,7 +74,7 @@ def _arguments() -> argparse.Namespace:
     experts = parser.add_argument_group("experts and policy")
     experts.add_argument("--upstream", metavar="HOST:PORT", help="gRPC address of the Triton server")
     experts.add_argument("--experts", required=True, metavar="A,B,...", help=EXPERTS)
-    policies = ", ".join(POLICIES)
+    policies = ", ".join(name for name in POLICIES if name not in SIMULATED)
     experts.add_argument("--policy", default="nearest", help=f"routing policy: {policies} (default nearest)")
     experts.add_argument("--generalist", metavar="MODEL", help="expert for outliers (policy outlier)")
     experts.add_argument("--strong", metavar="MODEL", help="expert for difficult prompts (policy strong_weak)")

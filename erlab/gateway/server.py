@@ -22,7 +22,7 @@ from erlab.gateway.wire.kserve_face import KServeFace
 from erlab.gateway.wire.openai_face import Site, application, hosts_answered
 from erlab.gateway.wire.upstreams import Upstreams
 from erlab.routing import CompiledRouter
-from erlab.routing.policies import POLICIES
+from erlab.routing.policies import POLICIES, SIMULATED
 from erlab.spec import require
 
 _logger = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ async def serving(router: CompiledRouter, settings: Settings) -> AsyncIterator[d
 
 def check_settings(settings: Settings) -> None:
     """Raise ErlabError unless the policy exists and has the special expert that it needs, if any."""
-    require(settings.policy in POLICIES, "--policy", "the gateway", f"be one of {', '.join(POLICIES)}", settings.policy)
+    known = [name for name in POLICIES if name not in SIMULATED]
+    require(settings.policy in known, "--policy", "the gateway", f"be one of {', '.join(known)}", settings.policy)
     threshold = settings.threshold
     fits = threshold is None or (settings.policy == "strong_weak" and 0 <= threshold <= 1)
     require(fits, "--threshold", "the gateway", "be from 0 to 1, and only where --policy is strong_weak", threshold)

@@ -28,6 +28,7 @@ class Fleet:
         up: Whether each expert is available.
         generalist: Index of the expert for prompts that fit no cluster, or None.
         strong: Index of the expert for difficult prompts, or None.
+        cached: Tokens of the prompt that each expert's prefix cache has, or None if unknown.
     """
 
     experts: Sequence[int]
@@ -35,6 +36,7 @@ class Fleet:
     up: Sequence[bool]
     generalist: int | None = None
     strong: int | None = None
+    cached: Sequence[int] | None = None
 
 
 Policy = Callable[[Row, Fleet, int], int]
@@ -67,15 +69,22 @@ def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: i
             up; at least 1, so that some expert always meets the bound.
         free: Unfinished requests that are always allowed.
     """
-    ranked = _ranked(row, fleet)
-    load = sum(fleet.outstanding[e] for e in ranked) + 1
-    bound = max(free, math.ceil(factor * load / len(ranked)))
-    return next(e for e in ranked if fleet.outstanding[e] + 1 <= bound)
+    return _within_bound(_ranked(row, fleet), fleet, factor, free)[0]
 
 
 def least_outstanding(row: Row, fleet: Fleet, ticket: int = 0) -> int:
     """Choose the expert with the fewest unfinished requests, the nearest among equals."""
     return min(_ranked(row, fleet), key=fleet.outstanding.__getitem__)
+
+
+def longest_prefix(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
+    """Choose the expert that has cached most of the prompt, the nearest among equals, within the bound of `spill`.
+
+    Other experts than the nearest answer, so experts should be replicas of one model.
+    """
+    if fleet.cached is None:
+        return nearest(row, fleet)
+    return max(_within_bound(_ranked(row, fleet), fleet, factor, free), key=fleet.cached.__getitem__)
 
 
 def two_choices(row: Row, fleet: Fleet, ticket: int = 0) -> int:
@@ -116,10 +125,20 @@ def strong_weak(row: Row, fleet: Fleet, ticket: int = 0, threshold: float = 0.5)
 
 POLICIES: dict[str, Policy] = {
     policy.__name__: policy
-    for policy in (nearest, outlier, spill, least_outstanding, two_choices, round_robin, random, strong_weak)
-}
-# Field of `Fleet` with the special expert that a policy needs; without this expert the policy equals `nearest`.
-SPECIAL_EXPERTS = {"outlier": "generalist", "strong_weak": "strong"}
+    for policy in (
+        nearest, outlier, spill, least_outstanding, two_choices, round_robin, random, strong_weak, longest_prefix
+    )
+}  # fmt: skip
+# Field of `Fleet` that a policy needs; without it the policy equals `nearest`.
+NEEDS = {"outlier": "generalist", "strong_weak": "strong", "longest_prefix": "cached"}
+SIMULATED = ("longest_prefix",)  # policies that need what only the simulation knows
+
+
+def _within_bound(ranked: list[int], fleet: Fleet, factor: float, free: int) -> list[int]:
+    """Return the experts whose unfinished requests stay within the bound of `spill`, in the same order."""
+    load = sum(fleet.outstanding[e] for e in ranked) + 1
+    bound = max(free, math.ceil(factor * load / len(ranked)))
+    return [e for e in ranked if fleet.outstanding[e] + 1 <= bound]
 
 
 def _ranked(row: Row, fleet: Fleet) -> list[int]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import add
 
+from erlab.simulation.prefixes import PrefixCache
 from erlab.simulation.steptimes import MAX_BATCH, MAX_TOKENS, StepTimes
 from erlab.spec import require
 
@@ -41,6 +42,8 @@ class Batching:
         policy: KV cache policy, one of `KV_POLICIES`.
         block_tokens: Tokens per KV cache block.
         schedules_ahead: Whether a batch is chosen while the one before it runs.
+        prefix_caching: Whether prompts that begin like earlier ones are prefilled in part (`erlab.simulation.prefixes`).
+        prefix_pool: Most tokens of unused prompts that the KV cache keeps; None for all that it has room for.
     """
 
     max_num_tokens: int = 8192
@@ -48,12 +51,17 @@ class Batching:
     policy: str = "guaranteed_no_evict"
     block_tokens: int = 64
     schedules_ahead: bool = False
+    prefix_caching: bool = False
+    prefix_pool: int | None = None
 
     def __post_init__(self):
         allowed = f"be 1 to {MAX_TOKENS}, the range of the step times"
         require(1 <= self.max_num_tokens <= MAX_TOKENS, "max_num_tokens", "Batching", allowed, self.max_num_tokens)
         require(self.block_tokens >= 1, "block_tokens", "Batching", "be at least 1", self.block_tokens)
         require(self.policy in KV_POLICIES, "policy", "Batching", f"be one of {', '.join(KV_POLICIES)}", self.policy)
+        pool = self.prefix_pool
+        allowed = "be at least 0 tokens, and only with prefix_caching"
+        require(pool is None or (self.prefix_caching and pool >= 0), "prefix_pool", "Batching", allowed, pool)
 
 
 @dataclass
@@ -67,6 +75,9 @@ class Requests:
         last: Times of last tokens, ns; -1 before.
         widest: Tokens of the longest prompt.
         longest: Largest sum of prompt and output tokens.
+        blocks: Ids of the blocks of each prompt that later requests can use, for prefix caching.
+        unit: Tokens of these blocks.
+        hits: Prompt tokens that were cached when the request started; -1 before.
     """
 
     prompt: list[int]
@@ -75,11 +86,17 @@ class Requests:
     last: array
     widest: int
     longest: int
+    blocks: list[tuple[int, ...]] | None = None
+    unit: int = 0
+    hits: array | None = None
 
     @classmethod
-    def of(cls, prompt: list[int], output: list[int]) -> "Requests":
+    def of(
+        cls, prompt: list[int], output: list[int], blocks: list[tuple[int, ...]] | None = None, unit: int = 0
+    ) -> "Requests":
         unset = array("q", [-1]) * len(prompt)
-        return cls(list(prompt), list(output), unset, unset[:], max(prompt), max(map(add, prompt, output)))
+        longest = max(map(add, prompt, output))
+        return cls(list(prompt), list(output), unset, unset[:], max(prompt), longest, blocks, unit, unset[:])
 
 
 class SimulatedEngine:
@@ -141,6 +158,12 @@ class SimulatedEngine:
         self._prefilled: list[int] = []  # requests whose prompt ends with this iteration
         self._begun = self._before = 0  # start of the stretch, and of the last finished iteration
         self._steps = 0  # its iterations
+        self._cache, self._per = None, 0  # prefix cache, KV blocks per block of it
+        if batching.prefix_caching:
+            require(requests.blocks is not None, "prefix_caching", "Batching", "be left out without known prefixes", True)
+            pool = batching.prefix_pool
+            self._cache = PrefixCache(None if pool is None else pool // requests.unit)
+            self._per = requests.unit // batching.block_tokens
         self._row: array | None = None  # cumulative sum of its iteration times
         self._at = self._begun_row = 0  # index in `_row` at which the stretch begins, and the entry there
 
@@ -149,6 +172,10 @@ class SimulatedEngine:
         """Number of waiting and running requests."""
         waiting = len(self.queue) + len(self._coming)
         return waiting + self.running + len(self._prefilled) + (self._partial is not None)
+
+    @property
+    def caches_prefixes(self) -> bool:
+        return self._cache is not None
 
     def arrive(self, request: int, now: int) -> bool:
         """Queue a request; return whether a new event is due."""
@@ -177,6 +204,8 @@ class SimulatedEngine:
             self._let_in(now)
         evicted = self._evicts and self._make_room()
         prompts = 0
+        if self._cache:
+            self._cache.shrink(self.free // self._per)
         if self.queue or self._partial is not None:
             prompts, tokens, begun = self._admit(evicted)
         self._begun = now
@@ -230,59 +259,78 @@ class SimulatedEngine:
             left = end - self._iteration
             done = self._requests.output[request] - left
             held = self._requests.prompt[request] + done - 1
-            self._forget(held)
+            self._forget(request, held)
             self._requests.prompt[request] += done
             self._requests.output[request] = left
             self.queue.appendleft(request)
             evicted = True
         return evicted
 
-    def _forget(self, held: int) -> None:
+    def _forget(self, request: int, held: int) -> None:
         """Remove a sequence with `held` cached tokens and free its blocks."""
         self.running -= 1
         self.context -= held
+        if self._cache:  # its blocks that others use are not freed
+            blocks = self._requests.blocks[request]
+            self.free += self._per * (self._cache.release(blocks) - len(blocks))
         if self._evicts:
             self.free += -(-held // self._block)
             self._grows[(self._iteration - held) % self._block] -= 1
         else:
             self.free += -(-(held + 1) // self._block)  # it has finished; its last token is not cached
 
-    def _admit(self, evicted: bool) -> tuple[int, int, int]:
-        """Take prompts; return number, new tokens, first one's cached tokens."""
+    def _admit(self, evicted: bool) -> tuple[int, int, list[int]]:
+        """Take prompts; return number, new tokens, and the cached tokens of those that have some."""
         budget, sequences = self._budget - self.running, self.running
-        prompts = tokens = begun = 0
+        prompts = tokens = 0
+        begun = []
         prompt, output = self._requests.prompt, self._requests.output
         if self._partial is not None:
-            request, begun = self._partial
-            tokens = min(budget, prompt[request] - begun)
+            request, cached = self._partial
+            begun.append(cached)
+            tokens = min(budget, prompt[request] - cached)
             prompts, budget, sequences = 1, budget - tokens, sequences + 1
-            self._partial = (request, begun + tokens)
-            if begun + tokens == prompt[request]:
+            self._partial = (request, cached + tokens)
+            if cached + tokens == prompt[request]:
                 self._partial = None
                 self._prefilled.append(request)
         queue = self.queue
         while queue and not evicted and self._partial is None and sequences < self._max_batch and budget > 0:
             request = queue[0]
-            length = prompt[request]
+            hit = self.cached(request) if self._cache else 0
+            length = prompt[request] - hit
             if length > budget and not self._chunked:
                 break
             if self._evicts:
-                blocks, room = -(-length // self._block), self.free - self._grows[self._iteration % self._block]
+                blocks, room = -(-prompt[request] // self._block), self.free - self._grows[self._iteration % self._block]
             else:
-                blocks, room = -(-(length + output[request]) // self._block), self.free
+                blocks, room = -(-(prompt[request] + output[request]) // self._block), self.free
+            if self._cache:
+                blocks -= self._per * self._cache.used(self._requests.blocks[request])
             if blocks > room:
                 break
             queue.popleft()
             self.free -= blocks
+            if self._cache:
+                self._cache.acquire(self._requests.blocks[request])
+                self._cache.shrink(self.free // self._per)
+                if self._requests.hits[request] < 0:
+                    self._requests.hits[request] = hit
+            if hit:
+                begun.append(hit)
             if length <= budget:
                 self._prefilled.append(request)
             else:
                 length = budget
-                self._partial = (request, length)
+                self._partial = (request, hit + length)
             prompts, tokens, budget, sequences = prompts + 1, tokens + length, budget - length, sequences + 1
         if self.free < self.least_free:
             self.least_free = self.free
         return prompts, tokens, begun
+
+    def cached(self, request: int) -> int:
+        """Return the tokens of a request's prompt that the prefix cache has."""
+        return self._cache.hits(self._requests.blocks[request]) * self._requests.unit if self._cache else 0
 
     def finish(self) -> list[int]:
         """Apply the stretch that ends now; return completed requests in order."""
@@ -306,7 +354,7 @@ class SimulatedEngine:
                 if active.get(request) != end:
                     continue  # an evicted request
                 del active[request]
-            self._forget(prompts[request] + outputs[request] - 1)
+            self._forget(request, prompts[request] + outputs[request] - 1)
             done.append(request)
         for request in self._prefilled:
             if requests.first[request] < 0:
@@ -317,7 +365,7 @@ class SimulatedEngine:
             if evicts:
                 self._grows[(iteration - held) % self._block] += 1
             if output == 1:
-                self._forget(held)
+                self._forget(request, held)
                 done.append(request)
             else:
                 end = iteration + output - 1

@@ -15,6 +15,7 @@ True
 """
 
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,7 +81,9 @@ class StepTimes:
         row = self.row(batch)
         return row[context + 1] - row[context]
 
-    def mixed(self, batch: int, context: int, prompts: int, tokens: int, begun: int = 0, finished: int = 0) -> int:
+    def mixed(
+        self, batch: int, context: int, prompts: int, tokens: int, begun: Sequence[int] = (), finished: int = 0
+    ) -> int:
         """Return the time (ns) of an iteration that decodes and prefills.
 
         Args:
@@ -88,7 +91,7 @@ class StepTimes:
             context: Their mean context, tokens.
             prompts: Prompts that are prefilled.
             tokens: Prompt tokens that are prefilled, over all prompts.
-            begun: Tokens of the first prompt that earlier iterations have cached.
+            begun: Tokens that are cached already, of each prompt that has some.
             finished: Prompts that end in this iteration and get their first token.
         """
         rows = self._attention.get(prompts)
@@ -96,8 +99,8 @@ class StepTimes:
             rows = self._attention[prompts] = self._prefill_row(prompts)
         mean = tokens // prompts
         extra = self._body[batch + tokens] + self._logits[batch + finished] - self._unattended[batch] + rows[mean]
-        if begun:
-            extra += self._cached(mean, begun)
+        for cached in begun:
+            extra += self._cached(mean, cached)
         prefill = round(self._prefill_factor * extra + self._overhead)
         if not batch:
             return prefill

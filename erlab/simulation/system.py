@@ -22,8 +22,8 @@ from erlab import paper
 from erlab.prompts.traffic import Traffic, closed_loop
 from erlab.results import records
 from erlab.routing.compiled import Row
-from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, Fleet
-from erlab.simulation import components, era, events
+from erlab.routing.policies import NEEDS, POLICIES, Fleet
+from erlab.simulation import components, era, events, prefixes
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Requests, SimulatedEngine
 from erlab.simulation.hardware import arithmetic, gpu, kv_pool_tokens
@@ -32,8 +32,8 @@ from erlab.spec import GIB, Expert, System, Workload, require
 
 
 def simulated_policies() -> tuple[str, ...]:
-    """Return the names of all policies whose choice does not need a generalist or a strong expert."""
-    return tuple(name for name in POLICIES if name not in SPECIAL_EXPERTS)
+    """Return the names of all policies that need neither a special expert nor prefix caches."""
+    return tuple(name for name in POLICIES if name not in NEEDS)
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ def simulate(
         delay, route = [0] * n, (traffic.user % system.count).tolist()
     chosen = events.run(engines, delay=delay, route=route, **plan)
     run = describe(system, traffic.users, setup, seed) | {"policy": policy if system.router else None}
+    if setup.batching.prefix_caching:
+        run["prefix_cache"] = prefixes.summary(requests.blocks, requests.unit, requests.hits, traffic.input_tokens)
     if system.router:
         columns |= {
             "expert": expert_names(system.name, system.count, chosen),
@@ -160,7 +162,10 @@ def simulate(
 
 def make_engines(system: System, traffic: Traffic, setup: Setup) -> tuple[Requests, list[SimulatedEngine]]:
     """Make a load's requests and the idle engines that share them."""
-    requests = Requests.of(traffic.input_tokens.tolist(), traffic.output_tokens.tolist())
+    prompt, known = traffic.input_tokens.tolist(), (None, 0)
+    if setup.batching.prefix_caching and traffic.prefix is not None:
+        known = prefixes.blocks(traffic.prefix, prompt, traffic.block_tokens, setup.batching.block_tokens)
+    requests = Requests.of(prompt, traffic.output_tokens.tolist(), *known)
     times, pool = step_times(system.expert, setup), setup.pool(system.expert)
     limit = system.expert.max_batch_size
     engines = [SimulatedEngine(times, requests, setup.batching, limit, pool) for _ in range(system.count)]
@@ -230,9 +235,16 @@ def _routes(system, engines, rng, n, shares, decisions, policy):
     require(policy in POLICIES, "policy", "simulate", f"be one of {', '.join(POLICIES)}", policy)
     rows = decisions or [_row(c, known) for c in range(known)]
     owners = tuple(c % count for c in range(known))
-    fleet = Fleet(owners, _Outstanding(engines), [True] * count)
+    cached = _Cached(engines)
+    known = cached if engines[0].caches_prefixes else None
+    fleet = Fleet(owners, _Outstanding(engines), [True] * count, cached=known)
     decide, drawn = POLICIES[policy], drawn.tolist()
-    return (lambda i: decide(rows[drawn[i]], fleet, i)), columns
+
+    def route(request: int) -> int:
+        cached.request = request
+        return decide(rows[drawn[request]], fleet, request)
+
+    return route, columns
 
 
 class _Outstanding(Sequence):
@@ -246,6 +258,15 @@ class _Outstanding(Sequence):
 
     def __getitem__(self, i: int) -> int:
         return self._engines[i].unfinished
+
+
+class _Cached(_Outstanding):
+    """Live view of the tokens of one request's prompt that each engine has cached."""
+
+    request = 0
+
+    def __getitem__(self, i: int) -> int:
+        return self._engines[i].cached(self.request)
 
 
 def _row(cluster: int, clusters: int) -> Row:

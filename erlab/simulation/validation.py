@@ -313,7 +313,7 @@ def identities(setup: Setup = Setup(), seed: int = 0) -> pd.DataFrame:
     """
     expert = replace(paper.SYSTEMS["v2"]["E"].expert, max_input_tokens=512, max_output_tokens=128)
     times, engine = step_times(expert, setup), System("identity", "v2", expert, 1, router=False)
-    service = times.mixed(0, 0, 1, 512, 0, 1) + sum(times.decode(1, 512 + j) for j in range(127))
+    service = times.mixed(0, 0, 1, 512, (), 1) + sum(times.decode(1, 512 + j) for j in range(127))
 
     session = simulate(engine, traffic=fixed_lengths(1, 1, 512, 128), setup=setup).requests
     rows = [("one user: response time, s", (session["t_last"] - session["t_submit"]).iloc[0] / NS, service / NS)]
@@ -343,7 +343,7 @@ def bounds(setup: Setup = Setup(era=None), systems: dict[str, System] = paper.SY
         for step, duration in (
             ("decode, batch 1, context 500", lambda t: t.decode(1, 500)),
             ("decode, batch 256, context 500", lambda t: t.decode(256, 500)),
-            ("prefill 500 tokens", lambda t: t.mixed(0, 0, 1, 500, 0, 1)),
+            ("prefill 500 tokens", lambda t: t.mixed(0, 0, 1, 500, (), 1)),
         ):
             ms, limit = duration(times) / 1e6, duration(roofline) / 1e6
             rows.append({"system": name, "step": step, "ms": ms, "roofline_ms": limit, "ratio": ms / limit})
@@ -367,6 +367,6 @@ def interpolation(expert: Expert, setup: Setup = Setup(era=None), points: int = 
         compare("decode", batch, direct, times.decode(batch, context) / 1e6)
         prompts, mean = int(rng.integers(1, 9)), int(rng.integers(8, 1024))
         direct = parts.body(prompts * mean) + parts.logits(prompts) + parts.prefill(prompts, mean, 0)
-        compare("prefill", prompts * mean, direct, times.mixed(0, 0, prompts, prompts * mean, 0, prompts) / 1e6)
+        compare("prefill", prompts * mean, direct, times.mixed(0, 0, prompts, prompts * mean, (), prompts) / 1e6)
     return pd.DataFrame(rows)
 

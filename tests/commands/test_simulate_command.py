@@ -61,6 +61,11 @@ def test_loads_other_than_the_papers(simulate, tmp_path):
     found, output = run("--trace", tmp_path / "t.csv", "--speed", 2)
     assert found.requests["t_submit"].tolist() == [0, 2 * 10**9] and "1 request was longer" in output
     assert found.runs["load"].item()["source"] == "t.csv at 2 times the speed"
+    prompts = [f'{{"timestamp": {i}, "input_length": 1100, "output_length": 2, "hash_ids": [1, 2]}}' for i in range(4)]
+    (tmp_path / "m.jsonl").write_text("\n".join(prompts))
+    found, output = run("--trace", tmp_path / "m.jsonl", "--prefix-caching", "--policy", "longest_prefix")
+    assert found.runs["prefix_cache"].item()["hit_rate"] == pytest.approx(3 * 1024 / 4400)
+    assert "Prefix cache: 69.8% of the prompt tokens; an infinite cache 69.8%." in output
     found, _ = run("--users", 2, "--users", 3, "--think", "1s")
     assert found.requests["users"].unique().tolist() == [2, 3]
 
@@ -88,6 +93,9 @@ def test_version_1_has_its_own_systems(simulate):
         (("--system", "A", "--policy", "spill"), "--policy is for router systems, A is a baseline. Got 'spill'."),
         (("--system", "D", "--rate", 5, "--users", 3), "--users is for a closed loop and must not stand beside --rate."),
         (("--system", "D", "--rate", 5, "--cluster", "dask:a:1"), "--cluster simulates closed loops of the paper's"),
+        (("--system", "D", "--rate", 5, "--prefix-caching"), "--prefix-caching needs a --trace with prefix ids"),
+        (("--system", "D", "--users", 1, "--prefix-pool", 5), "--prefix-pool is for --prefix-caching"),
+        (("--system", "D", "--users", 1, "--policy", "longest_prefix"), "longest_prefix needs --prefix-caching"),
         (("--system", "D", "--trace", "/no/such"), "/no/such: cannot be read"),
         (("--system", "D", "--context", 99), "--context must be a whole number from 2048 to 32768. Got 99."),
         (("--system", "D", "--cluster", "slurm"), "must be dask:HOST:PORT or ray:HOST:PORT. Got 'slurm'."),

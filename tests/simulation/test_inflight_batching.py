@@ -95,7 +95,7 @@ def test_first_come_first_served(load):
 def test_single_request_takes_the_sum_of_its_iterations():
     """One prefill, then one iteration per token with a context that grows by one."""
     first, last, engine = fast_run(Batching(), 4, 1024, [dict(at=7, prompt=100, output=5)])
-    prefill = TIMES.mixed(0, 0, 1, 100, 0, 1)
+    prefill = TIMES.mixed(0, 0, 1, 100, (), 1)
     assert first == [7 + prefill]
     assert last == [7 + prefill + sum(TIMES.decode(1, c) for c in (100, 101, 102, 103))]
     assert engine._iteration == 5
@@ -121,14 +121,14 @@ def test_chunked_context_decodes_while_a_long_prompt_is_prefilled():
 def test_batch_chosen_ahead_excludes_requests_that_arrive_during_the_previous_one():
     """A request that arrives during an iteration joins the one after next, except during the first after idling."""
     requests = [dict(at=0, prompt=50, output=20), dict(at=0, prompt=50, output=20)]
-    prefill = TIMES.mixed(0, 0, 1, 50, 0, 1)
+    prefill = TIMES.mixed(0, 0, 1, 50, (), 1)
     requests[1]["at"] = prefill + 1  # during the first decode iteration
     decodes = [TIMES.decode(1, 50 + j) for j in range(20)]
-    joins = lambda n: prefill + sum(decodes[:n]) + TIMES.mixed(1, 50 + n, 1, 50, 0, 1)  # noqa: E731
+    joins = lambda n: prefill + sum(decodes[:n]) + TIMES.mixed(1, 50 + n, 1, 50, (), 1)  # noqa: E731
     assert fast_run(Batching(), 4, 1024, requests)[0] == [prefill, joins(1)]
     assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0] == [prefill, joins(2)]
     requests[1]["at"] = prefill - 1  # during the first iteration after idling
-    joined = prefill + TIMES.mixed(1, 50, 1, 50, 0, 1)
+    joined = prefill + TIMES.mixed(1, 50, 1, 50, (), 1)
     assert fast_run(Batching(schedules_ahead=True), 4, 1024, requests)[0][1] == joined
 
 

@@ -89,17 +89,17 @@ def test_bf16_equals_fp16_and_a_wide_kv_cache_changes_attention_only(tables):
 
 def test_mixed_iterations_take_longer_than_their_decoding():
     times = StepTimes(roofline(E, H100), 2048)
-    assert times.mixed(16, 500, 1, 200, 0, 1) > times.decode(16, 500)
-    assert times.mixed(16, 500, 2, 400, 0, 2) > times.mixed(16, 500, 1, 200, 0, 1)
-    assert times.mixed(0, 0, 1, 64, 900, 1) >= times.mixed(0, 0, 1, 64, 0, 1)  # cached tokens are attended to
+    assert times.mixed(16, 500, 1, 200, (), 1) > times.decode(16, 500)
+    assert times.mixed(16, 500, 2, 400, (), 2) > times.mixed(16, 500, 1, 200, (), 1)
+    assert times.mixed(0, 0, 1, 64, (900,), 1) >= times.mixed(0, 0, 1, 64, (), 1)  # cached tokens are attended to
 
 
 def test_era_scales_decoding_and_the_time_that_prefilling_adds():
     parts = roofline(E, H100)
     now, then = StepTimes(parts, 2048), StepTimes(parts, 2048, (2.0, 3.0))
     assert then.decode(8, 300) == pytest.approx(2 * now.decode(8, 300), abs=2)
-    extra = now.mixed(8, 300, 1, 500, 0, 1) - now.decode(8, 300)
-    assert then.mixed(8, 300, 1, 500, 0, 1) == pytest.approx(2 * now.decode(8, 300) + 3 * extra, abs=4)
+    extra = now.mixed(8, 300, 1, 500, (), 1) - now.decode(8, 300)
+    assert then.mixed(8, 300, 1, 500, (), 1) == pytest.approx(2 * now.decode(8, 300) + 3 * extra, abs=4)
     assert era.factors((1.5, 2.0), "FP8", 1) == (1.5, 2.0)
     assert era.factors("0.13", "INT8", 1) == era.factors("0.13", "FP16", 1)
     with pytest.raises(ErlabError, match="None or one of 0.13. Got '0.12'"):

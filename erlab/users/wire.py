@@ -21,7 +21,7 @@ class Responses:
     messages: list[bytes] = field(default_factory=list)
     code: str = "OK"
     details: str = ""
-    paused = False  # an `http2.client.Receiver` that never pauses
+    paused = False  # an `http2.calls.Receiver` that never pauses
 
     def message(self, data: bytes, now: int) -> None:
         self.times.append(now)

@@ -7,7 +7,7 @@ import pytest
 from peers import METHOD, FrameReader, listening
 from receivers import RecordingReceiver
 
-from erlab.gateway.wire.http2 import Channel, Failed, client, frames
+from erlab.gateway.wire.http2 import Channel, Failed, channel, frames
 from erlab.gateway.wire.http2.frames import DATA, END_STREAM, frame, header_frames, message, message_frame, settings
 from erlab.gateway.wire.http2.headers import block
 
@@ -179,7 +179,7 @@ def test_a_server_that_does_not_begin_with_settings_fails_the_call(sends, words)
     ],
 )
 def test_a_server_that_never_accepts_a_call_fails_it(sends, closes, words, monkeypatch):
-    monkeypatch.setattr(client, "CONNECT_SECONDS", 60.0 if closes or "settings" not in words else 0.2)
+    monkeypatch.setattr(channel, "CONNECT_SECONDS", 60.0 if closes or "settings" not in words else 0.2)
 
     async def main():
         async def talk(reader, writer):

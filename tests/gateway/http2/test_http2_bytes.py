@@ -48,7 +48,7 @@ async def feed(*pieces):
     await channel.__aexit__()
     connection.connection_lost(None)
     ends = await asyncio.gather(*(call.ended() for call in calls), return_exceptions=True)
-    assert not connection.streams and not connection.starved and not channel._waiting
+    assert not connection.calls and not connection.starved and not channel._waiting
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == 1
     return ends, [receiver.messages for receiver in receivers], sent, closed

@@ -203,7 +203,7 @@ def test_repeated_window_settings_in_one_read_are_applied_once():
                 flush()
                 return super().values()
 
-        conn.streams = Counted(conn.streams)
+        conn.calls = Counted(conn.calls)
         conn.data_received((settings({4: 2**16}) + settings({4: 2**17})) * 1000)
         assert flushes == 1 and not call.over
 
@@ -240,7 +240,7 @@ def test_ended_streams_do_not_wait_for_the_connections_window():
         assert len(conn.starved) == 49
         for call in calls:
             call.cancel()
-        assert not conn.starved and not conn.streams and not channel._waiting
+        assert not conn.starved and not conn.calls and not channel._waiting
 
     asyncio.run(main())
 

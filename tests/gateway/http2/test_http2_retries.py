@@ -8,7 +8,7 @@ import pytest
 from peers import METHOD, FakeTransport, FrameReader, cut, listening, until
 from receivers import RecordingReceiver
 
-from erlab.gateway.wire.http2 import Channel, Failed, client, frames
+from erlab.gateway.wire.http2 import Channel, Failed, calls, frames
 from erlab.gateway.wire.http2.connection import Connection
 from erlab.gateway.wire.http2.frames import END_STREAM, goaway, header_frames, message_frame, reset, settings
 from erlab.gateway.wire.http2.headers import block
@@ -139,7 +139,7 @@ def test_attempts_of_a_refused_call_are_bounded():
         async with scripted(script) as (channel, connections):
             with pytest.raises(Failed, match="UNAVAILABLE: the server reset the stream with REFUSED_STREAM"):
                 await channel.unary(METHOD, b"")
-        assert len({stream for *_, stream, _ in connections[0].frames if stream}) == 1 + client.ATTEMPTS
+        assert len({stream for *_, stream, _ in connections[0].frames if stream}) == 1 + calls.ATTEMPTS
 
     asyncio.run(main())
 
@@ -156,7 +156,7 @@ def test_a_request_beyond_replay_bytes_is_not_retried():
             call = channel.begin(METHOD, RecordingReceiver())
             await until(lambda: call.connection is not None)
             for _ in range(3):
-                call.send(bytes(client.REPLAY_BYTES // 2))
+                call.send(bytes(calls.REPLAY_BYTES // 2))
                 await call.resumed()
             call.half_close()
             assert await outcome(call) is CODE.UNAVAILABLE
@@ -281,7 +281,7 @@ def test_attempts_after_goaway_are_bounded():
         async with scripted(leaving) as (channel, connections):
             with pytest.raises(Failed, match="UNAVAILABLE: the server goes away: tired"):
                 await channel.unary(METHOD, b"")
-            assert len(connections) == 1 + client.ATTEMPTS
+            assert len(connections) == 1 + calls.ATTEMPTS
 
     asyncio.run(main())
 

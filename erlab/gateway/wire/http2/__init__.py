@@ -24,11 +24,11 @@ UNAVAILABLE. A call is OK only after HTTP status 200, content type application/g
 in the trailers.
 
 Not supported: TLS, proxies, name resolution, load balancing, compressed messages, keepalive pings, a server. Frames are
-RFC 9113's (`frames`, `connection`, `stream`), header compression is the library hpack's (`headers`), calls are gRPC's
-(`client`). tests/gateway/http2/test_rfc9113.py lists faults of servers and their outcomes.
+RFC 9113's (`frames`, `connection`), header compression is the library hpack's (`headers`), calls are gRPC's (`calls`).
+`channel` is the entry. tests/gateway/http2/test_rfc9113.py lists faults of servers and their outcomes.
 """
 
-from erlab.gateway.wire.http2.client import Channel
+from erlab.gateway.wire.http2.channel import Channel
 from erlab.gateway.wire.http2.headers import Failed
 
 __all__ = ["Channel", "Failed"]

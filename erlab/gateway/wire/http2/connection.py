@@ -1,4 +1,4 @@
-"""Client side of an HTTP/2 connection: frames, settings, flow-control windows.
+"""Client side of an HTTP/2 connection: frames, settings and flow-control windows.
 
 The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is the memory held
 for it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.calls import Call
 from erlab.gateway.wire.http2.frames import (
     ACK,
     CONTINUATION,
@@ -39,10 +40,9 @@ from erlab.gateway.wire.http2.frames import (
     ProtocolError,
 )
 from erlab.gateway.wire.http2.headers import HEADER_BYTES, RESIZE, Code, Decoder
-from erlab.gateway.wire.http2.stream import Stream
 
 _BUFFERED_BYTES = 512 * 2**10  # not yet accepted by the system, above which all senders pause
-_UNREAD_ANSWERS = 1000  # answers to PING and SETTINGS queued while the system accepts nothing
+_UNREAD_ANSWERS = 1000  # answers to PING and SETTINGS queued while the system accepts no bytes
 _BLOCK_FRAMES = 256  # most frames of a header block
 _SENT_FRAME_BYTES = 64 * 2**10  # payload of the largest frame sent where the server allows such
 _LINGER_SECONDS = 5.0  # for the server to read the last frames of a closed connection
@@ -61,22 +61,22 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, window: int, changed: Callable[[], None]):
         self.window, self._changed = window, changed
-        self.streams: dict[int, Stream] = {}
-        self.sendable = self.first_window = FIRST_WINDOW  # bytes that the server takes: of all; of each stream
-        self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server takes
-        self.starved: dict[Stream, None] = {}  # streams that wait for the connection's window, in order
-        self.choked = False  # the system takes no more
+        self.calls: dict[int, Call] = {}
+        self.sendable = self.first_window = FIRST_WINDOW  # bytes that the server accepts: on all streams; on each
+        self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server accepts
+        self.starved: dict[Call, None] = {}  # calls that wait for the connection's window, in order
+        self.choked = False  # the system accepts no more bytes
         # Empty when the server's settings are known, else why they never will be.
         self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
-        self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server takes
-        self._first_unwritten = 1  # number of the first stream of which nothing was given to the system
+        self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server accepts
+        self._first_unwritten = 1  # number of the first stream of which nothing was written
         self._receivable = LARGEST
         self._decode, self._rest = Decoder(), b""
         self._due: int | None = SETTINGS  # type of frame that has to come next
         self._block, self._block_frames, self._block_of, self._block_ends = bytearray(), 0, 0, 0
         self._resize = RESIZE  # begins the first header block
-        self._window_changed = False  # the first window of streams that are there
+        self._window_changed = False  # the first window, for the open streams
         self._out: list[bytes] = []
         self._unread = 0  # answers written while choked
 
@@ -93,23 +93,23 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_room(self) -> bool:
-        return len(self.streams) < self._most
+        return len(self.calls) < self._most
 
-    def begin(self, stream: Stream, block: bytes) -> None:
-        """Begin a stream with this header block."""
+    def begin(self, call: Call, block: bytes) -> int:
+        """Begin a call with this header block; returns its stream's number."""
         number, self._next = self._next, self._next + 2
         self._draining = self._draining or self._next >= LARGEST
-        self.streams[number] = stream
-        stream.begun(self, number)
+        self.calls[number] = call
         self.write(frames.header_frames(number, 0, self._resize + block))
         self._resize = b""
+        return number
 
-    def forget(self, stream: Stream) -> None:
-        """Let go of a stream that is over."""
-        self.streams.pop(stream.number, None)
+    def forget(self, call: Call) -> None:
+        """Remove a call that is over."""
+        self.calls.pop(call.number, None)
         if self.starved:
-            self.starved.pop(stream, None)
-        if self._draining and not self.streams:
+            self.starved.pop(call, None)
+        if self._draining and not self.calls:
             self.close()
         self._changed()
 
@@ -148,8 +148,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.choked, self._unread = False, 0
-        for stream in list(self.streams.values()):
-            stream.wake()
+        for call in list(self.calls.values()):
+            call.wake()
 
     def connection_lost(self, exception: Exception | None) -> None:
         self._end_streams(f"{exception or 'the server closed the connection'}")
@@ -158,8 +158,8 @@ class Connection(asyncio.Protocol):
         self._draining = True
         if not self.settled.done():
             self.settled.set_result(why)
-        for number, stream in list(self.streams.items()):
-            stream.on_lost(why, processed=number < self._first_unwritten)
+        for number, call in list(self.calls.items()):
+            call.on_lost(why, processed=number < self._first_unwritten)
         self._changed()
 
     def data_received(self, data: bytes) -> None:
@@ -178,11 +178,11 @@ class Connection(asyncio.Protocol):
                     break
                 payload = data[at + 9 : following]
                 number &= LARGEST
-                if kind == DATA and self._due is None and (stream := self.streams.get(number)):
+                if kind == DATA and self._due is None and (call := self.calls.get(number)):
                     self._receivable -= size
                     if flags & PADDED:
                         payload = frames.unpadded(payload, flags)
-                    stream.take(payload, size, flags & END_STREAM, now)
+                    call.take(payload, size, flags & END_STREAM, now)
                 else:
                     self._take(kind, flags, number, payload)
                 at = following
@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         words = "it answered in HTTP/1" if http1 else f"{error} ({frames.error_name(error.code)})"
         self._end_streams(f"the server does not speak HTTP/2: {words}")
 
-    # Frames other than DATA of a stream that is there
+    # Frames other than DATA of a call in progress
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._due == SETTINGS and (kind != SETTINGS or flags & ACK):
@@ -215,7 +215,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}")
         if kind in (DATA, HEADERS, RST_STREAM, WINDOW_UPDATE) and number and (number >= self._next or not number & 1):
             raise ProtocolError(PROTOCOL_ERROR, f"a frame of type {kind} for stream {number}, which never began")
-        stream = self.streams.get(number)  # None: one that is over, of which frames may still be on their way
+        call = self.calls.get(number)  # None: it is over, and frames of it may still arrive
         match kind:
             case frames.DATA:
                 self._receivable -= len(payload)
@@ -230,10 +230,10 @@ class Connection(asyncio.Protocol):
                     self._block_of, self._block_ends = number, flags & END_STREAM
             case frames.CONTINUATION:
                 self._continue(payload, flags)
-            case frames.PRIORITY if len(payload) != 5 and stream:
-                stream.fail(Code.INTERNAL, "the server sent a PRIORITY frame of another size", FRAME_SIZE_ERROR)
-            case frames.RST_STREAM if stream:
-                stream.on_reset(int.from_bytes(payload, "big"))
+            case frames.PRIORITY if len(payload) != 5 and call:
+                call.fail(Code.INTERNAL, "the server sent a PRIORITY frame of another size", FRAME_SIZE_ERROR)
+            case frames.RST_STREAM if call:
+                call.on_reset(int.from_bytes(payload, "big"))
             case frames.SETTINGS:
                 self._settle(flags, payload)
             case frames.PING if not flags & ACK:
@@ -241,12 +241,12 @@ class Connection(asyncio.Protocol):
             case frames.GOAWAY:
                 self._go_away(payload)
             case frames.WINDOW_UPDATE:
-                self._widen(number, stream, int.from_bytes(payload, "big") & LARGEST)
+                self._widen(number, call, int.from_bytes(payload, "big") & LARGEST)
 
     def _on_block(self, number: int, block: bytes, ends: int) -> None:
         head = self._decode(block)
-        if stream := self.streams.get(number):
-            stream.on_head(head, ends)
+        if call := self.calls.get(number):
+            call.on_head(head, ends)
 
     def _continue(self, part: bytes, flags: int) -> None:
         if self._due is None:
@@ -295,12 +295,12 @@ class Connection(asyncio.Protocol):
     def _change_windows(self) -> None:
         """Apply a new initial window to the open streams, once for all settings that arrived together."""
         self._window_changed = False
-        for stream in list(self.streams.values()):
-            if self.first_window + stream.sendable > LARGEST:
+        for call in list(self.calls.values()):
+            if self.first_window + call.sendable > LARGEST:
                 raise ProtocolError(FLOW_CONTROL_ERROR, "a setting makes the window of a stream too large")
-            stream.flush()
+            call.flush()
 
-    def _widen(self, number: int, stream: Stream | None, increment: int) -> None:
+    def _widen(self, number: int, call: Call | None, increment: int) -> None:
         if number == 0:
             self.sendable += increment
             if increment == 0:
@@ -312,14 +312,14 @@ class Connection(asyncio.Protocol):
                 waiting = next(iter(self.starved))
                 del self.starved[waiting]
                 waiting.flush()
-        elif stream:
-            stream.sendable += increment
+        elif call:
+            call.sendable += increment
             if increment == 0:
-                stream.fail(Code.INTERNAL, "the server sent a WINDOW_UPDATE frame of 0 bytes", PROTOCOL_ERROR)
-            elif self.first_window + stream.sendable > LARGEST:
-                stream.fail(Code.INTERNAL, "the server made the window of the stream too large", FLOW_CONTROL_ERROR)
+                call.fail(Code.INTERNAL, "the server sent a WINDOW_UPDATE frame of 0 bytes", PROTOCOL_ERROR)
+            elif self.first_window + call.sendable > LARGEST:
+                call.fail(Code.INTERNAL, "the server made the window of the stream too large", FLOW_CONTROL_ERROR)
             else:
-                stream.flush()
+                call.flush()
 
     def _go_away(self, payload: bytes) -> None:
         if len(payload) < 8:
@@ -327,8 +327,8 @@ class Connection(asyncio.Protocol):
         last, error = struct.unpack_from(">LL", payload)
         self._draining = True
         details = payload[8:].decode(errors="replace") or frames.error_name(error)
-        for number, stream in list(self.streams.items()):
+        for number, call in list(self.calls.items()):
             if number > last & LARGEST:
-                stream.on_lost(f"the server goes away: {details}", processed=False)
-        if not self.streams:
+                call.on_lost(f"the server goes away: {details}", processed=False)
+        if not self.calls:
             self.close()

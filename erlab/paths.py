@@ -1,5 +1,6 @@
 """Paths of the repository's folders and of a study's files. Nothing is created."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,12 @@ def results(profile: str, folder: str | Path | None = None) -> Path:
 def figures(folder: str | Path | None = None) -> Path:
     """Return the folder of figures: `folder` if given, else ``figures``."""
     return Path(folder).expanduser().resolve() if folder else FIGURES
+
+
+def names(files: Sequence[Path]) -> list[str]:
+    """Return a different short name for each file: its name, or its path where two have the same name."""
+    short = [file.stem for file in files]
+    return short if len(set(short)) == len(short) else [str(file.with_suffix("")) for file in files]
 
 
 class Folders:

@@ -91,6 +91,8 @@ for _command in (
     study.reproduce,
     results.figures,
     results.claims,
+    results.import_,
+    results.export,
     study.doctor,
     serving.serve,
     machines.gpu,
@@ -98,7 +100,7 @@ for _command in (
     serving.users,
     machines.simulate,
 ):
-    app.command()(_command)
+    app.command(_command.__name__.rstrip("_"))(_command)
 app.add_typer(outcomes.app, name="outcomes", cls=_Group)
 
 

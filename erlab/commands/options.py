@@ -126,6 +126,10 @@ PORT = number("be a whole number from 1 to 65535", lambda port: 1 <= port <= 655
 SHARE = number("be a number from 0 to 1", lambda share: 0 <= share <= 1)
 FOLDER = must("be a folder, new or there already", _is_folder)
 FILE = must("be a file, new or there already, where one can be written", _is_file)
+PARQUET = must(
+    "be a .parquet file, where one can be written (erlab export writes other formats)",
+    lambda path: path.suffix == ".parquet" and _is_file(path),
+)
 TRITON = must("be HOST:PORT with a port from 1 to 65535", lambda text: "://" not in text and _is_address(text))
 UPSTREAM = must("be http://HOST:PORT", lambda text: "://" in text and _is_address(text))
 
@@ -178,4 +182,4 @@ MoreRecords = Annotated[
     list[Path] | None,
     typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
 ]
-NewRecords = Annotated[Path, typer.Option("--out", help="File for the request records.", callback=FILE)]
+NewRecords = Annotated[Path, typer.Option("--out", help="Parquet file for the request records.", callback=PARQUET)]

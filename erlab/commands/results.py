@@ -1,4 +1,4 @@
-"""`erlab figures` and `erlab claims`: figures and verdicts from request records."""
+"""`erlab figures`, `claims`, `import` and `export`: figures and verdicts from request records, and other formats."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from erlab.commands import options, printed
-from erlab.commands.options import Figures, MoreRecords, Profile, RecordFiles
+from erlab.commands.options import Figures, MoreRecords, NewRecords, Profile, RecordFiles
 from erlab.errors import ErlabError
+from erlab.results.formats import FORMATS
 from erlab.serving import profiles
 
 
@@ -61,15 +62,14 @@ def figures(
 def _overlaid(files: list[Path]):
     """Read several records and name each after its file."""
     from erlab import figures as paper_figures
+    from erlab import paths
     from erlab.results import records
 
     if len(files) < 2:
         raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
     if len({file.resolve() for file in files}) < len(files):
         raise ErlabError(f"--overlay needs each of --records once. Got {', '.join(map(str, files))}.")
-    short = [file.stem for file in files]
-    names = short if len(set(short)) == len(files) else [str(file.with_suffix("")) for file in files]
-    return paper_figures.overlay({name: records.read(file) for name, file in zip(names, files)})
+    return paper_figures.overlay({name: records.read(file) for name, file in zip(paths.names(files), files)})
 
 
 def claims(
@@ -87,7 +87,7 @@ def claims(
     rows: Annotated[bool, typer.Option("--rows", help="Show also the numbers behind each verdict.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="File for the request records behind one claim.", metavar="FILE", callback=options.FILE),
+        typer.Option(help="File for the request records behind one claim.", metavar="FILE", callback=options.PARQUET),
     ] = None,
 ):
     """Test the paper's claims on request records: verdict, margin over the threshold, confidence.
@@ -114,6 +114,81 @@ def claims(
     if out:
         request_records.save(out, paper_claims.rows(found, chosen[0]))
         printed.line(f"{out}: test it again with erlab claims --id {chosen[0]} --records {out}")
+
+
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="Result files of one system.", metavar="FILE...")],
+    system: Annotated[
+        str, typer.Option(help="Name of the measured system in the records.", metavar="NAME", callback=options.TEXT)
+    ],
+    machine: Annotated[
+        str, typer.Option(help="Machine that it ran on, as figures name it.", metavar="TEXT", callback=options.TEXT)
+    ],
+    out: NewRecords = Path("imported.parquet"),
+):
+    """Convert results of other benchmark clients into request records.
+
+    The format is recognised by the content. Entries that are no request are left out and listed.
+    Files that are read (and versions that were tried on real files):
+
+    \b
+      CLIENTS
+
+    Example:
+
+    \b
+      erlab import profile_export.jsonl --system vLLM --machine "8 H100" --out vllm.parquet
+      erlab figures --records vllm.parquet --out my_figures
+    """
+    from erlab.results import imports, metrics, records
+
+    found = imports.read_all(files, system=system, machine=machine)
+    records.save(out, found)
+    columns = ["users", "requests", "failed", "ttft_median_s", "tpot_median_ms", "e2e_median_s", "output_throughput"]
+    clients = ", ".join(found.runs["client"].unique())
+    printed.table(f"{system}, measured by {clients}", metrics.summarise(found.requests)[columns].astype(object))
+    for run in found.runs.drop_duplicates("file").itertuples():
+        if run.left_out:
+            printed.line(f"{run.file}: left out: {run.left_out}")
+    printed.line(out)
+
+
+def _clients() -> str:
+    """List the clients whose results are read, one per line, and the versions whose files were tried."""
+    lines = [f"{client}: {form.file} ({form.tried or 'by its documentation'})" for client, form in FORMATS.items()]
+    return "\n      ".join(lines)
+
+
+import_.__doc__ = import_.__doc__.replace("CLIENTS", _clients())
+
+
+def export(
+    more: MoreRecords = None,
+    records: RecordFiles = None,
+    profile: Profile = "laptop",
+    form: Annotated[
+        str, typer.Option("--format", help="File format: csv, jsonl (null where unknown) or parquet.", metavar="FORMAT")
+    ] = "csv",
+    out: Annotated[
+        Path | None, typer.Option(help="File (default: records.FORMAT).", metavar="FILE", callback=options.FILE)
+    ] = None,
+):
+    """Write request records as CSV, JSON lines or one parquet file, one row per request.
+
+    Times are in ns since the start of the run.
+
+    Examples:
+
+    \b
+      erlab export --records data/results/laptop/records --out laptop.csv
+      erlab export run.parquet --format jsonl --out run.jsonl
+    """
+    from erlab.results import exports
+
+    if form not in exports.FORMATS:
+        raise ErlabError(f"--format must be one of {', '.join(exports.FORMATS)}. Got {form!r}.")
+    found = _read([*(records or ()), *(more or ())], profile)
+    printed.line(exports.write(found, out or Path(f"records.{form}"), form))
 
 
 def _read(files: list[Path] | None, profile: str):

@@ -9,7 +9,9 @@ muted set). No two series of a figure differ in hue alone, so a greyscale copy i
 """
 
 import contextlib
+import functools
 import io
+import logging
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure, SubFigure
@@ -36,7 +39,7 @@ _NARROW = 5.0  # inches: minimum width for panels side by side and for legible d
 DPI = 220
 GREY = "#555555"
 _RC = {
-    "font.family": "DejaVu Sans",  # shipped with matplotlib, so available on every machine
+    "font.family": ["DejaVu Sans"],  # shipped with matplotlib, so available on every machine
     "font.size": 7.5,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -67,6 +70,10 @@ _RC = {
 
 
 _SIZES = tuple(key for key, value in _RC.items() if isinstance(value, float | int) and not isinstance(value, bool))
+_WIDE_FONTS = (  # those that have Chinese, Japanese and Korean characters, where installed
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "IPAexGothic", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS",
+)  # fmt: skip
 _SCALED = tuple(key for key in _SIZES if key not in ("pdf.fonttype", "legend.handlelength", "legend.columnspacing"))
 _UNDATED = {  # format: savefig options that leave out the date and the software's version
     "pdf": dict(metadata={"CreationDate": None}),
@@ -75,6 +82,8 @@ _UNDATED = {  # format: savefig options that leave out the date and the software
     "pgf": {},
 }
 FORMATS = tuple(_UNDATED)
+# The backend itself escapes ^ and %.
+_LATEX = {ord(c): f"\\{c}" for c in "{}$&#_"} | {ord("\\"): "\\textbackslash{}", ord("~"): "\\textasciitilde{}"}
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,14 @@ def overlaid(look: Look, index: int) -> Look:
     return replace(look, dash=DASHES[index % len(DASHES)], filled=(index + index // len(DASHES)) % 2 == 0)
 
 
+@functools.cache
+def _families() -> list[str]:
+    """Return the fonts, in order: names of systems may have characters that the first lacks."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # many of them have no bold weight
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [*_RC["font.family"], *(name for name in _WIDE_FONTS if name in installed)]
+
+
 class Picture(Figure):
     """Figure that Jupyter displays without pyplot, which would keep it open."""
 
@@ -206,7 +223,7 @@ def scale() -> float:
 def context() -> Iterator[None]:
     """Apply the style; works as a context manager and as a decorator."""
     factor = scale()
-    with matplotlib.rc_context(_RC | {key: _RC[key] * factor for key in _SCALED}):
+    with matplotlib.rc_context(_RC | {"font.family": _families()} | {key: _RC[key] * factor for key in _SCALED}):
         yield
 
 
@@ -228,15 +245,20 @@ def render(fig: Figure, format: str) -> bytes:
 
 @contextlib.contextmanager
 def _pgf_without_latex() -> Iterator[None]:
-    """Measure the text of PGF files with matplotlib's font metrics instead of LaTeX's."""
+    """Measure the text of PGF files with matplotlib's font metrics instead of LaTeX's, and escape markup."""
     from matplotlib.backends.backend_pgf import RendererPgf  # slow to import, and needed by this format alone
 
-    by_latex = RendererPgf.get_text_width_height_descent
+    by_latex, draw = RendererPgf.get_text_width_height_descent, RendererPgf.draw_text
+
+    def draw_escaped(self, gc, x, y, text, *options, **more):
+        draw(self, gc, x, y, text.translate(_LATEX), *options, **more)
+
     RendererPgf.get_text_width_height_descent = RendererBase.get_text_width_height_descent
+    RendererPgf.draw_text = draw_escaped
     try:
         yield
     finally:
-        RendererPgf.get_text_width_height_descent = by_latex
+        RendererPgf.get_text_width_height_descent, RendererPgf.draw_text = by_latex, draw
 
 
 def save(fig: Figure, folder: Path, name: str, table: pd.DataFrame | None = None) -> Figure:

@@ -1,51 +1,50 @@
-"""Results of other benchmark clients as request records, and records as CSV.
+"""Results of other benchmark clients as request records.
 
     found = read("artifacts/profile_export.jsonl", system="E", machine="DGX H100")
     records.save(folder / "aiperf.parquet", found)
 
-The format is recognised by the content (`erlab.results.formats`):
+The format is recognised by the content; `formats.FORMATS` lists the clients and the files that are read. Entries that
+cannot be a request record are left out; each run's description lists them (`left_out`, a text).
 
-- AIPerf 0.2 and later: `profile_export.jsonl`, one request per line;
-- GuideLLM 0.4 and later: `benchmarks.json`, one run per benchmark;
-- `vllm bench serve --save-result --save-detailed`: one run per appended result that has `start_times`.
-
-Entries that cannot be a request record are left out; each run's description lists them (`left_out`, a text).
-
-Times stay as the clients measured them. Definitions that differ from `erlab.results.metrics`: vLLM's time to first
-token counts a first chunk without text. GuideLLM has no time per token, and neither GuideLLM nor vLLM name the user.
+Times stay as the clients measured them. Definitions that differ from `erlab.results.metrics`: vLLM's and SGLang's time to
+first token counts a first chunk without text; MLPerf's starts at the scheduled time, ours when the request is sent
+(`late_ns` is the difference). What a client does not record is unknown: GuideLLM the times of tokens, GenAI-Perf and
+MLPerf the number of tokens.
 """
 
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 
-from erlab import textfiles
+from erlab import paths, textfiles
 from erlab.errors import ErlabError, reason
 from erlab.results import formats, records
 from erlab.spec import require
 
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
-_BLANK = re.compile(r"[ \t\r\n]*")
 
 
 def read(
-    path: Path, system: str, users: int | None = None, machine: str | None = None, paper: str | None = None
+    path: Path,
+    system: str,
+    users: int | None = None,
+    machine: str | None = None,
+    paper: str | None = None,
+    name: str | None = None,
 ) -> records.Records:
     """Read a result file of another client as request records.
-
-    Run ids are the file's name and the index of the run in it.
 
     Args:
         path: Result file.
         system: Name of the measured system in the records.
-        users: Concurrent users, at least 1; None takes the largest number of requests in flight.
+        users: Concurrent users, at least 1; None takes the client's setting where the result has it, else the largest
+            number of requests in flight.
         machine: Machine in the records.
         paper: Version of the paper in the records, v1 or v2.
+        name: Start of the run ids, which end with the index of the run in the file (default: the file's name).
 
     Raises:
         ErlabError: The file has none of the formats, no requests, or values that no request record can have.
@@ -55,26 +54,26 @@ def read(
     text = textfiles.read(path)
     left_out = Counter()
     try:
-        client, runs = _runs(list(_documents(text, left_out)), left_out)
+        client, runs = formats.runs(formats.documents(text, left_out), left_out)
     except formats.Unsupported as e:
         raise ErlabError(f"{path}: {e}") from None
     except _MALFORMED as e:
         error = f"{type(e).__name__}: {reason(e)}"
-        raise ErlabError(f"{path}: no result of AIPerf, GuideLLM or vLLM bench serve ({error}).") from None
-    if not any(runs):
+        raise ErlabError(f"{path}: no result of {', '.join(formats.FORMATS)} ({error}).") from None
+    if not any(run.rows for run in runs):
         suffix = f" ({_list(left_out)} left out)" if left_out else ""
         raise ErlabError(f"{path}: the {client} result has no requests{suffix}.")
     rows, descriptions = [], []
-    for i, run in enumerate(runs):
+    for i, (run, known_users) in enumerate(runs):
         if not run:
             continue
         common = {
-            "run_id": f"{path.stem}-{i}",
+            "run_id": f"{name or path.stem}-{i}",
             "paper": paper,
             "system": system,
             "source": "measured",
             "machine": machine,
-            "users": users or _most_in_flight(run),
+            "users": users or known_users or _most_in_flight(run),
         }
         missing = (name for row in run if row["status"] == "ok" for name in formats.TIMES if row[name] is None)
         left_out += Counter(f"{name} of a request that ended well" for name in missing)
@@ -89,37 +88,10 @@ def read(
     return records.from_table(table, *descriptions, origin=path)
 
 
-def write_csv(path: Path, found: records.Records) -> None:
-    """Write request records as CSV, one row per request; `token_times` as a JSON list of ns, unknown values empty."""
-    times = [None if t is None else json.dumps([int(ns) for ns in t]) for t in found.requests["token_times"]]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.requests.assign(token_times=times).to_csv(path, index=False)
-
-
-def _documents(text: str, left_out: Counter) -> Iterator[object]:
-    """Yield the JSON values of a text; an incomplete last line is left out."""
-    decoder, at, first = json.JSONDecoder(), _BLANK.match(text).end(), True
-    while at < len(text):
-        try:
-            document, end = decoder.raw_decode(text, at)
-        except ValueError as e:
-            if first or "\n" in text[at:].strip():
-                raise ValueError(f"line {text.count(chr(10), 0, at) + 1}: {getattr(e, 'msg', e)}") from None
-            left_out["last line, cut short"] += 1
-            return
-        yield document
-        at, first = _BLANK.match(text, end).end(), False
-
-
-def _runs(documents: list, left_out: Counter) -> tuple[str, list[list[dict]]]:
-    """Return the client that wrote the documents, and the rows of each run."""
-    if not documents:
-        raise ValueError("the file is empty")
-    clients = sorted({formats.recognise(document) for document in documents})
-    if len(clients) > 1:
-        raise formats.Unsupported(f"results of {' and '.join(clients)} in one file; give each a file of its own.")
-    return clients[0], formats.FORMATS[clients[0]].read(documents, left_out)
+def read_all(files: Iterable[Path], **about: str | None) -> records.Records:
+    """Read and join result files, each once; `about`: arguments of `read` besides path and name."""
+    files = list({Path(file).resolve(): Path(file) for file in files}.values())
+    return records.join(*(read(file, name=name, **about) for file, name in zip(files, paths.names(files))))
 
 
 def _since(row: dict, start: int) -> dict:

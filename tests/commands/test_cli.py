@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, its exit statuses, and that asking for help is quick and teaches."""
 
 import errno
+import json
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def run(*arguments):
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
 FILE = Path(__file__)
 COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "outcomes", "users", "simulate")
+COMMANDS += ("import", "export")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -283,3 +285,47 @@ def test_claims_are_judged_alone_and_on_their_own_rows(tmp_path):
     assert again.exit_code == 0 and again.output in done.output
     both = run("claims", "--paper", "v1", "--records", tmp_path / "all.parquet")
     assert both.exit_code == 0 and "v1-size" in both.output and "v2-" not in both.output
+
+
+# Results of other clients, and records for other programs
+
+
+def test_results_of_another_client_are_imported_drawn_and_exported(tmp_path):
+    result = {"model_id": "m", "errors": ["", ""], "input_lens": [5, 5], "output_lens": [3, 3]}
+    result |= {"ttfts": [0.5, 0.25], "itls": [[0.25, 0.25], [0.5, None]], "start_times": [1.0, 1.5]}
+    (tmp_path / "r.json").write_text(json.dumps(result), encoding="utf-8")
+    out = tmp_path / "r.parquet"
+    done = run("import", tmp_path / "r.json", "--system", "$x_1^2$ 专家", "--machine", "a box", "--out", out)
+    assert done.exit_code == 0 and "measured by vLLM bench serve" in done.output and str(out) in done.output
+    assert set(records.read(out).requests["system"]) == {"$x_1^2$ 专家"}
+    done = run("figures", out, "--out", tmp_path / "drawn", "--format", "png")
+    assert done.exit_code == 0 and "$x_1^2$ 专家" in (tmp_path / "drawn" / "fig4.csv").read_text(encoding="utf-8")
+    assert run("claims", out).exit_code == 0
+    for name in ("csv", "jsonl", "parquet"):
+        done = run("export", out, "--format", name, "--out", tmp_path / f"e.{name}")
+        assert done.exit_code == 0 and done.output.strip().endswith(f"e.{name}")
+    assert [json.loads(line)["token_times"] for line in (tmp_path / "e.jsonl").read_text().splitlines()][1] is None
+    assert records.read(tmp_path / "e.parquet").requests.equals(records.read(out).requests)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\xff\xfe{", "must be UTF-8 text. Got the byte 0xff at 0."),
+        (b'{"benchmarks": 3}', "no result of AIPerf, GuideLLM, "),
+        (b'{"ttfts": [1e400], "itls": [[]], "model_id": "m"}', "(KeyError: 'errors')"),
+    ],
+)
+def test_a_bad_result_is_one_line_and_leaves_no_records(tmp_path, content, message):
+    (tmp_path / "r.json").write_bytes(content)
+    done = run("import", tmp_path / "r.json", "--system", "x", "--machine", "y", "--out", tmp_path / "r.parquet")
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_records_are_written_as_parquet_only(tmp_path):
+    for arguments in (("import", FILE, "--system", "x", "--machine", "y"), ("simulate", "--system", "D")):
+        done = run(*arguments, "--out", tmp_path / "r.csv")
+        assert done.exit_code == 2 and "--out must be a .parquet file, " in done.stderr
+    assert not list(tmp_path.iterdir())

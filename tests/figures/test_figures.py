@@ -319,3 +319,11 @@ def test_importing_figures_loads_no_slow_module_that_it_does_not_need():
     code = f"import sys; from erlab import figures; print(*({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_latex_gets_names_as_text():
+    """PGF files are typeset by LaTeX, where a system's name may hold no markup."""
+    requests = synthetic.make(systems=("A",), loads=(1, 2))
+    requests.requests["system"] = r"$a_1$ & {b}"
+    table = figures.data(requests, ["fig4"]).tables["fig4"]
+    assert rb"\$a\_1\$ \& \{b\}" in style.render(figures.FIGURES["fig4"].plot(table), "pgf")

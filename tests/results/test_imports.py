@@ -1,4 +1,4 @@
-"""Results in the formats of AIPerf, GuideLLM and vLLM become records; hand-written, in these tools' own layout."""
+"""Results in the formats of other clients become records; hand-written, in these tools' own layout."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from erlab.errors import ErlabError
-from erlab.results import imports, metrics, records
+from erlab.results import exports, imports, metrics, records
 
 EPOCH = 1_759_813_207_000_000_000
 
@@ -162,10 +162,31 @@ def test_imported_records_are_kept_and_summarised_like_others(tmp_path):
     assert again.runs.client.item() == "vLLM bench serve"
 
 
+def test_several_files_have_runs_of_different_names(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "v.json").write_text(json.dumps(VLLM))
+    files = [tmp_path / folder / "v.json" for folder in ("one", "two", "one")]
+    found = imports.read_all(files, system="C", machine="m")
+    assert found.runs.run_id.tolist() == [f"{tmp_path / folder / 'v'}-0" for folder in ("one", "two")]
+    assert imports.read_all(files[:1], system="C").runs.run_id.tolist() == ["v-0"]
+
+
+def test_records_as_json_lines(tmp_path):
+    (tmp_path / "v.json").write_text(json.dumps(VLLM))
+    found = imports.read(tmp_path / "v.json", system="\u4e13\u5bb6\u2028")
+    lines = exports.write(found, tmp_path / "r.jsonl").read_text().split("\n")
+    rows = [json.loads(line) for line in lines[:-1]]
+    assert lines[-1] == "" and list(rows[0]) == records.SCHEMA.names and rows[0]["system"] == "\u4e13\u5bb6\u2028"
+    assert rows[0]["token_times"] == list(found.requests.token_times[0]) and rows[2]["t_first"] is None
+    with pytest.raises(ErlabError, match="must be one of csv, jsonl, parquet. Got 'xlsx'"):
+        exports.write(found, tmp_path / "r.xlsx")
+
+
 def test_records_as_csv(tmp_path):
     (tmp_path / "v.json").write_text(json.dumps(VLLM))
     found = imports.read(tmp_path / "v.json", system="C")
-    imports.write_csv(tmp_path / "out" / "r.csv", found)
+    exports.write(found, tmp_path / "out" / "r.csv")
     with (tmp_path / "out" / "r.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == records.SCHEMA.names and len(rows) == 3
@@ -319,18 +340,98 @@ def old_guidellm():
     }
 
 
+def test_guidellm_0_3_is_read(tmp_path):
+    requests = read(tmp_path, guidellm_report(NONE | {"successful": [old_guidellm()]})).requests
+    assert metrics.ttft(requests).item() == 1.0 and metrics.tpot(requests).item() == 250.0
+
+
+SGLANG = {
+    "backend": "sglang-oai",
+    "request_rate": float("inf"),
+    "max_concurrency": 2,
+    "accept_length": None,
+    "input_lens": [10, 20, 30],
+    "output_lens": [3, 3, 2],
+    "ttfts": [0.5, 0.25, 0.125],
+    "itls": [[0.25, 0.25], [0.125, 0.125], [0.25]],
+    "generated_texts": ["a", "b", "c"],
+    "errors": ["", "", ""],
+}
+
+
+def test_sglang_without_start_times_starts_as_its_slots_allow(tmp_path):
+    found = read(tmp_path, SGLANG)
+    assert found.requests.t_submit.tolist() == [0, 0, 500_000_000]  # the second ends first, after half a second
+    assert found.requests.t_last.tolist() == [10**9, 500_000_000, 875_000_000]
+    assert set(found.requests.users) == {2} and found.runs.client.item() == "SGLang bench_serving"
+    assert "throughput is an upper limit" in found.runs.left_out.item()
+    at_once = read(tmp_path, SGLANG | {"max_concurrency": None}, SGLANG | {"request_rate": 3.0}).requests
+    assert at_once.t_submit.tolist() == [0, 0, 0] and set(at_once.users) == {3}
+    assert "1 x result without start times and with a request rate" in refused(tmp_path, SGLANG | {"request_rate": 3.0})
+
+
+def event(**delta):
+    return {"response": f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n"}
+
+
+def test_genai_perf(tmp_path):
+    usage = {"response": 'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}\n\ndata: [DONE]\n'}
+    times = [EPOCH + n for n in (1, 5, 9, 10)]
+    told = {"timestamp": EPOCH, "request_inputs": {"payload": "{}"}, "response_timestamps": times}
+    told["response_outputs"] = [event(role="assistant", content=""), event(content="a"), event(content="b"), usage]
+    failed = told | {"response_timestamps": [EPOCH + 2], "response_outputs": [{"response": '{"error": "full"}'}]}
+    triton = told | {"response_timestamps": [EPOCH + 3, EPOCH + 4]}
+    triton["response_outputs"] = [{"text_output": "a"}, {"text_output": "b"}]
+    experiment = {"experiment": {"mode": "concurrency", "value": 5}, "requests": [told, failed, triton, told]}
+    experiment["requests"][3] = told | {"response_timestamps": [], "response_outputs": []}
+    requests = read(tmp_path, {"experiments": [experiment], "version": "1"}).requests
+    assert requests.t_first.tolist() == [5, pd.NA, 3, pd.NA] and requests.t_last.tolist() == [9, 2, 4, pd.NA]
+    assert list(requests.token_times[0]) == [5, 9] and requests.output_tokens.tolist() == [2, pd.NA, pd.NA, pd.NA]
+    assert requests.status.tolist() == ["ok", "error", "ok", "error"] and set(requests.users) == {5}
+    assert requests.error.tolist() == [pd.NA, "full", pd.NA, "no response"]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.6"])
+def test_inference_perf(tmp_path, version):
+    tokens = {"output_tokens": 3, "output_token_times": [2.5, 2.75, 3.0]}
+    info = {"input_tokens": 9, **tokens}
+    if version == "0.6":
+        info = {"input_tokens": 9, "request_metrics": {"text": {"input_tokens": 9}}, "response_metrics": tokens}
+    answered = {"start_time": 2.0, "end_time": 3.5, "request": "{}", "response": "abc", "info": info, "error": None}
+    failed = answered | {"start_time": 2.25, "info": None, "error": {"error_type": "ClientError", "error_msg": "gone"}}
+    requests = read(tmp_path, [answered, failed]).requests
+    assert metrics.ttft(requests)[0] == 0.5 and metrics.tpot(requests)[0] == 250.0 and requests.output_tokens[0] == 3
+    assert requests.t_last.tolist() == [10**9, 1_500_000_000] and requests.error[1] == "ClientError: gone"
+
+
+@pytest.mark.parametrize("scenario", ["Server", "Offline"])
+def test_mlperf_loadgen(tmp_path, scenario):
+    sample = '{"name":"Sample","cat":"default","ph":"b","pid":1,"id":%d,"ts":%s,"args":{"sample_seq":%d,"query_seq":0,'
+    sample += '"sample_idx":%d,"issue_start_ns":%d,"complete_ns":%d}},'
+    token = sample.replace("Sample", "Token", 1) % (4, "1.500", 4, 8, 200, 1000)
+    if scenario == "Server":
+        token = '{"name":"Token_Latency","ph": "C","pid":1,"ts":1.500,"args":{ "issue_delay":200,"issue_to_done":800}},'
+    lines = ['{"traceEvents":[', '{"name":"LogDetail","ph":"X","args":{"key":""not JSON""}},', token]
+    lines += [sample % (4, "1.500", 4, 8, 200, 5000), '{"name":"Sample","ph":"e", "pid":1,"id":4,"ts":6.5},']
+    lines += [sample % (5, "2.000", 5, 9, 0, 100), '{"name":"LastTrace"}', "],", '"otherData":{}', "}"]
+    found = read(tmp_path, "\n".join(lines))
+    assert found.requests.t_submit.tolist() == [0, 300] and found.requests.late_ns.tolist() == [200, 0]
+    assert found.requests.t_first.tolist() == [800, pd.NA] and found.requests.t_last.tolist() == [4800, 400]
+    assert found.requests.prompt_id.tolist() == ["8", "9"] and found.requests.output_tokens.isna().all()
+
+
 @pytest.mark.parametrize(
     "document, said",
     [
         ({"benchmarks": [{"benchmarks": [{"results": []}], "args": {}}]}, "a report of GuideLLM 0.1,"),
-        ({"benchmarks": [{"requests": NONE | {"successful": [old_guidellm()]}}]}, "a report of GuideLLM 0.2 or 0.3,"),
         ({"metadata": {"session_num": 0}, "start_perf_ns": 1, "payload": {}, "responses": []}, "AIPerf's raw records;"),
-        ({"records": {}, "input_config": {}}, "AIPerf's summary, without requests;"),
+        ({"records": {}, "input_config": {}}, "AIPerf's or GenAI-Perf's summary, without requests;"),
         ({"aiperf_version": "0.13.0", "request_latency": {}}, "AIPerf's summary, without requests;"),
-        ({"service_kind": "openai", "experiments": []}, "a profile of GenAI-Perf or perf_analyzer;"),
-        ({"ttfts": [1.0], "itls": [[]], "errors": [""]}, "a result of vLLM or SGLang without start_times,"),
+        ({"service_kind": "openai", "experiments": []}, "the GenAI-Perf result has no requests."),
+        ({"successes": {}, "load_summary": {}}, "inference-perf's summary, without requests;"),
+        (":::MLLOG {}", "a log of MLPerf's LoadGen without requests;"),
         ({"backend": "vllm", "mean_ttft_ms": 3.0}, "a summary of vLLM or SGLang without requests;"),
-        (VLLM | {"errors": [""]}, "a vLLM result whose lists ttfts, errors differ in length."),
+        (VLLM | {"errors": [""]}, "a result whose lists ttfts, errors differ in length."),
     ],
 )
 def test_what_is_not_read_is_named_as_what_it_is(tmp_path, document, said):
@@ -357,7 +458,7 @@ def test_older_aiperf_is_read(tmp_path, minor):
         ({"start_times": [1e18, 0, 0]}, "the vLLM bench serve result cannot be request records ("),
         ({"output_lens": [1.5, 1, 1]}, "a whole number is needed, got 1.5"),
         ({"itls": [[-9.0], [], []]}, "not request records (token_times must be at least 0. Got -8500000000)."),
-        ({"ttfts": 3}, "no result of AIPerf, GuideLLM or vLLM bench serve (TypeError: "),
+        ({"ttfts": 3}, "MLPerf LoadGen (TypeError: "),
     ],
 )
 def test_impossible_values_are_one_line(tmp_path, change, said):
@@ -366,7 +467,7 @@ def test_impossible_values_are_one_line(tmp_path, change, said):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"metadata": ' * 100_000, "\x00", "NaN", "5 6"])
 def test_odd_json_is_one_line(tmp_path, text):
-    assert refused(tmp_path, text).startswith("no result of AIPerf, GuideLLM or vLLM bench serve (")
+    assert refused(tmp_path, text).startswith("no result of AIPerf, GuideLLM, vLLM bench serve, ")
 
 
 @pytest.mark.parametrize("users", [0, -1, True, 2.5])

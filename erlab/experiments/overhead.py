@@ -66,7 +66,10 @@ def measure(
     @contextmanager
     def open_servers(names: list[str]) -> Iterator[Callable]:
         emulated.write_system(folders_apart.models, SYSTEM, system, emulation.time_scale)
-        with Server(folders_apart.models, models) as server, Gateway(folders.router, server.grpc, experts) as gateway:
+        with (
+            Server(folders_apart.models, models) as server,
+            Gateway.of(folders.router, server.grpc, experts) as gateway,
+        ):
             running = {
                 "direct": Running(server.grpc, models, server, None),
                 "gateway": Running(gateway.address, (deployment.ROUTER_MODEL,), server, gateway),

@@ -17,19 +17,27 @@ into their own status codes. `erlab.gateway.health` decides which experts are up
 import asyncio
 import math
 import time
+from bisect import bisect
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from erlab.errors import ErlabError
+from erlab.gateway.accesslog import AccessLog
 from erlab.gateway.classify import Classifier
 from erlab.gateway.errors import Kind, RequestError
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
 from erlab.routing.compiled import Row
-from erlab.routing.policies import POLICIES, Fleet
+from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, Fleet
+
+ROUTER = "router"  # the model that stands for all experts
+_GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly: shares by weight hold for few requests too
+_REASON = 300  # characters of the reasons why no expert is up
 
 
 class Sink(Protocol):
@@ -50,7 +58,13 @@ class Sink(Protocol):
 
 
 class Reply(Sink, Protocol):
-    """The client's end of an answer: a `Sink` that gets the request's routing with the first piece."""
+    """The client's end of an answer: a `Sink` that gets the request's routing with the first piece.
+
+    Attributes:
+        client: Protocol and address of the client.
+    """
+
+    client: str
 
     def piece(self, data: bytes, routed: "Routed | None") -> None: ...
 
@@ -89,6 +103,7 @@ class ServedExpert:
 
     Attributes:
         up: Whether the last probe succeeded (`erlab.gateway.health`).
+        down_reason: Error of the last probe, if it failed.
         outstanding: Requests decided and unfinished, waiting or running.
         running: Requests in flight, at most `Limits.in_flight`.
         heard: Time of the last sign of life (event loop's clock, s).
@@ -99,6 +114,7 @@ class ServedExpert:
     def __init__(self, name: str, upstream: Probeable, limits: Limits):
         self.name, self.upstream = name, upstream
         self.up, self.outstanding, self.running, self.heard = True, 0, 0, 0.0
+        self.down_reason = ""
         self.leases: dict[asyncio.Timeout, float] = {}
         self.suspected = asyncio.Event()
         self._limits, self._waiting = limits, deque()
@@ -137,58 +153,116 @@ class ServedExpert:
 class Decider:
     """Policy over a gateway's experts.
 
+    Where several experts serve a cluster, each request prefers one of those that are up, drawn by their weights, and
+    the policy sees all of them, the preferred one first.
+
     Args:
         experts: All experts; the other arguments refer to them by index.
-        places: The expert that serves each cluster.
+        places: The experts that serve each cluster.
         policy: Name in `erlab.routing.policies.POLICIES`.
-        generalist: The expert for outliers (policy "outlier").
-        strong: The expert for difficult prompts (policy "strong_weak").
-        threshold: Difficulty from which `strong` serves, 0 to 1; None for the policy's default.
+        special: The generalist or strong expert that the policy needs.
+        numbers: Parameters of the policy, such as `threshold`.
+        weights: Weight of each expert; None for equal ones.
     """
 
     def __init__(
         self,
         experts: Sequence[ServedExpert],
-        places: Sequence[int],
+        places: Sequence[Sequence[int]],
         policy: str = "nearest",
-        generalist: int | None = None,
-        strong: int | None = None,
-        threshold: float | None = None,
+        special: int | None = None,
+        numbers: Mapping[str, float] | None = None,
+        weights: Sequence[float] | None = None,
     ):
-        self.experts, self._places = tuple(experts), tuple(places)
-        self._generalist, self._strong = generalist, strong
-        self._policy, self._choose = policy, POLICIES[policy]
-        if threshold is not None:
-            self._choose = partial(self._choose, threshold=threshold)
+        self.experts = tuple(experts)
+        self._policy, self._choose = policy, partial(POLICIES[policy], **numbers or {})
+        self._special = {SPECIAL_EXPERTS[policy]: special} if special is not None else {}
+        self._weights = tuple(weights or (1.0,) * len(self.experts))
+        # Place c is the first expert of cluster c; the places behind them are further experts of clusters.
+        self._places, self._shared = [serving[0] for serving in places], {}
+        for c, serving in enumerate(places):
+            if len(serving) > 1:
+                more = range(len(self._places), len(self._places) + len(serving) - 1)
+                self._shared[c] = (c, *more)
+                self._places += serving[1:]
         self._tickets = 0
 
     def __call__(self, row: Row, avoid: ServedExpert | None = None) -> tuple[ServedExpert, Decision]:
         """Choose an expert that is up and not `avoid`; raises RequestError if there is none."""
         up = [expert.up and expert is not avoid for expert in self.experts]
         outstanding = [expert.outstanding for expert in self.experts]
-        fleet = Fleet(self._places, outstanding, up, self._generalist, self._strong)
+        fleet = Fleet(self._places, outstanding, up, **self._special)
+        seen = row._replace(order=self._order(row, up)) if self._shared else row
         try:
-            chosen = self.experts[self._choose(row, fleet, self._tickets)]
+            chosen = self.experts[self._choose(seen, fleet, self._tickets)]
         except ErlabError:
-            none_up = f"None of the {len(set(self._places))} experts is up"
-            raise RequestError(Kind.UNAVAILABLE, none_up) from None
+            raise RequestError(Kind.UNAVAILABLE, self._none_up()) from None
         self._tickets += 1
         return chosen, Decision(chosen.name, row.cluster, row.distance, row.margin, self._policy)
+
+    def _order(self, row: Row, up: Sequence[bool]) -> tuple[int, ...]:
+        """Order the places: by cluster, and within a cluster the drawn expert first."""
+        draw, order = self._tickets * _GOLDEN_RATIO % 1, []
+        for cluster in row.order:
+            serving = self._shared.get(cluster, (cluster,))
+            ready = [place for place in serving if up[self._places[place]]]
+            if len(ready) > 1:
+                weights = [self._weights[self._places[place]] for place in ready]
+                drawn = bisect(list(accumulate(weights)), draw * sum(weights), hi=len(ready) - 1)
+                ready.insert(0, ready.pop(drawn))
+            order += ready or serving[:1]
+        return tuple(order)
+
+    def _none_up(self) -> str:
+        serving = dict.fromkeys(self.experts[place] for place in self._places)
+        reasons = "; ".join(f"{e.name}: {e.down_reason}" for e in serving if e.down_reason)[:_REASON]
+        return f"None of the {len(serving)} experts is up" + (f" ({reasons})" if reasons else "")
 
 
 Ask = Callable[[ServedExpert, Sink], Awaitable[None]]  # sends a request to an expert and its answer to a sink
 
 
-class Dispatcher:
-    """Answers requests with experts, within limits. Without `classify` only `attempt` works."""
+class Plan(NamedTuple):
+    """How requests are routed: by a router and a policy over experts. Without `classify` experts are asked by name."""
 
-    def __init__(self, classify: Classifier | None, decide: Decider, limits: Limits, metrics: Metrics):
-        self.classify, self.decide, self.metrics = classify, decide, metrics
-        self._limits = limits
+    classify: Classifier | None
+    decide: Decider
+
+
+class Dispatcher:
+    """Answers requests with experts, within limits. `use` exchanges its plan; requests in flight keep their experts."""
+
+    def __init__(self, plan: Plan, limits: Limits, metrics: Metrics, log: AccessLog | None = None):
+        self.metrics = metrics
+        self._limits, self._log = limits, log
+        self.use(plan)
+
+    def use(self, plan: Plan) -> None:
+        """Route all further requests by this plan."""
+        self._plan = plan
+        self.named = {expert.name: expert for expert in plan.decide.experts}
+        self.metrics.experts = plan.decide.experts
 
     @property
     def experts(self) -> tuple[ServedExpert, ...]:
-        return self.decide.experts
+        return self._plan.decide.experts
+
+    @property
+    def routes(self) -> bool:
+        """Whether there is a router, beside the experts by name."""
+        return self._plan.classify is not None
+
+    async def decision(self, text: str) -> tuple[Decision, int]:
+        """Return the decision for a prompt, which is sent nowhere, and the time to classify it (ns)."""
+        plan, row, classify_ns = await self._classified(text)
+        return plan.decide(row)[1], classify_ns
+
+    async def _classified(self, text: str) -> tuple[Plan, Row, int]:
+        while True:
+            plan = self._plan
+            row, classify_ns = await plan.classify(text)
+            if plan is self._plan:  # else its experts may be gone
+                return plan, row, classify_ns
 
     async def run(self, text: str, ask: Ask, reply: Reply, received_ns: int | None = None) -> None:
         """Classify `text`, choose an expert, and relay its answer; retry once before the first piece.
@@ -203,20 +277,39 @@ class Dispatcher:
             RequestError: The request failed, before or after its first piece.
         """
         received = received_ns or time.monotonic_ns()
+        with self._entry(ROUTER, text, reply, received) as entry:
+            await self._run(text, ask, reply, received, entry)
+
+    async def ask(
+        self, expert: ServedExpert, text: str, ask: Ask, reply: Reply, received_ns: int | None = None
+    ) -> None:
+        """Relay the answer of an expert that the client named; parameters and errors as of `run`."""
+        received = received_ns or time.monotonic_ns()
         end = asyncio.get_running_loop().time() + self._limits.seconds
-        row, classify_ns = await self.classify(text)
-        self.metrics.classify.observe(classify_ns / 1e9)
-        failure = failed_expert = None
+        with self._entry(expert.name, text, reply, received) as entry:
+            entry["expert"] = expert.name
+            await self.attempt(expert, ask, reply, end, entry=entry)
+
+    def _entry(self, model: str, text: str, reply: Reply, received_ns: int) -> AbstractContextManager[dict]:
+        """Entry of the access log; without a log, it is written nowhere."""
+        return self._log.request(model, text, reply.client, received_ns) if self._log else nullcontext({})
+
+    async def _run(self, text: str, ask: Ask, reply: Reply, received: int, entry: dict) -> None:
+        end = asyncio.get_running_loop().time() + self._limits.seconds
+        failure = failed_expert = plan = None
         while True:
+            if plan is not self._plan:
+                plan, row, classify_ns = await self._classified(text)
+                self.metrics.classify.observe(classify_ns / 1e9)
             try:
-                expert, decision = self.decide(row, avoid=failed_expert)
+                expert, decision = plan.decide(row, avoid=failed_expert)
             except RequestError:
                 if failure:  # the expert's own error says more than that no other is up
                     raise failure from None
                 raise
             routed = Routed(decision, received, time.monotonic_ns(), classify_ns)
             try:
-                return await self.attempt(expert, ask, reply, end, routed)
+                return await self.attempt(expert, ask, reply, end, routed, entry)
             except RequestError as error:
                 error.routed = routed
                 if failure or not error.retriable:
@@ -224,9 +317,15 @@ class Dispatcher:
                 failure, failed_expert = error, expert
 
     async def attempt(
-        self, expert: ServedExpert, ask: Ask, reply: Reply, end: float, routed: Routed | None = None
+        self,
+        expert: ServedExpert,
+        ask: Ask,
+        reply: Reply,
+        end: float,
+        routed: Routed | None = None,
+        entry: dict | None = None,
     ) -> None:
-        """Ask one expert and relay its answer until the deadline `end` (event loop's clock, s).
+        """Ask one expert and relay its answer until the deadline `end` (event loop's clock, s); fill a log's `entry`.
 
         Raises RequestError, retriable only before the first piece, if the queue is full, the expert fails or is late.
         """
@@ -262,6 +361,11 @@ class Dispatcher:
             failure.retriable &= not (relay and relay.first_ns)
             raise failure from None
         finally:
+            if entry and routed:
+                entry |= vars(routed.decision)
+                entry |= {"classify_ms": routed.classify_ns / 1e6, "queue_ms": routed.queue_ns / 1e6}
+            if entry and relay and relay.first_ns:
+                entry["first_ns"] = relay.first_ns
             expert.leases.pop(lease, None)
             expert.outstanding -= 1
             count.ended(status)

@@ -33,13 +33,14 @@ async def watch(expert: ServedExpert, limits: Limits) -> None:
         try:
             async with asyncio.timeout(stall):
                 await expert.upstream.probe()
-            expert.up, expert.heard = True, loop.time()
+            expert.up, expert.heard, expert.down_reason = True, loop.time(), ""
             # Responses that the probe has overtaken by chance arrive within about as long.
             await asyncio.sleep(max(_TICK_SECONDS, expert.heard - probed))
             _end(expert, [lease for lease, heard in expert.leases.items() if heard < probed - stall])
-        except (RequestError, TimeoutError):
+        except (RequestError, TimeoutError) as e:
             if expert.heard <= probed:  # else it answers other requests: busy, not down
                 expert.up = False
+                expert.down_reason = str(e) or f"no answer to a probe in {stall:g} s"
                 _end(expert, list(expert.leases))
             await asyncio.sleep(_TICK_SECONDS)
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from erlab.spec import require
 
-DRAIN_SECONDS = 5.0  # for requests in flight to end in when a gateway stops
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -23,6 +21,7 @@ class Limits:
         calls: Unfinished gRPC calls; more are refused (default 4096).
         header_seconds: Time for a new connection to send its first headers, s (default 10).
         idle_seconds: Time after which a connection without a request is closed, s (default 300).
+        drain_seconds: Time for requests in flight to end when the gateway stops, s (default 30).
         keepalive_seconds: Silence after which a gRPC connection is pinged, and the time to answer, s (default 30).
 
     Raises:
@@ -39,11 +38,13 @@ class Limits:
     calls: int = 4096
     header_seconds: float = 10.0
     idle_seconds: float = 300.0
+    drain_seconds: float = 30.0
     keepalive_seconds: float = 30.0
 
     def __post_init__(self):
         for name in ("in_flight", "message_bytes", "header_bytes", "connections", "calls"):
             require(getattr(self, name) >= 1, name, "Limits", "be at least 1", getattr(self, name))
         require(self.queue >= 0, "queue", "Limits", "be at least 0", self.queue)
+        require(self.drain_seconds >= 0, "drain_seconds", "Limits", "be at least 0", self.drain_seconds)
         for name in ("seconds", "stall_seconds", "header_seconds", "idle_seconds", "keepalive_seconds"):
             require(getattr(self, name) > 0, name, "Limits", "be more than 0", getattr(self, name))

@@ -14,6 +14,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable with the folder that workers share
 _FAST = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SLOW = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 600)
 
@@ -39,7 +40,9 @@ class _ExpertMetrics:
 class Metrics:
     """Metrics of one gateway process; workers share theirs in the folder PROMETHEUS_MULTIPROC_DIR if that is set."""
 
-    def __init__(self, experts: Sequence[Gauged] = ()):
+    experts: Sequence[Gauged] = ()  # those whose state the gauges show
+
+    def __init__(self):
         self._registry = CollectorRegistry()
         of, here = ["expert"], {"registry": self._registry}
         self.requests = Counter("erlab_requests", "Attempts that ended, by outcome.", [*of, "status"], **here)
@@ -47,10 +50,14 @@ class Metrics:
         self.queue = Histogram("erlab_queue_seconds", "Time waiting for a place.", of, buckets=_FAST, **here)
         self.first = Histogram("erlab_first_seconds", "From forwarding to the first piece.", of, buckets=_SLOW, **here)
         self.upstream = Histogram("erlab_upstream_seconds", "From forwarding to the end.", of, buckets=_SLOW, **here)
-        flight = Gauge("erlab_in_flight", "Unfinished requests.", of, multiprocess_mode="livesum", **here)
-        up = Gauge("erlab_expert_up", "1 if the expert is up.", of, multiprocess_mode="livemin", **here)
-        self._gauges = [(expert, flight.labels(expert.name), up.labels(expert.name)) for expert in experts]
-        self.of = cache(lambda expert: _ExpertMetrics(self, expert.name))
+        self._flight = Gauge("erlab_in_flight", "Unfinished requests.", of, multiprocess_mode="livesum", **here)
+        self._up = Gauge("erlab_expert_up", "1 if the expert is up.", of, multiprocess_mode="livemin", **here)
+        self._shown: set[str] = set()
+        self._of = cache(lambda name: _ExpertMetrics(self, name))
+
+    def of(self, expert: Gauged) -> _ExpertMetrics:
+        """Metrics of an expert, which go on after a reload if it keeps its name."""
+        return self._of(expert.name)
 
     async def refresh(self) -> None:
         """Update the gauges every second, for the worker process that serves /metrics, until cancelled."""
@@ -59,14 +66,22 @@ class Metrics:
             await asyncio.sleep(1)
 
     def _update_gauges(self) -> None:
-        for expert, flight, up in self._gauges:
-            flight.set(expert.outstanding)
-            up.set(expert.up)
+        for expert in self.experts:
+            self._flight.labels(expert.name).set(expert.outstanding)
+            self._up.labels(expert.name).set(expert.up)
+        names = {expert.name for expert in self.experts}
+        for name in self._shown - names:  # removed by a reload
+            if _FOLDER in os.environ:  # its files cannot lose a label
+                self._flight.labels(name).set(0)
+            else:
+                self._flight.remove(name)
+                self._up.remove(name)
+        self._shown = names
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         self._update_gauges()
         registry = self._registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if _FOLDER in os.environ:
             MultiProcessCollector(registry := CollectorRegistry())
         return generate_latest(registry)

@@ -1,7 +1,7 @@
 """Several gateway processes on one port: the kernel distributes connections over them.
 
-Each worker is a complete gateway with its own limits, queues and health checks. The parent process only starts and
-stops them; if one ends by itself, all end.
+Each worker is a complete gateway with its own limits, queues and health checks. The parent process only starts, reloads
+and stops them; if one ends by itself, all end.
 """
 
 import asyncio
@@ -12,45 +12,44 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 
 from erlab.errors import ErlabError
+from erlab.gateway.fleet import FleetConfig
 from erlab.gateway.server import cannot_listen
+
+_LINE_BYTES = 2**26  # of the longest line that a worker prints
 
 
 @asynccontextmanager
-async def working(
-    arguments: list[str], count: int, host: str, ports: list[int | None], stop: asyncio.Event
-) -> AsyncIterator[dict[str, str]]:
-    """Run `count` gateway processes; yields their addresses, and stops the processes on exit.
+async def working(config: FleetConfig, stop: asyncio.Event) -> AsyncIterator["Workers"]:
+    """Run `config.workers` gateway processes, and stop them on exit.
 
     Args:
-        arguments: Command line of a gateway.
-        count: Number of processes.
-        host: Address to listen on.
-        ports: Ports of the gRPC and the HTTP face; 0 for any, None for no such face.
+        config: Description of the gateway.
         stop: Set when a process ends by itself.
 
     Raises:
         ErlabError: A worker does not start.
     """
     with ExitStack() as stack:
-        held = [p if p is None else stack.enter_context(hold(host, p)).getsockname()[1] for p in ports]
-        command = [sys.executable, "-m", "erlab.gateway", *arguments, "--workers", "1", "--shared"]
-        command += ["--until-stdin-closes", "--port", str(held[0])]  # the last of two equal options counts
-        command += ["--http-port", str(held[1])] if held[1] is not None else []
+        held = {"port": config.port, "http_port": config.http_port}
+        for name, port in held.items():
+            if port is not None:
+                held[name] = stack.enter_context(hold(config.host, port)).getsockname()[1]
         counted = stack.enter_context(tempfile.TemporaryDirectory())
         variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": counted}  # shared by their metrics
-        pipe = asyncio.subprocess.PIPE
-        processes = []
+        pipe, processes = asyncio.subprocess.PIPE, []
         try:
-            for _ in range(count):
-                started = asyncio.create_subprocess_exec(*command, env=variables, stdin=pipe, stdout=pipe)
-                processes.append(await started)
-            lines = [await process.stdout.readline() for process in processes]
-            if not all(lines):
-                raise ErlabError("A worker did not start.")
+            for _ in range(config.workers):
+                command = [sys.executable, "-m", "erlab.gateway", "--worker"]
+                options = {"env": variables, "stdin": pipe, "stdout": pipe, "limit": _LINE_BYTES}
+                processes.append(await asyncio.create_subprocess_exec(*command, **options))
+            workers = Workers(processes, held)
+            answers = await workers.tell(replace(config, **held))
             watches = [asyncio.create_task(_watch(process, stop)) for process in processes]
-            yield json.loads(lines[0])
+            workers.addresses = answers[0]
+            yield workers
             for watch in watches:
                 watch.cancel()
         finally:
@@ -58,6 +57,28 @@ async def working(
                 if process.returncode is None:
                     process.terminate()
             await asyncio.gather(*(process.wait() for process in processes))
+
+
+class Workers:
+    """Running workers; `addresses` as of `server.Service`."""
+
+    def __init__(self, processes: list[asyncio.subprocess.Process], ports: dict[str, int | None]):
+        self._processes, self._ports = processes, ports
+        self.addresses: dict[str, str] = {}
+
+    async def tell(self, config: FleetConfig) -> list[dict]:
+        """Send a description to all workers and return their answers; raises ErlabError with the first error."""
+        for process in self._processes:
+            process.stdin.write(config.json().encode() + b"\n")
+        lines = [await process.stdout.readline() for process in self._processes]
+        answers = [json.loads(line) if line else {"error": "A worker of the gateway ended."} for line in lines]
+        if errors := [answer["error"] for answer in answers if "error" in answer]:
+            raise ErlabError(errors[0])
+        return answers
+
+    async def reload(self, config: FleetConfig) -> None:
+        """Let all workers change to a description, as `server.Service.reload`."""
+        await self.tell(replace(config, **self._ports))
 
 
 async def _watch(process: asyncio.subprocess.Process, stop: asyncio.Event) -> None:

@@ -132,6 +132,10 @@ POLICIES: dict[str, Policy] = {
 # Field of `Fleet` that a policy needs; without it the policy equals `nearest`.
 NEEDS = {"outlier": "generalist", "strong_weak": "strong", "longest_prefix": "cached"}
 SIMULATED = ("longest_prefix",)  # policies that need what only the simulation knows
+# Special expert that a policy of the gateway needs.
+SPECIAL_EXPERTS = {policy: need for policy, need in NEEDS.items() if policy not in SIMULATED}
+# Parameters of policies that a user may set, with their lowest and highest value.
+NUMBERS = {"threshold": (0, 1), "factor": (1, math.inf), "free": (1, math.inf)}
 
 
 def _within_bound(ranked: list[int], fleet: Fleet, factor: float, free: int) -> list[int]:

@@ -229,15 +229,15 @@ def check_choice(key: str, system: System, folders: Folders, **choice: str | flo
         return
     if choice:
         # Imported here, since only a choice of policy needs them: they double the start-up time of this module.
+        from erlab.gateway import fleet
         from erlab.gateway import server as gateway
         from erlab.routing import CompiledRouter
 
-        settings = gateway.Settings(None, models, **choice)
-        gateway.check_settings(settings)
+        config = fleet.of_clusters(folders.router, "127.0.0.1:1", models, **choice)  # nothing is asked there
     if not (folders.router / "router.json").is_file():
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     if choice:
-        gateway.check_policy(CompiledRouter.load(folders.router), settings)
+        gateway.check_policy(CompiledRouter.load(folders.router), config)
 
 
 @contextmanager
@@ -260,8 +260,8 @@ def serve(
         triton: Address of an external server: HOST:PORT of a Triton that has the models, or http://HOST:PORT of an
             OpenAI-compatible server, whose model stands for all experts.
         holder: Running server (see `server`) that has the models. `triton` and `holder` replace a server of its own.
-        **choice: Routing policy of the gateway: `policy`, `generalist`, `strong` and `threshold` of `gateway.Gateway`;
-            experts are named as the system's models.
+        **choice: Routing policy of the gateway: `policy`, `generalist`, `strong` and `threshold` of
+            `gateway.fleet.of_clusters`; experts are named as the system's models.
     """
     check_choice(key, system, folders, **choice)
     models = system.model_names(key)
@@ -276,5 +276,5 @@ def serve(
             return
         experts = tuple(holder.upstreams[c % len(models)] for c in range(profile.clusters))
         choice = {k: holder.upstreams[models.index(v)] if v in models else v for k, v in choice.items()}
-        gateway = stack.enter_context(Gateway(folders.router, holder.grpc, experts, port=port, **choice))
+        gateway = stack.enter_context(Gateway.of(folders.router, holder.grpc, experts, port=port or 0, **choice))
         yield Running(gateway.address, (ROUTER_MODEL,), holder, gateway)

@@ -44,7 +44,7 @@ def first_token(channel, model, times=50):
 
 
 def test_added_time_to_first_token_of_one_user(router_folder, record_property):
-    with script(FAKE_TRITON, "e", 0) as (_, address), Gateway(router_folder, address, ("e",)) as gateway:
+    with script(FAKE_TRITON, "e", 0) as (_, address), Gateway.of(router_folder, address, ("e",)) as gateway:
         with grpc.insecure_channel(address) as direct, grpc.insecure_channel(gateway.address) as through:
             first_token(through, "router"), first_token(direct, "e")
             pairs = [(first_token(direct, "e"), first_token(through, "router")) for _ in range(12)]
@@ -115,7 +115,7 @@ def relayed(router_folder):
     with ExitStack() as stack:
         stub, port = stack.enter_context(script(STUB, 0.02))
         experts = (f"http://127.0.0.1:{port}/v1#m",)
-        gateway = stack.enter_context(Gateway(router_folder, None, experts, http_port=0))
+        gateway = stack.enter_context(Gateway.of(router_folder, None, experts, http_port=0))
         ours = partial(cost, int(gateway.http.rpartition(":")[2]), gateway.pid, "router")
         yield ours, partial(cost, int(port), stub.pid, "m"), int(port)
 

@@ -25,7 +25,7 @@ def ways(tmp_path_factory):
     """(address, pid, model) of the gateway and of the bare relay."""
     router_folder = PromptRouter(clusters=2).fit(KITCHEN + COURT).save(tmp_path_factory.mktemp("bench") / "router")
     with Echo(0.02, 0.02) as echo, script(RELAY, echo.address) as (relay, address):
-        with Gateway(router_folder, echo.address, ("echo-0", "echo-1")) as gateway:
+        with Gateway.of(router_folder, echo.address, ("echo-0", "echo-1")) as gateway:
             yield (gateway.address, gateway.pid, "router"), (address, relay.pid, "echo-0")
 
 

@@ -73,7 +73,7 @@ def test_memory_of_1000_streams(prompts_and_router, face, record_property):
     user = grpc_user if face == "grpc" else http_user
     with Echo(first=0.5, gap=0.5) as echo, script(STUB, 0.5) as (_, stub):
         experts = (f"grpc://{echo.address}/echo-0", f"http://127.0.0.1:{stub}/v1#m")
-        with Gateway(folder, None, experts, http_port=0) as gateway:
+        with Gateway.of(folder, None, experts, http_port=0) as gateway:
             size = psutil.Process(gateway.pid).memory_info
 
             async def load(count, tokens):
@@ -100,7 +100,7 @@ def test_memory_over_100_000_requests(prompts_and_router, record_property):
     sizes = []
     with Echo(first=0.0, gap=0.001) as echo, script(STUB, 0) as (_, stub):
         experts = (f"grpc://{echo.address}/echo-0", f"http://127.0.0.1:{stub}/v1#m")
-        with Gateway(folder, None, experts, http_port=0) as gateway:
+        with Gateway.of(folder, None, experts, http_port=0) as gateway:
             size = psutil.Process(gateway.pid).memory_info
             left = iter(range(REQUESTS // 2))
 

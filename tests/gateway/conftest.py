@@ -34,7 +34,7 @@ def fake():
 
 @pytest.fixture(scope="module")
 def gateway(fake, router_folder):
-    with Gateway(router_folder, fake.address, ("expert_0", "expert_1")) as running:
+    with Gateway.of(router_folder, fake.address, ("expert_0", "expert_1")) as running:
         yield running
 
 

@@ -28,6 +28,8 @@ class FakeOpenAI(InThread):
     async def _serve(self, up):
         app = web.Application()
         app.add_routes([web.post("/v1/completions", self._answer), web.post("/v1/chat/completions", self._answer)])
+        models = {"object": "list", "data": [{"id": "m"}, {"id": "tagged:latest"}]}
+        app.add_routes([web.get("/v1/models", lambda request: self._list(models))])
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self._port).start()
@@ -35,6 +37,9 @@ class FakeOpenAI(InThread):
         up.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    async def _list(self, models: dict) -> web.Response:
+        return web.json_response(models, status=self.status)
 
     async def _play(self, request: web.Request, status: int, kind: str, pieces: list[bytes], open_: bool):
         response = web.StreamResponse(status=status, headers={"Content-Type": kind})

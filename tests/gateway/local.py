@@ -4,8 +4,8 @@ import asyncio
 import threading
 from functools import cache
 
-from erlab.gateway.passthrough import passing
-from erlab.gateway.server import Settings, serving
+from erlab.gateway import fleet
+from erlab.gateway.server import serving
 
 
 @cache
@@ -17,15 +17,20 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 class Local:
-    """`with Local(router, upstream, experts, limits=...) as gateway: gateway.address`; parameters as `Settings`."""
+    """`with Local(router, upstream, experts, limits=...) as gateway: gateway.address`, as of `fleet.of_clusters`."""
 
-    def __init__(self, router, upstream, experts, **settings):
-        self._serving = serving(router, Settings(upstream, experts, **settings))
+    def __init__(self, router, upstream=None, experts=(), key=None, config=None, **settings):
+        config = config or fleet.of_clusters("in memory", upstream, experts, **settings)
+        self._serving = serving(config, router, key=key)
 
     def __enter__(self) -> "Local":
-        self.addresses = self._run(self._serving.__aenter__())
+        self.service = self._run(self._serving.__aenter__())
+        self.addresses = self.service.addresses
         self.address = self.addresses["address"]
         return self
+
+    def reload(self, config) -> None:
+        self._run(self.service.reload(config))
 
     def __exit__(self, *_):
         self._run(self._serving.__aexit__(None, None, None))
@@ -38,4 +43,4 @@ class Passing(Local):
     """The same without a router: `experts` under `names`."""
 
     def __init__(self, names, upstream, experts, **settings):
-        self._serving = passing(names, Settings(upstream, experts, **settings))
+        self._serving = serving(fleet.of_clusters(None, upstream, experts, names, **settings))

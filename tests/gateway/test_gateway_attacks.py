@@ -34,7 +34,7 @@ async def flood(request):
 def attacked(router_folder):
     """A gateway process whose experts `e` and `flood` may be asked by name."""
     with FakeTriton({"e": obedient, "flood": flood}) as fake:
-        with Gateway(router_folder, fake.address, ("e", "flood"), limits=QUICK) as gateway:
+        with Gateway.of(router_folder, fake.address, ("e", "flood"), limits=QUICK) as gateway:
             fine(gateway)
             yield gateway
 
@@ -157,7 +157,7 @@ def test_unfinished_calls_end_at_their_deadline(router_folder):
     """A call without a request, a call with half of one, and a client that reads no answers."""
     limits = Limits(seconds=2, stall_seconds=1)
     with FakeTriton({"e": obedient, "flood": flood}) as fake:
-        with Gateway(router_folder, fake.address, ("e", "flood"), limits=limits) as gateway:
+        with Gateway.of(router_folder, fake.address, ("e", "flood"), limits=limits) as gateway:
             flooded = message(kserve.request("flood", "x", 4).SerializeToString())
             with grpc.insecure_channel(gateway.address) as channel:
                 for path, said in (STREAM, "for 2 s"), (f"/{SERVICE}/ModelInfer".encode(), "within 2 s"):
@@ -290,7 +290,7 @@ def test_a_connection_that_answers_no_pings_is_closed(attacked):
 
 def test_more_connections_and_calls_than_allowed_are_refused(router_folder):
     limits = Limits(connections=10, calls=5)
-    with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",), limits=limits) as gateway:
+    with FakeTriton({"e": obedient}) as fake, Gateway.of(router_folder, fake.address, ("e",), limits=limits) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             hanging = kserve.request("e", "hang", 4).SerializeToString()
             calls = [channel.unary_stream(STREAM.decode())(hanging) for _ in range(5)]

@@ -139,8 +139,8 @@ def row(*order):
 
 def test_policies_see_the_experts_health_and_load():
     experts = [ServedExpert(name, None, Limits()) for name in "abc"]
-    nearest = Decider(experts, (0, 1, 2))
-    least = Decider(experts, (0, 1, 2), "least_outstanding")
+    nearest = Decider(experts, [(0,), (1,), (2,)])
+    least = Decider(experts, [(0,), (1,), (2,)], "least_outstanding")
     assert nearest(row(1, 2, 0))[0].name == "b"
     experts[1].up = False
     assert nearest(row(1, 2, 0))[0].name == "c"
@@ -154,8 +154,8 @@ def test_policies_see_the_experts_health_and_load():
 
 def test_outliers_and_difficult_prompts_go_to_their_own_experts():
     experts = [ServedExpert(name, None, Limits()) for name in "abg"]
-    outlier = Decider(experts, (0, 1), "outlier", generalist=2)
-    strong = Decider(experts, (0, 1), "strong_weak", strong=2)
+    outlier = Decider(experts, [(0,), (1,)], "outlier", 2)
+    strong = Decider(experts, [(0,), (1,)], "strong_weak", 2)
     usual = Row(1, 0.1, 0.2, 0, (1, 0), outlier=False, difficulty=0.1)
     odd = usual._replace(outlier=True, difficulty=0.9)
     for decide in outlier, strong:

@@ -44,7 +44,7 @@ def pair(router_folder, homes):
     with ExitStack() as stack:
         processes, addresses = zip(*(stack.enter_context(server("m")) for _ in range(2)))
         experts = tuple(f"grpc://{address}/m" for address in addresses)
-        gateway = stack.enter_context(Gateway(router_folder, None, experts, limits=LIMITS, http_port=0))
+        gateway = stack.enter_context(Gateway.of(router_folder, None, experts, limits=LIMITS, http_port=0))
         yield gateway, processes, homes, experts
 
 
@@ -92,7 +92,7 @@ def test_the_gateway_killed_under_load(pair):
 def plain(router_folder):
     """A gateway with both faces before one fake server, its fake, and its process."""
     with FakeTriton({"e": echo}) as fake:
-        with Gateway(router_folder, fake.address, ("e",), http_port=0) as gateway:
+        with Gateway.of(router_folder, fake.address, ("e",), http_port=0) as gateway:
             yield gateway, fake, psutil.Process(gateway.pid)
 
 
@@ -231,7 +231,7 @@ def test_a_slow_client_delays_only_itself(router_folder):
 
     with ExitStack() as stack:
         fake = stack.enter_context(FakeTriton({"e": flood, "other": echo}))
-        g = stack.enter_context(Gateway(router_folder, fake.address, ("e", "other"), http_port=0))
+        g = stack.enter_context(Gateway.of(router_folder, fake.address, ("e", "other"), http_port=0))
         process = psutil.Process(g.pid)
         with connect(g.http) as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

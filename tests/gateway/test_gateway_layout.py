@@ -1,8 +1,5 @@
 """The gateway's core names no transport, and protocols lie below it."""
 
-import subprocess
-import sys
-
 import grimp
 import pytest
 
@@ -17,14 +14,3 @@ def test_the_core_imports_no_protocol(module):
     assert not {name for name in reached if name.startswith("erlab.gateway.wire")}
     for name in reached:
         assert not graph.find_modules_directly_imported_by(name) & TRANSPORTS, name
-
-
-def test_help_lists_every_limit_with_its_default():
-    done = subprocess.run(
-        [sys.executable, "-m", "erlab.gateway", "--help"], capture_output=True, text=True, timeout=60, check=True
-    )
-    text = " ".join(done.stdout.split())
-    assert "python -m erlab.gateway --router" in text and "curl" in text
-    for limit in ("--in-flight N", "--stall-seconds N", "--keepalive-seconds N"):
-        assert limit in text
-    assert "requests that wait for an expert; more are refused (default 1024)" in text

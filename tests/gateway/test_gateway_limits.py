@@ -13,7 +13,7 @@ from local import Local
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from erlab.gateway import Gateway, health, kserve
-from erlab.gateway.core import Decider, Dispatcher, ServedExpert
+from erlab.gateway.core import Decider, Dispatcher, Plan, ServedExpert
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
 from erlab.gateway.wire.interface import Unpaused
@@ -233,7 +233,7 @@ def test_pieces_to_a_paused_reader_do_not_count_as_its_experts_silence():
     async def run():
         slow, limits = _Slow(), Limits(stall_seconds=0.05)
         expert = ServedExpert("e", slow, limits)
-        dispatch = Dispatcher(None, Decider((expert,), (0,)), limits, Metrics((expert,)))
+        dispatch = Dispatcher(Plan(None, Decider((expert,), [(0,)])), limits, Metrics())
         end = asyncio.get_running_loop().time() + 20
         tending = asyncio.create_task(health.watch(expert, limits))
         attempt = asyncio.create_task(dispatch.attempt(expert, slow.ask, slow, end))
@@ -247,6 +247,9 @@ def test_pieces_to_a_paused_reader_do_not_count_as_its_experts_silence():
     assert asyncio.run(run()) == [b"one", b"two", b"three"]
 
 
+NONE_UP = "UNAVAILABLE: None of the 1 experts is up (e: Stub process is not healthy.)"
+
+
 def test_no_expert_up_is_reported_at_once(router):
     async def dead(request):
         raise ModelError("Stub process is not healthy.")
@@ -256,7 +259,7 @@ def test_no_expert_up_is_reported_at_once(router):
         with opened(gateway) as channel:
             assert told(decoded(stream(channel, ask("one")))[0])[0] == "Stub process is not healthy."
             end = time.monotonic() + 60
-            while told(decoded(stream(channel, ask("one")))[0])[0] != "UNAVAILABLE: None of the 1 experts is up":
+            while told(decoded(stream(channel, ask("one")))[0])[0] != NONE_UP:
                 assert time.monotonic() < end
             with pytest.raises(grpc.RpcError) as caught:
                 service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(kserve.request("router", "one", 1))
@@ -327,7 +330,7 @@ def test_prompts_are_not_logged(router_folder):
     body = b'{"prompt": "hunter2"}'
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     wrong = [b"Content-Length: 9", b"Content-Length: x", b"Content-Length: 21\r\nContent-Encoding: gzip", b"hunter2"]
-    with FakeTriton({"e": obedient}) as fake, Gateway(router_folder, fake.address, ("e",), http_port=0) as gateway:
+    with FakeTriton({"e": obedient}) as fake, Gateway.of(router_folder, fake.address, ("e",), http_port=0) as gateway:
         with opened(gateway) as channel:
             for word in ("one", "fail", "abort", "half", "nothing"):
                 stream(channel, ask(f"{word} hunter2"))

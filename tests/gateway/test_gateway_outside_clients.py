@@ -29,7 +29,7 @@ async def paced(request):
 @pytest.fixture(scope="module")
 def gateway(router_folder):
     with FakeTriton({"kitchen": paced, "court": paced}) as fake:
-        with Gateway(router_folder, fake.address, ("kitchen", "court"), http_port=0) as running:
+        with Gateway.of(router_folder, fake.address, ("kitchen", "court"), http_port=0) as running:
             yield running
 
 

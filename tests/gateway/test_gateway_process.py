@@ -48,7 +48,7 @@ def children():
 def test_a_port_in_use_is_named_in_one_line(fake, gateway, router_folder):
     port, before = int(gateway.address.rpartition(":")[2]), children()
     with pytest.raises(ErlabError, match=rf"listen on 127.0.0.1:{port}: the port is in use\.$"):
-        with Gateway(router_folder, fake.address, EXPERTS, port=port):
+        with Gateway.of(router_folder, fake.address, EXPERTS, port=port):
             pass
     assert not children() - before
 
@@ -62,20 +62,20 @@ def test_an_address_of_no_one_here_is_not_called_a_port_in_use(router, fake):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"experts_of_clusters": ("a", "b", "c")}, "'--experts' parameter of the gateway must name 1 to 2"),
-        ({"experts_of_clusters": ("a", "")}, "'--experts' parameter of the gateway must name 1 to 2"),
-        ({"experts_of_clusters": ("http://x:port/v1#m",)}, "or http://HOST:PORT/v1#MODEL. Got 'http://x:port/v1#m'"),
-        ({"policy": "farthest"}, "'--policy' parameter of the gateway must be one of nearest"),
-        ({"policy": "outlier"}, "'--generalist' parameter of the gateway must name an expert where --policy"),
+        ({"experts_of_clusters": ("a", "b", "c")}, "'experts' .* must be 1 to 2, as the router has 2 clusters"),
+        ({"experts_of_clusters": ("a", "")}, "'name' parameter of an expert must be printable text"),
+        ({"experts_of_clusters": ("http://x:port/v1#m",)}, r"or http://HOST:PORT/v1#MODEL .* Got 'http://x:port/v1#m'"),
+        ({"policy": "farthest"}, "'policy' parameter of the gateway must be one of nearest"),
+        ({"policy": "outlier"}, "'generalist' parameter of the gateway must name an expert where the"),
         ({"upstream": "nowhere"}, "must be HOST:PORT"),
-        ({"upstream": "127.0.0.1:1", "timeout": 0.5}, "127.0.0.1:1 behind .* was not ready in 0.5 s .UNAVAILABLE"),
+        ({"upstream": "127.0.0.1:1", "timeout": 0.5}, "No server .* was ready in 0.5 s .UNAVAILABLE.*: 127.0.0.1:1"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
     parameters = {"router": router_folder, "upstream": fake.address, "experts_of_clusters": EXPERTS} | change
     before = children()
     with pytest.raises(ErlabError, match=said) as caught:
-        with Gateway(**parameters):
+        with Gateway.of(**parameters):
             pass
     assert "\n" not in str(caught.value)
     assert not children() - before
@@ -85,11 +85,11 @@ def test_what_keeps_it_from_starting_is_said(fake, router_folder, change, said):
     "settings, said",
     [
         ({"policy": "outlier", "generalist": "g"}, "needs a router with an outlier threshold .* Got one without"),
-        ({"policy": "strong_weak"}, "'--strong' parameter of the gateway must name an expert where --policy is strong"),
+        ({"policy": "strong_weak"}, "'strong' parameter of the gateway must name an expert where the policy is strong"),
         ({"policy": "strong_weak", "strong": "s"}, "needs a router with a difficulty score .* Got one without"),
-        ({"generalist": "g"}, "'--generalist' parameter of the gateway must .* only there. Got 'g'"),
-        ({"threshold": 0.3}, "'--threshold' parameter of the gateway must .* where --policy is strong_weak. Got 0.3"),
-        ({"policy": "strong_weak", "strong": "s", "threshold": 30.0}, "'--threshold' .* be from 0 to 1.* Got 30.0"),
+        ({"generalist": "g"}, "'generalist' parameter of the gateway must .* only there. Got 'g'"),
+        ({"threshold": 0.3}, "'threshold' parameter of the gateway must .* where the policy is strong_weak. Got 0.3"),
+        ({"policy": "strong_weak", "strong": "s", "threshold": 30.0}, "'threshold' .* be from 0 to 1.* Got 30.0"),
     ],
 )
 def test_policies_without_what_they_need_are_refused(router, fake, settings, said):
@@ -106,7 +106,7 @@ def test_a_served_system_chooses_among_its_own_models(tmp_path, router):
         ("A", {"policy": "outlier"}, "System A has no gateway, so it takes no policy."),
         ("A", {"threshold": 0.3}, "System A has no gateway, so it takes no threshold."),
         ("E", {"generalist": "x"}, "must be one of E-expert-0, E-expert-1.* Got 'x'"),
-        ("E", {"policy": "farthest"}, "'--policy' parameter of the gateway must be one of nearest"),
+        ("E", {"policy": "farthest"}, "'policy' parameter of the gateway must be one of nearest"),
         ("E", {"policy": "strong_weak", "strong": "E-expert-1"}, "needs a router with a difficulty score"),
     ]:
         with pytest.raises(ErlabError, match=said):
@@ -116,12 +116,12 @@ def test_a_served_system_chooses_among_its_own_models(tmp_path, router):
 
 def test_a_missing_router_is_named(fake, tmp_path):
     with pytest.raises(ErlabError, match=str(tmp_path / "none")):
-        with Gateway(tmp_path / "none", fake.address, EXPERTS):
+        with Gateway.of(tmp_path / "none", fake.address, EXPERTS):
             pass
 
 
 def test_fewer_experts_than_clusters_share_them(fake, router_folder):
-    with Gateway(router_folder, fake.address, ("expert_1",)) as gateway:
+    with Gateway.of(router_folder, fake.address, ("expert_1",)) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             for prompt in KITCHEN[0], "the court":
                 said = decoded(stream(channel, ask(prompt)))[0].infer_response.parameters
@@ -145,7 +145,7 @@ def test_the_generalist_and_the_strong_expert_answer_their_prompts(tmp_path):
     ]
     with FakeTriton(dict.fromkeys([*EXPERTS, "extra"], echo)) as fake:
         for policy, choice, special in cases:
-            with Gateway(tmp_path / "router", fake.address, EXPERTS, policy, **choice) as gateway:
+            with Gateway.of(tmp_path / "router", fake.address, EXPERTS, policy, **choice) as gateway:
                 with grpc.insecure_channel(gateway.address) as channel:
                     said = [decoded(stream(channel, ask(prompt)))[0].infer_response for prompt in prompts]
             wanted = ["extra" if is_special else EXPERTS[row.cluster] for row, is_special in zip(rows, special)]
@@ -159,7 +159,7 @@ def told(fake, router_folder, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(TELLING)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("TOLD", str(tmp_path / "told.json"))
-    with Gateway(router_folder, fake.address, EXPERTS) as gateway:
+    with Gateway.of(router_folder, fake.address, EXPERTS) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             assert len(stream(channel, ask(KITCHEN[0]))) == len(KITCHEN[0].split())  # all it needs is loaded
         os.kill(gateway.pid, signal.SIGUSR1)
@@ -183,7 +183,7 @@ def test_it_imports_nothing_that_only_training_or_showing_needs(told):
 
 def test_ctrl_c_in_the_body_ends_it(fake, router_folder):
     with pytest.raises(KeyboardInterrupt):
-        with Gateway(router_folder, fake.address, EXPERTS) as gateway:
+        with Gateway.of(router_folder, fake.address, EXPERTS) as gateway:
             process = psutil.Process(gateway.pid)
             assert gateway.alive()
             raise KeyboardInterrupt
@@ -191,7 +191,7 @@ def test_ctrl_c_in_the_body_ends_it(fake, router_folder):
 
 
 def test_it_ends_requests_in_flight_before_it_stops(fake, router_folder):
-    with Gateway(router_folder, fake.address, EXPERTS) as gateway, grpc.insecure_channel(gateway.address) as channel:
+    with Gateway.of(router_folder, fake.address, EXPERTS) as gateway, grpc.insecure_channel(gateway.address) as channel:
         call = channel.unary_stream(STREAM)(ask("wait drain"), timeout=60)
         fake.wait(lambda: fake.in_flight.total() == 1)
         os.kill(gateway.pid, signal.SIGTERM)
@@ -207,8 +207,9 @@ def test_it_ends_requests_in_flight_before_it_stops(fake, router_folder):
 
 def test_it_dies_with_its_parent(fake, router_folder):
     script = (
-        "import sys; from erlab.gateway import Gateway\n"
-        f"with Gateway({str(router_folder)!r}, {fake.address!r}, {EXPERTS!r}) as g: print(g.pid, flush=True); input()"
+        "from erlab.gateway import Gateway\n"
+        f"with Gateway.of({str(router_folder)!r}, {fake.address!r}, {EXPERTS!r}) as gateway:\n"
+        "    print(gateway.pid, flush=True), input()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         process = psutil.Process(int(parent.stdout.readline()))
@@ -217,7 +218,7 @@ def test_it_dies_with_its_parent(fake, router_folder):
 
 
 def test_one_that_is_killed_is_seen(fake, router_folder):
-    with Gateway(router_folder, fake.address, EXPERTS) as gateway:
+    with Gateway.of(router_folder, fake.address, EXPERTS) as gateway:
         assert gateway.alive()
         os.kill(gateway.pid, signal.SIGKILL)
         psutil.Process(gateway.pid).wait(60)

@@ -12,8 +12,8 @@ import tritonclient.grpc.aio as triton_aio
 from fake_triton import COURT, KITCHEN, STREAM, FakeTriton, decoded, echo, stream
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from erlab.gateway import Gateway, kserve
-from erlab.gateway.server import Settings, serving
+from erlab.gateway import Gateway, fleet, kserve
+from erlab.gateway.server import serving
 
 EXPERTS = ("expert_0", "expert_1")
 
@@ -195,7 +195,7 @@ def test_a_disconnected_grpc_client_cancels_its_requests(gateway, fake):
 
 def test_a_server_that_goes_away_is_reported_and_found_again(router_folder):
     models = {name: echo for name in EXPERTS}
-    with FakeTriton(models) as fake, Gateway(router_folder, fake.address, EXPERTS) as gateway:
+    with FakeTriton(models) as fake, Gateway.of(router_folder, fake.address, EXPERTS) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             fake.__exit__()
             assert "UNAVAILABLE" in decoded(stream(channel, ask(KITCHEN[0])))[0].error_message
@@ -222,8 +222,9 @@ def test_nothing_leaks_over_500_requests(gateway, channel):
 
 def test_no_task_outlives_its_request(fake, router):
     async def main():
-        async with serving(router, Settings(fake.address, EXPERTS)) as addresses:
-            async with grpc.aio.insecure_channel(addresses["address"]) as channel:
+        config = fleet.of_clusters("in memory", fake.address, EXPERTS)
+        async with serving(config, router) as service:
+            async with grpc.aio.insecure_channel(service.addresses["address"]) as channel:
                 call = channel.unary_stream(STREAM)
 
                 async def one(text):

@@ -38,7 +38,7 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module", params=["router", "names"])
 def stub(request, server, router_folder):
     way = {"router": router_folder} if request.param == "router" else {"router": None, "names": ("emulated-0",)}
-    with Gateway(upstream=server.grpc, experts_of_clusters=("emulated-0",), **way) as gateway:
+    with Gateway.of(upstream=server.grpc, experts_of_clusters=("emulated-0",), **way) as gateway:
         with grpc.insecure_channel(gateway.address) as channel:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 

@@ -38,7 +38,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gateway(server, router_folder):
-    with Gateway(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as running:
+    with Gateway.of(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as running:
         yield running
 
 
@@ -140,7 +140,7 @@ def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):
 
 
 def test_a_gateway_killed_while_users_run_leaves_the_server_well(server, gateway, router_folder, homes):
-    with Gateway(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as doomed:
+    with Gateway.of(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as doomed:
         kill = psutil.Process(doomed.pid).kill
         rows = during(doomed.address, load(homes, 6), lambda: once_busy(doomed, kill))
     assert {row["status"] for row in rows} == {"ok", "error"}, kinds(rows)

@@ -148,7 +148,7 @@ def test_an_expert_can_be_requested_by_name(served):
         ("/v1/completions", {"prompt": "fail"}, 502, "out of memory"),
         ("/v1/completions", {"prompt": "x" * 5_000_000}, 413, "Too Large"),
         ("/v1/nothing", {}, 404, "Not Found"),
-        ("/health", {}, 405, "Not Allowed"),
+        ("/health/live", {}, 405, "Not Allowed"),
     ],
 )
 def test_errors_have_openais_format(served, path, body, status, said):
@@ -207,7 +207,9 @@ def test_the_key_is_required(fake, router):
             status, body = get(gateway, "/v1/models", **headers)
             assert status == 401 and json.loads(body)["error"]["type"] == "authentication_error"
         assert get(gateway, "/v1/models", Authorization="Bearer s3cret")[0] == 200
-        assert get(gateway, "/health") == (200, b'{"status": "ok", "experts": {"expert_0": true, "expert_1": true}}')
+        assert get(gateway, "/health/live") == (200, b'{"status": "ok"}')
+        up = {"expert_0": "up", "expert_1": "up"}
+        assert json.loads(get(gateway, "/health/ready")[1]) == {"status": "ok", "experts": up}
 
 
 def test_metrics_count_requests(router):
@@ -306,7 +308,7 @@ def test_a_failing_openai_server_is_taken_out_and_comes_back(router):
             prompt = KITCHEN[0]
             home, other = (first, second) if router.predict([prompt])[0] == 0 else (second, first)
             home.status, end = 503, time.monotonic() + 60
-            while all(json.loads(get(gateway, "/health")[1])["experts"].values()):
+            while set(json.loads(get(gateway, "/health/ready")[1])["experts"].values()) == {"up"}:
                 status, headers, _ = post(gateway, "/v1/completions", {"prompt": prompt})
                 assert status == 200 and headers["x-erlab-expert"] == f"{other.base}#m"
                 assert time.monotonic() < end

@@ -56,9 +56,14 @@ def test_null_means_absent(triton, body, asked):
     assert tokens(triton, **body) == asked
 
 
-def test_an_answer_names_a_model_that_was_not_named(triton):
-    for body in ({"prompt": "x"}, {"prompt": "x", "model": None}):
-        assert json.loads(post(triton, "/v1/completions", body)[2])["model"] == "router"
+def test_an_answer_names_the_model_that_gave_it(triton):
+    for body in ({"prompt": "x"}, {"prompt": "x", "model": None}, {"prompt": "x", "model": "router"}):
+        assert json.loads(post(triton, "/v1/completions", body)[2])["model"] == "e"
+
+
+def test_stop_words_that_a_triton_model_does_not_take_are_refused_by_name(triton):
+    status, _, answer = post(triton, "/v1/completions", {"prompt": "x", "stop": ["y"]})
+    assert status == 400 and "'stop' must be absent for this expert" in json.loads(answer)["error"]["message"]
 
 
 CHAT = {"messages": [{"role": "user", "content": "one"}]}
@@ -161,7 +166,7 @@ def test_half_of_a_surrogate_pair_is_refused_by_name(triton, upstream, body):
     for gateway in (triton, upstream):
         status, _, answer = post(gateway, "/v1/completions", body)
         assert status == 400 and f"'{name}' must be text" in json.loads(answer)["error"]["message"]
-    assert post(triton, "/v1/completions", b'{"prompt": "\\ud83d\\ude00", "stop": "\xf0\x9f\x98\x80"}')[0] == 200
+    assert post(triton, "/v1/completions", b'{"prompt": "\\ud83d\\ude00", "user": "\xf0\x9f\x98\x80"}')[0] == 200
     assert post(triton, "/v1/completions", b'{"prompt": "\xed\xa0\x80"}')[0] == 400
 
 
@@ -262,9 +267,9 @@ FOREIGN += [b"", b"[::2]", b"127.0.0.1@evil.example", b"0.0.0.0"]
 def test_on_loopback_only_its_host_names_are_answered(triton):
     assert {answered(triton, host) for host in LOOPBACK} == {b"200"}
     assert {answered(triton, host) for host in FOREIGN} == {b"403"}
-    twice = raw(triton, b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+    twice = raw(triton, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     assert twice.split(b" ")[1] in (b"403", b"400")
-    assert b"one of --hosts" in raw(triton, b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n")
+    assert b"one of --hosts" in raw(triton, b"GET /health/live HTTP/1.0\r\nHost: evil.example\r\n\r\n")
 
 
 def test_configured_hosts_are_answered(router):
@@ -280,7 +285,7 @@ def test_configured_hosts_are_answered(router):
 
 HEADS = {
     "silent": b"",
-    "slow": b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    "slow": b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Slow: ",
 }
 
 
@@ -322,7 +327,7 @@ def test_connections_beyond_the_limit_are_refused(router):
         address = gateway.addresses["http"].removeprefix("http://").split(":")
         opened = [socket.create_connection(address, timeout=60) for _ in range(3)]
         for connection in opened:  # each is known to be taken
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(9) == b"HTTP/1.1 "
         with socket.create_connection(address, timeout=60) as more:
             assert b"".join(iter(lambda: more.recv(65536), b"")).startswith(b"HTTP/1.1 503 ")

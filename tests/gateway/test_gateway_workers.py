@@ -14,7 +14,7 @@ from erlab.gateway import Gateway, kserve
 
 def test_workers_share_the_ports_and_end_together(router_folder):
     with FakeTriton({"e": echo}) as fake:
-        with Gateway(router_folder, fake.address, ("e",), http_port=0, workers=2) as gateway:
+        with Gateway.of(router_folder, fake.address, ("e",), http_port=0, workers=2) as gateway:
             workers = psutil.Process(gateway.pid).children()
             assert len(workers) == 2
             data, served = kserve.request("router", "one two", 4).SerializeToString(), 0
@@ -43,5 +43,5 @@ def test_a_port_in_use_is_named(router_folder):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ErlabError, match=f"127.0.0.1:{port}: the port is in use"):
-            with Gateway(router_folder, "127.0.0.1:1", ("e",), port=port, workers=2):
+            with Gateway.of(router_folder, "127.0.0.1:1", ("e",), port=port, workers=2):
                 pass

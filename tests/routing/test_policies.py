@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from erlab.errors import ErlabError
 from erlab.explore.settings import Setting
-from erlab.gateway import server
+from erlab.gateway import fleet
 from erlab.routing.compiled import Row
 from erlab.routing.policies import (
     POLICIES,
@@ -78,7 +78,7 @@ def test_added_policies_are_known_everywhere(monkeypatch):
     monkeypatch.setitem(POLICIES, "farthest", lambda row, fleet, ticket=0: fleet.experts[row.order[-1]])
     assert "farthest" in simulated_policies()
     assert Setting(policy="farthest").policy == "farthest"
-    server.check_settings(server.Settings(upstream=None, experts=("a",), policy="farthest"))
+    assert fleet.of_clusters("router", "127.0.0.1:1", ("a",), policy="farthest").policy == "farthest"
 
 
 @given(states())

@@ -22,5 +22,5 @@ def router_folder(tmp_path_factory):
 
 @pytest.fixture
 def gateway(fake, router_folder):
-    with Gateway(router_folder, fake.address, ("expert_0", "expert_1")) as running:
+    with Gateway.of(router_folder, fake.address, ("expert_0", "expert_1")) as running:
         yield running

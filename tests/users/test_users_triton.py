@@ -45,7 +45,7 @@ def running(tmp_path_factory, router_folder):
     folder = tmp_path_factory.mktemp("models")
     for name in EXPERTS:
         repository.write(folder, repository.text_model(name, {}), MODEL)
-    with Server(folder) as server, Gateway(router_folder, server.grpc, EXPERTS) as gateway:
+    with Server(folder) as server, Gateway.of(router_folder, server.grpc, EXPERTS) as gateway:
         yield server, gateway
 
 
@@ -74,7 +74,7 @@ def test_an_unknown_model_is_named(running):
 
 def test_a_hanging_expert_ends_by_deadline_and_a_killed_gateway_in_errors(running, router_folder):
     server, _ = running
-    with Gateway(router_folder, server.grpc, EXPERTS) as gateway:
+    with Gateway.of(router_folder, server.grpc, EXPERTS) as gateway:
         rows = users.run(gateway.address, ("router",), plan("hang", "one", users=2), timeout=3)
         assert [row["status"] for row in rows] == ["timeout", "ok"] * 2
         with grpc.insecure_channel(gateway.address) as channel:

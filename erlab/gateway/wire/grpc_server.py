@@ -180,6 +180,7 @@ class StreamCall:
 
     def __init__(self, context: grpc.aio.ServicerContext, limits: Limits):
         self._context, self._limits = context, limits
+        self.client = f"grpc:{context.peer()}"
         self._open, self._open_bytes = 0, 0  # requests in flight
         self._pieces: deque[bytes] = deque()
         self._bytes, self._ends = 0, False  # bytes queued; whether no more pieces follow

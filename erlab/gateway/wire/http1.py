@@ -28,12 +28,16 @@ class Enough(Exception):
 
 
 class HTTPClient:
-    """Client of the server at `base`, an http or https URL, as a context manager; raises ValueError for any other."""
+    """Client of the server at `base`, an http or https URL, as a context manager; raises ValueError for any other.
 
-    def __init__(self, base: str):
+    `key`: bearer token that the server requires.
+    """
+
+    def __init__(self, base: str, key: str | None = None):
         self._base = URL(base)
         if self._base.scheme not in ("http", "https") or not self._base.host:
             raise ValueError(f"not an http or https URL: {base!r}")
+        self._headers = _HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
         self._draining: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "HTTPClient":
@@ -42,7 +46,7 @@ class HTTPClient:
         reuse.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=0, keepalive_timeout=IDLE_SECONDS),
-            headers=_HEADERS,
+            headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS),
             auto_decompress=False,

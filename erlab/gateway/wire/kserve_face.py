@@ -10,20 +10,18 @@ Only `grpc_server.METHODS` are answered, and only for these models. Loading mode
 logs and traces are not for everyone who reaches the gateway's port.
 """
 
-import asyncio
+from contextlib import suppress
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from erlab.errors import ErlabError
-from erlab.gateway.core import Ask, Dispatcher, Reply, Routed, ServedExpert, Sink
+from erlab.gateway.core import ROUTER, Ask, Dispatcher, Reply, Routed, ServedExpert, Sink
 from erlab.gateway.errors import Kind, RequestError
-from erlab.gateway.limits import Limits
 from erlab.gateway.wire import messages
 from erlab.gateway.wire.grpc_server import Method, StreamCall
 from erlab.gateway.wire.interface import Headers, Unpaused
 from erlab.gateway.wire.triton_upstream import TritonModel
 
-ROUTER = "router"
 _NAME = 100  # characters of an unknown name shown in an error
 # Requests about a model, and the message that renames the model when appended to the response.
 _ABOUT = {
@@ -36,18 +34,14 @@ _ABOUT = {
 
 
 class KServeFace:
-    """Methods of the KServe v2 service for the experts of `dispatch` and, if it `routes`, for `router`.
+    """Methods of the KServe v2 service for the experts of `dispatch` and, if it routes, for `router`.
 
-    Requests about the server, and about `router` as a model, go to the first expert on a Triton server. Without one the
-    gateway answers what it can by itself.
+    Requests about the server, and about `router` as a model, go to the first expert on a Triton server that is up.
+    Without one the gateway answers what it can by itself.
     """
 
-    def __init__(self, dispatch: Dispatcher, limits: Limits, routes: bool):
-        self._dispatch, self._limits, self._routes = dispatch, limits, routes
-        self._named = {expert.name: expert for expert in dispatch.experts}
-        self._models = [*self._named, ROUTER] if routes else [*self._named]
-        on_triton = (e.upstream for e in dispatch.experts if isinstance(e.upstream, TritonModel))
-        self._triton: TritonModel | None = next(on_triton, None)
+    def __init__(self, dispatch: Dispatcher):
+        self._dispatch = dispatch
         self.methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -59,6 +53,15 @@ class KServeFace:
             "RepositoryIndex": self._index,
             "ModelInfer": self._infer,
         }
+
+    @property
+    def _models(self) -> list[str]:
+        return [*self._dispatch.named, ROUTER] if self._dispatch.routes else [*self._dispatch.named]
+
+    @property
+    def _triton(self) -> TritonModel | None:
+        experts = sorted(self._dispatch.experts, key=lambda expert: not expert.up)
+        return next((e.upstream for e in experts if isinstance(e.upstream, TritonModel)), None)
 
     async def answer(self, data: bytes, received_ns: int, headers: Headers, stream: StreamCall) -> None:
         """Answer one request of a stream; every failure becomes an error response."""
@@ -87,16 +90,18 @@ class KServeFace:
     async def _ask(
         self, request: service_pb2.ModelInferRequest, ask: Ask, reply: Reply, received_ns: int | None = None
     ) -> None:
-        if self._routes and request.model_name == ROUTER:
+        if self._dispatch.routes and request.model_name == ROUTER:
             return await self._dispatch.run(messages.prompt(request), ask, reply, received_ns)
-        expert = self._expert(request.model_name)
-        await self._dispatch.attempt(expert, ask, reply, asyncio.get_running_loop().time() + self._limits.seconds)
+        expert, text = self._expert(request.model_name), ""
+        with suppress(ErlabError):  # a named expert may take other tensors
+            text = messages.prompt(request)
+        await self._dispatch.ask(expert, text, ask, reply, received_ns)
 
     def _expert(self, name: str) -> ServedExpert:
-        if name not in self._named:
+        if name not in self._dispatch.named:
             known = ", ".join(self._models)
             raise RequestError(Kind.NOT_FOUND, f"There is no model {name[:_NAME]!r} here, only {known}.")
-        return self._named[name]
+        return self._dispatch.named[name]
 
     async def _live(self, data: bytes, headers: Headers) -> bytes:
         if self._triton:
@@ -132,13 +137,13 @@ class KServeFace:
 
     def _model(self, name: str):
         """Upstream that answers requests about the model of this name."""
-        return self._triton if self._routes and name == ROUTER else self._expert(name).upstream
+        return self._triton if self._dispatch.routes and name == ROUTER else self._expert(name).upstream
 
     async def _statistics(self, data: bytes, headers: Headers) -> bytes:
         """Statistics of one expert, or of all experts for `router` or no name."""
         name = messages.parse(service_pb2.ModelStatisticsRequest, data).name
-        every_expert = not name or (self._routes and name == ROUTER)
-        upstreams = [expert.upstream for expert in (self._named.values() if every_expert else [self._expert(name)])]
+        every_expert = not name or (self._dispatch.routes and name == ROUTER)
+        upstreams = [expert.upstream for expert in (self._dispatch.experts if every_expert else [self._expert(name)])]
         models = [model for model in upstreams if isinstance(model, TritonModel)]
         renamed = [data + service_pb2.ModelStatisticsRequest(name=model.name).SerializeToString() for model in models]
         statistics = [await m.about("ModelStatistics", request, headers) for m, request in zip(models, renamed)]
@@ -147,7 +152,7 @@ class KServeFace:
     async def _index(self, data: bytes, headers: Headers) -> bytes:
         ready_only = messages.parse(service_pb2.RepositoryIndexRequest, data).ready
         up = {expert.name: expert.up for expert in self._dispatch.experts}
-        up |= {ROUTER: any(up.values())} if self._routes else {}
+        up |= {ROUTER: any(up.values())} if self._dispatch.routes else {}
         index = service_pb2.RepositoryIndexResponse()
         for name in self._models:
             if up[name] or not ready_only:
@@ -158,6 +163,7 @@ class KServeFace:
 class _UnaryReply(Unpaused):
     """A Reply of one piece."""
 
+    client = "grpc"
     response = b""
 
     def piece(self, data: bytes, routed: Routed | None) -> None:

@@ -131,7 +131,9 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
     words = [stop] if isinstance(stop, str) else stop
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise _invalid(f"'stop' must be text or a list of texts. Got {_short(stop)}.")
-    if words and "stop_words" in declared:
+    if words and "stop_words" not in declared:
+        raise _invalid(f"'stop' must be absent for this expert, whose model has no stop words. Got {_short(stop)}.")
+    if words:
         request.inputs.add(name="stop_words", datatype="BYTES", shape=[1, len(words)])
         array = np.array([word.encode() for word in words], dtype=object)
         request.raw_input_contents.append(serialize_byte_tensor(array).item())
@@ -164,9 +166,9 @@ def from_kserve(text: str, request: service_pb2.ModelInferRequest) -> dict:
 
 
 class CompletionWriter:
-    """Writer of one answer in OpenAI's format: `piece` and `end` return the bytes to send, if any."""
+    """Writer of an answer of `model` in OpenAI's format: `piece` and `end` return the bytes to send, if any."""
 
-    def __init__(self, kind: str, body: dict):
+    def __init__(self, kind: str, body: dict, model: str):
         self._chat, self._stream = kind != "completions", bool(body.get("stream"))
         self._limit = _max_tokens(kind, body)
         options = body.get("stream_options") or {}
@@ -178,7 +180,7 @@ class CompletionWriter:
         kind = ("chat.completion" + ".chunk" * self._stream) if self._chat else "text_completion"
         prefix = "chatcmpl-" if self._chat else "cmpl-"
         self._head = {"id": prefix + uuid.uuid4().hex, "object": kind}
-        self._head |= {"created": int(time.time()), "model": body.get("model")}
+        self._head |= {"created": int(time.time()), "model": model}
         self._role = {"role": "assistant"}  # in the first event only, since clients concatenate deltas
         self._frame()
 

@@ -2,7 +2,8 @@
 
     POST /v1/completions, /v1/chat/completions   `model`: router, or an expert's name to bypass the routing
     POST /route                                  the routing decision alone, for a `prompt` or `messages`
-    GET  /v1/models, /v1/models/NAME, /health, /metrics
+    GET  /v1/models, /v1/models/NAME, /metrics   the experts; metrics in Prometheus's format
+    GET  /health/live, /health/ready             200 while it runs; 200 while an expert is up, else 503
 
 Response headers tell the decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and the time spent
 before the request was forwarded (`x-erlab-classify-ns`, `-queue-ns`).
@@ -24,13 +25,12 @@ from ipaddress import ip_address
 
 from aiohttp import HttpVersion11, web
 
-from erlab.gateway.core import Dispatcher, Routed
+from erlab.gateway.core import ROUTER, Dispatcher, Routed
 from erlab.gateway.errors import Kind, RequestError
 from erlab.gateway.limits import Limits
 from erlab.gateway.wire import openai
 from erlab.gateway.wire.openai import StatusError
 
-ROUTER = "router"
 _BODY_SECONDS = 30.0  # for a client to send a request's body
 _RETRY_SECONDS = "1"  # sent as Retry-After
 _STATUS = {
@@ -50,7 +50,11 @@ _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Lengt
 
 
 def application(
-    dispatch: Dispatcher, limits: Limits, key: str | None = None, hosts: frozenset[str] | None = None
+    dispatch: Dispatcher,
+    limits: Limits,
+    key: str | None = None,
+    hosts: frozenset[str] | None = None,
+    origins: frozenset[str] = frozenset(),
 ) -> web.Application:
     """Build the face as an aiohttp application.
 
@@ -59,9 +63,12 @@ def application(
         limits: The gateway's limits.
         key: Bearer token that clients must send, except for /health.
         hosts: Host names, without ports, answered beside loopback's; None for all.
+        origins: Origins of web pages that may read answers (CORS).
     """
-    face = _Face(dispatch, limits)
-    app = web.Application(client_max_size=limits.message_bytes, middlewares=[_guard(key, hosts)])
+    face = _Face(dispatch)
+    app = web.Application(client_max_size=limits.message_bytes, middlewares=[_guard(key, hosts, origins)])
+    if origins:
+        app.on_response_prepare.append(partial(_allow_origin, origins))
     app[_SILENT] = {}
     app.add_routes(
         [
@@ -70,7 +77,8 @@ def application(
             web.post("/route", face.route),
             web.get("/v1/models", face.models),
             web.get("/v1/models/{name:.+}", face.model),
-            web.get("/health", face.health),
+            web.get("/health/live", face.live),
+            web.get("/health/ready", face.ready),
             web.get("/metrics", face.metrics),
         ]
     )
@@ -122,9 +130,8 @@ class _Full(asyncio.Protocol):
 
 
 class _Face:
-    def __init__(self, dispatch: Dispatcher, limits: Limits):
-        self._dispatch, self._limits = dispatch, limits
-        self._named = {expert.name: expert for expert in dispatch.experts}
+    def __init__(self, dispatch: Dispatcher):
+        self._dispatch = dispatch
         self._started = int(time.time())
 
     async def complete(self, kind: str, request: web.Request) -> web.StreamResponse:
@@ -132,7 +139,7 @@ class _Face:
         if body.get("model") is None:
             body["model"] = ROUTER
         model, stream, text = body["model"], body.get("stream"), openai.prompt(kind, body)
-        expert = self._named.get(model) if isinstance(model, str) else None
+        expert = self._dispatch.named.get(model) if isinstance(model, str) else None
         if model != ROUTER and expert is None:
             raise _unknown("The 'model'")
         if not (stream is None or isinstance(stream, bool)):
@@ -143,8 +150,7 @@ class _Face:
             if expert is None:
                 await self._dispatch.run(text, lambda chosen, sink: chosen.upstream.openai(kind, body, sink), reply)
             else:
-                end = asyncio.get_running_loop().time() + self._limits.seconds
-                await self._dispatch.attempt(expert, lambda e, sink: e.upstream.openai(kind, body, sink), reply, end)
+                await self._dispatch.ask(expert, text, lambda e, sink: e.upstream.openai(kind, body, sink), reply)
         except RequestError as e:
             if not reply.response.prepared:
                 raise
@@ -154,30 +160,34 @@ class _Face:
     async def route(self, request: web.Request) -> web.Response:
         body = await _body(request)
         text = openai.prompt("completions" if body.get("messages") is None else "chat/completions", body)
-        row, classify_ns = await self._dispatch.classify(text)
-        _, decision = self._dispatch.decide(row)
+        decision, classify_ns = await self._dispatch.decision(text)
         content = vars(decision) | {"classify_ns": classify_ns}
         if math.isinf(decision.margin):
             content["margin"] = None  # one cluster has no runner-up, and JSON no infinity
         return web.json_response(content)
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [self._about(name) for name in (ROUTER, *self._named)]})
+        names = ROUTER, *self._dispatch.named
+        return web.json_response({"object": "list", "data": [self._about(name) for name in names]})
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name != ROUTER and name not in self._named:
+        if name != ROUTER and name not in self._dispatch.named:
             raise _unknown("A model's name")
         return web.json_response(self._about(name))
 
     def _about(self, name: str) -> dict:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "erlab"}
 
-    async def health(self, request: web.Request) -> web.Response:
-        up = {name: expert.up for name, expert in self._named.items()}
-        healthy = any(up.values())
-        content = {"status": "ok" if healthy else "down", "experts": up}
-        return web.json_response(content, status=200 if healthy else 503)
+    async def live(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        experts = self._dispatch.experts
+        ready = any(expert.up for expert in experts)
+        states = {expert.name: "up" if expert.up else f"down: {expert.down_reason}" for expert in experts}
+        content = {"status": "ok" if ready else "down", "experts": states}
+        return web.json_response(content, status=200 if ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._dispatch.metrics.text(), content_type="text/plain", charset="utf-8")
@@ -191,6 +201,7 @@ class _Reply:
 
     def __init__(self, request: web.Request, stream: bool):
         self._request, self._stream = request, stream
+        self.client = f"http:{request.remote}"
         self.response = web.StreamResponse() if stream else web.Response(content_type="application/json")
 
     def piece(self, data: bytes, routed: Routed | None) -> None:
@@ -275,7 +286,28 @@ def _check_text(body: dict) -> None:
             raise RequestError(Kind.INVALID_ARGUMENT, lone) from None
 
 
-def _guard(key: str | None, hosts: frozenset[str] | None):
+async def _allow_origin(origins: frozenset[str], request: web.Request, response: web.StreamResponse) -> None:
+    """Let the web pages of these origins read a response."""
+    response.headers["Vary"] = "Origin"
+    if (origin := request.headers.get("Origin")) in origins:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = "*"
+
+
+def _preflight(request: web.Request, origins: frozenset[str]) -> bool:
+    """Whether a browser asks if a page of one of these origins may send a request."""
+    asks = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+    return asks and request.headers.get("Origin") in origins
+
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+
+
+def _guard(key: str | None, hosts: frozenset[str] | None, origins: frozenset[str]):
     """Middleware that checks host and key, and returns every error in OpenAI's format."""
 
     @web.middleware
@@ -285,7 +317,9 @@ def _guard(key: str | None, hosts: frozenset[str] | None):
         try:
             if hosts is not None:
                 _check_hosts(request.headers.getall("Host", ()), hosts)
-            if key and request.path != "/health":
+            if _preflight(request, origins):
+                return web.Response(status=204, headers=_PREFLIGHT)
+            if key and not request.path.startswith("/health/"):
                 token = request.headers.get("Authorization", "").encode(errors="replace")
                 if not hmac.compare_digest(token, f"Bearer {key}".encode()):
                     missing = "This gateway requires its key: 'Authorization: Bearer KEY'."

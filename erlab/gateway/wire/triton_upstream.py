@@ -21,9 +21,10 @@ _CLIENT_ERRORS = (Kind.INVALID_ARGUMENT, Kind.UNIMPLEMENTED, Kind.UNAUTHENTICATE
 
 
 class TritonModel:
-    """Model of the Triton server behind a channel; an `interface.Upstream`."""
+    """Model of the Triton server behind a channel; an `interface.Upstream`. `key`: bearer token, not the client's."""
 
-    def __init__(self, channel: http2.Channel, model: str):
+    def __init__(self, channel: http2.Channel, model: str, key: str | None = None):
+        self._bearer = (("authorization", f"Bearer {key}"),) if key else ()
         self._channel, self._model, self._rename = channel, model, messages.rename(model)
         self.name = model
         self._inputs: frozenset[str] = frozenset()
@@ -31,7 +32,7 @@ class TritonModel:
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
         # One request, many responses: on the wire the same as a stream of one request.
         answer = _Answer(sink)
-        answer.call = self._channel.begin(STREAM, answer, headers, data=data + self._rename)
+        answer.call = self._channel.begin(STREAM, answer, self._with_key(headers), data=data + self._rename)
         sink.piece(b"")
         try:
             await answer.call.ended()
@@ -49,7 +50,7 @@ class TritonModel:
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
         request = openai.to_kserve(kind, body, await self._declared())
-        answer = openai.CompletionWriter(kind, body)
+        answer = openai.CompletionWriter(kind, body, self._model)
         await self.kserve(request, request.SerializeToString(), NO_HEADERS, _ToCompletion(answer, sink))
         sink.piece(answer.end())
 
@@ -72,9 +73,14 @@ class TritonModel:
 
     async def _unary(self, method: str, data: bytes, headers: Headers) -> bytes:
         try:
-            return await self._channel.unary(method, data, headers)
+            return await self._channel.unary(method, data, self._with_key(headers))
         except http2.Failed as e:
             raise self._refused(e) from None
+
+    def _with_key(self, headers: Headers) -> Headers:
+        if not self._bearer:
+            return headers
+        return (*(pair for pair in headers if pair[0] != "authorization"), *self._bearer)
 
     def _refused(self, error: http2.Failed) -> RequestError:
         name, details = error.code.name, f"{error.details} ({self._model})"

@@ -1,44 +1,55 @@
-"""Experts' addresses, and one connection per server for all its experts."""
+"""Experts' servers: one connection per server for all its experts, closed with the last of them."""
 
-import re
 from contextlib import AsyncExitStack
 
-from erlab.gateway import kserve
+from erlab.gateway.fleet import ExpertConfig
 from erlab.gateway.wire import http1, http2
 from erlab.gateway.wire.interface import Upstream
 from erlab.gateway.wire.openai_upstream import OpenAIModel
 from erlab.gateway.wire.triton_upstream import TritonModel
-from erlab.spec import require
 
 _BACKOFF_SECONDS = 1.0  # between attempts to connect to an unreachable server
 
 
 class Upstreams:
-    """Opens experts' upstreams, one channel per server, all closed by `stack`; `default`: HOST:PORT of Triton."""
+    """Clients of the experts' servers, opened for the first expert of a server and key; `close` ends all."""
 
-    def __init__(self, stack: AsyncExitStack, default: str | None):
-        self._stack, self._default = stack, kserve.address(default) if default else None
-        self._channels: dict[str, http2.Channel] = {}
-        self._servers: dict[str, http1.HTTPClient] = {}
+    def __init__(self):
+        self._clients: dict[tuple, tuple[object, AsyncExitStack]] = {}
+        self._users: dict[tuple, int] = {}
 
-    async def open(self, name: str) -> Upstream:
-        """Open the upstream of an expert; `name`: one of `Settings.experts`."""
-        forms = "be a model's name (with --upstream), grpc://HOST:PORT/MODEL or http://HOST:PORT/v1#MODEL"
-        if http := re.fullmatch(r"(https?://[^#\s]+)#(\S+)", name):
-            base, model = http.groups()
-            if base not in self._servers:
-                try:
-                    server = http1.HTTPClient(base)
-                except ValueError:
-                    require(False, "--experts", "the gateway", forms, name)
-                self._servers[base] = await self._stack.enter_async_context(server)
-            return OpenAIModel(self._servers[base], model)
-        if triton := re.fullmatch(r"grpc://([^/\s]+)/(\S+)", name):
-            server, model = kserve.address(triton[1]), triton[2]
-        else:
-            require("://" not in name and self._default is not None, "--experts", "the gateway", forms, name)
-            server, model = self._default, name
-        if server not in self._channels:
-            channel = http2.Channel(server, _BACKOFF_SECONDS)
-            self._channels[server] = await self._stack.enter_async_context(channel)
-        return TritonModel(self._channels[server], model)
+    async def open(self, expert: ExpertConfig) -> Upstream:
+        """Open the upstream of an expert."""
+        location, place = expert.location, _place(expert)
+        if place not in self._clients:
+            stack = AsyncExitStack()
+            if location.is_triton:
+                client = http2.Channel(location.server, _BACKOFF_SECONDS)
+            else:
+                client = http1.HTTPClient(location.server, expert.key)
+            await stack.enter_async_context(client)
+            self._clients[place] = client, stack
+        self._users[place] = self._users.get(place, 0) + 1
+        client, _ = self._clients[place]
+        if location.is_triton:
+            return TritonModel(client, location.model, expert.key)
+        return OpenAIModel(client, location.model)
+
+    async def release(self, expert: ExpertConfig) -> None:
+        """Give an expert's upstream up."""
+        place = _place(expert)
+        self._users[place] -= 1
+        if not self._users[place]:
+            del self._users[place]
+            _, stack = self._clients.pop(place)
+            await stack.aclose()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for _, stack in self._clients.values():
+            await stack.aclose()
+        self._clients.clear()
+
+
+def _place(expert: ExpertConfig) -> tuple:
+    return expert.location.server, expert.key_variable

@@ -1,7 +1,7 @@
 """OpenAI-compatible servers (vLLM, trtllm-serve, tiny engines) behind the interface of a Triton server.
 
     with OpenAIServers(repository, ("E-expert-0", "E-expert-1")) as server:
-        Gateway(router, server.grpc, server.upstreams)
+        Gateway.of(router, server.grpc, server.upstreams)
 
 `repository` has one folder per model, written by `openai_models.write`, and each model gets a server. The servers start
 one after the other, since each checks how much GPU memory is free, and each must answer a request of one token. A
@@ -114,7 +114,7 @@ class OpenAIServers(ServerGroup):
         with ExitStack() as stack:
             for server in self._servers:
                 stack.enter_context(server)
-            front = stack.enter_context(Gateway(None, None, self.upstreams, port=self._port, names=self.models))
+            front = stack.enter_context(Gateway.of(None, None, self.upstreams, port=self._port or 0, names=self.models))
             self.grpc, self._front = front.address, front
             self._stack = stack.pop_all()
         return self
@@ -151,7 +151,7 @@ class ExternalOpenAI(ModelServer):
         self._model = served(self._base)
         if reason := probe(self._base, self._model):
             raise ErlabError(f"The model {self._model} at {self._base} does not answer: {reason}")
-        self._front = Gateway(None, None, self.upstreams, port=self._port, names=self.models)
+        self._front = Gateway.of(None, None, self.upstreams, port=self._port or 0, names=self.models)
         self._front.__enter__()
         self.grpc = self._front.address
         return self

@@ -1,8 +1,8 @@
 """The `erlab` command: all subcommands and their exit statuses.
 
 Exit statuses: 2 after a user's mistake or on a full disk, with one line on standard error; 1 after a notebook that
-failed for another reason; 130 after Ctrl-C or SIGTERM; 129 after SIGHUP (closed terminal). Characters that the terminal
-cannot show are printed as question marks.
+failed for another reason; 130 after Ctrl-C or SIGTERM (0 for `erlab gateway`, which they end); 129 after SIGHUP (closed
+terminal). Characters that the terminal cannot show are printed as question marks.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import typer
 
-from erlab.commands import machines, outcomes, results, serving, study
+from erlab.commands import gateway, machines, outcomes, results, serving, study
 from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 from erlab.study import ends
@@ -95,6 +95,7 @@ for _command in (
     results.export,
     study.doctor,
     serving.serve,
+    gateway.gateway,
     machines.gpu,
     serving.route,
     serving.users,

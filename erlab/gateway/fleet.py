@@ -34,8 +34,9 @@ receive it as JSON. Nothing is contacted here.
     key_variable = "MATH_KEY"        # environment variable with the key that the expert requires
 
 Files are relative to the TOML file. If no expert names clusters or domains, cluster c goes to expert c modulo their
-number, without the policy's generalist or strong expert; otherwise each cluster needs an expert. An expert without
-clusters is asked by its name, or by the policy.
+number, without the policy's generalist or strong expert; otherwise each cluster needs an expert. A router that was
+trained for experts (`erlab.quality`) names the expert of each cluster itself. An expert without clusters is asked by
+its name, or by the policy.
 
 >>> fleet = of_clusters("router", "127.0.0.1:8001", ("expert_0", "expert_1"), port=9001)
 >>> [(expert.name, expert.url) for expert in fleet.experts]
@@ -343,13 +344,26 @@ def _router(table: Mapping, where: str, folder: Path) -> RouterConfig:
     return RouterConfig(str(place), trains, prompts, **about)
 
 
-def places(fleet: FleetConfig, clusters: int) -> tuple[tuple[int, ...], ...]:
+def places(
+    fleet: FleetConfig, clusters: int, names: tuple[str, ...] | None = None
+) -> tuple[tuple[int, ...], ...]:
     """Return the experts that serve each of a router's clusters, as indices of `fleet.experts`.
+
+    Args:
+        fleet: The description.
+        clusters: Number of clusters.
+        names: Name of the expert of each cluster, if the router was trained for experts (`CompiledRouter.experts_`);
+            they count unless the description names clusters.
 
     Raises:
         ErlabError: A cluster has no expert, or an expert names a cluster that the router does not have.
     """
     experts = fleet.experts
+    if names and not any(expert.clusters or expert.domains for expert in experts):
+        known = [expert.name for expert in experts]
+        allowed = f"name those that the router was trained for: {', '.join(names)}"
+        require(set(names) <= set(known), "experts", _OWNER, allowed, ", ".join(known))
+        return tuple((known.index(name),) for name in names)
     if not any(expert.clusters or expert.domains for expert in experts):
         free = [i for i, expert in enumerate(experts) if expert.name != fleet.special]
         allowed = f"be 1 to {clusters}, as the router has {clusters} clusters, or name their clusters or domains"

@@ -81,7 +81,7 @@ class Service:
 
     async def plan(self, config: FleetConfig, router: CompiledRouter | None) -> Plan:
         """Connect a description's experts and return how requests are routed to them."""
-        places = fleet.places(config, len(router.centers_)) if router else ()
+        places = fleet.places(config, len(router.centers_), router.experts_) if router else ()
         if router:
             check_policy(router, config)
         experts = await self._experts.open(config.experts)

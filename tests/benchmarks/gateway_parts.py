@@ -15,15 +15,15 @@ except ImportError:
 
 from yarl import URL
 
-from erlab.gateway.server import Settings, serving
+from erlab.gateway import fleet
+from erlab.gateway.server import serving
 from erlab.gateway.wire import http1, openai_face
-from erlab.routing import CompiledRouter
 
 
 class DirectClient(http1.HTTPClient):
     """The least that a client has to do: pushes the chunks of streamed answers, and checks nothing."""
 
-    def __init__(self, base):
+    def __init__(self, base, key=None):
         super().__init__(base)
         self._url, self._idle = URL(base), []
 
@@ -83,7 +83,8 @@ async def main(part, folder, expert):
         http1.HTTPClient = DirectClient
     elif part == "response":
         openai_face._Reply = DirectReply
-    async with serving(CompiledRouter.load(folder), Settings(None, (expert,), http_port=0)) as addresses:
+    async with serving(fleet.of_clusters(folder, None, (expert,))) as service:
+        addresses = service.addresses
         gc.collect()
         gc.freeze()
         print(addresses["http"].rpartition(":")[2], flush=True)

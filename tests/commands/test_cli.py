@@ -25,7 +25,7 @@ def run(*arguments):
 DESKTOP = "The 'profile' parameter must be one of laptop, smoke, dgx-h100, gpu, gpu-tensorrt-llm, gpu-trtllm-serve, gpu-vllm, gpu-embedded. Got 'desktop'."
 FILE = Path(__file__)
 COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "outcomes", "users", "simulate")
-COMMANDS += ("import", "export")
+COMMANDS += ("import", "export", "gateway")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -128,9 +128,9 @@ def test_nothing_to_do_is_answered_with_help():
     ("options", "message"),
     [
         (("--policy", "nonsense"), "--policy must be one of nearest, outlier, "),
-        (("--policy", "outlier"), "--generalist' parameter of the gateway must name an expert where "),
+        (("--policy", "outlier"), "'generalist' parameter of the gateway must name an expert where "),
         (("--policy", "strong_weak", "--strong", "E"), "'strong' parameter of serve must be one of E-expert-0"),
-        (("--threshold", 0.3), "--threshold' parameter of the gateway must be from 0 to 1, and only where "),
+        (("--threshold", 0.3), "'threshold' parameter of the gateway must be from 0 to 1, and only where "),
         (("--threshold", 3), "--threshold must be a number from 0 to 1. Got 3.0."),
         (("--port", 65536), "--port must be a whole number from 1 to 65535. Got 65536."),
         ((), "No router in "),

@@ -18,7 +18,7 @@ from erlab.study import ends, pipeline
 
 ERLAB = Path(sys.executable).with_name("erlab")
 OLD = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "America/New_York"}
-COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "users", "simulate")
+COMMANDS = ("reproduce", "figures", "claims", "doctor", "serve", "gpu", "route", "users", "simulate", "gateway")
 TEXTS = ["boil the größe", "salt the größe", "bake the größe", "sue the landlord", "landlord law", "a landlord"]
 
 

@@ -131,6 +131,9 @@ def test_each_cluster_has_an_expert_or_says_so():
         fleet.places(shared, 5)
     with pytest.raises(ErlabError, match=r"'clusters' parameter of expert 'a' must be from 0 to 0.* Got \[0, 1\]"):
         fleet.places(shared, 1)
+    assert fleet.places(config(a={}, b={}), 2, ("b", "a")) == ((1,), (0,))
+    with pytest.raises(ErlabError, match="'experts' .* that the router was trained for: a, c. Got 'a, b'"):
+        fleet.places(config(a={}, b={}), 2, ("a", "c"))
     domains = {0: "law", 1: "cooking", 2: "law"}
     found = fleet.resolved(config(a={"domains": ("law",), "clusters": (1,)}, b={"domains": ("cooking",)}), domains)
     assert [expert.clusters for expert in found.experts] == [(0, 1, 2), (1,)]

@@ -37,6 +37,7 @@ class Folders:
         self.router_summary = self.router / "summary.json"
         self.routing = root / "routing"  # comparison of routing recipes
         self.prompts = root / "prompts.parquet"
+        self.origins = root / "datasets.json"  # datasets of the prompts, each an `erlab.prompts.lists.Origin`
         self.table1 = root / "table1.json"
         self.records = root / "records"
         self.client = root / "client.json"  # client-side latency per load

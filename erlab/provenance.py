@@ -55,10 +55,18 @@ def version(name: str) -> str | None:
         return None
 
 
-def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], started: str, finished: str) -> dict:
+def manifest(
+    parameters: Mapping,
+    inputs: Mapping[str, str],
+    datasets: list[dict] | None,
+    steps: list[dict],
+    started: str,
+    finished: str,
+) -> dict:
     """Return the provenance of a study, ready for JSON.
 
     Args:
+        datasets: What the prompts were taken from (`erlab.prompts.lists.Origin`); None if unknown.
         steps: Name, state, duration (s) and time of each step.
     """
     return {
@@ -75,5 +83,6 @@ def manifest(parameters: Mapping, inputs: Mapping[str, str], steps: list[dict], 
         "seed": parameters.get("seed"),
         "parameters": dict(parameters),
         "inputs": dict(inputs),
+        "datasets": datasets,
         "steps": steps,
     }

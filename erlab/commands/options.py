@@ -140,16 +140,22 @@ Profile = Annotated[
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="Prompts: a folder of JSONL files, a JSONL, CSV or parquet file, or a Hugging Face dataset OWNER/NAME "
-        "(default: the project's own prompts).",
+        help="Prompts: a folder of JSONL files, a JSONL, CSV or parquet file, a TOML list of datasets, or a Hugging "
+        "Face dataset OWNER/NAME (default: the project's own prompts).",
         metavar="SOURCE",
         callback=TEXT,
     ),
 ]
 TextColumn = Annotated[
     str | None,
-    typer.Option("--text", help="Column that holds the prompts (default: text).", metavar="NAME", callback=TEXT),
+    typer.Option(
+        "--text",
+        help="Column of the prompts, or a template such as '{question} {context}' (default: text).",
+        metavar="NAME",
+        callback=TEXT,
+    ),
 ]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out datasets of a list that cannot be had.")]
 Seed = Annotated[
     int,
     typer.Option(

@@ -8,7 +8,9 @@ import typer
 
 from erlab import paper
 from erlab.commands import loads, options, printed
-from erlab.commands.options import NewRecords, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
+from erlab.commands.options import (
+    NewRecords, Profile, Prompts, Results, Seed, SkipMissing, TextColumn, Triton, Upstream,
+)  # fmt: skip
 from erlab.errors import ErlabError
 from erlab.serving import profiles
 
@@ -140,6 +142,7 @@ def users(
     profile: Profile = "laptop",
     prompts: Prompts = None,
     text: TextColumn = None,
+    skip_missing: SkipMissing = False,
     seed: Seed = 0,
     name: Annotated[str, typer.Option(help="Name of the system in the records.")] = "custom",
     out: NewRecords = Path("users.parquet"),
@@ -166,7 +169,9 @@ def users(
         count, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
         think, warmup,
     )  # fmt: skip
-    corpus = datasets.load(prompts, seed=seed, text=text)
+    corpus, origins = datasets.load_with_origins(prompts, seed=seed, text=text, skip_missing=skip_missing)
+    for missing in (origin.missing for origin in origins if origin.missing):
+        printed.line(f"Left out: {missing}")
     rows, runs = [], []
     for load in dict.fromkeys(count or [8]) if shape.closed else [1]:
         for each in range(seed, seed + repeat):

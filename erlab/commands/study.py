@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from erlab.commands import options, printed
-from erlab.commands.options import Figures, Profile, Prompts, Results, Seed, TextColumn, Triton, Upstream
+from erlab.commands.options import Figures, Profile, Prompts, Results, Seed, SkipMissing, TextColumn, Triton, Upstream
 from erlab.errors import ErlabError
 from erlab.serving import profiles
 
@@ -15,6 +15,7 @@ def reproduce(
     profile: Profile = "laptop",
     prompts: Prompts = None,
     text: TextColumn = None,
+    skip_missing: SkipMissing = False,
     seed: Seed = 0,
     results: Results = None,
     figures: Figures = None,
@@ -51,13 +52,14 @@ def reproduce(
       erlab reproduce                                the whole study
       erlab reproduce --dry-run                      what would run, and why
       erlab reproduce --prompts ../my-prompts        your own prompts
+      erlab reproduce --prompts data/prompts/domains.toml --skip-missing  public datasets
       erlab reproduce --only 04 --set "loads=[1,8]"  baselines, two loads
       erlab reproduce --only report                  the report alone
       erlab reproduce --from 03 --force              measure everything again
     """
     from erlab.study import pipeline, steps
 
-    settings = _settings(set_) | ({"text": text} if text else {})
+    settings = _settings(set_) | ({"text": text} if text else {}) | ({"skip_missing": True} if skip_missing else {})
     attached = options.attached_server(triton, upstream)
     study = pipeline.Study(profile, prompts, seed, results, figures, attached, settings)
     selected = steps.select(study.steps, tuple(only or ()), start)

@@ -1,5 +1,11 @@
-"""Rows of prompt files: the column of prompts, conversations, labels, and their checks."""
+"""Rows of prompt files: the column or template of prompts, conversations, labels, and their checks.
 
+>>> [prompt.text for prompt in prompts([("f:1", 1, {"q": "Why?", "c": None})], "{q}\\n{c}", "f", "d")]
+['Why?']
+"""
+
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -10,42 +16,80 @@ from erlab.prompts.grammar import Prompt
 
 MAX_CHARACTERS = 100_000  # of one prompt
 MAX_LABEL = 1_000  # characters of an id or a domain
+_FIELD = re.compile(r"\{([^{}]+)\}")  # column in a template
 
 
-def prompts(rows: Iterable[tuple[str, int, dict]], column: str, stem: str, domain: str) -> Iterator[Prompt]:
+def prompts(
+    rows: Iterable[tuple[str, int, dict]], text: str, stem: str, domain: str, unusable: list[str] | None = None
+) -> Iterator[Prompt]:
     """Check rows and convert them to prompts.
 
     Args:
         rows: Origin for error messages, number, and columns of each row.
-        column: Column of prompts.
+        text: Column of prompts, or a template with columns in braces (`fields`).
         stem: Prefix of the ids of rows without id.
         domain: Domain of rows without domain.
+        unusable: Receives the origins of rows whose prompt is missing, empty or too long; None refuses such rows.
     """
     for where, number, row in rows:
-        if column not in row:
-            raise ErlabError(f"{where}: has no field {column!r}, only {names(row)}.")
-        text = _prompt_text(row[column])
-        if not isinstance(text, str):
-            allowed = "have a turn of the user" if kind(row[column]) == "conversation" else "be a string"
-            raise ErlabError(f"{where}: the field {column!r} must {allowed}. Got {short(row[column])}.")
-        text = text.strip()
-        if not text:
-            raise ErlabError(f"{where}: the field {column!r} must not be empty.")
-        if len(text) > MAX_CHARACTERS:
-            raise ErlabError(
-                f"{where}: the field {column!r} must have at most {MAX_CHARACTERS:,} characters. Got {len(text):,}."
-            )
+        content, mistake = _content(row, text, where)
+        if mistake and unusable is None:
+            raise ErlabError(f"{where}: {mistake}")
+        if mistake:
+            unusable.append(where)
+            continue
         yield Prompt(
-            _label(row, "id", where) or f"{stem}-{number}", _label(row, "domain", where) or domain, _valid(text, where)
+            _label(row, "id", where) or f"{stem}-{number}",
+            _label(row, "domain", where) or domain,
+            _valid(content, where),
         )
 
 
-def columns(schema: pa.Schema, text: str | None, origin: str) -> list[str]:
-    """Return the columns of a table to read; the last one holds the prompts."""
-    column = text or text_column({field.name: _column_kind(field.type) for field in schema}, origin)
-    if column not in schema.names:
-        raise ErlabError(f"{origin}: has no column {column!r}, only {names(schema.names)}.")
-    return [name for name in ("id", "domain") if name in schema.names and name != column] + [column]
+def fields(text: str) -> list[str]:
+    """Return the columns of a template, or the one column that `text` names.
+
+    >>> fields("{question}\\n{context}"), fields("question")
+    (['question', 'context'], ['question'])
+    """
+    return list(dict.fromkeys(_FIELD.findall(text))) or [text]
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(row: dict, text: str, where: str) -> tuple[str, str]:
+    """Return the prompt of a row without surrounding blanks, and why it cannot be used, empty if it can."""
+    named, is_template = fields(text), bool(_FIELD.search(text))
+    if missing := [column for column in named if column not in row]:
+        raise ErlabError(f"{where}: has no field {missing[0]!r}, only {names(row)}.")
+    values = {column: _prompt_text(row[column]) for column in named}
+    for column, value in values.items():
+        if is_template and isinstance(value, int | float | None):
+            value = values[column] = "" if value is None else str(value)
+        if not isinstance(value, str):
+            allowed = "have a turn of the user" if kind(row[column]) == "conversation" else "be a string"
+            mistake = f"the field {column!r} must {allowed}. Got {short(row[column])}."
+            if value is None:
+                return "", mistake
+            raise ErlabError(f"{where}: {mistake}")
+    content = _FIELD.sub(lambda match: values[match[1]], text).strip() if is_template else values[text].strip()
+    subject = f"the template {short(text)}" if is_template else f"the field {text!r}"
+    if not any(value.strip() for value in values.values()):
+        return "", f"{subject} must not be empty."
+    if len(content) > MAX_CHARACTERS:
+        return "", f"{subject} must have at most {MAX_CHARACTERS:,} characters. Got {len(content):,}."
+    return content, ""
+
+
+def columns(schema: pa.Schema, text: str | None, origin: str) -> tuple[str, list[str]]:
+    """Return the column or template of prompts, by default the column that is guessed, and the columns to read."""
+    text = text or text_column({field.name: _column_kind(field.type) for field in schema}, origin)
+    for column in fields(text):
+        if column not in schema.names:
+            raise ErlabError(f"{origin}: has no column {column!r}, only {names(schema.names)}.")
+    return text, list(dict.fromkeys([*(name for name in ("id", "domain") if name in schema.names), *fields(text)]))
 
 
 def text_column(kinds: dict[str, str | None], where: str) -> str:

@@ -1,6 +1,7 @@
-"""Sources of prompts: .jsonl, .csv and .parquet files, folders, and Hugging Face datasets."""
+"""Prompt files: .jsonl, .csv and .parquet files and folders of them."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -8,58 +9,44 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
-from huggingface_hub import HfApi
 
 from erlab import parquet, textfiles
 from erlab.errors import ErlabError
 from erlab.prompts import rows
 from erlab.prompts.grammar import Prompt
 
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def read(source: str | Path, text: str | None) -> Iterator[Prompt]:
-    """Yield the prompts of a source; parameters as of `datasets.load`."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        yield from _read_hub(str(source), text)
-        return
+def read(path: Path, text: str | None) -> Iterator[Prompt]:
+    """Yield the prompts of a file or folder; `text` as of `datasets.load`."""
     for file in files(path):
-        yield from _READERS[file.suffix](file, text)
+        yield from READERS[file.suffix](file, text)
 
 
 def files(path: Path) -> list[Path]:
     """Return the prompt files at `path`, sorted, without hidden ones."""
     if path.is_file():
-        if path.suffix not in _READERS:
+        if path.suffix not in READERS:
             raise ErlabError(f"{path}: a file of prompts must end in .jsonl, .parquet or .csv.")
         return [path]
     if not os.access(path, os.R_OK | os.X_OK):
         raise ErlabError(f"{path}: can't be read (Permission denied).")
-    inside = [f for suffix in _READERS for f in path.rglob(f"*{suffix}") if f.is_file()]
+    inside = [f for suffix in READERS for f in path.rglob(f"*{suffix}") if f.is_file()]
     visible = sorted(f for f in inside if not any(part.startswith(".") for part in f.relative_to(path).parts))
     if not visible:
         raise ErlabError(f"{path}: the folder holds no prompts (.jsonl, .parquet or .csv files).")
     return [f for f in visible if f.suffix != ".csv"] or visible
 
 
-def commit(source: str) -> str | None:
-    """Return the current commit of a Hugging Face dataset, None in Hugging Face's offline mode.
-
-    It is queried before loading, because loading without a network retries for long.
-    """
-    if not _HUB_NAME.fullmatch(source):
-        raise ErlabError(f"{source}: no such file or folder (nor a Hugging Face name, owner/name[@revision]).")
-    if datasets.config.HF_HUB_OFFLINE:
-        return None
-    name, _, revision = source.partition("@")
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
     try:
-        return HfApi().dataset_info(name, revision=revision or None, timeout=10).sha
-    except Exception as e:  # also the HTTP library's own errors
-        raise ErlabError(f"{source}: no such file or folder, and not found on Hugging Face ({_reason(e)}).") from None
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as e:
+        raise ErlabError(f"{file}: can't be read ({e.strerror}).") from None
 
 
 def _read_jsonl(file: Path, text: str | None) -> Iterator[Prompt]:
@@ -124,35 +111,22 @@ def _delimiter(content: str) -> str:
 
 
 def _read_parquet(file: Path, text: str | None) -> Iterator[Prompt]:
-    table = parquet.read(file, lambda schema: rows.columns(schema, text, str(file)))
+    table = parquet.read(file, lambda schema: rows.columns(schema, text, str(file))[1])
     stem = _SHARD.sub("", file.stem)
-    yield from _table_prompts(table, text, str(file), stem, stem.split("__")[0])
+    yield from table_prompts(table, text, str(file), stem, stem.split("__")[0])
 
 
-def _read_hub(source: str, text: str | None) -> Iterator[Prompt]:
-    name, _, revision = source.partition("@")
-    revision = commit(source) or revision or None
-    try:
-        splits = datasets.load_dataset(name, revision=revision)
-    except Exception as e:  # any error of the client and of the formats behind it concerns the source
-        raise ErlabError(f"{source}: can't be loaded from Hugging Face ({_reason(e)}).") from None
-    stem = name.rpartition("/")[2]
-    for split, table in splits.items():
-        yield from _table_prompts(table.with_format("arrow")[:], text, f"{source} ({split})", f"{stem}-{split}", stem)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
-def _table_prompts(table: pa.Table, text: str | None, origin: str, stem: str, domain: str) -> Iterator[Prompt]:
-    """Yield the rows of a table as prompts; `rows.prompts` checks them."""
-    *_, column = wanted = rows.columns(table.schema, text, origin)
+def table_prompts(
+    table: pa.Table, text: str | None, origin: str, stem: str, domain: str, unusable: list[str] | None = None
+) -> Iterator[Prompt]:
+    """Yield the rows of a table as prompts; other parameters as of `rows.prompts`, which checks them."""
+    text, wanted = rows.columns(table.schema, text, origin)
     try:
         selected = table.select(wanted).to_pylist()
     except UnicodeDecodeError as e:
         raise ErlabError(f"{origin}: must be UTF-8 text. Got the byte 0x{e.object[e.start]:02x}.") from None
-    yield from rows.prompts(((f"{origin}: row {n}", n, row) for n, row in enumerate(selected, 1)), column, stem, domain)
+    located = ((f"{origin}: row {n}", n, row) for n, row in enumerate(selected, 1))
+    yield from rows.prompts(located, text, stem, domain, unusable)
 
 
-_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}
+READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}

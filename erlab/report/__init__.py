@@ -62,6 +62,16 @@ _OVERHEAD = {
     "time scale": "Time scale",
 }
 _TARGETS = {name: name.capitalize() for name in ("against", "compared", "target", "reached", "met")}
+_DATASETS = {
+    "source": "Dataset",
+    "config": "Configuration",
+    "split": "Split",
+    "domain": "Domain",
+    "rows": "Prompts",
+    "licence": "Licence",
+    "commit": "Commit",
+    "missing": "Left out",
+}
 _CLUSTERS = {
     "cluster": "Cluster",
     "share": "Share of prompts",
@@ -102,6 +112,7 @@ def build(
         figures=shown,
         systems=_table(table1.shown(data.tables["table1"])) if "table1" in data.tables else None,
         clusters=_clusters(data.tables["fig1"]) if "fig1" in data.tables else None,
+        datasets=_datasets(manifest),
         recipes=_picture(folder / "routing" / "frontier.png"),
         summary=_summary(records, requests, folder) if len(requests) else None,
         assumptions=_assumptions(records),
@@ -288,6 +299,14 @@ def _assumptions(records: Records) -> list[tuple[str, paper.Assumption, list[str
         for v in versions
         for a in paper.ASSUMPTIONS[v]
     ]
+
+
+def _datasets(manifest: Mapping) -> dict | None:
+    """Tabulate what the prompts were taken from; None if the manifest does not say so."""
+    entries = manifest.get("datasets")
+    if not entries:
+        return None
+    return _table(pd.DataFrame(entries, dtype=object)[list(_DATASETS)].rename(columns=_DATASETS))
 
 
 def _table(frame: pd.DataFrame) -> dict:

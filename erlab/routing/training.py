@@ -1,6 +1,7 @@
 """Training of a study's router: prepare prompts, fit, calibrate, save."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,26 @@ from erlab.spec import Profile
 
 
 def prepare_prompts(
-    profile: Profile, folders: Folders, source: str | Path | None = None, seed: int = 0, text: str | None = None
+    profile: Profile,
+    folders: Folders,
+    source: str | Path | None = None,
+    seed: int = 0,
+    text: str | None = None,
+    skip_missing: bool = False,
 ) -> Dataset:
-    """Load the prompts of a study (see `datasets.load`) and save them as parquet for later steps."""
-    prompts = datasets.load(source, seed=seed, per_domain=profile.prompts_per_domain, text=text)
+    """Load the prompts of a study (see `datasets.load`); save them and their origins for later steps."""
+    prompts, origins = datasets.load_with_origins(
+        source, seed=seed, per_domain=profile.prompts_per_domain, text=text, skip_missing=skip_missing
+    )
     parquet.save(prompts.data.table.combine_chunks(), folders.prompts)
+    textfiles.save(folders.origins, json.dumps([asdict(origin) for origin in origins], indent=1))
     return prompts
+
+
+def origins_table(folders: Folders) -> pd.DataFrame:
+    """Tabulate the datasets from which the prompts of a study were taken; one row per dataset."""
+    table = pd.DataFrame(json.loads(textfiles.read(folders.origins))).set_index("source")
+    return table.drop(columns="sha256").dropna(axis="columns", how="all").fillna("")
 
 
 def train_router(

@@ -64,7 +64,10 @@ def _recipes(given: Given) -> None:
 def _router(given: Given) -> None:
     from erlab.routing import training
 
+    skip_missing = given.values.get("skip_missing", False)
+    require(isinstance(skip_missing, bool), "skip_missing", "the prompts", "be True or False", skip_missing)
     options = {"per_domain": given.profile.prompts_per_domain, "text": given.values.get("text")}
+    options["skip_missing"] = skip_missing
     if prompts := _prompts("prompts", given.values.get("prompts"), seed=given.values["seed"], **options):
         training.check(given.profile, prompts, given.values.get("clusters"))
 
@@ -75,11 +78,9 @@ def _prompts(name: str, source: object, **options):
 
     option = OPTIONS[name]
     if not isinstance(source, str | None) or source == "":
-        raise ErlabError(f"{option} must be a folder, a file or a Hugging Face name. Got {source!r}.")
-    if source is not None and not Path(source).expanduser().exists():
-        return None
+        raise ErlabError(f"{option} must be a folder, a file, a dataset list or a Hugging Face name. Got {source!r}.")
     try:
-        return datasets.load(source, **options)
+        return datasets.load(source, **options) if datasets.is_local(source) else None
     except ErlabError as e:
         raise ErlabError(f"{option}: {e}") from None
 
@@ -100,7 +101,7 @@ CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
     ("weights",): _weights,
     ("text",): _text,
     ("recipes", "seeds"): _recipes,
-    ("prompts", "clusters"): _router,
+    ("prompts", "clusters", "skip_missing"): _router,
     ("other",): lambda given: _prompts("other", given.values["other"]),
     ("loads",): lambda given: checked_loads(given.values["loads"], "loads"),
     ("emulated_loads",): lambda given: checked_loads(given.values["emulated_loads"], "emulated_loads"),

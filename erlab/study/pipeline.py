@@ -33,6 +33,7 @@ from erlab.study.steps import STEPS, Step
 from erlab.study.terminal import Display, duration
 
 _PLACES = ("results", "figures")  # parameters that name folders and do not change results
+_QUIET = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")  # bars would stay in the notebooks
 _PROMPTS = ("prompts", "other")  # parameters that name prompts, see `datasets.load`
 
 
@@ -41,7 +42,7 @@ class Study:
     """Description of a study: the steps, the notebooks' parameters, and the folders.
 
     Attributes:
-        prompts: Folder, file or Hugging Face dataset; None for the project's own prompts.
+        prompts: Folder, file, dataset list or Hugging Face dataset; None for the project's own prompts.
         triton: HOST:PORT of a running Triton server or http://HOST:PORT of an OpenAI-compatible server.
 
     Raises:
@@ -120,7 +121,7 @@ class Study:
         files = {}
         for name, source in sources.items():
             try:
-                files[name] = datasets.inputs(source)
+                files[name] = datasets.inputs(source, name == "prompts" and bool(given.get("skip_missing")))
             except ErlabError as e:
                 raise ErlabError(f"{parameters.OPTIONS[name]}: {e}") from None
         return files | {"other": {f"other/{file}": digest for file, digest in files.get("other", {}).items()}}
@@ -244,6 +245,9 @@ def reproduce(
             final += _run(study, group, force, show)
         if not _reads_manifest(groups[-1][0]):
             _save_manifest(study, started, final)
+        for origin in _origins(study) or ():
+            if origin["missing"]:
+                show.line(f"Left out: {origin['missing']}")
     return final
 
 
@@ -345,7 +349,7 @@ def _execute(study: Study, step: Step, show: Display) -> None:
                 study.source(step),
                 executed,
                 study.values(step),
-                {CHANNEL: str(channel)},
+                {CHANNEL: str(channel)} | dict.fromkeys(_QUIET, "1"),
                 functools.partial(show.cell, step.name),
             )
 
@@ -372,7 +376,14 @@ def _manifest(study: Study, started: str, states: list[State]) -> dict:
         _short(file): digest for marker in finished for file, digest in marker["inputs"].items() if file not in outputs
     }
     folders = {name: _short(getattr(study, name)) for name in ("prompts", *_PLACES)}
-    return provenance.manifest(study.common | folders | dict(study.extra), inputs, listed, started, _now())
+    values = study.common | folders | dict(study.extra)
+    return provenance.manifest(values, inputs, _origins(study), listed, started, _now())
+
+
+def _origins(study: Study) -> list[dict] | None:
+    """Return the datasets of the study's prompts; None before they are loaded."""
+    file = paths.Folders(study.results_folder).origins
+    return json.loads(textfiles.read(file)) if file.is_file() else None
 
 
 def _whole(source: object) -> object:

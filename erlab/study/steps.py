@@ -50,7 +50,12 @@ _NO_ROUTER = ("erlab.routing",)  # for steps whose systems have no router
 STEPS = (
     Step("00_environment", minutes=0.1, without=(*_NO_ROUTER, "erlab.figures", "erlab.report")),
     Step("01_build_engines", writes=("engines",), minutes=0.3, without=_NO_ROUTER),
-    Step("02_train_router", ("{data}/prompts",), ("router", "prompts.parquet", "routing"), minutes=0.8),
+    Step(
+        "02_train_router",
+        ("{data}/prompts/grammar.toml",),
+        ("router", "prompts.parquet", "datasets.json", "routing"),
+        minutes=0.8,
+    ),
     Step(
         "03_preliminary",
         ("engines", "prompts.parquet"),

@@ -132,7 +132,10 @@ def test_per_domain_draws_with_the_seed_and_independent_of_the_files_order(tmp_p
 
 def test_ids_are_kept_and_made_unique(tmp_path):
     file = jsonl(
-        tmp_path / "law__x.jsonl", {"id": "a", "text": "One"}, {"id": "a", "text": "Two"}, {"id": 7, "text": "Three"},
+        tmp_path / "law__x.jsonl",
+        {"id": "a", "text": "One"},
+        {"id": "a", "text": "Two"},
+        {"id": 7, "text": "Three"},
         {"text": "Four"},
     )
     ids = datasets.load(file)["id"]
@@ -157,7 +160,9 @@ def test_a_folder_is_read_at_any_depth_and_other_files_are_left_alone(tmp_path):
     jsonl(tmp_path / ".cache" / "hidden.jsonl", {"text": "hidden"})
     before = sorted(tmp_path.rglob("*"))
     assert {row[1:3] for row in rows(datasets.load(tmp_path))} == {
-        ("math", "1 + 1"), ("math", "2 + 2"), ("music", "Do re mi"),
+        ("math", "1 + 1"),
+        ("math", "2 + 2"),
+        ("music", "Do re mi"),
     }
     assert sorted(tmp_path.rglob("*")) == before
     assert list(datasets.inputs(tmp_path)) == [f"{tmp_path.name}/deep/er/x.jsonl", f"{tmp_path.name}/math__a.jsonl"]
@@ -182,7 +187,8 @@ def test_csv_with_quotes_line_breaks_and_columns_of_its_own(tmp_path):
     file = tmp_path / "law__x.csv"
     file.write_bytes('\ufeffid,question,domain\r\n7,"Who, ""you"",\nor me?",\r\n\r\n8,Grüße 日本,travel\r\n'.encode())
     assert sorted(row[:3] for row in rows(datasets.load(file))) == [
-        ("7", "law", 'Who, "you",\nor me?'), ("8", "travel", "Grüße 日本"),
+        ("7", "law", 'Who, "you",\nor me?'),
+        ("8", "travel", "Grüße 日本"),
     ]
     assert sorted(datasets.load(tmp_path)["id"]) == ["7", "8"], "a folder of nothing but .csv files"
     jsonl(tmp_path / "a.jsonl", {"text": "One"})
@@ -297,7 +303,8 @@ def test_a_csv_may_have_semicolons_or_tabs(tmp_path, delimiter):
     rows_ = ["id|question|domain", '7|"Who; you\tor, me?"|law', "8|One, two|"]
     (tmp_path / "a.csv").write_text("\n".join(rows_).replace("|", delimiter))
     assert sorted(row[:3] for row in rows(datasets.load(tmp_path / "a.csv"))) == [
-        ("7", "law", "Who; you\tor, me?"), ("8", "a", "One, two"),
+        ("7", "law", "Who; you\tor, me?"),
+        ("8", "a", "One, two"),
     ]
 
 
@@ -364,7 +371,8 @@ def hub(tmp_path, monkeypatch):
         asked.append((name, revision))
         return SimpleNamespace(sha="c0ffee")
 
-    def load(name, revision):
+    def load(name, config, *, split, revision, streaming):
+        assert config is split is None and not streaming
         asked.append((name, revision))
         return load_dataset(str(folder))
 
@@ -395,7 +403,9 @@ def test_no_network_is_one_line(monkeypatch):
     monkeypatch.setattr(hf.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
     for ask in (datasets.load, datasets.inputs):
-        with pytest.raises(ErlabError, match=r"^owner/name: no such file or folder, and not found .*not known\)\.$"):
+        with pytest.raises(
+            ErlabError, match=r"^owner/name: no such file or folder, and not found .*not known\)\. Check the name, "
+        ):
             ask("owner/name")
 
 

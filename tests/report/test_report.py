@@ -20,6 +20,20 @@ MANIFEST = {
     "inputs": {"a.jsonl": "ab" * 32},
     "steps": [{"name": "00_environment", "seconds": 1.5}],
     "gpus": [],
+    "datasets": [
+        {
+            "source": "a/b<i>",
+            "config": None,
+            "split": "train",
+            "domain": "law",
+            "rows": 2,
+            "licence": "MIT",
+            "commit": "c0ffee",
+            "missing": None,
+        },
+        dict.fromkeys(("config", "split", "domain", "rows", "licence", "commit"))
+        | {"source": "c/d", "missing": "no network"},
+    ],
 }
 
 
@@ -99,6 +113,7 @@ def test_it_says_what_was_found_on_what(built, study):
     assert "measured on 2-core AMD EPYC (scale model: each core stands for a GPU), one seed · commit abc1234." in text
     assert "simulated on 8 H100, one seed · commit abc1234." in text
     assert "erlab reproduce --seed 7" in text and "ab" * 32 in text
+    assert "a/b<i>–trainlaw2MITc0ffee–" in text and "c/d––––––no network" in text
     assert "log-normal, median 190" in text  # an assumption
     assert "account, please, explain" in text  # a cluster's terms
 
@@ -209,7 +224,9 @@ def test_a_name_that_is_not_utf_8_does_not_break_the_report(study, tmp_path):
     (results / "records").mkdir(parents=True)
     (results / "claims").mkdir()
     (results / "claims/\udcff.csv").touch()
-    path = report.build(results, study, tmp_path, claims.ledger(study, resamples=0), {"parameters": {"a": str(results)}})
+    path = report.build(
+        results, study, tmp_path, claims.ledger(study, resamples=0), {"parameters": {"a": str(results)}}
+    )
     (link,) = [link for link in Page(path).links if link.startswith("claims/")]
     assert (results / unquote(link, errors="surrogateescape")).is_file()
 

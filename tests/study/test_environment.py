@@ -155,7 +155,7 @@ def test_unknown_without_git(monkeypatch):
 
 
 def test_manifest_is_plain_json_and_lists_every_dependency():
-    made = provenance.manifest({"seed": 4, "profile": "smoke"}, {"a": "hash"}, [{"name": "s"}], "t0", "t1")
+    made = provenance.manifest({"seed": 4, "profile": "smoke"}, {"a": "hash"}, None, [{"name": "s"}], "t0", "t1")
     assert json.loads(json.dumps(made)) == made
     assert made["seed"] == 4 and made["inputs"] == {"a": "hash"} and made["steps"] == [{"name": "s"}]
     assert made["packages"]["numpy"] == __import__("numpy").__version__

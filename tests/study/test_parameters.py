@@ -26,6 +26,7 @@ WRONG = {
         "seeds": [(0, "must be a whole number from 1. Got 0."), (1.5, "Got 1.5."), ("2", "Got '2'.")],
         "other": [(7, "Got 7."), ("", "Got ''.")],
         "text": [(7, "must be a column's name. Got 7."), ("", "Got ''."), ([], "Got [].")],
+        "skip_missing": [(v, f"must be True or False. Got {v!r}.") for v in (1, "yes", [])],
     },
     **dict.fromkeys(
         ("03_preliminary", "04_baselines", "05_router", "08_beyond"),
@@ -45,7 +46,7 @@ WRONG["08_beyond"] = WRONG["08_beyond"] | {
 }
 RIGHT = {
     "01_build_engines": {},
-    "02_train_router": {"clusters": 4, "recipes": ["paper"], "seeds": 1, "text": "question"},
+    "02_train_router": {"clusters": 4, "recipes": ["paper"], "seeds": 1, "text": "question", "skip_missing": True},
     "03_preliminary": {"loads": [8, 1]},
     "04_baselines": {"loads": (1,), "papers": ["v1"]},
     "05_router": {"loads": [1], "emulated_loads": [10, 1000], "papers": ["v1", "v2"]},
@@ -100,7 +101,9 @@ def test_none_is_taken_where_it_is_the_default_and_refused_elsewhere(tmp_path, s
 
 def test_which_parameters_may_be_none():
     found = {name for declared in STUDY.declared.values() for name, optional in declared.items() if not optional}
-    assert found == {"profile", "seed", "papers", "paper", "system", "clusterers", "dollars_per_gpu_hour", "cold_start"}
+    assert found == {
+        "profile", "seed", "skip_missing", "papers", "paper", "system", "clusterers", "dollars_per_gpu_hour", "cold_start",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [step.name for step in steps.STEPS])

@@ -162,9 +162,15 @@ def test_a_machine_without_the_wheels_runs_the_rest_and_says_what_is_left_out(st
 
 
 def test_real_prompts_make_real_clusters(tmp_path, real_prompts):
+    """A dataset list of real prompts, of which one is missing: named in terminal and manifest."""
     quick = ("--set", "recipes=['paper']", "--set", "seeds=1")
-    done = smoke(tmp_path, "--only", "02", "--prompts", str(real_prompts), *quick)
+    listed = tmp_path / "list.toml"
+    listed.write_text(f'[[dataset]]\npath = "{real_prompts}"\nlicence = "several"\n[[dataset]]\npath = "gone.jsonl"\n')
+    done = smoke(tmp_path, "--only", "02", "--prompts", str(listed), "--skip-missing", *quick)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Left out: {tmp_path}/gone.jsonl: no such file or folder." in done.stdout
+    taken, gone = json.loads((tmp_path / "manifest.json").read_text())["datasets"]
+    assert taken["rows"] > 10_000 and taken["licence"] == "several" and gone["missing"] and gone["rows"] is None
     summary = json.loads((tmp_path / "router" / "summary.json").read_text())
     domains = {name for cluster in summary["clusters"] for name in cluster["domains"]}
     assert {"law", "math", "medicine", "music"} <= domains

@@ -30,6 +30,7 @@ class ModelServer(ABC):
     log: Path | None = None
     restarts: int = 0
     engine: str | None = None
+    _metrics: str | None = None  # address of the page of a server that has one
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class ModelServer(ABC):
 
     @property
     def metrics(self) -> Mapping[str, str]:
-        return {}
+        return {self._metrics: self._metrics} if self._metrics else {}
 
     @abstractmethod
     def alive(self) -> bool:

@@ -99,7 +99,7 @@ def copy_models(repository: Path, models: Iterable[str], folder: Path, linked: b
     instead.
 
     Returns:
-        Real folder of each ``folder/places/N``, which the caller links or mounts.
+        Real folder of each ``folder/places/N``, which is a link or, for a container, to be mounted.
     """
     places: dict[Path, Path] = {}
     for model in models:
@@ -116,6 +116,9 @@ def copy_models(repository: Path, models: Iterable[str], folder: Path, linked: b
                 shutil.copytree(entry, copy / entry.name)
             else:
                 shutil.copy(entry, copy)
+    for link, real in places.items() if linked else ():
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(real)
     return places
 
 

@@ -43,11 +43,11 @@ from erlab.spec import require
 
 logger = logging.getLogger(__name__)
 
-_HOST = "127.0.0.1"
-_PORTS = ("grpc", "metrics")
+HOST = "127.0.0.1"
+PORTS = ("grpc", "metrics")
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")  # groups of gRPC calls, as Triton names them
 _KEY = "erlab-key"  # header name in Triton's flag; on the wire it begins with triton-grpc-protocol-
-_START_ATTEMPTS = 5  # a port chosen by the system may be taken before Triton binds it
+START_ATTEMPTS = 5  # a port chosen by the system may be taken before Triton binds it
 _EXIT_SECONDS = 3  # Triton waits so long for requests in flight when it is stopped
 _KILL_SECONDS = 15  # after which it is killed, from the same moment
 _WATCH_SECONDS = 0.5
@@ -90,7 +90,7 @@ class Server(ModelServer):
     ):
         self._repository = Path(repository).resolve()
         self._requested_ports = (grpc_port, metrics_port)
-        for name, port in zip(_PORTS, self._requested_ports):
+        for name, port in zip(PORTS, self._requested_ports):
             require(port is None or 1 <= port <= 65535, f"{name}_port", "Server", "be from 1 to 65535", port)
         present = self._present_models()
         self.models = tuple(present if models is None else models)
@@ -123,10 +123,6 @@ class Server(ModelServer):
             time.sleep(0.05)
         return self._restarts + broken
 
-    @property
-    def metrics(self) -> dict[str, str]:
-        return {self._metrics: self._metrics} if self._metrics else {}
-
     def __enter__(self) -> Self:
         try:
             deadline = time.monotonic() + self._timeout
@@ -156,7 +152,7 @@ class Server(ModelServer):
             raise ErlabError(
                 f"The embedded Triton cannot run here: {reason}. Use a server that runs elsewhere: --triton HOST:PORT."
             )
-        for attempt in range(1, _START_ATTEMPTS + 1):
+        for attempt in range(1, START_ATTEMPTS + 1):
             ports = free_ports(self._requested_ports)
             self._stopping.clear()
             self._launch(ports)
@@ -164,7 +160,7 @@ class Server(ModelServer):
                 return
             complaint = self._complaint()
             self._stop()
-            if "already in use" not in complaint or attempt == _START_ATTEMPTS:
+            if "already in use" not in complaint or attempt == START_ATTEMPTS:
                 raise ErlabError(f"Triton did not start: {complaint}")
 
     def _listening(self, ports: Sequence[int], deadline: float) -> bool:
@@ -190,7 +186,7 @@ class Server(ModelServer):
 
     def _launch(self, ports: Sequence[int]) -> None:
         """Start keeper and server in a new private folder."""
-        self.grpc, self._metrics = (f"{_HOST}:{port}" for port in ports)
+        self.grpc, self._metrics = (f"{HOST}:{port}" for port in ports)
         self._key, self._death = secrets.token_urlsafe(), None
         with private.folder("erlab-triton-") as (self._folder, lock):
             self.log = self.log or self._folder.with_suffix(".log")
@@ -200,9 +196,7 @@ class Server(ModelServer):
             except OSError as e:
                 raise ErlabError(f"{self.log}: cannot write the server's log there ({e.strerror}).") from None
             models = filter(private.harmless, self._present_models())  # all, since ensembles load their parts
-            for link, real in private.copy_models(self._repository, models, self._folder).items():
-                link.parent.mkdir(exist_ok=True)
-                link.symlink_to(real)
+            private.copy_models(self._repository, models, self._folder)
             environment = _environment(self._folder)
             with output:
                 self._keeper = launch(self._command(ports), self._folder, lock, _KILL_SECONDS, environment, output)
@@ -220,8 +214,8 @@ class Server(ModelServer):
             f"--exit-timeout-secs={_EXIT_SECONDS}",
             "--allow-gpu-metrics=false",
             *closed(self._key),
-            *(f"--{name}-address={_HOST}" for name in _PORTS),
-            *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports)),
+            *(f"--{name}-address={HOST}" for name in PORTS),
+            *(f"--{name}-port={port}" for name, port in zip(PORTS, ports)),
         ]
 
     def _present_models(self) -> list[str]:
@@ -444,16 +438,16 @@ def free_ports(ports: Sequence[int | None]) -> list[int]:
         for port, bound in zip(ports, sockets):
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                bound.bind((_HOST, port or 0))
+                bound.bind((HOST, port or 0))
             except OSError as e:
-                raise ErlabError(f"Port {port} on {_HOST} cannot be used ({e.strerror}). Choose another.") from None
+                raise ErlabError(f"Port {port} on {HOST} cannot be used ({e.strerror}). Choose another.") from None
         return [bound.getsockname()[1] for bound in sockets]
 
 
 def _answers(port: int) -> bool:
     """Return whether a process accepts connections at a loopback port."""
     with socket.socket() as probe:
-        return probe.connect_ex((_HOST, port)) == 0
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _ended(process: psutil.Process) -> bool:

@@ -33,15 +33,12 @@ from erlab.serving.servers import ModelServer, ServerGroup
 from erlab.serving.triton import private
 from erlab.serving.triton.process import ServerProcess, launch
 from erlab.serving.triton.repository import PARTS
-from erlab.serving.triton.server import closed, free_ports
+from erlab.serving.triton.server import HOST, PORTS, START_ATTEMPTS, closed, free_ports
 from erlab.spec import require
 
 ORCHESTRATOR = {"TRTLLM_ORCHESTRATOR": "1"}
 _INSTALLED = "/opt/tritonserver/bin"
-_HOST = "127.0.0.1"
-_PORTS = ("grpc", "metrics")
 _PREFIX = "erlab-llm-"  # of private folders, and so of containers' names
-_START_ATTEMPTS = 5  # a port chosen by the system may be taken before Triton binds it
 _KILL_SECONDS = 30  # how long a server may take to end
 
 
@@ -60,7 +57,7 @@ def arguments(
     ports: Sequence[int],
     gpus: Sequence[int],
     program: str = "tritonserver",
-    host: str = _HOST,
+    host: str = HOST,
     prefix: str = "erlab-",
 ) -> tuple[str, ...]:
     """Return the command that starts Triton for TensorRT-LLM, as NVIDIA's launch script does."""
@@ -72,8 +69,8 @@ def arguments(
         *("--disable-auto-complete-config", f"--backend-config=python,shm-region-prefix-name={prefix}"),
         *("--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"),  # otherwise it takes memory on every GPU
         *(f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in gpus),
-        *(f"--{name}-address={host}" for name in _PORTS),
-        *(f"--{name}-port={port}" for name, port in zip(_PORTS, ports, strict=True)),
+        *(f"--{name}-address={host}" for name in PORTS),
+        *(f"--{name}-port={port}" for name, port in zip(PORTS, ports, strict=True)),
     )
 
 
@@ -126,10 +123,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         self.grpc = self._metrics = self._name = None
         self._starts = 0
 
-    @property
-    def metrics(self) -> dict[str, str]:
-        return {self._metrics: self._metrics} if self._metrics else {}
-
     def commands(self, first_port: int = 8000, name: str = "erlab-triton") -> list[tuple[str, ...]]:
         """Return the command that starts the server by hand, in its container if it has one.
 
@@ -168,7 +161,7 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
             self._container = nvidia.container(self._container)
         self._starts += 1
         ports = free_ports(self._requested_ports)
-        self.grpc, self._metrics = (f"{_HOST}:{port}" for port in ports)
+        self.grpc, self._metrics = (f"{HOST}:{port}" for port in ports)
         for name in private.sweep(_PREFIX):
             for engine in filter(machine.find, nvidia.CONTAINERS):
                 nvidia.remove(engine, name)
@@ -187,9 +180,6 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
         places = private.copy_models(self._repository, parts, folder, linked=not self._container)
         if self._container:
             return {path: path for path in self._folders() if private.harmless(path)} | places
-        for link, real in places.items():
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(real)
         return places
 
     def wait(self) -> None:
@@ -201,7 +191,7 @@ class TensorRTLLMServer(ServerProcess, ModelServer):
                 while not _ready(stub, model):
                     if not self.alive():
                         complaint = self._complaint()
-                        if "already in use" not in complaint or self._starts == _START_ATTEMPTS:
+                        if "already in use" not in complaint or self._starts == START_ATTEMPTS:
                             raise ErlabError(f"Triton did not start: {complaint}")
                         self._stop(keep_log=False)  # another process took a port that was chosen
                         self.start()

@@ -161,7 +161,7 @@ def test_the_file_that_did_not_fit_is_named(folder, tmp_path, monkeypatch, way):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("erlab.results.records.pq.write_table", full)
+    monkeypatch.setattr("erlab.parquet.pq.write_table", full)
     monkeypatch.setattr(Path, "write_bytes", full)
     if way == "records":
         arguments = ["simulate", "--system", "D", "--users", "2", "--steps", "roofline", "--out", tmp_path / "x.parquet"]

@@ -1,8 +1,8 @@
 """Client side of an HTTP/2 connection: frames, settings and flow-control windows.
 
-The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is the memory held
-for it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error
-(RFC 9113, section 5.4.1) is raised as `ProtocolError` and ends the connection; a stream error ends that stream alone.
+The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is the memory held for
+it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error (RFC
+9113, section 5.4.1) is raised as `ProtocolError` and ends the connection; a stream error ends that stream alone.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
 
     Args:
         window: Bytes that the server may send on each stream before they are read; their sum is not bounded.
-        changed: Called when another stream may find room, and when the connection accepts no more streams.
+        changed: Called when another call may begin, and when the connection accepts no more calls.
     """
 
     def __init__(self, window: int, changed: Callable[[], None]):
@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server accepts
         self.starved: dict[Call, None] = {}  # calls that wait for the connection's window, in order
         self.choked = False  # the system accepts no more bytes
-        # Empty when the server's settings are known, else why they never will be.
+        # Result: empty once the server's settings are known, or why they never will be.
         self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server accepts
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether streams can begin here, now or when others have ended."""
+        """Whether calls can begin here, now or when others have ended."""
         return not self._draining and not self.closed
 
     @property

@@ -9,42 +9,16 @@ import struct
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 1  # flags
 END_HEADERS, PADDED, PRIORITIZED = 4, 8, 32
-ERRORS = (
-    "NO_ERROR",
-    "PROTOCOL_ERROR",
-    "INTERNAL_ERROR",
-    "FLOW_CONTROL_ERROR",
-    "SETTINGS_TIMEOUT",
-    "STREAM_CLOSED",
-    "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM",
-    "CANCEL",
-    "COMPRESSION_ERROR",
-    "CONNECT_ERROR",
-    "ENHANCE_YOUR_CALM",
-    "INADEQUATE_SECURITY",
-    "HTTP_1_1_REQUIRED",
-)
-(
-    NO_ERROR,
-    PROTOCOL_ERROR,
-    INTERNAL_ERROR,
-    FLOW_CONTROL_ERROR,
-    SETTINGS_TIMEOUT,
-    STREAM_CLOSED,
-    FRAME_SIZE_ERROR,
-    REFUSED_STREAM,
-    CANCEL,
-    COMPRESSION_ERROR,
-    CONNECT_ERROR,
-    ENHANCE_YOUR_CALM,
-    INADEQUATE_SECURITY,
-    HTTP_1_1_REQUIRED,
-) = range(len(ERRORS))
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 2, 3, 4  # settings
-MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 5, 6
+ERRORS = (  # names of the error codes, in order
+    "NO_ERROR PROTOCOL_ERROR INTERNAL_ERROR FLOW_CONTROL_ERROR SETTINGS_TIMEOUT STREAM_CLOSED FRAME_SIZE_ERROR "
+    "REFUSED_STREAM CANCEL COMPRESSION_ERROR CONNECT_ERROR ENHANCE_YOUR_CALM INADEQUATE_SECURITY HTTP_1_1_REQUIRED"
+).split()
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, SETTINGS_TIMEOUT, STREAM_CLOSED = range(6)
+FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, CONNECT_ERROR = range(6, 11)
+ENHANCE_YOUR_CALM, INADEQUATE_SECURITY, HTTP_1_1_REQUIRED = range(11, 14)
+ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(2, 7)  # settings
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-FRAME_SIZE = 16384  # bytes of the largest payload before settings allow more; ours never do
+FRAME_SIZE = 16384  # bytes of the largest payload unless settings allow more, as ours never do
 FIRST_WINDOW = 65535  # bytes of a flow-control window before settings change it, for the connection and each stream
 LARGEST = 2**31 - 1  # window in bytes, stream number
 HEAD = struct.Struct(">HBBBL")  # a frame's head: length (in two parts), type, flags, stream
@@ -53,12 +27,11 @@ _MESSAGE_FRAME = struct.Struct(">HBBBLBL")  # both
 
 
 class ProtocolError(Exception):
-    """Connection error of RFC 9113, section 5.4.1: the peer broke the protocol, so that the connection has to end.
+    """Connection error (RFC 9113, section 5.4.1): the peer broke the protocol, so the connection ends.
 
-    code : int
-        HTTP/2 error code.
-    message : str
-        What the peer did.
+    Args:
+        code: HTTP/2 error code.
+        message: What the peer did.
     """
 
     def __init__(self, code: int, message: str):
@@ -67,7 +40,7 @@ class ProtocolError(Exception):
 
 
 def error_name(code: int) -> str:
-    """Return the name of an HTTP/2 error code, or its number where it has none.
+    """Return the name of an HTTP/2 error code, or its number if it has none.
 
     >>> error_name(8), error_name(99)
     ('CANCEL', 'error code 99')
@@ -114,7 +87,7 @@ def message_frame(stream: int, flags: int, data: bytes) -> bytes:
 
 
 def header_frames(stream: int, flags: int, block: bytes) -> bytes:
-    """Return a HEADERS frame, followed by CONTINUATION frames where the block is too large for one."""
+    """Return a HEADERS frame, followed by CONTINUATION frames if the block is too large for one."""
     if len(block) <= FRAME_SIZE:
         return frame(HEADERS, flags | END_HEADERS, stream, block)
     first, *middle, last = (block[at : at + FRAME_SIZE] for at in range(0, len(block), FRAME_SIZE))

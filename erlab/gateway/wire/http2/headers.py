@@ -1,6 +1,6 @@
-"""Header blocks (HPACK, RFC 7541) and what gRPC says in them: content type, status, time limit, metadata.
+"""Header blocks (HPACK, RFC 7541) and gRPC's fields in them: content type, status, timeout, metadata.
 
-Metadata stays as it is on the wire: values of names that end in -bin are base64.
+Metadata stays as on the wire: values of names that end in -bin are base64.
 """
 
 import math
@@ -32,18 +32,14 @@ _OF_HTTP = {  # github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
 _NAME, _FORBIDDEN = re.compile("[!-9;-@[-~]+"), re.compile("[\0\r\n]")  # RFC 9113, section 8.2.1
 _CONNECTION_FIELDS = {"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
 _CONTENT_TYPE = re.compile(r"application/grpc([+;].*)?", re.IGNORECASE)
-_RESIZES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\0-\x7f]){3}")  # of the table, where two are enough
+_RESIZES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\0-\x7f]){3}")  # three resizes of the table; two suffice
 _SHOWN = 100  # characters of a field's value in an error message
-_MOST_MS = 10**8  # from which on a grpc-timeout, which has 8 digits, is written in seconds
-_KNOWN_BLOCKS, _KNOWN_BYTES = 64, 1024  # blocks that a decoder remembers, and the largest of them
+_MOST_MS = 10**8  # from which a grpc-timeout, limited to 8 digits, is written in seconds
+_KNOWN_BLOCKS, _KNOWN_BYTES = 64, 1024  # blocks that a decoder remembers, and the bytes of the largest
 
 
 class Failed(Exception):
-    """A call that ended with another status than OK.
-
-    code : grpc.StatusCode
-    details : str
-    """
+    """A call that ended with a status other than OK."""
 
     def __init__(self, code: Code, details: str):
         super().__init__(f"{code.name}: {details}")
@@ -52,20 +48,15 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """The fields of a response's header block, checked.
+    """Checked fields of a response's header block.
 
-    malformed : str
-        Why RFC 9113 forbids these fields; empty where it does not.
-    http_status : str
-        Three digits; empty in trailers.
-    refusal : tuple of Code and str, or None
-        Why a block with an HTTP status begins no gRPC answer: the status that the call ends with.
-    code : Code or None
-        gRPC status, where the block has one.
-    details : str
-        The status in words.
-    length : int or None
-        content-length.
+    Attributes:
+        malformed: Why RFC 9113 forbids these fields; empty if it does not.
+        http_status: Three digits; empty in trailers.
+        refusal: Status that ends the call if a block with an HTTP status begins no gRPC response, else None.
+        code: gRPC status; None if the block has none.
+        details: Message of the gRPC status.
+        length: Value of content-length, bytes; None if absent.
     """
 
     malformed: str = ""
@@ -77,7 +68,7 @@ class Head:
 
 
 def read(pairs: Pairs) -> Head:
-    """Return what the fields of a block say."""
+    """Check the fields of a block."""
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name == ":status":
@@ -88,7 +79,7 @@ def read(pairs: Pairs) -> Head:
         elif not _NAME.fullmatch(name) or name in _CONNECTION_FIELDS:
             return Head(f"the field name {name[:_SHOWN]!r}")
         elif _FORBIDDEN.search(value) or (value.strip(" \t") != value and name != "grpc-message"):
-            return Head(f"the value of the field {name[:_SHOWN]!r}")  # gRPC leaves spaces in its messages as they are
+            return Head(f"the value of the field {name[:_SHOWN]!r}")  # gRPC's messages keep their spaces
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     http_status, length = fields.get(":status", ""), fields.get("content-length", "")
     if not re.fullmatch("[0-9]{0,18}", length):
@@ -111,10 +102,11 @@ def _refusal(http_status: str, content_type: str) -> tuple[Code, str] | None:
 
 
 class Decoder:
-    """The server's header blocks on one connection, decoded in the order in which they came.
+    """Decoder of a server's header blocks on one connection, in the order of their arrival.
 
-    What a block means depends on those before it only by HPACK's table. A block that leaves the table as it was means
-    the same until another changes it, and is not decoded again: most answers begin and end with the same blocks.
+    The meaning of a block depends on earlier blocks only through HPACK's table. A block that leaves the table unchanged
+    keeps its meaning until another block changes the table, and is not decoded again: most responses begin and end with
+    the same blocks.
     """
 
     def __init__(self):
@@ -122,7 +114,7 @@ class Decoder:
         self._known: dict[bytes, Head] = {}
 
     def __call__(self, block: bytes) -> Head:
-        """Return what a block says; raises ProtocolError where it cannot be decoded, or is too large."""
+        """Decode a block; raises ProtocolError if it is invalid or too large."""
         known = self._known.get(block)
         if known is not None:
             return known
@@ -134,30 +126,30 @@ class Decoder:
             fields = self._hpack.decode(block, raw=True)
         except hpack.OversizedHeaderListError:
             raise ProtocolError(ENHANCE_YOUR_CALM, f"header fields of more than {HEADER_BYTES} bytes") from None
-        except Exception as e:  # whatever the library raises, the table is lost, and with it the connection
+        except Exception as e:  # after any error the table, and so the connection, is unusable
             undecodable = f"a header block that cannot be decoded: {str(e)[:_SHOWN]}"
             raise ProtocolError(COMPRESSION_ERROR, undecodable) from None
         unchanged = len(entries) == before[0] and (not entries or entries[0] is before[1])
         if not unchanged:
             self._known.clear()
         head = read([(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields])
-        resizes = block[:1] and block[0] & 0xE0 == 0x20  # the table, which has to be done each time
+        resizes = block[:1] and block[0] & 0xE0 == 0x20  # the table, so it must be decoded each time
         if unchanged and not resizes and len(block) <= _KNOWN_BYTES and len(self._known) < _KNOWN_BLOCKS:
             self._known[block] = head
         return head
 
 
-# Shrinks our side of HPACK's table to nothing: whatever size the server allows, no block of ours uses it.
+# Sets the size of our side of HPACK's table to 0: no block of ours uses it.
 RESIZE = b"\x20"
 
 
 def block(headers: Pairs) -> bytes:
-    """Return a header block that does not use the table: it is the same for every stream and connection."""
+    """Return a header block that does not use the table, so it is the same for all streams and connections."""
     return b"".join(b"\0" + string(name) + string(value) for name, value in headers)
 
 
 def string(text: str) -> bytes:
-    """Return a string of a header block: its length as HPACK's integer with a prefix of 7 bits, and its bytes."""
+    """Encode a string of a header block: its length as an HPACK integer with a 7-bit prefix, then its bytes."""
     data = text.encode("latin-1")
     size, rest = bytearray([min(len(data), 127)]), len(data) - 127
     while rest >= 0:
@@ -167,7 +159,7 @@ def string(text: str) -> bytes:
 
 
 def timeout_field(seconds: float) -> bytes:
-    """Return the field grpc-timeout for a header block; at least a millisecond.
+    """Encode the field grpc-timeout for a header block; at least 1 ms.
 
     >>> timeout_field(0.25)
     b'\\x00\\x0cgrpc-timeout\\x04250m'

@@ -86,6 +86,15 @@ def gateway(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which expert serves which cluster, and check the experts.")
     ] = False,
+    print_: Annotated[
+        str | None,
+        typer.Option(
+            "--print",
+            help="Print a Dockerfile, a systemd unit or Kubernetes manifests for the file; start nothing.",
+            metavar="docker|systemd|kubernetes",
+            callback=options.must("be docker, systemd or kubernetes", ("docker", "systemd", "kubernetes").__contains__),
+        ),
+    ] = None,
 ):
     """Start the router in front of your own experts and keep it running until Ctrl-C or SIGTERM.
 
@@ -96,9 +105,10 @@ def gateway(
     \b
       erlab gateway --config fleet.toml
       erlab gateway --config fleet.toml --dry-run
+      erlab gateway --config fleet.toml --print systemd
       erlab gateway --expert math=http://10.0.0.5:8000/v1#Qwen2.5-Math-7B --expert code=grpc://10.0.0.6:8001/llama
     """
-    from erlab.gateway import Gateway, prepare
+    from erlab.gateway import Gateway, deploy, prepare
 
     asked = {"host": host, "port": port, "http_port": http_port, "workers": workers}
     asked |= {"grpc": False if no_grpc else None, "http": False if no_http else None}
@@ -111,6 +121,14 @@ def gateway(
     }
     if config is None and not expert:
         raise ErlabError("--config FILE or --expert NAME=URL must be given. Help: erlab gateway --help")
+
+    if print_:
+        if config is None:
+            raise ErlabError("--print needs --config FILE.")
+        described, program = _read(config, changes), Path(sys.argv[0]).absolute()
+        own = {"program": program} if print_ == "systemd" else {}
+        printed.line(getattr(deploy, print_)(described, config, **own).rstrip("\n"))
+        return
 
     def read() -> prepare.Prepared:
         return prepare.prepared(_read(config, changes))
@@ -176,21 +194,23 @@ def _tell(running) -> None:
     printed.line("Ctrl-C or SIGTERM stops it, SIGHUP reads its file again.")
 
 
-def ready_to_paste(address: str | None, http: str | None, key_variable: str | None = None) -> list[str]:
-    """Return shell commands that ask the model `router`: curl, the openai package, tritonclient.
+def ready_to_paste(
+    address: str | None, http: str | None, key_variable: str | None = None, model: str = "router"
+) -> list[str]:
+    """Return shell commands that send a prompt to a model: curl, the openai package, tritonclient.
 
     Args:
         address: HOST:PORT of the gRPC face, None for no such face.
         http: URL of the HTTP face, None for no such face.
         key_variable: Environment variable with the key that the gateway requires, None for none.
     """
-    commands, body = [], f'{{"model": "router", "prompt": "{_PROMPT}", "max_tokens": 64}}'
+    commands, body = [], f'{{"model": "{model}", "prompt": "{_PROMPT}", "max_tokens": 64}}'
     if http:
         key = f'-H "Authorization: Bearer ${key_variable}" ' if key_variable else ""
         commands.append(f"curl {http}/v1/completions {key}-H 'Content-Type: application/json' -d '{body}'")
         key = f"os.environ['{key_variable}']" if key_variable else "'none'"
         client = f"OpenAI(base_url='{http}/v1', api_key={key})"
-        asked = f"completions.create(model='router', prompt='{_PROMPT}', max_tokens=64)"
+        asked = f"completions.create(model='{model}', prompt='{_PROMPT}', max_tokens=64)"
         commands.append(f'python -c "import os; from openai import OpenAI; print({client}.{asked}.choices[0].text)"')
     if address:
         key = f", headers={{'authorization': 'Bearer ' + os.environ['{key_variable}']}}" if key_variable else ""
@@ -202,7 +222,7 @@ def ready_to_paste(address: str | None, http: str | None, key_variable: str | No
             f"client = triton.InferenceServerClient('{address}')",
             "words = lambda answer: b''.join(t for t in np.ravel(answer.as_numpy('text_output')) if t).decode()",
             f"client.start_stream(lambda result, error: print(error or words(result), end=' '){key})",
-            "client.async_stream_infer('router', inputs)",
+            f"client.async_stream_infer('{model}', inputs)",
             "client.stop_stream()",
         )
         commands.append(f'python -c "{"; ".join(code)}"')

@@ -8,6 +8,7 @@ import typer
 
 from erlab import paper
 from erlab.commands import loads, options, printed
+from erlab.commands.gateway import ready_to_paste
 from erlab.commands.options import (
     NewRecords, Profile, Prompts, Results, Seed, SkipMissing, TextColumn, Triton, Upstream,
 )  # fmt: skip
@@ -23,7 +24,19 @@ def serve(
     results: Results = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port for users (default: a free one).", parser=options.whole, callback=options.PORT),
+        typer.Option(
+            help="Port of the KServe v2 gRPC server (default: a free one).",
+            parser=options.whole,
+            callback=options.PORT,
+        ),
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Router systems: port of the OpenAI-compatible server (default: a free one).",
+            parser=options.whole,
+            callback=options.PORT,
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -69,7 +82,7 @@ def serve(
     Examples:
 
     \b
-      erlab serve --system E --port 8001
+      erlab serve --system E --port 8001 --http-port 8080
       erlab serve --system E --policy outlier --generalist E-expert-0
       erlab serve --system E --profile gpu --upstream http://127.0.0.1:8000
       erlab serve --system D --profile dgx-h100 --container print
@@ -84,11 +97,17 @@ def serve(
         return
     attached = options.attached_server(triton, upstream)
     routing = {"policy": policy, "generalist": generalist, "strong": strong, "threshold": threshold}
+    routing |= {"http_port": http_port}
     routing = {name: value for name, value in routing.items() if value is not None}
     with live.serve(system, machine, folders, port, attached, container, apart, **routing) as running:
         model_options = " ".join(f"--model {name}" for name in running.models)
         models = ", ".join(running.models)
-        printed.line(f"System {system} answers at {running.address} (KServe v2 gRPC), models: {models}.")
+        http = running.gateway.http if running.gateway else None
+        faces = f"{running.address} (KServe v2 gRPC)" + (f" and {http}/v1 (OpenAI-compatible)" if http else "")
+        printed.line(f"System {system} answers at {faces}, models: {models}.")
+        key = running.gateway and running.gateway.key and running.gateway.config.key_variable
+        for command in ready_to_paste(running.address, http, key, running.models[0]):
+            printed.line(command)
         if attached:
             printed.line(f"Upstream: {attached}, not started by erlab.")
         load_test = f"erlab users --address {running.address} {model_options} --users 8 --profile {profile}"

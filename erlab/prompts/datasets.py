@@ -8,6 +8,7 @@ The split is a hash of the text, so a text has the same split whatever else is l
 (80, ['held_back', 'train'])
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,7 @@ def inputs(source: str | Path | None = None, skip_missing: bool = False) -> dict
 
     with ThreadPoolExecutor(8) as pool:  # a look-up on Hugging Face waits for the network
         parts = list(pool.map(of_entry, _entries(source, None)))
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     own = {path.name: sources.file_digest(path)} if _is_list(path) else {}
     return own | {name: digest for part in parts for name, digest in part.items()}
 
@@ -119,15 +120,15 @@ def is_local(source: str | Path | None) -> bool:
 
 
 def _is_list(path: Path) -> bool:
-    return path.suffix == ".toml" and path.exists()
+    return path.suffix == ".toml" and os.path.exists(path)
 
 
 def _entries(source: str | Path, text: str | None) -> list[Entry]:
     """Return the datasets of a source: those of a list, which may lack `text`, or the source itself."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if _is_list(path):
         return [replace(entry, text=entry.text or text) for entry in lists.read(path)]
-    if path.exists():
+    if os.path.exists(path):  # False where a name is too long, unlike `Path.exists`
         path = path.absolute()  # also "." has a name
         return [Entry(base=path.parent, path=path.name, text=text)]
     name, _, revision = str(source).partition("@")

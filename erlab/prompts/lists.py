@@ -19,6 +19,7 @@ Instead of `domain`, `categories` may list words of several domains: a text belo
 most words, at least `WORDS` different ones, and is left out otherwise.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -101,11 +102,11 @@ class Entry:
         """File or folder on this machine, None for a dataset on the Hub."""
         if self.path is None and not self.name.startswith(_LOCAL):
             return None
-        return self.base / Path(self.path or self.name).expanduser()
+        return self.base / os.path.expanduser(self.path or self.name)  # of an unknown user, unchanged
 
     def files(self) -> list[Path]:
         """Return the local files of the dataset; raise `hub.Missing` if there are none."""
-        if not self.local.exists():
+        if not os.path.exists(self.local):  # also where a name is too long
             raise hub.Missing(f"{self.local}: no such file or folder.")
         if self.path is not None:
             return sources.files(self.local)

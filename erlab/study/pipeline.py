@@ -388,8 +388,8 @@ def _origins(study: Study) -> list[dict] | None:
 
 def _whole(source: object) -> object:
     """Return a source of prompts with an existing path made absolute, since notebooks run in another folder."""
-    exists = isinstance(source, str) and Path(source).expanduser().exists()
-    return str(Path(source).expanduser().resolve()) if exists else source
+    exists = isinstance(source, str) and os.path.exists(os.path.expanduser(source))
+    return str(Path(os.path.expanduser(source)).resolve()) if exists else source
 
 
 def _short(file: str | Path | None) -> str | None:

@@ -348,5 +348,8 @@ def test_a_list_that_is_not_there_a_loop_and_bytes_are_one_line(tmp_path):
     for name, line in (("none.toml", missing), ("loop.toml", missing), ("bytes.toml", "must be UTF-8")):
         with pytest.raises(ErlabError, match=line):
             datasets.load(tmp_path / name)
-    with pytest.raises(ErlabError, match=r"^data/none\.toml: no such file or folder"):
-        datasets.load("data/none.toml")
+    for source in ("data/none.toml", "~nobody/a", "~nobody", "x" * 5000):
+        with pytest.raises(ErlabError, match=r"^[\w/.~]+: no such file or folder"):
+            datasets.load(source)
+        with pytest.raises(ErlabError, match="no such file or folder"):
+            datasets.load(listed(tmp_path, f'path = "{source}"'))

@@ -10,6 +10,8 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -17,6 +19,7 @@ from erlab.commands import gateway, machines, outcomes, results, serving, study
 from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 from erlab.study import ends
+from erlab.toml import nearest
 
 _USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _USER_ERRORS |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file instead of a folder, or the reverse
@@ -35,8 +38,9 @@ class _Group(typer.core.TyperGroup):
 
     def resolve_command(self, ctx, args):
         if not args[0].startswith("-") and args[0] not in self.commands:
-            known = ", ".join(self.commands)
-            raise ErlabError(f"The command must be one of {known}. Got {args[0]!r}. Help: erlab --help")
+            command = " ".join(["erlab", *ctx.command_path.split()[1:]])
+            hint = nearest(args[0], self.commands)
+            raise ErlabError(f"There is no command {args[0]!r}; {hint} Help: {command} --help")
         return super().resolve_command(ctx, args)
 
 
@@ -87,6 +91,22 @@ app = typer.Typer(
     "them to expert language models behind Triton.\n\n"
     "[bold]erlab reproduce[/bold] runs the whole study on this machine; the other commands run parts of it.",
 )
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        print(f"erlab {metadata.version('erlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+): ...
+
+
 for _command in (
     study.reproduce,
     results.figures,

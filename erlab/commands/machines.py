@@ -69,6 +69,9 @@ def gpu(
 def simulate(
     system: Annotated[str, typer.Option(help=f"System: {_SYSTEMS} of v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
     version: Annotated[str, typer.Option("--paper", help="Version of the paper: v2 or v1.")] = "v2",
+    systems: Annotated[
+        Path | None, typer.Option(help="TOML file of further systems, see erlab.simulation.systems.", metavar="FILE")
+    ] = None,
     users: Annotated[
         list[int] | None,
         typer.Option(
@@ -174,12 +177,13 @@ def simulate(
       erlab simulate --system E --trace azure.csv --speed 10 --policy least_outstanding
       erlab simulate --system E --trace mooncake.jsonl --context 32768 --prefix-caching --policy longest_prefix
       erlab simulate --system TP8 --paper v1 --era none
+      erlab simulate --systems my_systems.toml --system F    a system of your own
     """
     from erlab import simulation
     from erlab.prompts.loads import Load
     from erlab.results import metrics, records
 
-    simulated, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3)
+    simulated, setup = simulation.of_paper(version, system, kv_gib, replicas, era, steps, gateway_ms / 1e3, systems)
     if policy is not None and not simulated.router:
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
     policy = "nearest" if policy is None else policy

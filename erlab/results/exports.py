@@ -32,7 +32,7 @@ def write(found: records.Records, path: Path, form: str | None = None) -> Path:
     if form == "parquet":
         records.save(path, found)
     else:
-        with textfiles.replacing(path) as aside:
+        with textfiles.replacing(Path(path)) as aside:
             FORMATS[form](found.requests, aside)
     return Path(path)
 

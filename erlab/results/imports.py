@@ -6,8 +6,8 @@
 The format is recognised by the content; `formats.FORMATS` lists the clients and the files that are read. Entries that
 cannot be a request record are left out; each run's description lists them (`left_out`, a text).
 
-Times stay as the clients measured them. Definitions that differ from `erlab.results.metrics`: vLLM's and SGLang's time to
-first token counts a first chunk without text; MLPerf's starts at the scheduled time, ours when the request is sent
+Times stay as the clients measured them. Definitions that differ from `erlab.results.metrics`: vLLM's and SGLang's time
+to first token counts a first chunk without text; MLPerf's starts at the scheduled time, ours when the request is sent
 (`late_ns` is the difference). What a client does not record is unknown: GuideLLM the times of tokens, GenAI-Perf and
 MLPerf the number of tokens.
 """

@@ -75,6 +75,14 @@ class Records:
     requests: pd.DataFrame
     runs: pd.DataFrame
 
+    def _repr_html_(self) -> str:
+        """Return a table of the requests per system, source and load, for Jupyter."""
+        failed = self.requests.assign(failed=self.requests["status"] != "ok")
+        cells = failed.groupby(["system", "source", "users"], dropna=False)["failed"]
+        table = cells.agg(requests="size", failed="sum").reset_index()
+        names_as_text = ["tex2jax_ignore", "mathjax_ignore"]
+        return f"<p>{len(self.requests)} requests</p>{table.to_html(index=False, classes=names_as_text)}"
+
 
 def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
     """Write rows, with unknown values absent or None, and the descriptions of their runs."""

@@ -46,6 +46,11 @@ class PromptRouter(CompiledRouter, TransformerMixin, ClusterMixin, BaseEstimator
         threshold_: Outlier score above which a prompt is an outlier; None before `calibrate`.
         difficulty_: `scores.Difficulty`; None before `fit_difficulty`.
         features_: Fitted transformer; not in a loaded router.
+
+    >>> router = PromptRouter(clusters=2).fit(["boil pasta", "salt the pasta", "sue the landlord", "landlord law"])
+    >>> pasta, law = router.predict(["fresh pasta", "my landlord"])
+    >>> bool(pasta != law)
+    True
     """
 
     def __init__(

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from erlab import paper
 from erlab.results import metrics
 from erlab.results.records import Records
 from erlab.simulation.sweeps import sweep
+from erlab.simulation.systems import read as read_systems
 from erlab.simulation.system import Setup
 from erlab.spec import GIB, System, Workload, require
 
@@ -57,6 +59,7 @@ def of_paper(
     era: str | None = None,
     steps: str = "measured",
     gateway: float = 0.002,
+    file: str | Path | None = None,
 ) -> tuple[System, Setup]:
     """Return a system of the paper and its simulated machine.
 
@@ -65,10 +68,12 @@ def of_paper(
         kv_gib: KV cache per GPU, GiB (default: what weights and reserve leave).
         era: Name in `era.FACTORS`, or "none" for kernels as measured (default: that of `Setup`; none for the roofline).
         gateway: Delay of the gateway, seconds.
+        file: TOML file of further systems (`systems.read`).
     """
     require(version in paper.SYSTEMS, "paper", "simulate", f"be one of {', '.join(paper.SYSTEMS)}", version)
-    systems = paper.SYSTEMS[version]
-    require(name in systems, "system", "simulate", f"be one of {', '.join(systems)} of paper {version}", name)
+    systems = paper.SYSTEMS[version] | (read_systems(file) if file else {})
+    own = f" or {file}" if file else ""
+    require(name in systems, "system", "simulate", f"be one of {', '.join(systems)} of paper {version}{own}", name)
     system = systems[name] if kv_gib is None else with_kv_pool(systems[name], kv_gib)
     if replicas is not None:
         system = replace(system, count=replicas)

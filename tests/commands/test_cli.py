@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message):
         (("simulate", "--system"), "Option '--system' requires an argument. Help: erlab simulate --help"),
         (("doctor", "here"), "unexpected extra argument"),
         (("reproduce", "--force=3"), "Option '--force' does not take a value. Help: erlab reproduce --help"),
-        (("bogus",), "outcomes. Got 'bogus'. Help: erlab --help"),
+        (("bogus",), "outcomes. Help: erlab --help"),
         (("reproduce", "--prompts", ""), "--prompts must not be empty. Got ''."),
         (("serve", "--system", "E", "--container", "lxc"), "must be one of docker, podman, print. Got 'lxc'."),
     ],

@@ -72,7 +72,7 @@ def test_imports_name_packages_of_the_first_level(notebook, request):
     assert all(len(node.module.split(".")) <= 2 for node in nodes if node.module.startswith("erlab"))
 
 
-@pytest.mark.parametrize("package", ["erlab", *(f"erlab.{n}" for n in erlab.__all__ if n != "simulate")])
+@pytest.mark.parametrize("package", ["erlab", *(f"erlab.{n}" for n in erlab._PACKAGES)])
 def test_packages_offer_the_names_they_list(package):
     module = erlab if package == "erlab" else getattr(erlab, package.partition(".")[2])
     for name in getattr(module, "__all__", ()):

@@ -176,7 +176,8 @@ def _reporter(index: int, total: int, entry: Entry) -> Callable[[int], None]:
 
 def _advised(entry: Entry, error: hub.Missing) -> ErlabError:
     """Return the error for a missing dataset, with the option that leaves it out if a list names it."""
-    return ErlabError(f"{entry.listed}: {error} --skip-missing leaves it out." if entry.listed else str(error))
+    advice = "Leave it out with --skip-missing, or remove it from the list."
+    return ErlabError(f"{entry.listed}: {error} {advice}" if entry.listed else str(error))
 
 
 def _at_most(prompts: Iterable[Prompt], per_domain: int) -> Iterator[Prompt]:

@@ -263,7 +263,9 @@ def test_datasets_of_a_hub_are_loaded_at_their_commits_and_streams_leave_files_u
     assert [origin["commit"] for origin in origins] == [old, new, web] and [o["rows"] for o in origins] == [40, 60, 70]
     assert inputs["open/maths@v1"] == old and inputs["open/maths"] == new and inputs["all/web"] == web
     assert len(fetched) <= 2, "one file for the types of its columns, one for the rows"
-    assert line.startswith("wrong.toml, dataset 2: no/where: ") and line.endswith(" --skip-missing leaves it out.")
+    assert line.startswith("wrong.toml, dataset 2: no/where: ") and line.endswith(
+        " Leave it out with --skip-missing, or remove it from the list."
+    )
     assert left_out[0] is None and [text.partition(":")[0] for text in left_out[1:]] == [
         "no/where",
         "open/maths",
@@ -288,14 +290,15 @@ def test_a_missing_dataset_is_named_and_can_be_skipped(tmp_path, monkeypatch):
     assert type(e.value) is ErlabError and str(e.value) == (
         f"{file}, dataset 2: owner/gone: can't be loaded from Hugging Face (ConnectionError: Couldn't reach it). "
         "HF_HUB_OFFLINE is set: load it once without, with a network, and it stays in Hugging Face's cache. "
-        "--skip-missing leaves it out."
+        "Leave it out with --skip-missing, or remove it from the list."
     )
     prompts, origins = datasets.load_with_origins(file, skip_missing=True)
     assert prompts["text"][:] == ["a"] and [origin.rows for origin in origins] == [1, None, None]
     assert origins[2].missing == f"{tmp_path}/nowhere: no such file or folder."
     assert datasets.inputs(file, skip_missing=True)["nowhere"] == "missing"
     with pytest.raises(
-        ErlabError, match=r"dataset 3: .*nowhere: no such file or folder\. --skip-missing leaves it out\.$"
+        ErlabError,
+        match=r"dataset 3: .*nowhere: no such file or folder\. Leave it out with --skip-missing, or remove it from the list\.$",
     ):
         datasets.inputs(file)
     with pytest.raises(ErlabError, match="none of its datasets can be had; the first: owner/gone"):

@@ -5,6 +5,7 @@ several panels span two columns where figures are narrow (`style.using`).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
 
 from erlab import provenance
 from erlab.figures import style
@@ -93,6 +94,40 @@ def goodput(table: pd.DataFrame) -> Figure:
     wide = table.pivot_table(index=["paper", "system", "users"], columns="limits", values="goodput").reset_index()
     labels = [(name, f"Requests/s within\n{name}'s limits") for name in dict.fromkeys(table["limits"])]
     return _over_users(wide, labels, lambda ax: ax.set_ylim(bottom=0), _SIMULATED)
+
+
+@style.context()
+def day(table: pd.DataFrame) -> Figure:
+    """Draw arrivals, time to first token, queue and requests within MLPerf's limits over the time of a trace."""
+    panels = {
+        "arrivals": "Arrivals/s",
+        "ttft_s": "Median time to\nfirst token, s",
+        "waiting": "Most requests that\nwait for a first token",
+        "within": "Within MLPerf's\nserver limits",
+    }
+    looks = {name: replace(look, marker="") for name, look in style.looks(table["system"]).items()}
+    fig = style.figure(style.DOUBLE, 6.4)
+    axes = dict(zip(panels, fig.subplots(len(panels), sharex=True)))
+    for (system, routing), part in table.groupby(["system", "routing"], sort=False):
+        look, even = looks[system], routing == "even"
+        options = dict(color=look.color, linestyle=":" if even else look.dash, linewidth=1.2 if even else None)
+        for column in list(panels)[1:]:
+            axes[column].plot(part["hour"], part[column].astype(float), **options)
+    first = table.groupby(["system", "routing"], sort=False).get_group(tuple(table[["system", "routing"]].iloc[0]))
+    axes["arrivals"].fill_between(first["hour"], first["arrivals"], color="#b8b8b8", step="mid")
+    for column, ax in axes.items():
+        ax.set_ylabel(panels[column])
+    axes["arrivals"].set_ylim(bottom=0)
+    style.log_values(axes["ttft_s"])
+    axes["waiting"].set_yscale("symlog", linthresh=10)
+    axes["waiting"].set_ylim(bottom=0)
+    axes["waiting"].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes["within"].set_ylim(-0.05, 1.05)
+    axes["within"].yaxis.set_major_formatter(PercentFormatter(1))
+    axes["within"].set_xlabel("Hour of the trace")
+    handles = [style.handle(look, name) for name, look in looks.items()]
+    style.legend(fig, [*handles, Line2D([], [], color="black", linestyle=":", label="even clusters")])
+    return _noted(fig, f"{_ONCE}; {_only(table, 'load')}; each request is sent at its time")
 
 
 def _over_users(
@@ -216,7 +251,7 @@ def h200(table: pd.DataFrame) -> Figure:
 
 
 PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    plot.__name__: plot for plot in (policies, autoscaling, economics, goodput, sensitivity, published, h200)
+    plot.__name__: plot for plot in (policies, autoscaling, economics, goodput, day, sensitivity, published, h200)
 }
 
 

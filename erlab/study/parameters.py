@@ -96,6 +96,12 @@ def _cold_start(given: Given) -> None:
     autoscaling.Controller(cold_start=given.values["cold_start"])
 
 
+def _day(given: Given) -> None:
+    from erlab.experiments import day
+
+    day.load(given.values.get("trace"), given.values.get("speed"))
+
+
 # Check of the parameters of these names, whichever notebooks declare them; it runs if one of them is given.
 CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
     ("weights",): _weights,
@@ -111,4 +117,5 @@ CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
     ("clusterers",): _by("erlab.experiments.capacity.check_clusterers", "clusterers"),
     ("dollars_per_gpu_hour",): _by("erlab.simulation.beyond.check_price", "dollars_per_gpu_hour"),
     ("cold_start",): _cold_start,
+    ("trace", "speed"): _day,
 }

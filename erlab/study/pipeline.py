@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from pkgutil import resolve_name
 
-from erlab import paths, provenance, textfiles
+from erlab import fingerprint, paths, provenance, textfiles
 from erlab.errors import ErlabError
 from erlab.progress import CHANNEL
 from erlab.serving import profiles
@@ -35,6 +35,7 @@ from erlab.study.terminal import Display, duration
 _PLACES = ("results", "figures")  # parameters that name folders and do not change results
 _QUIET = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")  # bars would stay in the notebooks
 _PROMPTS = ("prompts", "other")  # parameters that name prompts, see `datasets.load`
+_FILES = (*_PROMPTS, "trace")  # parameters that name files, which may be relative
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Study:
     def values(self, step: Step) -> dict:
         """Return the values of the parameters that a step's notebook declares, by name."""
         given = self.common | dict(self.extra)
-        given |= {name: _whole(given[name]) for name in _PROMPTS if name in given}
+        given |= {name: _whole(given[name]) for name in _FILES if name in given}
         return {k: v for k, v in given.items() if k in self.declared[step.name]}
 
     def places(self, entries: tuple[str, ...]) -> list[Path]:
@@ -132,6 +133,8 @@ class Study:
         inputs = cache.hashes(self.places(step.reads + step.optional), self.results_folder)
         for name, files in self.prompt_files.items():
             inputs |= files if name in values else {}
+        if isinstance(trace := values.get("trace"), str) and Path(trace).is_file():
+            inputs[f"trace/{Path(trace).name}"] = fingerprint.of_file(Path(trace))
         relevant = {k: v for k, v in values.items() if k not in _PLACES}
         cells = [f"import {step.function}"] if step.function else cache.code_cells(self.source(step))
         without = {*step.without, *kinds.unused(profiles.profile(self.profile))}

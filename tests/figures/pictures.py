@@ -55,6 +55,13 @@ def tables() -> dict[str, pd.DataFrame]:
     ]
     h200 = pd.DataFrame({"users": [1, 4], "throughput": [9.0, 30.0], "tpot_ms": [5.0, 6.0], "ttft_s": [0.1, 0.2]})
     rows = {"policies": policies, "autoscaling": autoscaling, "economics": cells, "sensitivity": sensitivity}
+    rows["day"] = [
+        {"system": s, "routing": routing, "hour": h, "arrivals": 9.0 + h, "ttft_s": 0.1 * (1 + h + i), "within": 0.9}
+        | {"waiting": 10 * h * i, "longest_queue": h, "load": "synthetic day, 144 times the speed"}
+        for i, s in enumerate("ABCDE")
+        for routing in (("router", "even") if s in "DE" else ("",))
+        for h in (0.25, 0.75, 1.25)
+    ]
     rows |= {"goodput": [c | {"limits": limits} for c in cells for limits in ("one", "two")], "published": published}
     return {n: pd.DataFrame(r) for n, r in rows.items()} | {"h200": h200.join(1.1 * h200, rsuffix="_predicted")}
 

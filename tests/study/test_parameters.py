@@ -42,6 +42,8 @@ WRONG["08_beyond"] = WRONG["08_beyond"] | {
     "system": [("A", "must be one of D, E, "), ("", "Got ''."), ([], "Got [].")],
     "clusterers": [("ward", "must be a list out of kmeans, "), (["ward", "x"], "Got ['ward', 'x']."), (3, "Got 3.")],
     "dollars_per_gpu_hour": [(v, f"must be above 0. Got {v!r}.") for v in (0, -1, "2", True, float("inf"), [2.5])],
+    "trace": [(3, "must be a file. Got 3."), ("/no/such.csv", "/no/such.csv: cannot be read")],
+    "speed": [(v, f"must be a number above 0 and at most 1000000. Got {v!r}.") for v in (0, -1, "2", float("nan"))],
     "cold_start": [(v, f"must be at least 0 seconds. Got {v!r}.") for v in (-1, "x", float("nan"), float("inf"), [60])],
 }
 RIGHT = {
@@ -51,7 +53,7 @@ RIGHT = {
     "04_baselines": {"loads": (1,), "papers": ["v1"]},
     "05_router": {"loads": [1], "emulated_loads": [10, 1000], "papers": ["v1", "v2"]},
     "06_figures": {"paper": "v1"},
-    "08_beyond": {"system": "E", "clusterers": [], "loads": [100], "dollars_per_gpu_hour": 3, "cold_start": 0},
+    "08_beyond": {"system": "E", "clusterers": [], "loads": [100], "dollars_per_gpu_hour": 3, "cold_start": 0, "speed": 200},
 }
 
 

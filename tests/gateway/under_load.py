@@ -16,10 +16,10 @@ def load(homes, turns=30):
 def during(address, requests, act):
     """The rows of a run, in whose middle `act()` is called."""
     rows = []
-    thread = threading.Thread(target=lambda: rows.extend(users.run(address, ("router",), requests, timeout=20)))
+    thread = threading.Thread(target=lambda: rows.extend(users.run(address, ("router",), requests, timeout=60)))
     thread.start()
     act()
-    thread.join(120)
+    thread.join(240)
     assert len(rows) == sum(map(len, requests))  # one row a request, whatever happens
     assert len({row["prompt_id"] for row in rows}) == len(rows)
     return rows

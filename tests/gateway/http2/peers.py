@@ -7,8 +7,24 @@ from contextlib import asynccontextmanager, contextmanager
 import grpc
 
 from erlab.gateway.wire.http2 import frames
+from erlab.gateway.wire.http2.headers import block
 
 METHOD = "/test.Service/Talk"
+
+
+def begin(stream):
+    """The first headers of a response."""
+    return frames.header_frames(stream, 0, block([(":status", "200"), ("content-type", "application/grpc")]))
+
+
+def end(stream):
+    """The trailers of a response with status OK."""
+    return frames.header_frames(stream, frames.END_STREAM, block([("grpc-status", "0")]))
+
+
+def answer(stream, data=b"hello"):
+    """A response of one message."""
+    return begin(stream) + frames.message_frame(stream, 0, data) + end(stream)
 
 
 async def until(condition, seconds=60.0):

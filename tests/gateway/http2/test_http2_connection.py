@@ -7,7 +7,7 @@ import grpc
 import h2.connection
 import pytest
 from h2.config import H2Configuration
-from peers import METHOD, FakeTransport, FrameReader, cut, listening, until
+from peers import METHOD, FakeTransport, FrameReader, answer, begin, cut, end, listening, until
 from receivers import GatedReceiver, RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, connection, frames
@@ -22,23 +22,9 @@ from erlab.gateway.wire.http2.frames import (
     message_frame,
     settings,
 )
-from erlab.gateway.wire.http2.headers import HEADER_BYTES, Metadata, block
+from erlab.gateway.wire.http2.headers import HEADER_BYTES, Metadata
 
 CODE = grpc.StatusCode
-HEAD = block([(":status", "200"), ("content-type", "application/grpc")])
-TRAILERS = block([("grpc-status", "0")])
-
-
-def begin(stream):
-    return header_frames(stream, 0, HEAD)
-
-
-def end(stream):
-    return header_frames(stream, END_STREAM, TRAILERS)
-
-
-def answer(stream, data=b"hello"):
-    return begin(stream) + message_frame(stream, 0, data) + end(stream)
 
 
 def opened(window=2**16, first=frames.settings({})):

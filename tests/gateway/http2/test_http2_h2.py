@@ -18,7 +18,7 @@ HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
 
 
 class Peer:
-    """h2's side of a connection: what it has to say is sent, and its events are receiver."""
+    """h2's side of a connection: sends its frames and records its events."""
 
     def __init__(self, reader, writer):
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))

@@ -5,32 +5,19 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from peers import METHOD, FakeTransport, FrameReader, cut, listening, until
+from peers import METHOD, FakeTransport, FrameReader, answer, begin, cut, end, listening, until
 from receivers import RecordingReceiver
 
 from erlab.gateway.wire.http2 import Channel, Failed, calls, frames
 from erlab.gateway.wire.http2.connection import Connection
-from erlab.gateway.wire.http2.frames import END_STREAM, goaway, header_frames, message_frame, reset, settings
-from erlab.gateway.wire.http2.headers import block
+from erlab.gateway.wire.http2.frames import END_STREAM, goaway, message_frame, reset, settings
 
 CODE = grpc.StatusCode
 REFUSED = frames.REFUSED_STREAM
 
 
-def begin(stream):
-    return header_frames(stream, 0, block([(":status", "200"), ("content-type", "application/grpc")]))
-
-
-def body(stream, data=b"hello"):
-    return message_frame(stream, 0, data)
-
-
-def end(stream):
-    return header_frames(stream, END_STREAM, block([("grpc-status", "0")]))
-
-
-def answer(stream):
-    return begin(stream) + body(stream) + end(stream)
+def body(stream):
+    return message_frame(stream, 0, b"hello")
 
 
 @asynccontextmanager

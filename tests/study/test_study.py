@@ -16,8 +16,10 @@ import psutil
 import pytest
 from attacks import assert_strangers_are_refused
 from leftovers import nobodys_shared_memory
+from typer.testing import CliRunner
 
 from erlab import fingerprint, paper, users
+from erlab.commands.app import app
 from erlab.experiments import capacity
 from erlab.prompts.workload import Request
 from erlab.results import records
@@ -190,8 +192,9 @@ def test_real_prompts_make_real_clusters(tmp_path, real_prompts):
     ],
 )
 def test_a_users_mistake_is_one_line(tmp_path, arguments, says):
-    done = smoke(tmp_path, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
+    where = ["--profile", "smoke", "--results", str(tmp_path), "--figures", str(tmp_path / "figures")]
+    done = CliRunner().invoke(app, ["reproduce", *where, *arguments])
+    assert done.exit_code == 2, done.output
     assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr and "Traceback" not in done.stdout
 
 

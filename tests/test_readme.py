@@ -54,7 +54,9 @@ def test_commands_have_the_options_shown():
     assert len(lines) >= 12
     for line in lines:
         _, name, *rest = shlex.split(line, comments=True)
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command = commands[name]
+        command = command.commands[rest[0]] if hasattr(command, "commands") else command
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= known, line
 
 

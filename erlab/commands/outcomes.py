@@ -208,8 +208,8 @@ def evaluate(
     rows = judged.table()
     title = f"{len(judged.outcomes):,} unseen prompts, {len(judged.outcomes.experts)} experts"
     printed.table(title, _short(rows[["router", *_QUALITY]]))
-    title = f"APGR and CPT: {strong} against {weak}; decision: median on this machine"
-    printed.table(title, _short(rows[["router", *_USE]]))
+    printed.table("Use of the experts", _short(rows[["router", *_USE]]))
+    printed.line(f"APGR and CPT: {strong} against {weak}. Decision: median of single prompts on this machine.")
     for file in pictures.save_all(judged, out) if out else ():
         printed.line(file)
 

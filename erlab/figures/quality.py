@@ -39,7 +39,8 @@ def _plot_accuracy(table: pd.DataFrame) -> Figure:
     ax.errorbar(table["accuracy"], table["router"], xerr=errors, fmt="o", color=style.PALETTE[0], elinewidth=1)
     best = table.loc[table["router"] == "best_single", "accuracy"]
     ax.axvline(best.iloc[0], color=style.GREY, linestyle="--", linewidth=0.8)
-    ax.set_xlabel("Mean score on unseen prompts (bars: 95 %; dashed: best single)")
+    ax.set_xlabel("Mean score on unseen prompts")
+    style.note(fig, "bars: 95 % interval; dashed: best single expert")
     return fig
 
 

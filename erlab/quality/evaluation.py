@@ -225,6 +225,7 @@ def evaluate(
     require(folds >= 2, "folds", "evaluate", "be at least 2", folds)
     require(training >= 1, "training", "evaluate", "be at least 1", training)
     outcomes = outcomes.sample(prompts)
+    outcomes = outcomes.take(np.argsort(outcome_tables.hashes(outcomes.texts), kind="stable"))  # for online rules
     pair = routers.strong_and_weak(outcomes, strong, weak)
     evaluation = Evaluation(outcomes, pair, training)
     fold = outcome_tables.folds(outcomes.texts, folds)

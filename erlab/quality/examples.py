@@ -3,10 +3,12 @@
 The scores are drawn, not measured: they show the measures and pictures, and say nothing about any model.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from erlab.quality.outcomes import Outcomes, of_frame
+from erlab.quality.outcomes import Outcomes, of_frame, read
 
 _WORDS = {
     "cooking": "rice simmer boil egg pasta salt oven bake onion soup fry butter".split(),
@@ -17,7 +19,7 @@ _ASKED = "how long does the", "why would a", "what is the best", "explain when t
 # Probability of a good answer by expert and domain (cooking, law, code), and dollars per 1,000 words.
 _EXPERTS = {
     "cook": ((0.85, 0.25, 0.20), 0.2),
-    "lawyer": ((0.25, 0.85, 0.25), 0.2),
+    "lawyer": ((0.25, 0.85, 0.25), 0.4),
     "generalist": ((0.75, 0.75, 0.80), 2.0),
 }
 
@@ -40,3 +42,8 @@ def frame(prompts: int = 600, seed: int = 0) -> pd.DataFrame:
 def outcomes(prompts: int = 600, seed: int = 0) -> Outcomes:
     """Return the outcome table of `frame`."""
     return of_frame(frame(prompts, seed), "the project's example")
+
+
+def at_hand(path: str | Path | None = None) -> Outcomes:
+    """Return the outcome table of a file, or the project's example if there is none."""
+    return outcomes() if path is None else read(path)

@@ -13,13 +13,13 @@ def load(homes, turns=30):
     return [[Request(f"{u}-{t}", "d", homes[u % 2], 3, 20) for t in range(turns)] for u in range(20)]
 
 
-def during(address, requests, act):
+def during(address, requests, act, timeout=60):
     """The rows of a run, in whose middle `act()` is called."""
     rows = []
-    thread = threading.Thread(target=lambda: rows.extend(users.run(address, ("router",), requests, timeout=60)))
+    thread = threading.Thread(target=lambda: rows.extend(users.run(address, ("router",), requests, timeout=timeout)))
     thread.start()
     act()
-    thread.join(240)
+    thread.join(180 + timeout)
     assert len(rows) == sum(map(len, requests))  # one row a request, whatever happens
     assert len({row["prompt_id"] for row in rows}) == len(rows)
     return rows

@@ -4,8 +4,8 @@
 
 1. Classify the prompt: the router finds its cluster (`erlab.gateway.classify` batches concurrent prompts).
 2. Decide: the policy chooses an expert for the cluster among the experts that are up (`Decider`).
-3. Enter the expert's queue: wait for one of its places, in order of arrival (`ServedExpert.enter`).
-4. Forward the request to the expert. The face that received the request supplies the function that does so (`Ask`).
+3. Enter the expert's queue: wait for one of its slots, in order of arrival (`ServedExpert.enter`).
+4. Forward the request to the expert. The face that received the request supplies the function that does so (`Forward`).
 5. Stream the answer back, piece by piece, as it arrives (`_Relay`).
 6. Retry once, with the policy's next choice, if the expert fails before the first piece. After the first piece a
    failure ends the request with an error, so an answer is either whole or known to be broken.
@@ -33,10 +33,11 @@ from erlab.gateway.errors import Kind, RequestError
 from erlab.gateway.limits import Limits
 from erlab.gateway.metrics import Metrics
 from erlab.routing.compiled import Row
-from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, Fleet
+from erlab.routing.policies import POLICIES, SPECIAL_EXPERTS, FleetState
 
 ROUTER = "router"  # the model that stands for all experts
-_GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples, modulo 1, spread evenly: shares by weight hold for few requests too
+# Draws at its multiples, modulo 1, are evenly spread, so weights hold even for few requests.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 _REASON = 300  # characters of the reasons why no expert is up
 
 
@@ -44,7 +45,7 @@ class Sink(Protocol):
     """Receiver of an expert's answer. Pieces are pushed into it as they arrive; none follows the end of the answer."""
 
     def piece(self, data: bytes) -> None:
-        """Take a piece. An empty one says that the expert is at work: from now on its silence counts against it.
+        """Take a piece. An empty one says that the expert is at work: from then on, silence may get it probed.
 
         An exception raised here ends the upstream's call.
         """
@@ -78,7 +79,15 @@ class Probeable(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """Routing decision: expert, cluster, distance to its center, margin to the next one, and the policy's name."""
+    """Routing decision.
+
+    Attributes:
+        expert: Name of the expert.
+        cluster: Cluster of the prompt.
+        distance: Distance from the prompt to the cluster's center.
+        margin: How much further the next center is.
+        policy: Name of the policy.
+    """
 
     expert: str
     cluster: int
@@ -89,7 +98,15 @@ class Decision:
 
 @dataclass(slots=True)
 class Routed:
-    """A decision and its times: received and decided (monotonic ns), classifying and queueing (ns)."""
+    """A decision and its times.
+
+    Attributes:
+        decision: The decision.
+        received_ns: When the request arrived (monotonic ns).
+        routed_ns: When the expert was chosen (monotonic ns).
+        classify_ns: Time to classify the prompt (ns).
+        queue_ns: Time in the expert's queue (ns).
+    """
 
     decision: Decision
     received_ns: int
@@ -107,7 +124,8 @@ class ServedExpert:
         outstanding: Requests decided and unfinished, waiting or running.
         running: Requests in flight, at most `Limits.in_flight`.
         heard: Time of the last sign of life (event loop's clock, s).
-        leases: Last sign of life of each request by its timeout; infinite while silence says nothing.
+        leases: Time of the last sign of life of each running request, by its timeout; infinite while the request is
+            queued or its client is slow. `erlab.gateway.health` ends a lost request by moving its timeout to now.
         suspected: Set when a request failed, so that the expert should be probed.
     """
 
@@ -120,7 +138,7 @@ class ServedExpert:
         self._limits, self._waiting = limits, deque()
 
     async def enter(self) -> None:
-        """Take one of the expert's places, in order of arrival; raises RequestError if the queue is full too."""
+        """Take one of the expert's slots, in order of arrival; raises RequestError if the queue is full too."""
         if self.running < self._limits.in_flight:
             if not self.running:
                 self.heard = asyncio.get_running_loop().time()  # silence counts from the first request
@@ -135,19 +153,22 @@ class ServedExpert:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self.leave()  # the place was granted at the same moment
+                self.leave()  # the slot was granted at the same moment
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
     def leave(self) -> None:
-        """Pass the place on to the request that has waited longest."""
+        """Pass the slot on to the request that has waited longest."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():  # else its request was cancelled
                 turn.set_result(None)
                 return
         self.running -= 1
+
+
+Forward = Callable[[ServedExpert, Sink], Awaitable[None]]  # sends a request to an expert, and its answer to a sink
 
 
 class Decider:
@@ -178,52 +199,50 @@ class Decider:
         self._policy, self._choose = policy, partial(POLICIES[policy], **numbers or {})
         self._special = {SPECIAL_EXPERTS[policy]: special} if special is not None else {}
         self._weights = tuple(weights or (1.0,) * len(self.experts))
-        # Place c is the first expert of cluster c; the places behind them are further experts of clusters.
-        self._places, self._shared = [serving[0] for serving in places], {}
+        # Entries 0 to k-1: first expert of each of the k clusters; entries behind them: the clusters' other experts.
+        # _shared: entries of each cluster that has several.
+        self._expert_of, self._shared = [serving[0] for serving in places], {}
         for c, serving in enumerate(places):
             if len(serving) > 1:
-                more = range(len(self._places), len(self._places) + len(serving) - 1)
+                more = range(len(self._expert_of), len(self._expert_of) + len(serving) - 1)
                 self._shared[c] = (c, *more)
-                self._places += serving[1:]
+                self._expert_of += serving[1:]
         self._tickets = 0
 
     def __call__(self, row: Row, avoid: ServedExpert | None = None) -> tuple[ServedExpert, Decision]:
         """Choose an expert that is up and not `avoid`; raises RequestError if there is none."""
         up = [expert.up and expert is not avoid for expert in self.experts]
         outstanding = [expert.outstanding for expert in self.experts]
-        fleet = Fleet(self._places, outstanding, up, **self._special)
-        seen = row._replace(order=self._order(row, up)) if self._shared else row
+        fleet = FleetState(self._expert_of, outstanding, up, **self._special)
+        over_entries = row._replace(order=self._order(row, up)) if self._shared else row
         try:
-            chosen = self.experts[self._choose(seen, fleet, self._tickets)]
+            chosen = self.experts[self._choose(over_entries, fleet, self._tickets)]
         except ErlabError:
             raise RequestError(Kind.UNAVAILABLE, self._none_up()) from None
         self._tickets += 1
         return chosen, Decision(chosen.name, row.cluster, row.distance, row.margin, self._policy)
 
     def _order(self, row: Row, up: Sequence[bool]) -> tuple[int, ...]:
-        """Order the places: by cluster, and within a cluster the drawn expert first."""
+        """Order the entries of `_expert_of`: by cluster, and within a cluster the drawn expert first."""
         draw, order = self._tickets * _GOLDEN_RATIO % 1, []
         for cluster in row.order:
-            serving = self._shared.get(cluster, (cluster,))
-            ready = [place for place in serving if up[self._places[place]]]
+            entries = self._shared.get(cluster, (cluster,))
+            ready = [entry for entry in entries if up[self._expert_of[entry]]]
             if len(ready) > 1:
-                weights = [self._weights[self._places[place]] for place in ready]
+                weights = [self._weights[self._expert_of[entry]] for entry in ready]
                 drawn = bisect(list(accumulate(weights)), draw * sum(weights), hi=len(ready) - 1)
                 ready.insert(0, ready.pop(drawn))
-            order += ready or serving[:1]
+            order += ready or entries[:1]  # all down: keep one, so that the cluster stays in the order
         return tuple(order)
 
     def _none_up(self) -> str:
-        serving = dict.fromkeys(self.experts[place] for place in self._places)
+        serving = dict.fromkeys(self.experts[i] for i in self._expert_of)
         reasons = "; ".join(f"{e.name}: {e.down_reason}" for e in serving if e.down_reason)[:_REASON]
         return f"None of the {len(serving)} experts is up" + (f" ({reasons})" if reasons else "")
 
 
-Ask = Callable[[ServedExpert, Sink], Awaitable[None]]  # sends a request to an expert and its answer to a sink
-
-
 class Plan(NamedTuple):
-    """How requests are routed: by a router and a policy over experts. Without `classify` experts are asked by name."""
+    """How requests are routed: by a router and a policy. Without a router `classify` is None: clients name experts."""
 
     classify: Classifier | None
     decide: Decider
@@ -264,12 +283,12 @@ class Dispatcher:
             if plan is self._plan:  # else its experts may be gone
                 return plan, row, classify_ns
 
-    async def run(self, text: str, ask: Ask, reply: Reply, received_ns: int | None = None) -> None:
+    async def run(self, text: str, forward: Forward, reply: Reply, received_ns: int | None = None) -> None:
         """Classify `text`, choose an expert, and relay its answer; retry once before the first piece.
 
         Args:
             text: The prompt.
-            ask: Sends the request to the chosen expert.
+            forward: Sends the request to the chosen expert.
             reply: Receives the answer.
             received_ns: When the request arrived (monotonic ns); None for now.
 
@@ -278,27 +297,27 @@ class Dispatcher:
         """
         received = received_ns or time.monotonic_ns()
         with self._entry(ROUTER, text, reply, received) as entry:
-            await self._run(text, ask, reply, received, entry)
+            await self._run(text, forward, reply, received, entry)
 
     async def ask(
-        self, expert: ServedExpert, text: str, ask: Ask, reply: Reply, received_ns: int | None = None
+        self, expert: ServedExpert, text: str, forward: Forward, reply: Reply, received_ns: int | None = None
     ) -> None:
         """Relay the answer of an expert that the client named; parameters and errors as of `run`."""
         received = received_ns or time.monotonic_ns()
         end = asyncio.get_running_loop().time() + self._limits.seconds
         with self._entry(expert.name, text, reply, received) as entry:
             entry["expert"] = expert.name
-            await self.attempt(expert, ask, reply, end, entry=entry)
+            await self.attempt(expert, forward, reply, end, entry=entry)
 
     def _entry(self, model: str, text: str, reply: Reply, received_ns: int) -> AbstractContextManager[dict]:
         """Entry of the access log; without a log, it is written nowhere."""
         return self._log.request(model, text, reply.client, received_ns) if self._log else nullcontext({})
 
-    async def _run(self, text: str, ask: Ask, reply: Reply, received: int, entry: dict) -> None:
+    async def _run(self, text: str, forward: Forward, reply: Reply, received: int, entry: dict) -> None:
         end = asyncio.get_running_loop().time() + self._limits.seconds
         failure = failed_expert = plan = None
         while True:
-            if plan is not self._plan:
+            if plan is not self._plan:  # first round, or reloaded since
                 plan, row, classify_ns = await self._classified(text)
                 self.metrics.classify.observe(classify_ns / 1e9)
             try:
@@ -309,7 +328,7 @@ class Dispatcher:
                 raise
             routed = Routed(decision, received, time.monotonic_ns(), classify_ns)
             try:
-                return await self.attempt(expert, ask, reply, end, routed, entry)
+                return await self.attempt(expert, forward, reply, end, routed, entry)
             except RequestError as error:
                 error.routed = routed
                 if failure or not error.retriable:
@@ -319,7 +338,7 @@ class Dispatcher:
     async def attempt(
         self,
         expert: ServedExpert,
-        ask: Ask,
+        forward: Forward,
         reply: Reply,
         end: float,
         routed: Routed | None = None,
@@ -343,7 +362,7 @@ class Dispatcher:
                     routed.queue_ns = begun_ns - queued_ns
                 relay = _Relay(expert, lease, reply, routed)
                 try:
-                    await ask(expert, relay)
+                    await forward(expert, relay)
                 finally:
                     expert.leave()
                     if relay.first_ns:
@@ -354,11 +373,13 @@ class Dispatcher:
             count.upstream.observe((time.monotonic_ns() - begun_ns) / 1e9)
             status = "ok"
         except (RequestError, TimeoutError) as error:
-            failure = error if isinstance(error, RequestError) else self._late(expert, lost=lease.when() < end)
+            lost = lease.when() < end  # `health` moved the timeout forward
+            failure = error if isinstance(error, RequestError) else self._late(expert, lost)
             status = failure.kind
             if failure.retriable:
                 expert.suspected.set()
-            failure.retriable &= not (relay and relay.first_ns)
+            if relay and relay.first_ns:
+                failure.retriable = False
             raise failure from None
         finally:
             if entry and routed:

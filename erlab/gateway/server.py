@@ -30,7 +30,7 @@ from erlab.gateway.wire.upstreams import Upstreams
 from erlab.routing import CompiledRouter
 
 _IDLE_SECONDS = 0.25  # between two looks whether a removed expert still answers requests
-_NEEDS = {  # attribute of the router that a policy needs
+_ROUTER_NEEDS = {  # attribute of the router that a policy needs, and what it is
     "outlier": ("threshold_", "an outlier threshold (PromptRouter.calibrate)"),
     "strong_weak": ("difficulty_", "a difficulty score (PromptRouter.fit_difficulty)"),
 }
@@ -186,7 +186,7 @@ def _identity(config: ExpertConfig) -> tuple:
 
 def check_policy(router: CompiledRouter, config: FleetConfig) -> None:
     """Raise ErlabError unless the router supports the policy."""
-    attribute, name = _NEEDS.get(config.policy, ("centers_", ""))
+    attribute, name = _ROUTER_NEEDS.get(config.policy, ("centers_", ""))
     if getattr(router, attribute) is None:
         raise ErlabError(f"The policy {config.policy!r} needs a router with {name}. Got one without.")
 

@@ -20,7 +20,7 @@ A feature, a clusterer or a policy is one entry in a registry; every command, no
 >>> from erlab.routing.clusterers import CLUSTERERS
 >>> from erlab.routing.features import FEATURES, CharacterFeatures
 >>> from erlab.routing.heads import Centers
->>> from erlab.routing.policies import POLICIES, Fleet, nearest
+>>> from erlab.routing.policies import POLICIES, FleetState, nearest
 >>> class ShortCharacterFeatures(CharacterFeatures):
 ...     sizes = (2, 3)
 >>> def fit_bisecting(vectors, k, restarts, seed):
@@ -33,7 +33,7 @@ A feature, a clusterer or a policy is one entry in a registry; every command, no
 >>> POLICIES["farthest"] = farthest
 >>> router = PromptRouter(2, features="short characters", clusterer="bisecting").fit(prompts)
 >>> row = router.route(["fresh pasta"]).row(0)
->>> fleet = Fleet(experts=[0, 1], outstanding=[0, 0], up=[True, True])
+>>> fleet = FleetState(experts=[0, 1], outstanding=[0, 0], up=[True, True])
 >>> POLICIES["farthest"](row, fleet, 0) == row.order[-1]
 True
 

@@ -1,11 +1,13 @@
 """Routing policies: choose the expert of a request. Pure functions for gateway and simulator.
 
-A policy takes the router's decision (`Row`), the state of the experts (`Fleet`) and the request's ticket (its number,
-from 0), and returns the index of an expert that is up. It keeps no state, so equal input gives the same expert.
+A policy takes the router's decision (`Row`), the state of the experts (`FleetState`) and the request's ticket (its
+number, from 0), and returns the index of an expert that is up. It keeps no state: equal input gives the same expert.
 `POLICIES` is the registry; `functools.partial` sets a policy's parameters, such as ``partial(spill, free=32)``.
+A policy with a need beyond experts and their load has an entry in `NEEDS` (a field of `FleetState`), a parameter that
+users may set one in `NUMBERS`, and what it needs of the router one in `erlab.gateway.server._ROUTER_NEEDS`.
 
 >>> row = Row(cluster=1, distance=0.4, margin=0.2, runner_up=2, order=(1, 2, 0))
->>> fleet = Fleet(experts=(0, 1, 2), outstanding=[0, 9, 0], up=[True, True, True])
+>>> fleet = FleetState(experts=(0, 1, 2), outstanding=[0, 9, 0], up=[True, True, True])
 >>> nearest(row, fleet), spill(row, fleet), least_outstanding(row, fleet)
 (1, 2, 2)
 """
@@ -19,7 +21,7 @@ from erlab.routing.compiled import Row
 
 
 @dataclass(frozen=True)
-class Fleet:
+class FleetState:
     """State of the experts. The sequences may be live views of the caller's state.
 
     Attributes:
@@ -39,10 +41,10 @@ class Fleet:
     cached: Sequence[int] | None = None
 
 
-Policy = Callable[[Row, Fleet, int], int]
+Policy = Callable[[Row, FleetState, int], int]
 
 
-def nearest(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def nearest(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose the expert of the nearest cluster whose expert is up; the paper's policy."""
     for cluster in row.order:
         expert = fleet.experts[cluster]
@@ -51,14 +53,14 @@ def nearest(row: Row, fleet: Fleet, ticket: int = 0) -> int:
     raise ErlabError(f"None of the {len(fleet.up)} experts is up.")
 
 
-def outlier(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def outlier(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose the generalist for a prompt that fits no cluster (`Row.outlier`), the nearest expert otherwise."""
     if row.outlier and fleet.generalist is not None and fleet.up[fleet.generalist]:
         return fleet.generalist
     return nearest(row, fleet)
 
 
-def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
+def spill(row: Row, fleet: FleetState, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
     """Choose the nearest expert whose load stays within a bound.
 
     With free = 1 this is consistent hashing with bounded loads (Mirrokni et al. 2018); a larger `free` keeps prompts at
@@ -72,12 +74,12 @@ def spill(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: i
     return _within_bound(_ranked(row, fleet), fleet, factor, free)[0]
 
 
-def least_outstanding(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def least_outstanding(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose the expert with the fewest unfinished requests, the nearest among equals."""
     return min(_ranked(row, fleet), key=fleet.outstanding.__getitem__)
 
 
-def longest_prefix(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
+def longest_prefix(row: Row, fleet: FleetState, ticket: int = 0, factor: float = 1.25, free: int = 8) -> int:
     """Choose the expert that has cached most of the prompt, the nearest among equals, within the bound of `spill`.
 
     Other experts than the nearest answer, so experts should be replicas of one model.
@@ -87,7 +89,7 @@ def longest_prefix(row: Row, fleet: Fleet, ticket: int = 0, factor: float = 1.25
     return max(_within_bound(_ranked(row, fleet), fleet, factor, free), key=fleet.cached.__getitem__)
 
 
-def two_choices(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def two_choices(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose the less loaded of two random experts (drawn by ticket), the nearer among equals."""
     ranked = _ranked(row, fleet)
     if len(ranked) == 1:
@@ -98,19 +100,19 @@ def two_choices(row: Row, fleet: Fleet, ticket: int = 0) -> int:
     return min((ranked[i] for i in sorted((first, second))), key=fleet.outstanding.__getitem__)
 
 
-def round_robin(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def round_robin(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose the experts in turn, regardless of the prompt."""
     experts = sorted(_ranked(row, fleet))
     return experts[ticket % len(experts)]
 
 
-def random(row: Row, fleet: Fleet, ticket: int = 0) -> int:
+def random(row: Row, fleet: FleetState, ticket: int = 0) -> int:
     """Choose a random expert (drawn by ticket), regardless of the prompt."""
     experts = sorted(_ranked(row, fleet))
     return experts[_scrambled(ticket) % len(experts)]
 
 
-def strong_weak(row: Row, fleet: Fleet, ticket: int = 0, threshold: float = 0.5) -> int:
+def strong_weak(row: Row, fleet: FleetState, ticket: int = 0, threshold: float = 0.5) -> int:
     """Choose the strong expert for a difficult prompt, the nearest expert otherwise (RouteLLM, Hybrid LLM).
 
     Args:
@@ -129,7 +131,7 @@ POLICIES: dict[str, Policy] = {
         nearest, outlier, spill, least_outstanding, two_choices, round_robin, random, strong_weak, longest_prefix
     )
 }  # fmt: skip
-# Field of `Fleet` that a policy needs; without it the policy equals `nearest`.
+# Field of `FleetState` that a policy needs; without it the policy equals `nearest`.
 NEEDS = {"outlier": "generalist", "strong_weak": "strong", "longest_prefix": "cached"}
 SIMULATED = ("longest_prefix",)  # policies that need what only the simulation knows
 # Special expert that a policy of the gateway needs.
@@ -138,14 +140,14 @@ SPECIAL_EXPERTS = {policy: need for policy, need in NEEDS.items() if policy not 
 NUMBERS = {"threshold": (0, 1), "factor": (1, math.inf), "free": (1, math.inf)}
 
 
-def _within_bound(ranked: list[int], fleet: Fleet, factor: float, free: int) -> list[int]:
+def _within_bound(ranked: list[int], fleet: FleetState, factor: float, free: int) -> list[int]:
     """Return the experts whose unfinished requests stay within the bound of `spill`, in the same order."""
     load = sum(fleet.outstanding[e] for e in ranked) + 1
     bound = max(free, math.ceil(factor * load / len(ranked)))
     return [e for e in ranked if fleet.outstanding[e] + 1 <= bound]
 
 
-def _ranked(row: Row, fleet: Fleet) -> list[int]:
+def _ranked(row: Row, fleet: FleetState) -> list[int]:
     """Return the distinct experts of the clusters that are up, nearest first."""
     ranked = list(dict.fromkeys(e for c in row.order if fleet.up[e := fleet.experts[c]]))
     if not ranked:

@@ -22,7 +22,7 @@ from erlab import paper
 from erlab.prompts.traffic import Traffic, closed_loop
 from erlab.results import records
 from erlab.routing.compiled import Row
-from erlab.routing.policies import NEEDS, POLICIES, Fleet
+from erlab.routing.policies import NEEDS, POLICIES, FleetState
 from erlab.simulation import components, era, events, prefixes
 from erlab.simulation.components import Software
 from erlab.simulation.engine import Batching, Requests, SimulatedEngine
@@ -237,7 +237,7 @@ def _routes(system, engines, rng, n, shares, decisions, policy):
     owners = tuple(c % count for c in range(known))
     cached = _Cached(engines)
     known = cached if engines[0].caches_prefixes else None
-    fleet = Fleet(owners, _Outstanding(engines), [True] * count, cached=known)
+    fleet = FleetState(owners, _Outstanding(engines), [True] * count, cached=known)
     decide, drawn = POLICIES[policy], drawn.tolist()
 
     def route(request: int) -> int:

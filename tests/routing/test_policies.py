@@ -15,7 +15,7 @@ from erlab.gateway import fleet
 from erlab.routing.compiled import Row
 from erlab.routing.policies import (
     POLICIES,
-    Fleet,
+    FleetState,
     least_outstanding,
     nearest,
     outlier,
@@ -32,7 +32,7 @@ from erlab.simulation.system import simulated_policies
 def states(draw):
     clusters, experts = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     order = tuple(draw(st.permutations(range(clusters))))
-    fleet = Fleet(
+    fleet = FleetState(
         experts=[c % experts for c in range(clusters)],
         outstanding=draw(st.lists(st.integers(0, 300), min_size=experts, max_size=experts)),
         up=draw(st.lists(st.booleans(), min_size=experts, max_size=experts)),
@@ -103,7 +103,7 @@ def test_spill_bounds_the_load_of_any_sequence_of_prompts(clusters):
     for n, cluster in enumerate(clusters, 1):
         order = tuple((cluster + j) % 4 for j in range(4))
         row = Row(cluster, 0.1, 0.1, order[1], order)
-        outstanding[spill(row, Fleet(range(4), outstanding, [True] * 4), n, factor=1.25, free=1)] += 1
+        outstanding[spill(row, FleetState(range(4), outstanding, [True] * 4), n, factor=1.25, free=1)] += 1
         assert max(outstanding) <= math.ceil(1.25 * n / 4)
 
 
@@ -127,7 +127,7 @@ def test_two_choices_avoids_the_busiest_expert(state, ticket):
 
 @pytest.mark.parametrize("policy", [round_robin, random])
 def test_round_robin_and_random_are_uniform(policy):
-    row, fleet = Row(0, 0.1, 0.1, 1, (0, 1, 2, 3)), Fleet(range(4), [0] * 4, [True, True, False, True])
+    row, fleet = Row(0, 0.1, 0.1, 1, (0, 1, 2, 3)), FleetState(range(4), [0] * 4, [True, True, False, True])
     counts = Counter(policy(row, fleet, ticket) for ticket in range(3000))
     assert set(counts) == {0, 1, 3}
     if policy is round_robin:
@@ -141,7 +141,7 @@ def test_two_choices_balances_better_than_random():
     excess = {}
     for policy in (random, two_choices):
         outstanding = [0] * 50
-        row, fleet = Row(0, 0.1, 0.1, 1, tuple(range(50))), Fleet(range(50), outstanding, [True] * 50)
+        row, fleet = Row(0, 0.1, 0.1, 1, tuple(range(50))), FleetState(range(50), outstanding, [True] * 50)
         for ticket in range(5000):
             outstanding[policy(row, fleet, ticket)] += 1
         excess[policy] = max(outstanding) - 100
@@ -149,7 +149,7 @@ def test_two_choices_balances_better_than_random():
 
 
 def test_outliers_use_the_generalist_if_it_is_up():
-    row, fleet = Row(0, 0.9, 0.1, 1, (0, 1), outlier=True), Fleet((0, 1), [0, 0, 99], [True] * 3, generalist=2)
+    row, fleet = Row(0, 0.9, 0.1, 1, (0, 1), outlier=True), FleetState((0, 1), [0, 0, 99], [True] * 3, generalist=2)
     assert outlier(row, fleet) == 2
     assert outlier(row._replace(outlier=False), fleet) == 0
     assert outlier(row, replace(fleet, up=[True, True, False])) == 0
@@ -157,6 +157,6 @@ def test_outliers_use_the_generalist_if_it_is_up():
 
 def test_higher_thresholds_use_the_strong_expert_less():
     rows = [Row(0, 0.1, 0.1, 1, (0, 1), difficulty=d / 10) for d in range(10)]
-    fleet = Fleet((0, 1), [0, 0, 0], [True] * 3, strong=2)
+    fleet = FleetState((0, 1), [0, 0, 0], [True] * 3, strong=2)
     shares = [sum(strong_weak(r, fleet, threshold=t) == 2 for r in rows) for t in (0, 0.35, 0.9, 1.1)]
     assert shares == [10, 6, 1, 0]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from erlab.errors import ErlabError
-from erlab.gateway.core import ROUTER, Ask, Dispatcher, Reply, Routed, ServedExpert, Sink
+from erlab.gateway.core import ROUTER, Dispatcher, Forward, Reply, Routed, ServedExpert, Sink
 from erlab.gateway.errors import Kind, RequestError
 from erlab.gateway.wire import messages
 from erlab.gateway.wire.grpc_server import Method, StreamCall
@@ -68,8 +68,8 @@ class KServeFace:
         request = service_pb2.ModelInferRequest()
         try:
             request = messages.request(data)
-            ask = lambda expert, sink: expert.upstream.kserve(request, data, headers, sink)  # noqa: E731
-            await self._ask(request, ask, stream, received_ns)
+            forward = lambda expert, sink: expert.upstream.kserve(request, data, headers, sink)  # noqa: E731
+            await self._ask(request, forward, stream, received_ns)
         except ErlabError as e:
             answer = service_pb2.ModelInferResponse(id=request.id)
             kind = e.kind if isinstance(e, RequestError) else Kind.INVALID_ARGUMENT
@@ -80,22 +80,22 @@ class KServeFace:
             stream.piece(messages.streamed(answer, str(e) if plain else f"{kind.name}: {e}"))
 
     async def _infer(self, data: bytes, headers: Headers) -> bytes:
-        async def ask(expert: ServedExpert, sink: Sink) -> None:
+        async def forward(expert: ServedExpert, sink: Sink) -> None:
             sink.piece(await expert.upstream.infer(request, data, headers))
 
         request, reply = messages.request(data), _UnaryReply()
-        await self._ask(request, ask, reply)
+        await self._ask(request, forward, reply)
         return reply.response
 
     async def _ask(
-        self, request: service_pb2.ModelInferRequest, ask: Ask, reply: Reply, received_ns: int | None = None
+        self, request: service_pb2.ModelInferRequest, forward: Forward, reply: Reply, received_ns: int | None = None
     ) -> None:
         if self._dispatch.routes and request.model_name == ROUTER:
-            return await self._dispatch.run(messages.prompt(request), ask, reply, received_ns)
+            return await self._dispatch.run(messages.prompt(request), forward, reply, received_ns)
         expert, text = self._expert(request.model_name), ""
         with suppress(ErlabError):  # a named expert may take other tensors
             text = messages.prompt(request)
-        await self._dispatch.ask(expert, text, ask, reply, received_ns)
+        await self._dispatch.ask(expert, text, forward, reply, received_ns)
 
     def _expert(self, name: str) -> ServedExpert:
         if name not in self._dispatch.named:

@@ -29,6 +29,11 @@ def code(profile="laptop", **options):
     return {step.name: study.dependencies(step)["code"] for step in study.steps}
 
 
+@pytest.fixture(scope="module")
+def before():
+    return code()
+
+
 def change(file, pattern, replacement):
     text, count = re.subn(pattern, replacement, file.read_text(), count=1)
     assert count == 1, file
@@ -49,8 +54,9 @@ def change(file, pattern, replacement):
     ],
     ids=lambda value: value if isinstance(value, str) and "/" in value else "",
 )
-def test_a_change_makes_only_those_steps_stale_whose_result_it_can_change(package, module, pattern, replacement, stale):
-    before = code()
+def test_a_change_makes_stale_only_steps_whose_result_it_can_change(
+    before, package, module, pattern, replacement, stale
+):
     change(package / module, pattern, replacement)
     after = code()
     assert {name for name in before if before[name] != after[name]} == stale
@@ -63,11 +69,10 @@ def test_an_engine_counts_for_the_profiles_that_use_it(package):
     assert {name for name in before if before[name] != after[name]} == SERVES
 
 
-def test_figures_claims_and_report_depend_on_no_server():
+def test_figures_claims_and_report_depend_on_no_server(before):
     servers = ("erlab.experiments", "erlab.users", "erlab.gateway", "erlab.simulation", "erlab.routing")
-    found = code()
     for step in ("06_figures", "07_claims", "report"):
-        assert not [name for name in found[step] if name.startswith((*servers, "erlab.serving.engines"))], step
+        assert not [name for name in before[step] if name.startswith((*servers, "erlab.serving.engines"))], step
 
 
 def test_a_measured_cell_depends_on_nothing_that_only_presents():
@@ -75,8 +80,8 @@ def test_a_measured_cell_depends_on_nothing_that_only_presents():
     assert not [name for name in fingerprint.code_of("import erlab.experiments.cells") if name.startswith(presents)]
 
 
-def test_an_attached_server_brings_the_code_that_talks_to_it():
-    assert "erlab.serving.external" not in code()["04_baselines"]
+def test_an_attached_server_brings_the_code_that_talks_to_it(before):
+    assert "erlab.serving.external" not in before["04_baselines"]
     assert "erlab.serving.external" in code(triton="localhost:1")["04_baselines"]
 
 

@@ -1,7 +1,8 @@
 """Routing gateway: one more model, `router`, in front of the experts' servers.
 
 KServe v2 clients see a Triton server, OpenAI clients an OpenAI-compatible server. `core` is the paper's gateway and
-names no transport; `wire` holds the protocols around it.
+names no transport; `wire` holds the protocols around it. `fleet` describes a gateway, `prepare` trains its router and
+checks its experts, `process` runs it in processes of its own, and `deploy` prints what other machines need.
 
 | part | implementation | reason |
 |---|---|---|

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,8 +52,8 @@ class Started:
     def __enter__(self):
         self.lines = []
         self.until("SIGHUP")
-        words = self.lines[0].split()
-        self.grpc, self.http = words[4], words[9].removesuffix("/v1")
+        self.http = re.search(r"(http://\S+)/v1", self.lines[0])[1]
+        self.grpc = self.lines[0].split()[4]
         return self
 
     def until(self, words):
@@ -95,7 +96,7 @@ def test_printed_commands_reload_and_end(written, homes):
         started.process.send_signal(signal.SIGHUP)
         assert started.until("Reloaded") == "Reloaded: web."
         assert {started.ask(prompt)[0] for prompt in homes.values()} == {"web"}
-        assert started.ask("hello", "web") == (None, "hello")
+        assert started.ask("hello", "web") == ("web", "hello")
         with pytest.raises(urllib.error.HTTPError):
             started.ask("hello", "triton")
     assert started.status == 0
@@ -175,6 +176,27 @@ def test_a_router_is_trained_once_from_prompts_with_domains(servers, tmp_path):
     (tmp_path / "router" / "training.json").unlink()
     with pytest.raises(fleet.ErlabError, match="holds a router that no gateway trained"):
         prepare.prepared(FleetConfig(experts, described))
+
+
+def test_an_expert_that_is_away_at_the_start_joins_when_it_is_there(written, servers):
+    text = written.read_text()
+    with FakeOpenAI() as late:
+        port = int(late.base.split(":")[2].split("/")[0])
+    shut = f"http://127.0.0.1:{port}/v1"
+    written.write_text(text.replace(servers[0].base, shut))
+    assert "does not answer (Connection refused)" in run("--config", written).stderr
+    with Started("--config", written, "--unchecked", "--no-grpc") as started:
+        assert len(started.lines) == 4, started.lines  # no command for tritonclient
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            started.ask("hello", "web")
+        assert caught.value.code == 503
+        with FakeOpenAI(port):
+            while True:
+                try:
+                    assert started.ask("hello", "web") == ("web", "hello")
+                    break
+                except urllib.error.HTTPError as e:
+                    assert e.code == 503
 
 
 def test_experts_are_asked_for_their_models(servers, router_folder):

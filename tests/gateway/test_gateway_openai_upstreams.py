@@ -231,3 +231,36 @@ def test_a_connection_is_reused_after_late_bytes_of_an_answer(gateway, fake):
     fake.scripts += [(200, STREAM, [event("one"), DONE, b": the end comes apart\n\n"], False)]
     for _ in range(2):
         assert merged(post(gateway, {"prompt": "one", "stream": True})[1]) == ("one", [], True)
+
+
+PARTS = [{"type": "text", "text": "boil"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+EVERYTHING = {
+    "messages": [{"role": "system", "content": "ü"}, {"role": "user", "content": PARTS}],
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    "n": 2,
+    "stop": ["\n", "é"],
+    "logprobs": True,
+    "top_logprobs": 3,
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": False,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}},
+    "temperature": 0.1,
+    "seed": 2**60 + 1,
+    "logit_bias": {"5": -100},
+    "chat_template_kwargs": {"enable_thinking": False},
+    "max_completion_tokens": None,
+}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("model", ["router", "named"])
+def test_all_parameters_reach_the_expert_unchanged(gateway, fake, streams, model):
+    named = fake.base + "#m" if model == "named" else model
+    whole = json.dumps({"choices": [{"index": i, "message": {"content": "é"}} for i in range(2)], "x": 1.50}).encode()
+    ends = b"".join(b'data: {"choices": [{"index": %d, "delta": {}, "finish_reason": "stop"}]}\n\n' % i for i in (0, 1))
+    fake.scripts[:] = [(200, STREAM, [ends + DONE], False) if streams else (200, JSON, [whole], False)]
+    status, answer = post(gateway, EVERYTHING | {"stream": streams, "model": named}, "chat/completions")
+    assert status == 200 and answer == (ends + DONE if streams else whole)
+    assert fake.bodies[-1] == EVERYTHING | {"stream": streams, "model": "m"}

@@ -109,7 +109,8 @@ class KServeFace:
         return service_pb2.ServerLiveResponse(live=True).SerializeToString()
 
     async def _ready(self, data: bytes, headers: Headers) -> bytes:
-        if self._triton:
+        elsewhere = any(e.up and not isinstance(e.upstream, TritonModel) for e in self._dispatch.experts)
+        if self._triton and not elsewhere:
             return await self._triton.about("ServerReady", data, headers)
         return service_pb2.ServerReadyResponse(ready=True).SerializeToString()
 

@@ -6,7 +6,8 @@
     GET  /health/live, /health/ready             200 while it runs; 200 while an expert is up, else 503
 
 Response headers tell the decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and the time spent
-before the request was forwarded (`x-erlab-classify-ns`, `-queue-ns`).
+before the request was forwarded (`x-erlab-classify-ns`, `-queue-ns`). A request that names an expert gets only the
+first of them. The answer's `model` is the model's name at the expert's server.
 
 Web pages in a browser must not reach it, neither by a host name that resolves to it nor by a form: a POST must have the
 content type application/json, and on loopback only loopback's host names and the configured ones are answered.
@@ -150,6 +151,7 @@ class _Face:
             if expert is None:
                 await self._dispatch.run(text, lambda chosen, sink: chosen.upstream.openai(kind, body, sink), reply)
             else:
+                reply.response.headers["x-erlab-expert"] = expert.name
                 await self._dispatch.ask(expert, text, lambda e, sink: e.upstream.openai(kind, body, sink), reply)
         except RequestError as e:
             if not reply.response.prepared:

@@ -21,6 +21,7 @@ from erlab.study import notebook
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _SETTINGS = {  # all cells in the page, not only those on screen; no news fetched
     "notebook-extension/tracker": {"windowingMode": "none"},
+    "completer-extension/manager": {"providerTimeout": 60_000},  # ms; the kernel's first completion is slow
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 _DONE = r"""() => {

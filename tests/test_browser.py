@@ -6,8 +6,10 @@ import re
 import shutil
 
 import browser
+import nbformat
 import pytest
 
+import erlab
 from erlab import paths
 
 pytestmark = [
@@ -100,6 +102,23 @@ def test_a_notebook_that_fails_is_seen_to_fail(lab, page):
     browser.run_all(page, address.format("explore.ipynb"))
     (shown,) = browser.errors(page)
     assert "The 'system' parameter of a setting must be one of A, B, C, D, E. Got 'Z'." in shown
+
+
+def test_the_completer_lists_what_there_is_to_explore(lab, page, tmp_path):
+    folder, address = lab
+    cells = [nbformat.v4.new_code_cell("import erlab"), nbformat.v4.new_code_cell("erlab.")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "names.ipynb")
+    browser.open_notebook(page, address.format("names.ipynb"))
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    page.locator(".jp-CodeCell .jp-InputPrompt", has_text="[1]").wait_for()
+    page.locator(".jp-CodeCell .cm-content").nth(1).click()
+    page.keyboard.press("End")
+    page.keyboard.press("Tab")
+    page.locator(".jp-Completer-item").first.wait_for()
+    page.screenshot(path=tmp_path / "names.png")
+    assert sorted(page.locator(".jp-Completer-item .jp-Completer-match").all_inner_texts()) == dir(erlab)
 
 
 @pytest.fixture(scope="module")

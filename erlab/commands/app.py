@@ -52,6 +52,8 @@ def _errors_as_one_line(context: typer.Context | None = None) -> Iterator[None]:
     except ErlabError as e:
         leave(str(e), 2)
     except _UsageError as e:
+        if not e.format_message():  # a group without a command: its help is printed already
+            raise typer.Exit(2) from None
         command = e.ctx.command_path.split()[1:] if e.ctx else [context.invoked_subcommand] if context else []
         leave(f"{_message(e)}. Help: {' '.join(['erlab', *command, '--help'])}", 2)
     except KeyboardInterrupt as e:

@@ -25,8 +25,9 @@ def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> l
 
     Returns:
         One dictionary per prompt, in plain JSON types: text, known (whether the prompt has known features), cluster,
-        distance, margin (None without a runner-up), outlier (None before calibration), and clusters: the `nearest`
-        clusters of lowest cost, each with cluster, cost, terms, and held (those terms that the prompt contains).
+        expert (None without named experts), distance, margin (None without a runner-up), outlier (None before
+        calibration), and clusters: the `nearest` clusters of lowest cost, each with cluster, cost, terms, and held
+        (those terms that the prompt contains).
     """
     vectors = router.embed(texts)
     routing = router.decide(vectors)
@@ -47,6 +48,7 @@ def explain(router: CompiledRouter, texts: Sequence[str], nearest: int = 3) -> l
                 "text": text,
                 "known": bool(vectors[i].any()),
                 "cluster": row.cluster,
+                "expert": router.experts_[row.cluster] if router.experts_ else None,
                 "distance": row.distance,
                 "margin": row.margin if row.runner_up >= 0 else None,
                 "outlier": row.outlier if router.threshold_ is not None else None,
@@ -62,7 +64,8 @@ def title(decision: dict) -> str:
     remark = " (outlier: fits no cluster)" if decision["outlier"] else ""
     if not decision["known"]:
         remark = " (no known features)"
-    return f"{one_line(decision['text'])} → cluster {decision['cluster']}, {margin}{remark}"
+    chosen = f"cluster {decision['cluster']}" + (f", expert {decision['expert']}" if decision["expert"] else "")
+    return f"{one_line(decision['text'])} → {chosen}, {margin}{remark}"
 
 
 def nearest_table(decision: dict, domains: Mapping[int, str]) -> pd.DataFrame:

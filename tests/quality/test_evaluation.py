@@ -180,6 +180,7 @@ def test_the_commands_import_evaluate_and_train(example, erlab, tmp_path):
     out = erlab("train", "o.parquet", "--router", "modem", "--out", "r")
     assert out == "r: modem for the experts cook, generalist, lawyer\n"
     assert CompiledRouter.load(tmp_path / "r").experts_ == example.experts
+    assert erlab(status=2) == ""  # the help is on standard output
     line = erlab("train", "o.parquet", "--router", "x", "--out", "r", status=2)
     assert line.startswith("erlab: --router must be one of expert_router, modem") and line.count("\n") == 1
     line = erlab("import", "none.json", "--out", "n.parquet", status=2)

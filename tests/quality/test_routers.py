@@ -40,7 +40,8 @@ def test_a_saved_router_decides_the_same(name, encoded, tmp_path):
         np.testing.assert_array_equal(getattr(before, part), getattr(after, part))
     np.testing.assert_array_equal(loaded.head_.scores(encoded.vectors), predicted)
     assert PromptRouter.load(tmp_path / "router").predict(texts).tolist() == before.cluster.tolist()
-    assert explain.explain(loaded, ["boil an egg"])[0]["cluster"] in range(len(loaded.experts_))
+    decision = explain.explain(loaded, ["boil an egg"])[0]
+    assert decision["expert"] == loaded.experts_[decision["cluster"]] and decision["expert"] in explain.title(decision)
     loaded.save(tmp_path / "again")
     assert {f.name: f.read_bytes() for f in (tmp_path / "again").iterdir()} == {
         f.name: f.read_bytes() for f in (tmp_path / "router").iterdir()

@@ -10,7 +10,7 @@ responses that arrive together do not include each other's processing. grpc.aio 
 from dataclasses import dataclass, field
 
 from erlab.gateway.wire import http2
-from erlab.gateway.wire.http2.frames import LARGEST
+from erlab.gateway.wire.http2.frames import LARGEST_WINDOW
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class UserChannel:
 
     def __init__(self, address: str, method: str, timeout: float):
         """`timeout`: deadline of a whole answer, s, sent to the server."""
-        self._channel = http2.Channel(address, window=LARGEST)
+        self._channel = http2.Channel(address, window=LARGEST_WINDOW)
         self._method, self._timeout = method, timeout
 
     async def __aenter__(self) -> "UserChannel":

@@ -7,13 +7,14 @@ passes its deadline, grpcio cancels its call, and with it the call's tasks and t
 A request counts as received when grpcio hands its bytes to the event loop. The time between the socket and the loop,
 in a thread of grpcio's, is seen by clients and not by the gateway.
 
-Bounds that grpcio does not offer:
+Bounds that grpcio does not offer (`calls`, `message_bytes` and `seconds` are those of `Limits`):
 
 - There is no resource quota in Python. Clients that begin requests and never finish them hold up to `calls` times
-  `message_bytes` until `seconds` have passed; whoever opens `calls` calls keeps others out as long.
+  `message_bytes` until `seconds` have passed; a client with `calls` open calls shuts others out for that time.
 - A server cannot withdraw what it has begun to send. A client that reads nothing loses its answers after `seconds`,
-  and keeps its place among `calls` until its connection ends.
-- Connections have no maximum age, since that would end long streams.
+  and still counts among `calls` until its connection ends.
+
+Connections have no maximum age by choice, since that would end long streams.
 """
 
 import asyncio
@@ -42,13 +43,20 @@ from erlab.gateway.wire.interface import Headers
 SERVICE = "inference.GRPCInferenceService"
 STREAM = "ModelStreamInfer"
 METHODS = (  # other methods of the protocol are refused
-    *("ServerLive", "ServerReady", "ServerMetadata"),
-    *("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"),
-    *("ModelInfer", STREAM),
+    "ServerLive",
+    "ServerReady",
+    "ServerMetadata",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "ModelInfer",
+    STREAM,
 )
 WINDOW = 64 * 2**10  # bytes queued for one client, above which its experts are paused
 _STREAMS = 1024  # concurrent calls per connection
-_PING_SECONDS = 10  # a ping of an idle client sooner than this is a strike
+_PING_SECONDS = 10  # pings of an idle client closer together than this count as strikes
 _STRIKES = 2  # strikes after which the connection ends
 _LARGEST = 2**31 - 1  # largest value of an option
 _DETAILS = 600  # characters of an error: clients accept 8 KiB of headers, and a character may need 12 bytes
@@ -176,29 +184,30 @@ class GrpcServer:
 
 
 class StreamCall:
-    """One client's call of ModelStreamInfer, whose requests are answered concurrently; a Reply."""
+    """One client's call of ModelStreamInfer, whose requests are answered concurrently. Implements `core.Reply`."""
 
     def __init__(self, context: grpc.aio.ServicerContext, limits: Limits):
         self._context, self._limits = context, limits
         self.client = f"grpc:{context.peer()}"
         self._open, self._open_bytes = 0, 0  # requests in flight
         self._pieces: deque[bytes] = deque()
-        self._bytes, self._ends = 0, False  # bytes queued; whether no more pieces follow
-        self._less = asyncio.Event()  # the queue or the requests in flight have shrunk
-        self._more: asyncio.Future | None = None  # set while the writer waits for a piece
+        self._bytes, self._ended = 0, False  # bytes queued; whether no more pieces follow
+        self._shrunk = asyncio.Event()  # the queue or the requests in flight have shrunk
+        self._piece_waiter: asyncio.Future | None = None  # the writer waits for a piece
 
     async def serve(self, service: RpcService, headers: Headers) -> None:
         """Answer all requests; raises RequestError if none arrives, or responses are not read, for too long."""
+        loop = asyncio.get_running_loop()
+        idle = asyncio.timeout(self._limits.seconds)
 
         def answered(size: int, _: asyncio.Task) -> None:
             self._open, self._open_bytes = self._open - 1, self._open_bytes - size
-            self._less.set()
+            self._shrunk.set()
             if not self._open:
                 idle.reschedule(loop.time() + self._limits.seconds)
 
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._limits.seconds) as idle, asyncio.TaskGroup() as tasks:
+            async with idle, asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write())
                 async with asyncio.TaskGroup() as answers:
                     while (data := await self._read()) is not grpc.aio.EOF:
@@ -207,7 +216,7 @@ class StreamCall:
                         idle.reschedule(None)
                         task = answers.create_task(service.answer(data, received_ns, headers, self))
                         task.add_done_callback(partial(answered, len(data)))
-                self._ends = True
+                self._ended = True
                 self._wake()
         except TimeoutError:
             late = f"No request was received, or no response read, for {self._limits.seconds:g} s."
@@ -216,36 +225,36 @@ class StreamCall:
     async def _read(self) -> bytes:
         """Read the next request once those in flight, and the queued pieces, are small enough."""
         while self.paused or self._open_bytes >= self._limits.message_bytes:
-            self._less.clear()
-            await self._less.wait()
+            self._shrunk.clear()
+            await self._shrunk.wait()
         return await self._context.read()
 
     async def _write(self) -> None:
         """Write queued pieces until the end; grpcio accepts one write at a time."""
         loop = asyncio.get_running_loop()
         try:
-            while self._pieces or not self._ends:
+            while self._pieces or not self._ended:
                 if not self._pieces:
-                    self._more = loop.create_future()
-                    await self._more
+                    self._piece_waiter = loop.create_future()
+                    await self._piece_waiter
                     continue
                 data = self._pieces.popleft()
                 await self._context.write(data)
                 self._bytes -= len(data)
                 if not self.paused:
-                    self._less.set()
+                    self._shrunk.set()
         except grpc.aio.BaseError:  # the client has disconnected, and grpcio is about to cancel the call
-            self._ends, self._bytes = True, 0
+            self._ended, self._bytes = True, 0
             self._pieces.clear()
 
     def _wake(self) -> None:
-        if self._more is not None and not self._more.done():
-            self._more.set_result(None)
+        if self._piece_waiter is not None and not self._piece_waiter.done():
+            self._piece_waiter.set_result(None)
 
     def piece(self, data: bytes, routed: Routed | None = None) -> None:
         if routed:
-            data += messages.streamed(messages.mark(routed))
-        if not self._ends:  # else the client has disconnected
+            data += messages.streamed(messages.mark(routed))  # concatenated protobuf messages merge
+        if not self._ended:  # else the client has disconnected
             self._pieces.append(data)
             self._bytes += len(data)
             self._wake()
@@ -256,14 +265,15 @@ class StreamCall:
 
     async def resumed(self) -> None:
         while self.paused:
-            self._less.clear()
-            await self._less.wait()
+            self._shrunk.clear()
+            await self._shrunk.wait()
 
 
-class _Core(cygrpc.AioServer):
+class _StrictAioServer(cygrpc.AioServer):
     """AioServer that refuses unregistered methods.
 
     AioServer itself decodes their path as UTF-8, and a path that is not UTF-8 ends the whole server (grpcio 1.85).
+    `grpc.aio.server` takes no server class, so `_server` replaces the one that it uses.
     """
 
     async def _request_call(self):
@@ -282,8 +292,8 @@ class _Core(cygrpc.AioServer):
 
 
 def _server(options: list[tuple[str, int]], calls: int) -> grpc.aio.Server:
-    """`grpc.aio.server` on a `_Core`."""
-    usual, cygrpc.AioServer = cygrpc.AioServer, _Core
+    """Return `grpc.aio.server` on a `_StrictAioServer`."""
+    usual, cygrpc.AioServer = cygrpc.AioServer, _StrictAioServer
     try:
         return grpc.aio.server(options=options, maximum_concurrent_rpcs=calls)
     finally:

@@ -131,7 +131,7 @@ def test_data_beyond_the_window_of_a_paused_stream_ends_the_connection():
     asyncio.run(main(frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255))))
 
 
-def test_unread_answers_to_pings_and_settings_are_bounded():
+def test_unsent_answers_to_pings_and_settings_are_bounded():
     """Answers to PING and SETTINGS do not pile up (RFC 9113, section 10.5)."""
 
     async def main(asks):
@@ -140,11 +140,11 @@ def test_unread_answers_to_pings_and_settings_are_bounded():
         conn.data_received(asks * 5000)  # more than enough, but its answers go out
         await turns()
         conn.pause_writing()
-        conn.data_received(asks * connection._UNREAD_ANSWERS)
+        conn.data_received(asks * connection._MOST_UNSENT_ANSWERS)
         conn.resume_writing()
         conn.pause_writing()
         assert not wire.closed
-        conn.data_received(asks * (connection._UNREAD_ANSWERS + 1))
+        conn.data_received(asks * (connection._MOST_UNSENT_ANSWERS + 1))
         assert wire.closed and "ENHANCE_YOUR_CALM" in (await failure(call)).details
 
     asyncio.run(main(frame(PING, 0, 0, bytes(8))))

@@ -245,7 +245,7 @@ def test_a_drain_in_two_steps_loses_no_call():
     async def main():
         async def leaving(writer, heard):
             await heard.request(1)
-            writer.write(goaway(frames.LARGEST, 0) + frames.frame(frames.PING, 0, 0, b"drained?"))
+            writer.write(goaway(frames.LARGEST_WINDOW, 0) + frames.frame(frames.PING, 0, 0, b"drained?"))
             assert await heard.until(lambda kind, flags, _, data: (kind, flags, data) == (frames.PING, 1, b"drained?"))
             writer.write(goaway(1, 0) + answer(1))
 

@@ -1,14 +1,17 @@
 """Client side of an HTTP/2 connection: frames, settings and flow-control windows.
 
-The server may be slow, faulty or hostile. Frames, header blocks and messages are bounded, and so is the memory held for
-it: a stream's unread bytes by its window, answers to PING and SETTINGS by `_UNREAD_ANSWERS`. A connection error (RFC
-9113, section 5.4.1) is raised as `ProtocolError` and ends the connection; a stream error ends that stream alone.
+The server may be slow, faulty or hostile. Memory held on behalf of the server is bounded: frames, header blocks and
+messages by their size, a stream's unread bytes by its window, answers to PING and SETTINGS by `_MOST_UNSENT_ANSWERS`.
+A connection error (RFC 9113, section 5.4.1) is raised as `ProtocolError` and ends the connection; a stream error ends
+that stream alone.
 """
 
 import asyncio
+import math
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from erlab.gateway.wire.http2 import frames
 from erlab.gateway.wire.http2.calls import Call
@@ -26,7 +29,9 @@ from erlab.gateway.wire.http2.frames import (
     GOAWAY,
     HEAD,
     HEADERS,
-    LARGEST,
+    LARGEST_STREAM,
+    LARGEST_WINDOW,
+    LOW_BITS,
     NO_ERROR,
     PADDED,
     PING,
@@ -42,8 +47,8 @@ from erlab.gateway.wire.http2.frames import (
 from erlab.gateway.wire.http2.headers import HEADER_BYTES, RESIZE, Code, Decoder
 
 _BUFFERED_BYTES = 512 * 2**10  # not yet accepted by the system, above which all senders pause
-_UNREAD_ANSWERS = 1000  # answers to PING and SETTINGS queued while the system accepts no bytes
-_BLOCK_FRAMES = 256  # most frames of a header block
+_MOST_UNSENT_ANSWERS = 1000  # answers to PING and SETTINGS queued while the system accepts no bytes
+_MOST_BLOCK_FRAMES = 256  # most frames of a header block
 _SENT_FRAME_BYTES = 64 * 2**10  # payload of the largest frame sent where the server allows such
 _LINGER_SECONDS = 5.0  # for the server to read the last frames of a closed connection
 _SIZES = {RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}  # bytes of frames of one size
@@ -51,11 +56,21 @@ _OF_STREAMS = (DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION)
 _OF_CONNECTIONS = (SETTINGS, PING, GOAWAY)
 
 
+@dataclass(slots=True)
+class _HeaderBlock:
+    """Header block of a stream, whose next CONTINUATION frame is due."""
+
+    number: int
+    ends_stream: int
+    data: bytearray
+    frames: int = 1
+
+
 class Connection(asyncio.Protocol):
     """A connection.
 
     Args:
-        window: Bytes that the server may send on each stream before they are read; their sum is not bounded.
+        window: Bytes that the server may send on each stream before they are read.
         changed: Called when another call may begin, and when the connection accepts no more calls.
     """
 
@@ -66,19 +81,21 @@ class Connection(asyncio.Protocol):
         self.frame_size = FRAME_SIZE  # bytes of the largest payload that the server accepts
         self.starved: dict[Call, None] = {}  # calls that wait for the connection's window, in order
         self.choked = False  # the system accepts no more bytes
-        # Result: empty once the server's settings are known, or why they never will be.
+        # Result: empty once the server's SETTINGS arrived, else the reason why they will not.
         self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
-        self._next, self._most, self._draining = 1, LARGEST, False  # stream number; streams that the server accepts
+        self._next = 1  # number of the next stream
+        self._most: float = math.inf  # concurrent streams that the server accepts
+        self._draining = False  # no more calls begin
         self._first_unwritten = 1  # number of the first stream of which nothing was written
-        self._receivable = LARGEST
+        self._receivable = LARGEST_WINDOW
         self._decode, self._rest = Decoder(), b""
         self._due: int | None = SETTINGS  # type of frame that has to come next
-        self._block, self._block_frames, self._block_of, self._block_ends = bytearray(), 0, 0, 0
+        self._block: _HeaderBlock | None = None
         self._resize = RESIZE  # begins the first header block
         self._window_changed = False  # the first window, for the open streams
         self._out: list[bytes] = []
-        self._unread = 0  # answers written while choked
+        self._unsent_answers = 0  # written while choked
 
     # What a channel uses
 
@@ -98,7 +115,7 @@ class Connection(asyncio.Protocol):
     def begin(self, call: Call, block: bytes) -> int:
         """Begin a call with this header block; returns its stream's number."""
         number, self._next = self._next, self._next + 2
-        self._draining = self._draining or self._next >= LARGEST
+        self._draining = self._draining or self._next >= LARGEST_STREAM
         self.calls[number] = call
         self.write(frames.header_frames(number, 0, self._resize + block))
         self._resize = b""
@@ -141,13 +158,13 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(_BUFFERED_BYTES)
         values = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: self.window}
         values[frames.MAX_HEADER_LIST_SIZE] = HEADER_BYTES
-        self.write(frames.PREFACE + frames.settings(values) + frames.window_update(0, LARGEST - FIRST_WINDOW))
+        self.write(frames.PREFACE + frames.settings(values) + frames.window_update(0, LARGEST_WINDOW - FIRST_WINDOW))
 
     def pause_writing(self) -> None:
         self.choked = True
 
     def resume_writing(self) -> None:
-        self.choked, self._unread = False, 0
+        self.choked, self._unsent_answers = False, 0
         for call in list(self.calls.values()):
             call.wake()
 
@@ -177,7 +194,7 @@ class Connection(asyncio.Protocol):
                 if following > end:
                     break
                 payload = data[at + 9 : following]
-                number &= LARGEST
+                number &= LOW_BITS
                 if kind == DATA and self._due is None and (call := self.calls.get(number)):
                     self._receivable -= size
                     if flags & PADDED:
@@ -191,23 +208,26 @@ class Connection(asyncio.Protocol):
                 self._change_windows()
         except ProtocolError as error:
             self._on_broken(error, data)
-        if self._receivable < LARGEST // 2:
-            self.write(frames.window_update(0, LARGEST - self._receivable))
-            self._receivable = LARGEST
+        if self._receivable < LARGEST_WINDOW // 2:
+            self.write(frames.window_update(0, LARGEST_WINDOW - self._receivable))
+            self._receivable = LARGEST_WINDOW
 
     def _on_broken(self, error: ProtocolError, data: bytes) -> None:
         self._rest = b""
-        http1 = self._due == SETTINGS and data.startswith(b"HTTP/1")
         self.close(error.code, str(error))
-        words = "it answered in HTTP/1" if http1 else f"{error} ({frames.error_name(error.code)})"
-        self._end_streams(f"the server does not speak HTTP/2: {words}")
+        words = f"{error} ({frames.error_name(error.code)})"
+        if self._due == SETTINGS:
+            words = "it answered in HTTP/1" if data.startswith(b"HTTP/1") else words
+            self._end_streams(f"the server does not speak HTTP/2: {words}")
+        else:
+            self._end_streams(f"the server broke the HTTP/2 protocol: {words}")
 
     # Frames other than DATA of a call in progress
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._due == SETTINGS and (kind != SETTINGS or flags & ACK):
             raise ProtocolError(PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        if self._due == CONTINUATION and (kind != CONTINUATION or number != self._block_of):
+        if self._due == CONTINUATION and (kind != CONTINUATION or number != self._block.number):
             raise ProtocolError(PROTOCOL_ERROR, "another frame within a header block")
         if len(payload) != _SIZES.get(kind, len(payload)):
             raise ProtocolError(FRAME_SIZE_ERROR, f"a frame of type {kind} with {len(payload)} bytes")
@@ -219,15 +239,15 @@ class Connection(asyncio.Protocol):
         match kind:
             case frames.DATA:
                 self._receivable -= len(payload)
-                frames.unpadded(payload, flags)
+                frames.unpadded(payload, flags)  # only to validate
             case frames.HEADERS:
                 if flags & (PADDED | PRIORITIZED):
                     payload = frames.fields(payload, flags)
                 if flags & END_HEADERS:
                     self._on_block(number, payload, flags & END_STREAM)
                 else:
-                    self._due, self._block, self._block_frames = CONTINUATION, bytearray(payload), 1
-                    self._block_of, self._block_ends = number, flags & END_STREAM
+                    self._due = CONTINUATION
+                    self._block = _HeaderBlock(number, flags & END_STREAM, bytearray(payload))
             case frames.CONTINUATION:
                 self._continue(payload, flags)
             case frames.PRIORITY if len(payload) != 5 and call:
@@ -235,40 +255,40 @@ class Connection(asyncio.Protocol):
             case frames.RST_STREAM if call:
                 call.on_reset(int.from_bytes(payload, "big"))
             case frames.SETTINGS:
-                self._settle(flags, payload)
+                self._on_settings(flags, payload)
             case frames.PING if not flags & ACK:
                 self._answer(frames.frame(PING, ACK, 0, payload))
             case frames.GOAWAY:
-                self._go_away(payload)
+                self._on_goaway(payload)
             case frames.WINDOW_UPDATE:
-                self._widen(number, call, int.from_bytes(payload, "big") & LARGEST)
+                self._on_window_update(number, call, int.from_bytes(payload, "big") & LOW_BITS)
 
     def _on_block(self, number: int, block: bytes, ends: int) -> None:
-        head = self._decode(block)
+        head = self._decode(block)  # always: the decoder's table depends on every block
         if call := self.calls.get(number):
             call.on_head(head, ends)
 
     def _continue(self, part: bytes, flags: int) -> None:
-        if self._due is None:
+        block = self._block
+        if block is None:
             raise ProtocolError(PROTOCOL_ERROR, "a CONTINUATION frame without a header block")
-        self._block += part
-        self._block_frames += 1
-        if len(self._block) > HEADER_BYTES or self._block_frames > _BLOCK_FRAMES:
-            words = f"a header block of more than {HEADER_BYTES} bytes or {_BLOCK_FRAMES} frames"
+        block.data += part
+        block.frames += 1
+        if len(block.data) > HEADER_BYTES or block.frames > _MOST_BLOCK_FRAMES:
+            words = f"a header block of more than {HEADER_BYTES} bytes or {_MOST_BLOCK_FRAMES} frames"
             raise ProtocolError(ENHANCE_YOUR_CALM, words)
         if flags & END_HEADERS:
-            number, block = self._block_of, bytes(self._block)
-            self._due, self._block, self._block_of = None, bytearray(), 0
-            self._on_block(number, block, self._block_ends)
+            self._due = self._block = None
+            self._on_block(block.number, bytes(block.data), block.ends_stream)
 
     def _answer(self, data: bytes) -> None:
         if self.choked:
-            self._unread += 1
-            if self._unread > _UNREAD_ANSWERS:
+            self._unsent_answers += 1
+            if self._unsent_answers > _MOST_UNSENT_ANSWERS:
                 raise ProtocolError(ENHANCE_YOUR_CALM, "frames are to be answered, but no answers are read")
         self.write(data)
 
-    def _settle(self, flags: int, payload: bytes) -> None:
+    def _on_settings(self, flags: int, payload: bytes) -> None:
         self._due = None
         if len(payload) % 6 or (flags & ACK and payload):
             raise ProtocolError(FRAME_SIZE_ERROR, f"a SETTINGS frame of {len(payload)} bytes")
@@ -280,7 +300,7 @@ class Connection(asyncio.Protocol):
             if name == frames.MAX_CONCURRENT_STREAMS:
                 self._most = value
             elif name == frames.INITIAL_WINDOW_SIZE:
-                if value > LARGEST:
+                if value > LARGEST_WINDOW:
                     raise ProtocolError(FLOW_CONTROL_ERROR, f"the setting INITIAL_WINDOW_SIZE is {value}")
                 self.first_window, self._window_changed = value, True
             elif name == frames.MAX_FRAME_SIZE:
@@ -296,16 +316,16 @@ class Connection(asyncio.Protocol):
         """Apply a new initial window to the open streams, once for all settings that arrived together."""
         self._window_changed = False
         for call in list(self.calls.values()):
-            if self.first_window + call.sendable > LARGEST:
+            if self.first_window + call.sendable > LARGEST_WINDOW:
                 raise ProtocolError(FLOW_CONTROL_ERROR, "a setting makes the window of a stream too large")
             call.flush()
 
-    def _widen(self, number: int, call: Call | None, increment: int) -> None:
+    def _on_window_update(self, number: int, call: Call | None, increment: int) -> None:
         if number == 0:
             self.sendable += increment
             if increment == 0:
                 raise ProtocolError(PROTOCOL_ERROR, "a WINDOW_UPDATE frame of 0 bytes")
-            if self.sendable > LARGEST:
+            if self.sendable > LARGEST_WINDOW:
                 too_large = "a WINDOW_UPDATE frame makes the window of the connection too large"
                 raise ProtocolError(FLOW_CONTROL_ERROR, too_large)
             while self.starved and self.sendable > 0:
@@ -316,19 +336,19 @@ class Connection(asyncio.Protocol):
             call.sendable += increment
             if increment == 0:
                 call.fail(Code.INTERNAL, "the server sent a WINDOW_UPDATE frame of 0 bytes", PROTOCOL_ERROR)
-            elif self.first_window + call.sendable > LARGEST:
+            elif self.first_window + call.sendable > LARGEST_WINDOW:
                 call.fail(Code.INTERNAL, "the server made the window of the stream too large", FLOW_CONTROL_ERROR)
             else:
                 call.flush()
 
-    def _go_away(self, payload: bytes) -> None:
+    def _on_goaway(self, payload: bytes) -> None:
         if len(payload) < 8:
             raise ProtocolError(FRAME_SIZE_ERROR, f"a GOAWAY frame of {len(payload)} bytes")
         last, error = struct.unpack_from(">LL", payload)
         self._draining = True
         details = payload[8:].decode(errors="replace") or frames.error_name(error)
         for number, call in list(self.calls.items()):
-            if number > last & LARGEST:
+            if number > last & LOW_BITS:
                 call.on_lost(f"the server goes away: {details}", processed=False)
         if not self.calls:
             self.close()

@@ -20,7 +20,9 @@ ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HE
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_SIZE = 16384  # bytes of the largest payload unless settings allow more, as ours never do
 FIRST_WINDOW = 65535  # bytes of a flow-control window before settings change it, for the connection and each stream
-LARGEST = 2**31 - 1  # window in bytes, stream number
+LOW_BITS = 2**31 - 1  # of stream numbers and window increments: the highest bit is reserved
+LARGEST_WINDOW = 2**31 - 1  # bytes
+LARGEST_STREAM = 2**31 - 1
 HEAD = struct.Struct(">HBBBL")  # a frame's head: length (in two parts), type, flags, stream
 PREFIX = struct.Struct(">BL")  # a gRPC message's head: compressed or not, length
 _MESSAGE_FRAME = struct.Struct(">HBBBLBL")  # both

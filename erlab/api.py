@@ -91,7 +91,7 @@ def read_records(*paths: str | Path) -> Records:
 
 
 def import_results(*files: str | Path, system: str, machine: str | None = None) -> Records:
-    """Read result files of other benchmark clients (`erlab.results.formats.FORMATS`) as request records.
+    """Read result files of other benchmark clients (`erlab.results.formats.CLIENTS`) as request records.
 
     >>> import erlab, json, pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "result.json"

@@ -24,10 +24,10 @@ def seconds(text: str | float) -> float | str:
     return float(found[1]) * _UNITS[found[2] or "s"] if found else text
 
 
-def _formats() -> list[str]:
-    from erlab.prompts.traces import FORMATS  # slow to import: it brings numpy
+def _trace_formats() -> list[str]:
+    from erlab.prompts.traces import TRACES  # slow to import: it brings numpy
 
-    return list(FORMATS)
+    return list(TRACES)
 
 
 _TIME = options.number("be a duration above 0, such as 250ms, 3s, 5min or 1h", lambda value: 0 < value <= _MOST)
@@ -69,7 +69,7 @@ TraceFormat = Annotated[
     typer.Option(
         help="With --trace: azure, burstgpt, servegen, aiperf, mooncake, vllm or csv (default: recognized by columns).",
         metavar="NAME",
-        callback=options.one_of(_formats),
+        callback=options.one_of(_trace_formats),
     ),
 ]
 TraceColumns = Annotated[

@@ -80,7 +80,7 @@ def import_(
         str | None,
         typer.Option(
             help="Format: llmrouter, routellm, routerbench, routerarena, lm-eval, helm, long, wide "
-            "(default: recognised by the content).",
+            "(default: recognized by the content).",
             metavar="NAME",
             callback=options.one_of(_formats),
         ),

@@ -8,7 +8,7 @@ import typer
 from erlab.commands import options, printed
 from erlab.commands.options import Figures, MoreRecords, NewRecords, Profile, RecordFiles
 from erlab.errors import ErlabError
-from erlab.results.formats import FORMATS
+from erlab.results.formats import CLIENTS
 from erlab.serving import profiles
 
 
@@ -128,7 +128,7 @@ def import_(
 ):
     """Convert results of other benchmark clients into request records.
 
-    The format is recognised by the content. Entries that are no request are left out and listed.
+    The format is recognized by the content. Entries that are no request are left out and listed.
     Files that are read (and versions that were tried on real files):
 
     \b
@@ -155,7 +155,7 @@ def import_(
 
 def _clients() -> str:
     """List the clients whose results are read, one per line, and the versions whose files were tried."""
-    lines = [f"{client}: {form.file} ({form.tried or 'by its documentation'})" for client, form in FORMATS.items()]
+    lines = [f"{client}: {form.file} ({form.tried or 'by its documentation'})" for client, form in CLIENTS.items()]
     return "\n      ".join(lines)
 
 

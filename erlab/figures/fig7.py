@@ -1,4 +1,7 @@
-"""Fig. 7: output throughput of the whole system over users (content of the paper's Fig. 7 assumed)."""
+"""Fig. 7: output throughput of the whole system over users.
+
+This content is assumed: the caption of the paper's Fig. 7 is not known.
+"""
 
 import pandas as pd
 from matplotlib.figure import Figure

@@ -5,8 +5,8 @@
     pictures.show("frontier", evaluation)
     pictures.save_all(evaluation, "figures")
 
-A picture is a function of the evaluation that returns its plotted numbers, None where the outcomes lack what it shows,
-and a function of these numbers that draws them.
+A picture is two functions: `data(evaluation)` returns the plotted numbers, or None where the outcomes lack what the
+picture shows; `plot(numbers)` draws them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def _plot_accuracy(table: pd.DataFrame) -> Figure:
     table = table.sort_values("accuracy", kind="stable")
     fig = style.figure(style.COLUMN, 0.8 + 0.17 * len(table), diagram=True)
     ax = fig.subplots()
-    errors = (table[["accuracy_low", "accuracy_high"]].to_numpy() - table[["accuracy"]].to_numpy()).T * [[-1], [1]]
+    errors = [table["accuracy"] - table["accuracy_low"], table["accuracy_high"] - table["accuracy"]]
     ax.errorbar(table["accuracy"], table["router"], xerr=errors, fmt="o", color=style.PALETTE[0], elinewidth=1)
     best = table.loc[table["router"] == "best_single", "accuracy"]
     ax.axvline(best.iloc[0], color=style.GREY, linestyle="--", linewidth=0.8)
@@ -46,31 +46,28 @@ def _plot_accuracy(table: pd.DataFrame) -> Figure:
 
 def _frontier(evaluation: Evaluation) -> pd.DataFrame | None:
     curves = {name: evaluation.curve(name) for name in evaluation.choices}
-    rows = [curve.assign(router=name) for name, curve in curves.items() if curve is not None]
+    rows = [curve.assign(kind="router", router=name) for name, curve in curves.items() if curve is not None]
     if not rows:
         return None
     means = zip(evaluation.outcomes.experts, evaluation.outcomes.mean_costs(), evaluation.outcomes.mean_scores())
-    experts = pd.DataFrame([(cost, score, f"expert {name}") for name, cost, score in means])
-    return pd.concat([*rows, experts.set_axis(["cost", "accuracy", "router"], axis=1)], ignore_index=True)
+    experts = pd.DataFrame(means, columns=["router", "cost", "accuracy"]).assign(kind="expert")
+    return pd.concat([*rows, experts], ignore_index=True)
 
 
 @style.context()
 def _plot_frontier(table: pd.DataFrame) -> Figure:
     fig = style.figure(style.DOUBLE, 3.2, diagram=True)
     ax = fig.subplots()
-    names = [name for name in table["router"].unique() if not name.startswith("expert ")]
-    looks, handles = style.looks(names), []
-    for name in names:
-        rows = table[table["router"] == name]
+    curves, experts = table[table["kind"] == "router"], table[table["kind"] == "expert"]
+    looks, handles = style.looks(curves["router"].unique()), []
+    for name, rows in curves.groupby("router", sort=False):
         ax.plot(*measures.hull(rows["cost"], rows["accuracy"]), **looks[name].line())
         handles.append(style.handle(looks[name], name))
-    experts = table[~table["router"].isin(names)]
     ax.plot(experts["cost"], experts["accuracy"], "k*", markersize=7, zorder=3)
     for name, cost, score in experts[["router", "cost", "accuracy"]].itertuples(index=False):
-        label = name.removeprefix("expert ")
-        ax.annotate(label, (cost, score), xytext=(3, -7), textcoords="offset points", fontsize="x-small")
+        ax.annotate(name, (cost, score), xytext=(3, -7), textcoords="offset points", fontsize="x-small")
     handles.append(Line2D([], [], color="black", marker="*", linestyle="", label="single expert"))
-    ax.set(xlabel="Mean cost per prompt, dollars", ylabel="Mean score, convex hull")
+    ax.set(xlabel="Mean cost per prompt, dollars", ylabel="Mean score (lines: convex hull)")
     style.legend(fig, handles)
     return fig
 
@@ -83,6 +80,7 @@ def _deferral(evaluation: Evaluation) -> pd.DataFrame | None:
 
 
 def _thinned(curve: pd.DataFrame, points: int = 200) -> pd.DataFrame:
+    """Return at most `points` rows, evenly spaced, first and last included."""
     rows = np.unique(np.linspace(0, len(curve) - 1, points).astype(int))
     return curve.iloc[rows]
 
@@ -94,7 +92,7 @@ def _plot_deferral(table: pd.DataFrame) -> Figure:
     looks = style.looks(table["router"].unique())
     for name, rows in table.groupby("router", sort=False):
         ax.plot(rows["share"], rows["accuracy"], **looks[name].line(), markevery=0.1)
-    ax.set(xlabel=f"Share of prompts sent to {table['strong'].iloc[0]}", ylabel="Mean score of both experts")
+    ax.set(xlabel=f"Share of prompts sent to {table['strong'].iloc[0]}", ylabel="Mean score of the answers")
     ax.set_title(f"otherwise {table['weak'].iloc[0]}", loc="left")
     style.legend(fig, [style.handle(looks[name], name) for name in table["router"].unique()])
     return fig
@@ -176,7 +174,13 @@ def _plot_regret(table: pd.DataFrame) -> Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of an evaluation: plotted numbers, drawing, and the reason if there are no numbers."""
+    """A figure of an evaluation.
+
+    Attributes:
+        data: Returns the plotted numbers, or None if there are none.
+        plot: Draws them.
+        missing: Why there may be none; empty if there always are some.
+    """
 
     data: Callable[[Evaluation], pd.DataFrame | None]
     plot: Callable[[pd.DataFrame], Figure]

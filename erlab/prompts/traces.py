@@ -1,6 +1,6 @@
 """Traces of production services and load generators: arrivals, token lengths, sessions and shared prefixes.
 
-`FORMATS` is the registry: a format names its columns and units, and `read` recognizes it by the columns of a file.
+`TRACES` is the registry: a format names its columns and units, and `read` recognizes it by the columns of a file.
 
 >>> import pathlib, tempfile
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "trace.csv"
@@ -32,7 +32,7 @@ _FIELDS = ("time", "input", "output", "session")
 
 
 @dataclass(frozen=True)
-class Format:
+class TraceFormat:
     """Columns of a trace file and their units.
 
     Attributes:
@@ -68,16 +68,19 @@ class Format:
 
 
 _LENGTHS = dict(lines=True, time="timestamp", input="input_length", output="output_length", prefix="hash_ids")
-FORMATS = {
-    "azure": Format("Azure LLM inference, 2023 and 2024", False, "TIMESTAMP", "ContextTokens", "GeneratedTokens", None),
-    "burstgpt": Format("BurstGPT", False, "Timestamp", "Request tokens", "Response tokens", session="Session ID"),
-    "servegen": Format("ServeGen", False, "timestamp", "input_tokens", "output_tokens"),
-    "aiperf": Format(
+# The first format that fits a file is taken: more specific ones come first.
+TRACES = {
+    "azure": TraceFormat(
+        "Azure LLM inference, 2023 and 2024", False, "TIMESTAMP", "ContextTokens", "GeneratedTokens", None
+    ),
+    "burstgpt": TraceFormat("BurstGPT", False, "Timestamp", "Request tokens", "Response tokens", session="Session ID"),
+    "servegen": TraceFormat("ServeGen", False, "timestamp", "input_tokens", "output_tokens"),
+    "aiperf": TraceFormat(
         "AIPerf", unit=1e-3, session="session_id", delay="delay", block_tokens=512, marks=("session_id",), **_LENGTHS
     ),
-    "mooncake": Format("Mooncake", unit=1e-3, block_tokens=512, **_LENGTHS),
-    "vllm": Format("timed trace of vLLM's bench serve", block_tokens=16, **_LENGTHS),
-    "csv": Format("other CSV, times in seconds or as dates", False, "arrival_s", "input_tokens", "output_tokens"),
+    "mooncake": TraceFormat("Mooncake", unit=1e-3, block_tokens=512, **_LENGTHS),
+    "vllm": TraceFormat("timed trace of vLLM's bench serve", block_tokens=16, **_LENGTHS),
+    "csv": TraceFormat("other CSV, times in seconds or as dates", False, "arrival_s", "input_tokens", "output_tokens"),
 }
 
 
@@ -87,7 +90,7 @@ class Trace:
 
     Attributes:
         traffic: Its requests; a session is one user.
-        format: Name in `FORMATS`.
+        format: Name in `TRACES`.
         skipped: Requests without prompt or output tokens, such as failed ones, which are left out.
     """
 
@@ -119,7 +122,7 @@ def read(
     except between sessions.
 
     Args:
-        path: File in one of `FORMATS`.
+        path: File in one of `TRACES`.
         name: Format (default: the one whose columns the file has).
         named: Columns of another CSV file, see `columns`.
         block_tokens: Tokens per prefix id (default: that of the format).
@@ -128,13 +131,13 @@ def read(
         ErlabError: The file has another format, or impossible numbers; the message names file and line.
     """
     path = Path(path)
-    require(name is None or name in FORMATS, "format", "the trace", f"be one of {', '.join(FORMATS)}", name)
+    require(name is None or name in TRACES, "format", "the trace", f"be one of {', '.join(TRACES)}", name)
     text = textfiles.read(path)
     if not text.strip():
         raise ErlabError(f"{path}: no trace, the file is empty.")
     rows = _json_rows(text, path) if text.lstrip().startswith("{") else _csv_rows(text, path)
     kind, rows = _recognized(rows, name, named, path)
-    chosen = FORMATS[kind]
+    chosen = TRACES[kind]
     if named:
         chosen = replace(chosen, **named)
     if block_tokens is not None:
@@ -150,17 +153,17 @@ def _recognized(rows: Iterator, name: str | None, named: Mapping | None, path: P
     if name is None and named:
         name = "csv"
     if name is None:
-        fitting = [k for k, f in FORMATS.items() if f.lines == in_lines and f.fits(keys)]
+        fitting = [k for k, f in TRACES.items() if f.lines == in_lines and f.fits(keys)]
         if not fitting:
             known = "; ".join(
-                f"{k}: {', '.join((f.time, f.input, f.output))}" for k, f in FORMATS.items() if f.lines == in_lines
+                f"{k}: {', '.join((f.time, f.input, f.output))}" for k, f in TRACES.items() if f.lines == in_lines
             )
             got = textfiles.printable(", ".join(map(str, keys)))[:100] or "none"
             raise ErlabError(f"{path}: no trace of a known format, the columns must be those of {known}. Got {got}.")
         name = fitting[0]
         if name == "mooncake" and _blocks(found, 512) is False and _blocks(found, 16):
             name = "vllm"
-    chosen = FORMATS[name]
+    chosen = TRACES[name]
     require(chosen.lines == in_lines, "format", "the trace", f"be one of a {'JSONL' if in_lines else 'CSV'} file", name)
     if not in_lines:
         needed = [(named or {}).get(key) or getattr(chosen, key) for key in _FIELDS[:3]]
@@ -212,7 +215,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict | list]]:
         raise ErlabError(f"{path}: no trace, it must be comma-separated values ({e}).") from None
 
 
-def _parsed(rows: Iterator[tuple[int, dict]], chosen: Format, kind: str, path: Path) -> Trace:
+def _parsed(rows: Iterator[tuple[int, dict]], chosen: TraceFormat, kind: str, path: Path) -> Trace:
     """Check the rows and arrange them by session."""
     time, tokens = (_date if chosen.unit is None else _seconds), _tokens
     at, pause, inputs, outputs, sessions, prefixes, skipped = [], [], [], [], [], [], 0

@@ -1,6 +1,6 @@
 """Importers of other evaluations' results as outcome tables. `IMPORTERS` is the registry.
 
-An importer recognises a file by its content and yields one dictionary per prompt and expert with columns of
+An importer recognizes a file by its content and yields one dictionary per prompt and expert with columns of
 `outcomes.SCHEMA`; what it does not know is absent. Files are untrusted: they are read as data only, within the bounds
 of `erlab.textfiles` and `erlab.parquet`, and never unpickled.
 """
@@ -319,12 +319,12 @@ class Importer:
 
     Attributes:
         read: Yields the rows of a source.
-        recognises: Whether a source has this format.
+        recognizes: Whether a source has this format.
         about: What it reads.
     """
 
     read: Callable[[Source, Options], Iterable[dict]]
-    recognises: Callable[[Source, Options], bool]
+    recognizes: Callable[[Source, Options], bool]
     about: str
 
 
@@ -333,6 +333,7 @@ def _is_routellm(source: Source, options: Options) -> bool:
     return source.path.suffix == ".csv" and "prompt" in source.columns and set(others) <= {"True", "False", ""}
 
 
+# The first importer that recognizes a file reads it: more specific ones come first, `wide` takes any file and is last.
 IMPORTERS: dict[str, Importer] = {
     "helm": Importer(of_helm, lambda s, o: s.path.name == "per_instance_stats.json", "HELM run folders"),
     "lm-eval": Importer(
@@ -370,7 +371,7 @@ def read(
 
     Args:
         paths: Files, or folders whose files are read in the order of their names.
-        format: Name in IMPORTERS; None recognises it for each file.
+        format: Name in IMPORTERS; None recognizes it for each file.
         options: What the files do not say.
         prices: See `read_prices`; gives costs that the files lack.
 
@@ -410,7 +411,7 @@ def _frame(path: Path, format: str | None, options: Options) -> pd.DataFrame:
         )
     source = Source(path)
     try:
-        name = format or next(name for name, importer in IMPORTERS.items() if importer.recognises(source, options))
+        name = format or next(name for name, importer in IMPORTERS.items() if importer.recognizes(source, options))
         frame = pd.DataFrame(list(IMPORTERS[name].read(source, options)))
     except _MALFORMED as e:
         known = format or "known format"

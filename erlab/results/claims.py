@@ -1,9 +1,9 @@
 """The claims ledger: value and verdict of each claim.
 
-The claims of `paper.CLAIMS` are tested on request records. A claim that does not hold is a finding; a claim whose
-systems or loads are missing is "not runnable here". Each source (measured, simulated) is judged separately, at the
-loads that all systems of a claim share. A verdict is "within noise" if too few bootstrap samples agree with it or one
-repetition contradicts it.
+The claims of `paper.CLAIMS` are tested on request records, each by its entry in `checks.CHECKS`. A claim that does not
+hold is a finding; a claim whose systems or loads are missing is "not runnable here". Each source (measured, simulated)
+is judged separately, at the loads that all systems of a claim share. A verdict is "within noise" if too few bootstrap
+samples agree with it or one repetition contradicts it.
 
     from erlab.results import claims, records
     study = records.read("data/results/laptop/records")

@@ -1,7 +1,7 @@
-"""Result formats of other benchmark clients, one entry of `FORMATS` each.
+"""Result formats of other benchmark clients, one entry of `CLIENTS` each.
 
 A format's function turns the JSON documents of a file into its runs: columns of request records, with times in ns of
-the client's own clock. A new client is added to `FORMATS`; `erlab import --help` lists it.
+the client's own clock. A new client is added to `CLIENTS`; `erlab import --help` lists it.
 """
 
 import heapq
@@ -110,8 +110,8 @@ def mlperf(documents: Iterable[dict], left_out: Counter) -> list[Run]:
     return runs
 
 
-class Format(NamedTuple):
-    """Result format of a client.
+class Client(NamedTuple):
+    """Client whose results are read, and the format of its result file.
 
     Attributes:
         file: The file that is read.
@@ -126,16 +126,17 @@ class Format(NamedTuple):
     read: Callable[[Iterable[dict], Counter], list[Run]]
 
 
-FORMATS = {
-    "AIPerf": Format("profile_export.jsonl", "0.2, 0.6, 0.13", {"metadata", "metrics"}, aiperf),
-    "GuideLLM": Format("benchmarks.json", "0.3, 0.4, 0.5, 0.8", {"benchmarks"}, guidellm),
-    "vLLM bench serve": Format("--save-result --save-detailed", "0.10", {"ttfts", "itls", "model_id"}, vllm),
-    "SGLang bench_serving": Format("--output-details", "0.4.6, 0.5.4", {"ttfts", "itls"}, vllm),
-    "GenAI-Perf": Format("profile_export.json", "", {"experiments"}, perf_analyzer),
-    "inference-perf": Format(
+# The first entry whose keys a document has is taken: more specific ones come first.
+CLIENTS = {
+    "AIPerf": Client("profile_export.jsonl", "0.2, 0.6, 0.13", {"metadata", "metrics"}, aiperf),
+    "GuideLLM": Client("benchmarks.json", "0.3, 0.4, 0.5, 0.8", {"benchmarks"}, guidellm),
+    "vLLM bench serve": Client("--save-result --save-detailed", "0.10", {"ttfts", "itls", "model_id"}, vllm),
+    "SGLang bench_serving": Client("--output-details", "0.4.6, 0.5.4", {"ttfts", "itls"}, vllm),
+    "GenAI-Perf": Client("profile_export.json", "", {"experiments"}, perf_analyzer),
+    "inference-perf": Client(
         "per_request_lifecycle_metrics.json", "", {"start_time", "end_time", "request", "error"}, inference_perf
     ),
-    "MLPerf LoadGen": Format("mlperf_log_trace.json", "4.1, 5.1, 6.0", {"traceEvents"}, mlperf),
+    "MLPerf LoadGen": Client("mlperf_log_trace.json", "4.1, 5.1, 6.0", {"traceEvents"}, mlperf),
 }
 _RECORDS = "profile_export.jsonl is read, which AIPerf 0.2 and later write."
 _DETAILED = "--save-result --save-detailed (vLLM) or --output-details (SGLang) writes them."
@@ -181,23 +182,23 @@ def runs(documents: Iterable[object], left_out: Counter) -> tuple[str, list[Run]
         document = next(documents)
     except StopIteration:
         raise ValueError("the file is empty") from None
-    client = recognise(document)
+    client = recognize(document)
 
     def of_client() -> Iterator[dict]:
         for document in documents:
-            if (other := recognise(document)) != client:
+            if (other := recognize(document)) != client:
                 both = " and ".join(sorted((client, other)))
                 raise Unsupported(f"results of {both} in one file; give each a file of its own.")
             yield document
 
-    return client, FORMATS[client].read(itertools.chain([document], of_client()), left_out)
+    return client, CLIENTS[client].read(itertools.chain([document], of_client()), left_out)
 
 
-def recognise(document: object) -> str:
+def recognize(document: object) -> str:
     """Return the client that wrote a document; raise Unsupported for other clients and versions."""
     if not isinstance(document, dict):
         raise TypeError(f"an object is needed, got {document!r:.40}")
-    for client, form in FORMATS.items():
+    for client, form in CLIENTS.items():
         if form.keys <= document.keys():
             return client
     for key, message in _UNSUPPORTED.items():

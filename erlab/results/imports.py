@@ -3,7 +3,7 @@
     found = read("artifacts/profile_export.jsonl", system="E", machine="DGX H100")
     records.save(folder / "aiperf.parquet", found)
 
-The format is recognised by the content; `formats.FORMATS` lists the clients and the files that are read. Entries that
+The format is recognized by the content; `formats.CLIENTS` lists the clients and the files that are read. Entries that
 cannot be a request record are left out; each run's description lists them (`left_out`, a text).
 
 Times stay as the clients measured them. Definitions that differ from `erlab.results.metrics`: vLLM's and SGLang's time
@@ -59,7 +59,7 @@ def read(
         raise ErlabError(f"{path}: {e}") from None
     except _MALFORMED as e:
         error = f"{type(e).__name__}: {reason(e)}"
-        raise ErlabError(f"{path}: no result of {', '.join(formats.FORMATS)} ({error}).") from None
+        raise ErlabError(f"{path}: no result of {', '.join(formats.CLIENTS)} ({error}).") from None
     if not any(run.rows for run in runs):
         suffix = f" ({_list(left_out)} left out)" if left_out else ""
         raise ErlabError(f"{path}: the {client} result has no requests{suffix}.")

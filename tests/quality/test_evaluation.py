@@ -144,7 +144,7 @@ def test_a_sample_of_prompts_is_stated(example):
 def test_every_picture_is_drawn_or_says_what_is_missing(judged):
     assert all(isinstance(pictures.show(name, judged), Figure) for name in pictures.PICTURES)
     frontier = pictures.PICTURES["frontier"].data(judged)
-    assert {"expert cook", "polyrouter_ridge"} <= set(frontier["router"])
+    assert {("expert", "cook"), ("router", "polyrouter_ridge")} <= set(zip(frontier["kind"], frontier["router"]))
     blind = replace(judged.outcomes, costs=judged.outcomes.costs * np.nan)
     without = evaluation.Evaluation(blind, judged.pair, 1, judged.choices, judged.predicted)
     assert pictures.show("frontier", without) == (

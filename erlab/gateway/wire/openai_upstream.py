@@ -91,7 +91,7 @@ class _Relayed(_Stream):
         self._going_on: bytes | None = None  # in the next read, if that is one event from the middle of the answer
 
     def piece(self, data: bytes) -> None:
-        # Most reads are such an event, and recognising it is cheaper than parsing.
+        # Most reads are such an event, and recognizing it is cheaper than parsing.
         if self._going_on and self._going_on in data and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
             return self._sink.piece(data)
         whole, going_on = [], self.completion.going_on

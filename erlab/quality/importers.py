@@ -22,7 +22,7 @@ from erlab.errors import ErlabError, reason
 from erlab.quality import outcomes
 
 PICKLES = (".pkl", ".pickle", ".joblib")
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 _PER = 1_000_000  # tokens that a price counts
 _ANSWERS = {"true": 1.0, "false": 0.0, "": math.nan, "nan": math.nan, "none": math.nan, "null": math.nan}
 

@@ -261,11 +261,17 @@ RULES: dict[str, Rule] = {
         fit_need, "threshold on P(weak is worse) (Hybrid LLM, arXiv 2404.14618)", pair=True, calibrated=False
     ),
     "hybrid_llm_ratio": Rule(fit_ratio, "threshold on the ratio of predicted scores", pair=True, calibrated=False),
-    "polyrouter_ridge": Rule(fit_ridge, "predicted score - weight x cost, ridge regression (PolyRouter)"),
+    "polyrouter_ridge": Rule(
+        fit_ridge, "predicted score - weight x cost, ridge regression (PolyRouter, arXiv 2408.12320)"
+    ),
     "polyrouter_logistic": Rule(fit_logistic, "the same, logistic regression"),
     "polyrouter_knn": Rule(fit_neighbours, "the same, nearest training prompts"),
     "polyrouter_network": Rule(fit_network, "the same, a network with one hidden layer"),
-    "cascade": Rule(fit_cascade, "cheapest expert first, on if its predicted score is low (FrugalGPT)", cascade=True),
+    "cascade": Rule(
+        fit_cascade,
+        "cheapest expert first, on if its predicted score is low (FrugalGPT, arXiv 2305.05176)",
+        cascade=True,
+    ),
     "linucb": Rule(fit_linucb, "contextual bandit, upper confidence bound (Li et al. 2010)", online=True),
     "thompson": Rule(fit_thompson, "contextual bandit, Thompson sampling (Agrawal and Goyal 2013)", online=True),
 }

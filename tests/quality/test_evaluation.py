@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from erlab.commands.app import app
 from erlab.errors import ErlabError
 from erlab.figures import quality as pictures
-from erlab.quality import evaluation, measures, outcomes, routers
+from erlab.quality import evaluation, importers, measures, outcomes, routers
 from erlab.routing import CompiledRouter
 
 
@@ -181,6 +181,8 @@ def test_the_commands_import_evaluate_and_train(example, erlab, tmp_path):
     assert out == "r: modem for the experts cook, generalist, lawyer\n"
     assert CompiledRouter.load(tmp_path / "r").experts_ == example.experts
     assert erlab(status=2) == ""  # the help is on standard output
+    help = "".join(erlab("import", "--help").split())
+    assert all(name in help for name in importers.IMPORTERS) and "erlaboutcomesimport" in help
     line = erlab("train", "o.parquet", "--router", "x", "--out", "r", status=2)
     assert line.startswith("erlab: --router must be one of expert_router, modem") and line.count("\n") == 1
     line = erlab("import", "none.json", "--out", "n.parquet", status=2)

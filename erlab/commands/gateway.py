@@ -14,7 +14,7 @@ from erlab import textfiles
 from erlab.commands import options, printed
 from erlab.errors import ErlabError
 
-_PROMPT = "How do I salt pasta water?"
+_PROMPT, _TOKENS = "How do I salt pasta water?", 32
 
 
 def gateway(
@@ -204,13 +204,13 @@ def ready_to_paste(
         http: URL of the HTTP face, None for no such face.
         key_variable: Environment variable with the key that the gateway requires, None for none.
     """
-    commands, body = [], f'{{"model": "{model}", "prompt": "{_PROMPT}", "max_tokens": 64}}'
+    commands, body = [], f'{{"model": "{model}", "prompt": "{_PROMPT}", "max_tokens": {_TOKENS}}}'
     if http:
         key = f'-H "Authorization: Bearer ${key_variable}" ' if key_variable else ""
         commands.append(f"curl {http}/v1/completions {key}-H 'Content-Type: application/json' -d '{body}'")
         key = f"os.environ['{key_variable}']" if key_variable else "'none'"
         client = f"OpenAI(base_url='{http}/v1', api_key={key})"
-        asked = f"completions.create(model='{model}', prompt='{_PROMPT}', max_tokens=64)"
+        asked = f"completions.create(model='{model}', prompt='{_PROMPT}', max_tokens={_TOKENS})"
         commands.append(f'python -c "import os; from openai import OpenAI; print({client}.{asked}.choices[0].text)"')
     if address:
         key = f", headers={{'authorization': 'Bearer ' + os.environ['{key_variable}']}}" if key_variable else ""
@@ -218,7 +218,7 @@ def ready_to_paste(
             "import os, numpy as np, tritonclient.grpc as triton",
             "inputs = [triton.InferInput(n, [1, 1], t) for n, t in (('text_input', 'BYTES'), ('max_tokens', 'INT32'))]",
             f"inputs[0].set_data_from_numpy(np.array([['{_PROMPT}']], object))",
-            "inputs[1].set_data_from_numpy(np.array([[64]], np.int32))",
+            f"inputs[1].set_data_from_numpy(np.array([[{_TOKENS}]], np.int32))",
             f"client = triton.InferenceServerClient('{address}')",
             "words = lambda answer: b''.join(t for t in np.ravel(answer.as_numpy('text_output')) if t).decode()",
             f"client.start_stream(lambda result, error: print(error or words(result), end=' '){key})",

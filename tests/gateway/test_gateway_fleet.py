@@ -251,7 +251,9 @@ def test_pages_of_the_given_origins_may_read_answers_and_no_others(router):
         with Local(router, fake.address, ("e",), http_port=0, origins=("https://ok.example",), key="k") as gateway:
             url = gateway.addresses["http"]
             for origin, allowed in (("https://ok.example", "https://ok.example"), ("https://evil.example", None)):
+                asked = "authorization, content-type, x-stainless-os"
                 headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+                headers |= {"Access-Control-Request-Headers": asked}
                 request = urllib.request.Request(f"{url}/v1/completions", headers=headers, method="OPTIONS")
                 try:
                     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -259,6 +261,7 @@ def test_pages_of_the_given_origins_may_read_answers_and_no_others(router):
                 except urllib.error.HTTPError as e:
                     status, got = e.code, e.headers
                 assert (status == 204) == bool(allowed) and got["Access-Control-Allow-Origin"] == allowed
+                assert got["Access-Control-Allow-Headers"] == (asked if allowed else None)
                 headers = {"Origin": origin, "Content-Type": "application/json", "Authorization": "Bearer k"}
                 data = json.dumps({"prompt": COURT[0], "stream": True}).encode()
                 request = urllib.request.Request(f"{url}/v1/completions", data, headers)

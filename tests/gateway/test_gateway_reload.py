@@ -1,4 +1,6 @@
-"""`erlab gateway` under load: reloads on SIGHUP, one expert killed and back; ERLAB_USERS sets the users (1,000).
+"""`erlab gateway` under load: reloads on SIGHUP, one expert killed and back.
+
+The environment variables ERLAB_USERS and ERLAB_WORKERS set the size, such as 1,000 users and 4 worker processes.
 
 The experts are emulated: each has a Triton server of its own, whose stub answers a token per step. Only requests in
 flight at the killed expert may end with an error, which names it.
@@ -23,6 +25,7 @@ from erlab.serving.triton.server import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no embedded Triton: {available()}")
 
+WORKERS = int(os.environ.get("ERLAB_WORKERS", 1))
 USERS, TURNS, TOKENS = int(os.environ.get("ERLAB_USERS", 30)), 4, 8
 STALL_S = 2 if USERS < 100 else 8
 STEP_MS = max(30.0, USERS / 4)  # a few thousand tokens per second, whatever the number of users
@@ -48,7 +51,8 @@ def test_reloads_and_a_killed_expert_lose_only_what_it_was_working_on(servers, r
             f'[experts.{name}]\nurl = "grpc://{server.grpc}/emulated-{name}"\nclusters = [{c}]\nweight = {weight}\n'
             for c, (name, server) in enumerate((("a", first), ("b", second)))
         )
-        file.write_text(f'[router]\nfolder = "{router_folder}"\n[limits]\nstall_seconds = {STALL_S}\n{experts}')
+        settings = f"[gateway]\nworkers = {WORKERS}\n[limits]\nstall_seconds = {STALL_S}\n"
+        file.write_text(f'{settings}[router]\nfolder = "{router_folder}"\n{experts}')
 
     write(1)
     requests = [[Request(f"{u}-{t}", "d", homes[u % 2], 3, TOKENS) for t in range(TURNS)] for u in range(USERS)]

@@ -302,11 +302,7 @@ def _preflight(request: web.Request, origins: frozenset[str]) -> bool:
     return asks and request.headers.get("Origin") in origins
 
 
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
-    "Access-Control-Max-Age": "600",
-}
+_PREFLIGHT = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600"}
 
 
 def _guard(key: str | None, hosts: frozenset[str] | None, origins: frozenset[str]):
@@ -320,7 +316,8 @@ def _guard(key: str | None, hosts: frozenset[str] | None, origins: frozenset[str
             if hosts is not None:
                 _check_hosts(request.headers.getall("Host", ()), hosts)
             if _preflight(request, origins):
-                return web.Response(status=204, headers=_PREFLIGHT)
+                asked = {"Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")}
+                return web.Response(status=204, headers=_PREFLIGHT | asked)
             if key and not request.path.startswith("/health/"):
                 token = request.headers.get("Authorization", "").encode(errors="replace")
                 if not hmac.compare_digest(token, f"Bearer {key}".encode()):

@@ -164,6 +164,14 @@ Seed = Annotated[
         callback=number("be a whole number from 0 to 4294967295", lambda seed: 0 <= seed < 2**32),  # as numpy takes it
     ),
 ]
+Repeat = Annotated[
+    int,
+    typer.Option(
+        help="Repetitions of each measured load, with seeds from --seed on; figures then draw confidence bands.",
+        parser=whole,
+        callback=number("be a whole number from 1 to 1000", lambda repetitions: 1 <= repetitions <= 1000),
+    ),
+]
 Results = Annotated[
     Path | None,
     typer.Option(help="Results folder (default: data/results/PROFILE).", callback=FOLDER),

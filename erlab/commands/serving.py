@@ -147,14 +147,7 @@ def users(
     requests: loads.Requests = None,
     think: loads.Think = None,
     warmup: loads.Warmup = None,
-    repeat: Annotated[
-        int,
-        typer.Option(
-            help="Repetitions of each load, with seeds from --seed on; figures then draw confidence bands.",
-            parser=options.whole,
-            callback=options.number("be a whole number from 1 to 1000", lambda number: 1 <= number <= 1000),
-        ),
-    ] = 1,
+    repeat: options.Repeat = 1,
     model: Annotated[
         list[str] | None, typer.Option(help="Model to query; repeat to alternate between several (default: router).")
     ] = None,

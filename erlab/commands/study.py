@@ -21,6 +21,7 @@ def reproduce(
     figures: Figures = None,
     triton: Triton = None,
     upstream: Upstream = None,
+    repeat: options.Repeat = 1,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Step to run, such as 04 or report; repeat for several (default: all).", metavar="STEP"),
@@ -54,12 +55,14 @@ def reproduce(
       erlab reproduce --prompts ../my-prompts        your own prompts
       erlab reproduce --prompts data/prompts/domains.toml --skip-missing  public datasets
       erlab reproduce --only 04 --set "loads=[1,8]"  baselines, two loads
+      erlab reproduce --repeat 3                     each measured load three times, with confidence bands
       erlab reproduce --only report                  the report alone
       erlab reproduce --from 03 --force              measure everything again
     """
     from erlab.study import pipeline, steps
 
     settings = _settings(set_) | ({"text": text} if text else {}) | ({"skip_missing": True} if skip_missing else {})
+    settings |= {"repeat": repeat} if repeat > 1 else {}
     attached = options.attached_server(triton, upstream)
     study = pipeline.Study(profile, prompts, seed, results, figures, attached, settings)
     selected = steps.select(study.steps, tuple(only or ()), start)

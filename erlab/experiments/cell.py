@@ -32,6 +32,7 @@ def measure(
     folders: Folders,
     seed: int,
     triton: str | None = None,
+    repetition: int = 0,
 ) -> tuple[list[dict], dict]:
     """Send the users' requests to a running system and sample its metrics.
 
@@ -39,7 +40,7 @@ def measure(
         Request records, one row per request, and the run's description.
     """
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    samples = folders.infrastructure / experiment / f"{name}-{len(requests):04d}users.parquet"
+    samples = folders.infrastructure / experiment / file_name(name, len(requests), repetition)
     with telemetry.sampled(running.server.metrics, samples):
         rows = users.run(running.address, running.models, requests, timeout=profile.deadline)
     run = describe(experiment, name, system, profile, len(requests), seed, folders) | {
@@ -50,6 +51,11 @@ def measure(
     if triton:
         run |= external.description(triton, profile)
     return with_run([row | {"expert": _model(row.get("expert"))} for row in rows], run), run
+
+
+def file_name(system: str, users: int, repetition: int = 0) -> str:
+    """Return the file of a cell; the first repetition has no number."""
+    return f"{system}-{users:04d}users{f'-{repetition}' if repetition else ''}.parquet"
 
 
 def with_run(rows: list[dict], run: dict) -> list[dict]:

@@ -21,8 +21,9 @@ from erlab.serving import deployment, external, scaling
 from erlab.serving.deployment import Running
 from erlab.serving.engines import kinds
 from erlab.serving.engines.kinds import kind
-from erlab.spec import Profile, System, checked_loads
+from erlab.spec import Profile, System, checked_loads, require
 
+MOST_REPETITIONS = 1000
 _ATTEMPTS = 2  # per cell, while its server lives
 
 
@@ -35,6 +36,7 @@ def measure(
     seed: int = 0,
     triton: str | None = None,
     together: bool = False,
+    repeat: int = 1,
 ) -> records.Records:
     """Measure the cells that are not finished yet and return the records of all.
 
@@ -44,12 +46,14 @@ def measure(
     Args:
         triton: Address of an external server (`erlab.serving.external`); None starts servers.
         together: Whether one server holds the engines of all systems, which saves starts. They idle most of the time.
+        repeat: Repetitions of each load, with seeds from `seed` on; figures then draw confidence bands.
 
     Raises:
         ErlabError: A cell stayed invalid, or the system died. The cell's records and the reason are kept, and the next
             call measures it again.
     """
     loads = checked_loads(profile.loads if loads is None else loads)
+    check_repeat(repeat)
     prompts = workload.stored(folders)
     if not systems:
         report(0, 1, f"{experiment}: profile {profile.name} has none of these systems")
@@ -58,9 +62,10 @@ def measure(
     if not triton and (reason := kind(profile).available()):
         return unmeasured(experiment, folders, f"Triton cannot run here: {reason}")
     keys = {
-        (name, users): _key(experiment, system, users, profile, folders, seed, triton)
+        (name, users, repetition): _key(experiment, system, users, profile, folders, seed + repetition, triton)
         for name, system in systems.items()
         for users in loads
+        for repetition in range(repeat)
     }
 
     @contextmanager
@@ -73,13 +78,22 @@ def measure(
             options = dict(triton=triton, holder=holder)
             yield lambda name: deployment.serve(name, systems[name], profile, folders, **options)
 
-    def requests(users: int) -> list[list[workload.Request]]:
-        return workload.requests(prompts, profile.workload, users, seed)
+    def requests(users: int, repetition: int = 0) -> list[list[workload.Request]]:
+        return workload.requests(prompts, profile.workload, users, seed + repetition)
 
-    def measure_cell(name: str, users: int, running: Running) -> tuple[list[dict], dict]:
-        return cell.measure(experiment, name, systems[name], running, requests(users), profile, folders, seed, triton)
+    def measure_cell(name: str, users: int, repetition: int, running: Running) -> tuple[list[dict], dict]:
+        asked, options = requests(users, repetition), {"triton": triton, "repetition": repetition}
+        return cell.measure(
+            experiment, name, systems[name], running, asked, profile, folders, seed + repetition, **options
+        )
 
     return sweep(experiment, keys, folders, open_servers, measure_cell, requests)
+
+
+def check_repeat(repeat: int) -> None:
+    """Raise ErlabError unless the number of repetitions is a whole number from 1."""
+    valid = type(repeat) is int and 1 <= repeat <= MOST_REPETITIONS
+    require(valid, "repeat", "measure", f"be a whole number from 1 to {MOST_REPETITIONS}", repeat)
 
 
 def measure_preliminary(
@@ -104,31 +118,32 @@ def unmeasured(experiment: str, folders: Folders, reason: str) -> records.Record
 
 def sweep(
     experiment: str,
-    keys: Mapping[tuple[str, int], str],
+    keys: Mapping[tuple[str, int, int], str],
     folders: Folders,
     open_servers: Callable[[list[str]], AbstractContextManager[Callable[[str], AbstractContextManager[Running]]]],
-    measure_cell: Callable[[str, int, Running], tuple[list[dict], dict]],
+    measure_cell: Callable[[str, int, int, Running], tuple[list[dict], dict]],
     requests: Callable[[int], list[list[workload.Request]]],
 ) -> records.Records:
     """Measure the cells that have no file with their key, and return the records of all.
 
     Args:
+        keys: Key of each cell, by system, users and repetition.
         open_servers: Entered once with the names of the systems to measure, if there are any; yields a function that
             serves a system by its name.
         requests: Returns the requests of each user under a load, for the users' self-test (`clients.check`).
     """
-    files = {(name, users): folders.records / experiment / f"{name}-{users:04d}users.parquet" for name, users in keys}
+    files = {pair: folders.records / experiment / cell.file_name(*pair) for pair in keys}
     _set_aside(folders, experiment, set(files.values()))
     due = [pair for pair, file in files.items() if not _finished(file, keys[pair])]
     done = len(files) - len(due)
     report(done, len(files), f"{experiment}: {done} of {len(files)} cells are there")
-    names = list(dict.fromkeys(name for name, _ in due))
+    names = list(dict.fromkeys(name for name, _, _ in due))
     with open_servers(names) if names else nullcontext() as serve:
         for name in names:
             with serve(name) as running:
-                for users in [users for system, users in due if system == name]:
-                    report(done, len(files), f"system {name}, {users} user{'s' * (users > 1)}")
-                    _measure_valid(files[name, users], keys[name, users], name, users, running, measure_cell)
+                for pair in [pair for pair in due if pair[0] == name]:
+                    report(done, len(files), f"system {name}, {pair[1]} user{'s' * (pair[1] > 1)}")
+                    _measure_valid(files[pair], keys[pair], pair, running, measure_cell)
                     done += 1
     report(done, len(files), f"{experiment}: the users test themselves")
     clients.check(files, requests, folders.client)
@@ -136,18 +151,20 @@ def sweep(
     return records.read(*files.values())
 
 
-def _measure_valid(file: Path, key: str, name: str, users: int, running: Running, measure_cell: Callable) -> None:
+def _measure_valid(
+    file: Path, key: str, pair: tuple[str, int, int], running: Running, measure_cell: Callable
+) -> None:
     """Measure a cell until it is valid and write it; raise ErlabError if it stays invalid."""
     for _ in range(_ATTEMPTS):
         restarts = running.server.restarts
-        rows, run = measure_cell(name, users, running)
+        rows, run = measure_cell(*pair, running)
         restarts, dead = running.server.restarts - restarts, running.failure()
         invalid = dead or cell.why_invalid(rows, restarts)
         records.write(file, rows, run | {"restarts": restarts, "key": None if invalid else key, "invalid": invalid})
         if dead or not invalid:
             break
     if invalid:
-        raise ErlabError(f"{invalid} Finished loads are kept; run again to go on with {name} at {users} users.")
+        raise ErlabError(f"{invalid} Finished loads are kept; run again to go on with {pair[0]} at {pair[1]} users.")
 
 
 def _key(

@@ -21,7 +21,7 @@ _SECONDS = 1.0  # longest duration of a request to the echo server, approximatel
 
 
 def check(
-    files: Mapping[tuple[str, int], Path], requests: Callable[[int], list[list[Request]]], results: Path
+    files: Mapping[tuple[str, int, int], Path], requests: Callable[[int], list[list[Request]]], results: Path
 ) -> None:
     """Write the client-side latency into cells, as ``client`` and ``client_invalid``.
 
@@ -33,8 +33,8 @@ def check(
     """
     code = fingerprint.of_code("erlab.users.selftest")
     tests = json.loads(textfiles.read(results)) if results.is_file() else {}
-    for load in sorted({load for _, load in files}):
-        cells = {file: records.read(file) for (_, n), file in files.items() if n == load}
+    for load in sorted({load for _, load, _ in files}):
+        cells = {file: records.read(file) for (_, n, _), file in files.items() if n == load}
         if all("client" in cell.runs for cell in cells.values()):
             continue
         rows = {file: _rows(cell.requests) for file, cell in cells.items()}

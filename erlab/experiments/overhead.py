@@ -56,7 +56,7 @@ def measure(
     ways = {f"{emulated.PREFIX}{SYSTEM}-{way}": way for way in WAYS}
     inputs = [fingerprint.of_file(f) for f in (folders.prompts, folders.router / "router.json")]
     common = [dataclasses.asdict(emulation) | {"loads": None}, seed, inputs, fingerprint.of_code(__name__)]
-    keys = {(name, n): fingerprint.of_parts([name, n, *common]) for name in ways for n in loads}
+    keys = {(name, n, 0): fingerprint.of_parts([name, n, *common]) for name in ways for n in loads}
     models = system.model_names(f"{emulated.PREFIX}{SYSTEM}")
     experts = tuple(models[cluster % len(models)] for cluster in range(len(router.centers_)))
 
@@ -76,7 +76,7 @@ def measure(
             }
             yield lambda name: nullcontext(running[ways[name]])
 
-    def measure_cell(name: str, n: int, running: Running) -> tuple[list[dict], dict]:
+    def measure_cell(name: str, n: int, repetition: int, running: Running) -> tuple[list[dict], dict]:
         plan = requests(n) if running.gateway else _addressed(requests(n), router, experts)
         started, clock, cpu = datetime.now(timezone.utc), time.monotonic(), _cpu_seconds(running.gateway)
         rows = users.run(running.address, running.models, plan, timeout=profile.deadline, stamped=True)

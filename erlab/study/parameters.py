@@ -111,6 +111,7 @@ CHECKS: dict[tuple[str, ...], Callable[[Given], None]] = {
     ("other",): lambda given: _prompts("other", given.values["other"]),
     ("loads",): lambda given: checked_loads(given.values["loads"], "loads"),
     ("emulated_loads",): lambda given: checked_loads(given.values["emulated_loads"], "emulated_loads"),
+    ("repeat",): _by("erlab.experiments.cells.check_repeat", "repeat"),
     ("papers",): _by("erlab.experiments.fullscale.checked_papers", "papers"),
     ("paper",): _by("erlab.results.selection.check_version", "paper"),
     ("system",): _by("erlab.experiments.capacity.check_system", "system"),

@@ -225,6 +225,20 @@ def test_interrupted_sweep_goes_on_where_it_stopped(folders, world, monkeypatch)
     assert world.measured == [("B", 4), ("C", 1), ("C", 4)]
 
 
+def test_repetitions_have_other_seeds_and_their_own_files(folders, world):
+    once = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    world.measured.clear()
+    found = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1], repeat=3, seed=0)
+    assert world.measured == [(name, 1) for name in "ABC" for _ in range(2)]  # the first repetition is there
+    assert found.runs.groupby("system")["seed"].apply(sorted).tolist() == [[0, 1, 2]] * 3
+    assert found.runs["run_id"].is_unique and set(once.runs["run_id"]) < set(found.runs["run_id"])
+    files = sorted(file.name for file in (folders.records / "baselines").iterdir())
+    assert files[:3] == ["A-0001users-1.parquet", "A-0001users-2.parquet", "A-0001users.parquet"] and len(files) == 9
+    assert found.runs["client"].notna().all()
+    again = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
+    assert len(again.runs) == 3 and len(records.read(folders.records).runs) == 3  # the others are set aside
+
+
 def test_records_of_unselected_loads_are_set_aside(folders, world):
     cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1, 4])
     found = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])

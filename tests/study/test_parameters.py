@@ -35,6 +35,7 @@ WRONG = {
     "06_figures": {"paper": [("v3", "must be one of v2, v1. Got 'v3'."), (2, "Got 2."), ([], "Got [].")]},
 }
 WRONG["04_baselines"] = WRONG["04_baselines"] | {
+    "repeat": [(v, f"must be a whole number from 1 to 1000. Got {v!r}.") for v in (0, 1.5, "2", True)],
     "papers": [(v, f"must be a list of some of v2, v1. Got {v!r}.") for v in ("v2", [], ["v3"], 2, [["v2"]])]
 }
 WRONG["05_router"] = WRONG["04_baselines"] | {"emulated_loads": WRONG["03_preliminary"]["loads"]}
@@ -50,7 +51,7 @@ RIGHT = {
     "01_build_engines": {},
     "02_train_router": {"clusters": 4, "recipes": ["paper"], "seeds": 1, "text": "question", "skip_missing": True},
     "03_preliminary": {"loads": [8, 1]},
-    "04_baselines": {"loads": (1,), "papers": ["v1"]},
+    "04_baselines": {"loads": (1,), "papers": ["v1"], "repeat": 2},
     "05_router": {"loads": [1], "emulated_loads": [10, 1000], "papers": ["v1", "v2"]},
     "06_figures": {"paper": "v1"},
     "08_beyond": {"system": "E", "clusterers": [], "loads": [100], "dollars_per_gpu_hour": 3, "cold_start": 0, "speed": 200},
@@ -104,7 +105,8 @@ def test_none_is_taken_where_it_is_the_default_and_refused_elsewhere(tmp_path, s
 def test_which_parameters_may_be_none():
     found = {name for declared in STUDY.declared.values() for name, optional in declared.items() if not optional}
     assert found == {
-        "profile", "seed", "skip_missing", "papers", "paper", "system", "clusterers", "dollars_per_gpu_hour", "cold_start",
+        "profile", "seed", "skip_missing", "repeat", "papers", "paper", "system", "clusterers", "dollars_per_gpu_hour",
+        "cold_start",
     }  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def _is_folder(path: Path) -> bool:
         str(path).encode()  # notebooks and pyarrow accept no other names
     except UnicodeError:
         return False
-    return not any(place.exists() and not place.is_dir() for place in (path, *path.parents))
+    there = (place for place in (path, *path.parents) if place.exists() or place.is_symlink())
+    return all(place.is_dir() for place in there)
 
 
 def _is_file(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """`erlab figures`, `claims`, `import` and `export`: figures and verdicts from request records, and other formats."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +68,7 @@ def _overlaid(files: list[Path]):
 
     if len(files) < 2:
         raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
-    if len({file.resolve() for file in files}) < len(files):
+    if len({os.path.realpath(file) for file in files}) < len(files):
         raise ErlabError(f"--overlay needs each of --records once. Got {', '.join(map(str, files))}.")
     return paper_figures.overlay({name: records.read(file) for name, file in zip(paths.names(files), files)})
 

@@ -13,6 +13,7 @@ MLPerf the number of tokens.
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,7 +91,7 @@ def read(
 
 def read_all(files: Iterable[Path], **about: str | None) -> records.Records:
     """Read and join result files, each once; `about`: arguments of `read` besides path and name."""
-    files = list({Path(file).resolve(): Path(file) for file in files}.values())
+    files = list({os.path.realpath(file): Path(file) for file in files}.values())
     return records.join(*(read(file, name=name, **about) for file, name in zip(files, paths.names(files))))
 
 

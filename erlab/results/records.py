@@ -12,6 +12,7 @@ True
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def read(*paths: Path) -> Records:
     candidates = [f for p in map(Path, paths) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])]
     files = {}
     for file in candidates:
-        files.setdefault(file.resolve(), file)
+        files.setdefault(os.path.realpath(file), file)
     if not files:
         raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
     tables, runs = [], []

@@ -324,6 +324,20 @@ def test_a_bad_result_is_one_line_and_leaves_no_records(tmp_path, content, messa
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_a_loop_of_links_is_one_line(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    refusals = {
+        ("import", loop, "--system", "x", "--machine", "y"): "cannot be read (Too many levels of symbolic links).",
+        ("claims", loop): "Too many levels of symbolic links",
+        ("reproduce", "--list", "--results", loop): "--results must be a folder, ",
+        ("export", "--out", loop / "x.csv"): "--out must be a file, ",
+    }
+    for arguments, message in refusals.items():
+        done = run(*arguments)
+        assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_records_are_written_as_parquet_only(tmp_path):
     for arguments in (("import", FILE, "--system", "x", "--machine", "y"), ("simulate", "--system", "D")):
         done = run(*arguments, "--out", tmp_path / "r.csv")

@@ -29,15 +29,16 @@ def chosen(values: np.ndarray, choices: np.ndarray) -> np.ndarray:
 def interval(values: np.ndarray, seed: int = 0) -> Interval | None:
     """Return the mean of values (n,) and its percentile bootstrap interval over prompts; unknown values are left out.
 
-    The interval of a difference is paired if `values` are differences per prompt. Beyond 2,000 prompts, groups of
-    consecutive prompts are resampled, which gives the same variance for independent prompts.
+    The interval of a difference is paired if `values` are differences per prompt. Beyond 2,000 prompts, random groups
+    of prompts are resampled, which gives the same variance for independent prompts.
     """
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    groups = np.array_split(values, min(len(values), _GROUPS))
+    rng = np.random.default_rng(seed)
+    groups = np.array_split(rng.permutation(values), min(len(values), _GROUPS))
     sums, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
-    drawn = np.random.default_rng(seed).integers(0, len(groups), (RESAMPLES, len(groups)))
+    drawn = rng.integers(0, len(groups), (RESAMPLES, len(groups)))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(values.mean()), float(low), float(high))

@@ -188,3 +188,15 @@ def reproduce(folder, *options, status=2):
     done = CliRunner().invoke(app, list(map(str, ("reproduce", "--profile", "smoke", *places, *options))))
     assert done.exit_code == status, (done.output, done.exception)
     return done
+
+
+def test_a_step_depends_on_the_content_of_its_trace(tmp_path, monkeypatch):
+    """Also where the trace is given by a relative path, since notebooks run in another folder."""
+    monkeypatch.chdir(tmp_path)
+    step = next(step for step in steps.STEPS if step.name == "08_beyond")
+    study, found = pipeline.Study("smoke", results=tmp_path, extra={"trace": "t.csv"}), []
+    for text in ("one", "two"):
+        Path("t.csv").write_text(text)
+        assert study.values(step)["trace"] == str(tmp_path / "t.csv")
+        found.append(study.dependencies(step)["inputs"]["trace/t.csv"])
+    assert found[0] != found[1]

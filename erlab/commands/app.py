@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from erlab.commands import gateway, machines, outcomes, results, serving, study
+from erlab.commands import gateway, machines, options, outcomes, results, serving, study
 from erlab.commands.printed import leave
 from erlab.errors import ErlabError
 from erlab.study import ends
@@ -123,7 +123,7 @@ for _command in (
     serving.users,
     machines.simulate,
 ):
-    app.command(_command.__name__.rstrip("_"))(_command)
+    app.command(_command.__name__.rstrip("_"), cls=options.Command)(_command)
 app.add_typer(outcomes.app, name="outcomes", cls=_Group)
 
 

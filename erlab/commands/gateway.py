@@ -45,7 +45,9 @@ def gateway(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Routing policy (default: the file's, else nearest).", metavar="NAME", callback=options.POLICY
+            help="Routing policy: {gateway policies} (default: the file's, else nearest).",
+            metavar="NAME",
+            callback=options.one_of("gateway policies"),
         ),
     ] = None,
     host: Annotated[

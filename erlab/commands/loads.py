@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from erlab import paper
 from erlab.commands import options, printed
 from erlab.errors import ErlabError
+from erlab.serving import profiles
+from erlab.spec import Workload
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _MOST = 1e7  # seconds, some months
@@ -24,12 +27,6 @@ def seconds(text: str | float) -> float | str:
     return float(found[1]) * _UNITS[found[2] or "s"] if found else text
 
 
-def _trace_formats() -> list[str]:
-    from erlab.prompts.traces import TRACES  # slow to import: it brings numpy
-
-    return list(TRACES)
-
-
 _TIME = options.number("be a duration above 0, such as 250ms, 3s, 5min or 1h", lambda value: 0 < value <= _MOST)
 _RATE = options.number("be a number above 0 and at most 100000", lambda value: 0 < value <= 100_000)
 _FACTOR = options.number("be a number above 0 and at most 1000000", lambda value: 0 < value <= 1e6)
@@ -41,6 +38,10 @@ def _most(most: int):
 
 def _option(help: str, parser, callback, *names: str, metavar: str | None = None) -> object:
     return typer.Option(*names, help=help, parser=parser, callback=callback, metavar=metavar)
+
+
+def _turns(workload: Workload) -> str:
+    return f"{workload.turns} per user and at least {workload.least_requests}"
 
 
 Rate = Annotated[
@@ -56,20 +57,23 @@ TraceFile = Annotated[
 ]
 Speed = Annotated[
     float | None,
-    _option("With --trace: factor on its speed (default: 1).", options.real, _FACTOR, metavar="NUMBER"),
+    _option("With --trace: factor on its speed; 2 is twice as fast (default: 1).", options.real, _FACTOR, metavar="NUMBER"),
 ]
-Lengths = Annotated[
+LengthFactor = Annotated[
     float | None,
     _option(
-        "With --trace: factor on its token lengths (default: 1).", options.real, _FACTOR, "--lengths", metavar="NUMBER"
+        "With --trace: factor on its token lengths; 0.5 halves them (default: 1).",
+        options.real,
+        _FACTOR,
+        metavar="NUMBER",
     ),
 ]
 TraceFormat = Annotated[
     str | None,
     typer.Option(
-        help="With --trace: azure, burstgpt, servegen, aiperf, mooncake, vllm or csv (default: recognized by columns).",
+        help="Format of the trace: {traces} (default: recognized by its columns).",
         metavar="NAME",
-        callback=options.one_of(_trace_formats),
+        callback=options.one_of("traces"),
     ),
 ]
 TraceColumns = Annotated[
@@ -83,7 +87,7 @@ TraceColumns = Annotated[
 BlockTokens = Annotated[
     int | None,
     _option(
-        "With --trace: tokens per prefix id (default: 512; 16 with vllm).",
+        "With --trace: prompt tokens per block id, the hash_ids of a trace (default: 512; 16 with vllm).",
         options.whole,
         _most(1_000_000),
         metavar="INTEGER",
@@ -92,8 +96,8 @@ BlockTokens = Annotated[
 Duration = Annotated[
     float | None,
     _option(
-        "Length of the load, such as 250ms, 30s or 5min (default: some requests per user; 1min with a rate; all of a "
-        "trace).",
+        "Length of the load, such as 250ms, 30s or 5min (default: 1min at a rate, all of a trace; closed loops end "
+        "after --requests).",
         seconds,
         _TIME,
         metavar="TIME",
@@ -101,7 +105,14 @@ Duration = Annotated[
 ]
 Requests = Annotated[
     int | None,
-    _option("Number of requests (default: those of the duration).", options.whole, _most(10_000_000), metavar="INTEGER"),
+    _option(
+        "Requests of all users together (default: as many as --duration holds; a closed loop without it: "
+        f"{_turns(profiles.PROFILES['laptop'].workload)} in the profile laptop, "
+        f"{_turns(paper.WORKLOAD)} in simulate).",
+        options.whole,
+        _most(10_000_000),
+        metavar="INTEGER",
+    ),
 ]
 Think = Annotated[
     float | None,
@@ -124,7 +135,7 @@ def make(
     constant_rate: float | None,
     trace: Path | None,
     speed: float | None,
-    lengths: float | None,
+    length_factor: float | None,
     trace_format: str | None,
     trace_columns: str | None,
     block_tokens: int | None,
@@ -136,8 +147,8 @@ def make(
     """Return the load of these options (`erlab.prompts.loads.Load`); read its trace."""
     from erlab.prompts import loads, traces, traffic
 
-    only = {"speed": speed, "lengths": lengths, "trace-format": trace_format, "trace-columns": trace_columns}
-    for name, value in (only | {"block-tokens": block_tokens}).items():
+    only = {"speed": speed, "length-factor": length_factor, "block-tokens": block_tokens}
+    for name, value in (only | {"trace-format": trace_format, "trace-columns": trace_columns}).items():
         if value is not None and trace is None:
             raise ErlabError(f"--{name} is for --trace, which is missing.")
     chosen = {"rate": rate, "constant-rate": constant_rate, "trace": trace}
@@ -156,8 +167,8 @@ def make(
         printed.line(f"{trace}: {read.skipped:,} requests without prompt or output tokens are left out.")
     replayed = traffic.faster(read.traffic, speed or 1.0)
     source = trace.name + (f" at {speed:g} times the speed" if speed else "")
-    if lengths:
-        replayed, source = traffic.resized(replayed, lengths), f"{source}, lengths times {lengths:g}"
+    if length_factor:
+        replayed, source = traffic.resized(replayed, length_factor), f"{source}, lengths times {length_factor:g}"
     return loads.Load(**described, trace=replayed, source=source)
 
 

@@ -70,7 +70,12 @@ def simulate(
     system: Annotated[str, typer.Option(help=f"System: {_SYSTEMS} of v2; {_V1_SYSTEMS} of v1.", metavar="NAME")],
     version: Annotated[str, typer.Option("--paper", help="Version of the paper: v2 or v1.")] = "v2",
     systems: Annotated[
-        Path | None, typer.Option(help="TOML file of further systems, see erlab.simulation.systems.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="TOML file of further systems, one table systems.NAME each: model, precision, tensor_parallel, count, "
+            "router.",
+            metavar="FILE",
+        ),
     ] = None,
     users: Annotated[
         list[int] | None,
@@ -84,7 +89,7 @@ def simulate(
     constant_rate: loads.ConstantRate = None,
     trace: loads.TraceFile = None,
     speed: loads.Speed = None,
-    lengths: loads.Lengths = None,
+    length_factor: loads.LengthFactor = None,
     trace_format: loads.TraceFormat = None,
     trace_columns: loads.TraceColumns = None,
     block_tokens: loads.BlockTokens = None,
@@ -136,7 +141,9 @@ def simulate(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Routing policy of a router system, such as spill (default: nearest).", callback=options.POLICY
+            help="Routing policy of a router system: {policies} (default: nearest).",
+            metavar="NAME",
+            callback=options.one_of("policies"),
         ),
     ] = None,
     prefix_caching: Annotated[
@@ -188,7 +195,7 @@ def simulate(
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
     policy = "nearest" if policy is None else policy
     shape = loads.make(
-        users, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
+        users, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens, duration, requests,
         think, warmup,
     )  # fmt: skip
     if prefix_caching and (shape.trace is None or shape.trace.prefix is None):

@@ -5,6 +5,7 @@ option's callback refuses it with the allowed values.
 """
 
 import contextlib
+import importlib
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,31 +55,61 @@ def number(allowed: str, fits: Callable[[float], bool]) -> Callable:
     return must(allowed, lambda given: not isinstance(given, str) and fits(given))
 
 
-def one_of(names: Callable[[], Iterable[str]]) -> Callable:
-    """Return the callback of an option that takes one of these names, which are looked up only if it is given."""
+def one_of(names: str | Callable[[], Iterable[str]]) -> Callable:
+    """Return the callback of an option that takes one of these names, which are looked up only if it is given.
+
+    Args:
+        names: A registry (`names_of`), or a function that returns the names.
+    """
 
     def check(option: typer.CallbackParam, given: str | None):
-        known = tuple(names()) if given is not None else ()
+        known = () if given is None else names_of(names) if isinstance(names, str) else tuple(names())
         return must(f"be one of {', '.join(known)}", known.__contains__)(option, given)
 
     return check
 
 
-def each_of(names: Callable[[], Iterable[str]]) -> Callable:
-    """Return the callback of a repeated option whose values are some of these names, as `one_of`."""
+def each_of(registry: str) -> Callable:
+    """Return the callback of a repeated option that takes names in a registry."""
 
     def check(option: typer.CallbackParam, given: list[str] | None):
         for name in given or ():
-            one_of(names)(option, name)
+            one_of(registry)(option, name)
         return given
 
     return check
 
 
-def _policies() -> Iterable[str]:
-    from erlab.routing.policies import POLICIES  # slow to import: it brings numpy
+_REGISTRIES = {  # slow to import: they bring numpy
+    "policies": ("erlab.routing.policies", "POLICIES"),
+    "gateway policies": ("erlab.routing.policies", "gateway_policies"),
+    "traces": ("erlab.prompts.traces", "TRACES"),
+    "importers": ("erlab.quality.importers", "IMPORTERS"),
+    "routers": ("erlab.quality.routers", "RULES"),
+    "features": ("erlab.routing.features", "FEATURES"),
+    "clusterers": ("erlab.routing.clusterers", "CLUSTERERS"),
+}
 
-    return POLICIES
+
+def names_of(registry: str) -> tuple[str, ...]:
+    """Return the names in a registry."""
+    module, attribute = _REGISTRIES[registry]
+    found = getattr(importlib.import_module(module), attribute)
+    return tuple(found() if callable(found) else found)
+
+
+class Command(typer.core.TyperCommand):
+    """Command whose options' help may contain the names in a registry, such as ``{policies}``."""
+
+    def format_help(self, ctx, formatter):
+        from typer import rich_utils
+
+        rich_utils.DEFAULT_STRING = "(default: {})"  # as in help texts
+        for option in self.params:
+            for registry in _REGISTRIES:
+                if (mark := f"{{{registry}}}") in (option.help or ""):
+                    option.help = option.help.replace(mark, ", ".join(names_of(registry)))
+        super().format_help(ctx, formatter)
 
 
 def _containers() -> Iterable[str]:
@@ -122,7 +153,7 @@ def attached_server(triton: str | None, upstream: str | None) -> str | None:
 
 TEXT = must("not be empty", bool)
 COUNT = number(f"be a whole number from 1 to {MOST_USERS}", lambda count: 1 <= count <= MOST_USERS)
-POLICY, CONTAINER = one_of(_policies), one_of(_containers)
+CONTAINER = one_of(_containers)
 PORT = number("be a whole number from 1 to 65535", lambda port: 1 <= port <= 65535)
 SHARE = number("be a number from 0 to 1", lambda share: 0 <= share <= 1)
 FOLDER = must("be a folder, new or there already", _is_folder)
@@ -156,7 +187,7 @@ TextColumn = Annotated[
         callback=TEXT,
     ),
 ]
-SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out datasets of a list that cannot be had.")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out datasets of a list that are not available.")]
 Seed = Annotated[
     int,
     typer.Option(

@@ -13,33 +13,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Judge routers by the quality of the answers: import outcome tables, evaluate routers, train one.\n\n"
+    help="Judge routers by the quality of the answers. An outcome table holds the score and the cost of each expert's "
+    "answer to each prompt.\n\n"
     "Example: [bold]erlab outcomes evaluate outcomes.parquet --out quality[/bold]",
 )
-
-
-def _formats():
-    from erlab.quality.importers import IMPORTERS
-
-    return IMPORTERS
-
-
-def _rules():
-    from erlab.quality.routers import RULES
-
-    return RULES
-
-
-def _features():
-    from erlab.routing.features import FEATURES
-
-    return FEATURES
-
-
-def _clusterers():
-    from erlab.routing.clusterers import CLUSTERERS
-
-    return CLUSTERERS
 
 
 _AT_LEAST_1 = options.number("be a whole number from 1", lambda count: count >= 1)
@@ -51,9 +28,9 @@ Table = Annotated[
 Features = Annotated[
     str,
     typer.Option(
-        help="Features of the prompts: words, characters, static, minilm.",
+        help="Features of the prompts: {features}.",
         metavar="NAME",
-        callback=options.one_of(_features),
+        callback=options.one_of("features"),
     ),
 ]
 Clusters = Annotated[
@@ -61,7 +38,9 @@ Clusters = Annotated[
 ]
 Clusterer = Annotated[
     str,
-    typer.Option(help="Clusterer of the Expert Router.", metavar="NAME", callback=options.one_of(_clusterers)),
+    typer.Option(
+        help="Clusterer of the Expert Router: {clusterers}.", metavar="NAME", callback=options.one_of("clusterers")
+    ),
 ]
 Strong = Annotated[str | None, typer.Option(help="Strong expert (default: highest mean score).", metavar="EXPERT")]
 Weak = Annotated[
@@ -72,24 +51,23 @@ Weak = Annotated[
 ]
 
 
-@app.command("import")
+@app.command("import", cls=options.Command)
 def import_(
     files: Annotated[list[Path], typer.Argument(help="Files or folders with results.", metavar="FILE...")],
     out: Annotated[Path, typer.Option(help="File for the outcome table.", callback=options.FILE)],
     format: Annotated[
         str | None,
         typer.Option(
-            help="Format: llmrouter, routellm, routerbench, routerarena, lm-eval, helm, long, wide "
-            "(default: recognized by the content).",
+            help="Format: {importers} (default: recognized by the content).",
             metavar="NAME",
-            callback=options.one_of(_formats),
+            callback=options.one_of("importers"),
         ),
     ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of the file for one of the table, such as score=accuracy; repeat for several.",
-            metavar="NAME=COLUMN",
+            help="Column of the file that becomes a column of the table, such as score=accuracy; repeat for several.",
+            metavar="TABLE_COLUMN=FILE_COLUMN",
         ),
     ] = None,
     experts: Annotated[
@@ -139,7 +117,7 @@ def _pair(text: str) -> tuple[str, str]:
 
     name, equals, column = text.partition("=")
     if not (equals and column and name in SCHEMA.names):
-        raise ErlabError(f"--column must be NAME=COLUMN with a NAME out of {', '.join(SCHEMA.names)}. Got {text!r}.")
+        raise ErlabError(f"--column must be TABLE_COLUMN=FILE_COLUMN with a TABLE_COLUMN out of {', '.join(SCHEMA.names)}. Got {text!r}.")
     return name, column
 
 
@@ -151,7 +129,7 @@ def _range(text: str) -> tuple[float, float]:
     raise ErlabError(f"--range must be LOW,HIGH, two numbers with LOW below HIGH. Got {text!r}.")
 
 
-@app.command()
+@app.command(cls=options.Command)
 def evaluate(
     table: Table,
     out: Annotated[
@@ -159,7 +137,11 @@ def evaluate(
     ] = None,
     router: Annotated[
         list[str] | None,
-        typer.Option(help="Router to evaluate; repeat for several (default: all).", callback=options.each_of(_rules)),
+        typer.Option(
+            help="Router to evaluate: {routers}; repeat for several (default: all).",
+            metavar="NAME",
+            callback=options.each_of("routers"),
+        ),
     ] = None,
     folds: Annotated[
         int, typer.Option(help="Folds by the hash of the text.", parser=options.whole, callback=_AT_LEAST_2)
@@ -177,7 +159,10 @@ def evaluate(
     weak: Weak = None,
     seed: options.Seed = 0,
 ):
-    """Evaluate routers on prompts that they were not trained on: accuracy, cost, APGR, load, latency of a decision.
+    """Evaluate routers on prompts that they were not trained on: accuracy, cost, load, latency of a decision.
+
+    APGR is the average performance gap recovered between the weak and the strong expert, CPT(x) the share of prompts
+    that the strong expert needs to recover x percent of it (RouteLLM).
 
     Examples:
 
@@ -226,14 +211,14 @@ def _short(rows):
     )
 
 
-@app.command()
+@app.command(cls=options.Command)
 def train(
     table: Table,
     out: Annotated[Path, typer.Option(help="Folder for the router.", callback=options.FOLDER)],
     router: Annotated[
-        str, typer.Option(help="Router to train.", metavar="NAME", callback=options.one_of(_rules))
+        str, typer.Option(help="Router to train: {routers}.", metavar="NAME", callback=options.one_of("routers"))
     ] = "expert_router",
-    weight: Annotated[
+    cost_weight: Annotated[
         float,
         typer.Option(
             help="Score that one dollar is worth; 0 ignores costs.",
@@ -261,7 +246,7 @@ def train(
         router,
         outcomes.read(table),
         features=features,
-        weight=weight,
+        weight=cost_weight,
         clusters=clusters,
         clusterer=clusterer,
         strong=strong,

@@ -41,9 +41,9 @@ def serve(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Routing policy, a name in erlab.routing.policies (default: nearest).",
+            help="Routing policy of a router system: {gateway policies} (default: nearest).",
             metavar="NAME",
-            callback=options.POLICY,
+            callback=options.one_of("gateway policies"),
         ),
     ] = None,
     generalist: Annotated[
@@ -139,7 +139,7 @@ def users(
     constant_rate: loads.ConstantRate = None,
     trace: loads.TraceFile = None,
     speed: loads.Speed = None,
-    lengths: loads.Lengths = None,
+    length_factor: loads.LengthFactor = None,
     trace_format: loads.TraceFormat = None,
     trace_columns: loads.TraceColumns = None,
     block_tokens: loads.BlockTokens = None,
@@ -149,9 +149,16 @@ def users(
     warmup: loads.Warmup = None,
     repeat: options.Repeat = 1,
     model: Annotated[
-        list[str] | None, typer.Option(help="Model to query; repeat to alternate between several (default: router).")
+        list[str] | None, typer.Option(help="Model to query; repeat for several, which users take in turn (default: router).")
     ] = None,
-    profile: Profile = "laptop",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="Machine profile whose token lengths, requests per user and deadline are used: "
+            f"{', '.join(profiles.PROFILES)}.",
+            metavar="NAME",
+        ),
+    ] = "laptop",
     prompts: Prompts = None,
     text: TextColumn = None,
     skip_missing: SkipMissing = False,
@@ -170,7 +177,7 @@ def users(
       erlab users --address 127.0.0.1:8001 --users 1 --users 8 --users 32
       erlab users --address 127.0.0.1:8001 --users 8 --think 3s --duration 5min --warmup 30s
       erlab users --address 127.0.0.1:8001 --rate 2.5 --requests 500 --repeat 3
-      erlab users --address 127.0.0.1:8001 --trace azure.csv --speed 2 --lengths 0.05 --duration 5min
+      erlab users --address 127.0.0.1:8001 --trace azure.csv --speed 2 --length-factor 0.05 --duration 5min
     """
     from erlab.experiments import cell, live
     from erlab.prompts import datasets
@@ -178,7 +185,7 @@ def users(
 
     models = tuple(model or ("router",))
     shape = loads.make(
-        count, rate, constant_rate, trace, speed, lengths, trace_format, trace_columns, block_tokens, duration, requests,
+        count, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens, duration, requests,
         think, warmup,
     )  # fmt: skip
     corpus, origins = datasets.load_with_origins(prompts, seed=seed, text=text, skip_missing=skip_missing)

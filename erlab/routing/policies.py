@@ -134,6 +134,13 @@ POLICIES: dict[str, Policy] = {
 # Field of `FleetState` that a policy needs; without it the policy equals `nearest`.
 NEEDS = {"outlier": "generalist", "strong_weak": "strong", "longest_prefix": "cached"}
 SIMULATED = ("longest_prefix",)  # policies that need what only the simulation knows
+
+
+def gateway_policies() -> tuple[str, ...]:
+    """Return the names of the policies that a gateway can follow."""
+    return tuple(name for name in POLICIES if name not in SIMULATED)
+
+
 # Special expert that a policy of the gateway needs.
 SPECIAL_EXPERTS = {policy: need for policy, need in NEEDS.items() if policy not in SIMULATED}
 # Parameters of policies that a user may set, with their lowest and highest value.

@@ -194,8 +194,8 @@ def test_the_commands_import_evaluate_and_train(example, erlab, tmp_path):
     [
         (("--range", "5"), "--range must be LOW,HIGH"),
         (("--range", "5,1"), "--range must be LOW,HIGH"),
-        (("--column", "score"), "--column must be NAME=COLUMN"),
-        (("--column", "x=y"), "--column must be NAME=COLUMN with a NAME out of prompt, text"),
+        (("--column", "score"), "--column must be TABLE_COLUMN=FILE_COLUMN"),
+        (("--column", "x=y"), "--column must be TABLE_COLUMN=FILE_COLUMN with a TABLE_COLUMN out of prompt, text"),
         (("--format", "x"), "--format must be one of helm, lm-eval"),
     ],
 )

@@ -57,7 +57,9 @@ TraceFile = Annotated[
 ]
 Speed = Annotated[
     float | None,
-    _option("With --trace: factor on its speed; 2 is twice as fast (default: 1).", options.real, _FACTOR, metavar="NUMBER"),
+    _option(
+        "With --trace: factor on its speed; 2 is twice as fast (default: 1).", options.real, _FACTOR, metavar="NUMBER"
+    ),
 ]
 LengthFactor = Annotated[
     float | None,

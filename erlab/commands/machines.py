@@ -195,8 +195,8 @@ def simulate(
         raise ErlabError(f"--policy is for router systems, {system} is a baseline. Got {policy!r}.")
     policy = "nearest" if policy is None else policy
     shape = loads.make(
-        users, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens, duration, requests,
-        think, warmup,
+        users, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens,
+        duration, requests, think, warmup,
     )  # fmt: skip
     if prefix_caching and (shape.trace is None or shape.trace.prefix is None):
         raise ErlabError("--prefix-caching needs a --trace with prefix ids on every request.")

@@ -187,7 +187,9 @@ TextColumn = Annotated[
         callback=TEXT,
     ),
 ]
-SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out datasets of a list that are not available.")]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="Leave out datasets of a list that are not available.")
+]
 Seed = Annotated[
     int,
     typer.Option(

@@ -117,7 +117,8 @@ def _pair(text: str) -> tuple[str, str]:
 
     name, equals, column = text.partition("=")
     if not (equals and column and name in SCHEMA.names):
-        raise ErlabError(f"--column must be TABLE_COLUMN=FILE_COLUMN with a TABLE_COLUMN out of {', '.join(SCHEMA.names)}. Got {text!r}.")
+        allowed = f"TABLE_COLUMN=FILE_COLUMN with a TABLE_COLUMN out of {', '.join(SCHEMA.names)}"
+        raise ErlabError(f"--column must be {allowed}. Got {text!r}.")
     return name, column
 
 

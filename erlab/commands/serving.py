@@ -149,7 +149,8 @@ def users(
     warmup: loads.Warmup = None,
     repeat: options.Repeat = 1,
     model: Annotated[
-        list[str] | None, typer.Option(help="Model to query; repeat for several, which users take in turn (default: router).")
+        list[str] | None,
+        typer.Option(help="Model to query; repeat for several, which users take in turn (default: router)."),
     ] = None,
     profile: Annotated[
         str,
@@ -185,8 +186,8 @@ def users(
 
     models = tuple(model or ("router",))
     shape = loads.make(
-        count, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens, duration, requests,
-        think, warmup,
+        count, rate, constant_rate, trace, speed, length_factor, trace_format, trace_columns, block_tokens,
+        duration, requests, think, warmup,
     )  # fmt: skip
     corpus, origins = datasets.load_with_origins(prompts, seed=seed, text=text, skip_missing=skip_missing)
     for missing in (origin.missing for origin in origins if origin.missing):

@@ -215,7 +215,7 @@ def start_gateway(config: str | Path | Mapping, timeout: float = 60.0) -> Iterat
             print(erlab.ask("What is a watt?", gateway.http))
 
     Args:
-        config: TOML file, or its tables (`erlab.gateway.fleet.of_table`).
+        config: TOML file, or its tables (`erlab.gateway.fleet.from_table`).
         timeout: Seconds for an expert to become ready.
 
     >>> import erlab
@@ -227,9 +227,9 @@ def start_gateway(config: str | Path | Mapping, timeout: float = 60.0) -> Iterat
     from erlab.gateway import Gateway, fleet, prepare
 
     if isinstance(config, Mapping):
-        described = fleet.of_table(config)
+        described = fleet.from_table(config)
     else:
-        described = fleet.of_table(fleet.read(config), str(config), Path(config).parent)
+        described = fleet.from_table(fleet.read(config), str(config), Path(config).parent)
     ready = prepare.prepared(described)
     prepare.require_experts(ready.config)
     with Gateway(ready.config, timeout) as running:

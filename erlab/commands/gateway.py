@@ -19,7 +19,12 @@ _PROMPT, _TOKENS = "How do I salt pasta water?", 32
 
 def gateway(
     config: Annotated[
-        Path | None, typer.Option(help="TOML file that describes the gateway (erlab.gateway.fleet).", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="TOML file that describes the gateway; generalist, strong, threshold and limits are set only there. "
+            "Its keys are listed in erlab/gateway/fleet.py.",
+            metavar="FILE",
+        ),
     ] = None,
     expert: Annotated[
         list[str] | None,
@@ -31,7 +36,11 @@ def gateway(
     ] = None,
     router: Annotated[
         Path | None,
-        typer.Option(help="Folder of a saved router (default: the file's, else one that is trained).", metavar="DIR"),
+        typer.Option(
+            help="Folder of a saved router (default: the file's; else one is trained from --prompts at first start and "
+            "saved in router/ beside the file, without file in data/results/gateway/router).",
+            metavar="DIR",
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
@@ -57,13 +66,13 @@ def gateway(
     port: Annotated[
         int | None,
         typer.Option(
-            help="Port of the KServe v2 gRPC face (default: a free one).", parser=options.whole, callback=options.PORT
+            help="Port of the KServe v2 gRPC server (default: a free one).", parser=options.whole, callback=options.PORT
         ),
     ] = None,
     http_port: Annotated[
         int | None,
         typer.Option(
-            help="Port of the OpenAI-compatible face (default: a free one).",
+            help="Port of the OpenAI-compatible server (default: a free one).",
             parser=options.whole,
             callback=options.PORT,
         ),
@@ -71,11 +80,11 @@ def gateway(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that share the ports (default 1).", parser=options.whole, callback=options.COUNT
+            help="Processes that share the ports (default: 1).", parser=options.whole, callback=options.COUNT
         ),
     ] = None,
-    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="Open no gRPC face.")] = False,
-    no_http: Annotated[bool, typer.Option("--no-http", help="Open no HTTP face.")] = False,
+    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="Start no gRPC server.")] = False,
+    no_http: Annotated[bool, typer.Option("--no-http", help="Start no HTTP server.")] = False,
     log: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +92,7 @@ def gateway(
         ),
     ] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Start although experts do not answer; they join when they do.")
+        bool, typer.Option("--unchecked", help="Start although experts do not answer; they join later, when they do.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print which expert serves which cluster, and check the experts.")
@@ -100,7 +109,17 @@ def gateway(
 ):
     """Start the router in front of your own experts and keep it running until Ctrl-C or SIGTERM.
 
-    SIGHUP reads the file again; requests in flight go on. SIGTERM ends it when they have ended.
+    SIGHUP reads the file again; requests in flight go on. SIGTERM stops it after requests in flight end (at most 30 s).
+
+    A file:
+
+    \b
+      \\[policy]
+      name = "spill"
+      \\[experts.math]
+      url = "http://10.0.0.5:8000/v1"
+      model = "Qwen2.5-Math-7B"
+      domains = ["mathematics"]
 
     Examples:
 
@@ -170,7 +189,7 @@ def _read(config: Path | None, changes: dict[str, dict]):
         if given := {name: value for name, value in values.items() if value is not None}:
             former = table.get(part, {})
             table[part] = former | given if isinstance(former, dict) else former
-    return fleet.of_table(table, str(config or "erlab gateway"), config.parent if config else Path())
+    return fleet.from_table(table, str(config or "erlab gateway"), config.parent if config else Path())
 
 
 def _show(ready) -> None:

@@ -54,7 +54,7 @@ def start(config: str | Path | None = None, experts: int = 4, folder: str | Path
     """
     with ExitStack() as stack:
         if config is not None:
-            described = fleet.of_table(fleet.read(config), str(config), Path(config).parent)
+            described = fleet.from_table(fleet.read(config), str(config), Path(config).parent)
         else:
             folder = Path(folder or stack.enter_context(tempfile.TemporaryDirectory()))
             described = stack.enter_context(_emulated(experts, folder))

@@ -38,7 +38,7 @@ async def _serve(worker: bool) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     if not (line := await lines.readline()):
         return
-    config = fleet.of_json(line)
+    config = fleet.from_json(line)
     # BLAS would wake one thread per core for every small product, and each spins: several times the CPU, no faster.
     with threadpool_limits(1, user_api="blas"):
         async with AsyncExitStack() as stack:
@@ -58,7 +58,7 @@ async def _reload(lines: asyncio.StreamReader, service) -> None:
     """Change to each further description until the input ends."""
     while line := await lines.readline():
         try:
-            await service.reload(fleet.of_json(line))
+            await service.reload(fleet.from_json(line))
             _tell({})
         except ErlabError as e:
             _tell({"error": str(e)})

@@ -1,7 +1,7 @@
 """Description of a gateway and the experts behind it: the one form in which every caller states it.
 
-`erlab gateway` reads it from a TOML file, `erlab serve` and the study make it with `of_clusters`, and gateway processes
-receive it as JSON. Nothing is contacted here.
+`erlab gateway` reads it from a TOML file, `erlab serve` and the study make it with `from_clusters`, and gateway
+processes receive it as JSON. Nothing is contacted here.
 
     [gateway]
     host = "0.0.0.0"                 # default 127.0.0.1
@@ -9,13 +9,13 @@ receive it as JSON. Nothing is contacted here.
     http_port = 8080                 # OpenAI-compatible; default 0, a free one; http = false opens none
     workers = 4                      # processes that share the ports; default 1
     key_variable = "ERLAB_API_KEY"   # environment variable with the key that clients must send
-    hosts = ["llm.example.com"]      # host names answered beside loopback's; default all, on loopback none
+    hosts = ["llm.example.com"]      # host names answered beside loopback's; default any, on a loopback address none
     origins = ["https://example.com"]  # web pages that may read answers; default none
     log = "access.jsonl"             # one JSON object per request, - for standard error; default none
     log_prompts = true               # with the text of the prompts; default false
 
     [router]
-    folder = "router"                # a saved router, or with `prompts` the place of the trained one; default router
+    folder = "router"                # saved router; with `prompts`, where to save the trained one; default router
     prompts = "my_prompts/"          # as `erlab reproduce --prompts`; also text, clusters, features, clusterer, seed
 
     [policy]
@@ -30,15 +30,15 @@ receive it as JSON. Nothing is contacted here.
     model = "Qwen2.5-Math-7B"        # or behind the URL: http://.../v1#MODEL, grpc://HOST:PORT/MODEL
     domains = ["mathematics"]        # or clusters = [0, 3]
     weight = 2                       # share of a cluster that several experts serve; default 1
-    price = [0.2, 0.6]               # per million input and output tokens, any currency
+    price = [0.2, 0.6]               # dollars per million input and output tokens
     key_variable = "MATH_KEY"        # environment variable with the key that the expert requires
 
-Files are relative to the TOML file. If no expert names clusters or domains, cluster c goes to expert c modulo their
-number, without the policy's generalist or strong expert; otherwise each cluster needs an expert. A router that was
-trained for experts (`erlab.quality`) names the expert of each cluster itself. An expert without clusters is asked by
-its name, or by the policy.
+Files are relative to the TOML file. If no expert names clusters or domains, clusters are dealt to the experts in turn,
+skipping the policy's generalist or strong expert; otherwise each cluster needs an expert. A router that was trained for
+experts (`erlab.quality`) names the expert of each cluster itself. An expert without clusters is asked by its name, or
+by the policy.
 
->>> fleet = of_clusters("router", "127.0.0.1:8001", ("expert_0", "expert_1"), port=9001)
+>>> fleet = from_clusters("router", "127.0.0.1:8001", ("expert_0", "expert_1"), port=9001)
 >>> [(expert.name, expert.url) for expert in fleet.experts]
 [('expert_0', 'grpc://127.0.0.1:8001/expert_0'), ('expert_1', 'grpc://127.0.0.1:8001/expert_1')]
 >>> places(fleet, clusters=4)
@@ -60,11 +60,11 @@ from erlab.errors import ErlabError
 from erlab.gateway import kserve
 from erlab.gateway.core import ROUTER
 from erlab.gateway.limits import Limits
-from erlab.routing.policies import NUMBERS, POLICIES, SIMULATED, SPECIAL_EXPERTS
+from erlab.routing.policies import NUMBERS, POLICIES, SPECIAL_EXPERTS, gateway_policies
 from erlab.spec import require
 
 KEY_VARIABLE = "ERLAB_API_KEY"
-_RELOADED = ("experts", "router", "policy", "special", "numbers")  # what a running gateway can change
+_RELOADED = ("experts", "router", "policy", "special_expert", "policy_parameters")  # what a running gateway can change
 _OWNER = "the gateway"
 _FORMS = "be grpc://HOST:PORT/MODEL (Triton) or http://HOST:PORT/v1#MODEL (OpenAI-compatible)"
 
@@ -103,7 +103,7 @@ class ExpertConfig:
         require(0 < self.weight < math.inf, "weight", owner, "be more than 0", self.weight)
         require(all(c >= 0 for c in self.clusters), "clusters", owner, "be at least 0", list(self.clusters))
         fits = self.price is None or len(self.price) == 2 and all(0 <= p < math.inf for p in self.price)
-        require(fits, "price", owner, "be two numbers from 0, per million input and output tokens", self.price)
+        require(fits, "price", owner, "be two numbers from 0, dollars per million input and output tokens", self.price)
         self.location  # raises
 
     @property
@@ -122,9 +122,12 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """Saved router in `folder`, trained there at first start from `prompts` (None: the project's own) if `trains`.
+    """Description of the router.
 
     Attributes:
+        folder: Folder of the saved router.
+        trains: Whether it is trained and saved there at first start.
+        prompts: What it is trained from; None for the project's own prompts.
         text: Column of the prompts.
         clusters, features, clusterer, seed: As of `erlab.routing.PromptRouter`.
     """
@@ -147,8 +150,8 @@ class FleetConfig:
         experts: The experts, at least one.
         router: None for no routing: each expert is a model under its own name.
         policy: Name in `erlab.routing.policies.POLICIES`.
-        special: Name of the policy's generalist or strong expert.
-        numbers: Parameters of the policy.
+        special_expert: Name of the policy's generalist or strong expert.
+        policy_parameters: Parameters of the policy.
         port: Port of the gRPC face; 0 lets the system choose, None for no such face.
         http_port: The same of the HTTP face.
 
@@ -159,8 +162,8 @@ class FleetConfig:
     experts: tuple[ExpertConfig, ...]
     router: RouterConfig | None = None
     policy: str = "nearest"
-    special: str | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    special_expert: str | None = None
+    policy_parameters: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = Limits()
     host: str = "127.0.0.1"
     port: int | None = 0
@@ -177,30 +180,30 @@ class FleetConfig:
         require(len(names) > 0, "experts", _OWNER, "name at least one expert", names)
         require(len(set(names)) == len(names), "experts", _OWNER, "have different names", names)
         require(self.workers >= 1, "workers", _OWNER, "be at least 1", self.workers)
-        allowed = "be open, or the HTTP face"
-        require(self.port is not None or self.http_port is not None, "grpc", _OWNER, allowed, "neither")
+        is_open = self.port is not None or self.http_port is not None
+        require(is_open, "grpc", _OWNER, "be open, or the HTTP face", "neither")
         for name in "port", "http_port":
             value = getattr(self, name)
             require(value is None or 0 <= value <= 65535, name, _OWNER, "be from 0 to 65535", value)
         for origin in self.origins:
-            allowed = "be https://HOST or http://HOST:PORT each"
-            require(re.fullmatch(r"https?://[^\s/]+", origin) is not None, "origins", _OWNER, allowed, origin)
+            fits = re.fullmatch(r"https?://[^\s/]+", origin) is not None
+            require(fits, "origins", _OWNER, "be https://HOST or http://HOST:PORT each", origin)
         self._check_policy(names)
 
     def _check_policy(self, names: list[str]) -> None:
-        known = [name for name in POLICIES if name not in SIMULATED]
+        known = gateway_policies()
         require(self.policy in known, "policy", _OWNER, f"be one of {', '.join(known)}", self.policy)
         if kind := SPECIAL_EXPERTS.get(self.policy):
             needed = f"name an expert where the policy is {self.policy}"
-            require(self.special is not None, kind, _OWNER, needed, self.special)
-            require(self.special in names, kind, _OWNER, f"be one of {', '.join(names)}", self.special)
-        allowed = [name for name in inspect.signature(POLICIES[self.policy]).parameters if name in NUMBERS]
-        for name, value in self.numbers.items():
-            least, most = NUMBERS.get(name, (0, 0))
-            fits = name in allowed and least <= value <= most
-            where = [policy for policy in known if name in inspect.signature(POLICIES[policy]).parameters]
-            limits = f"be from {least:g} to {most:g}" if most < math.inf else f"be at least {least:g}"
-            require(fits, name, _OWNER, f"{limits}, and only where the policy is {' or '.join(where)}", value)
+            require(self.special_expert is not None, kind, _OWNER, needed, self.special_expert)
+            require(self.special_expert in names, kind, _OWNER, f"be one of {', '.join(names)}", self.special_expert)
+        for name, value in self.policy_parameters.items():
+            require(name in NUMBERS, "policy_parameters", _OWNER, f"be some of {', '.join(NUMBERS)}", name)
+            least, most = NUMBERS[name]
+            takers = [policy for policy in known if name in inspect.signature(POLICIES[policy]).parameters]
+            fits = self.policy in takers and least <= value <= most
+            span = f"be from {least:g} to {most:g}" if most < math.inf else f"be at least {least:g}"
+            require(fits, name, _OWNER, f"{span}, and only where the policy is {' or '.join(takers)}", value)
 
     @property
     def key(self) -> str | None:
@@ -214,16 +217,17 @@ class FleetConfig:
         return json.dumps(asdict(self))
 
 
-def of_json(line: str | bytes) -> FleetConfig:
+def from_json(line: str | bytes) -> FleetConfig:
     """Decode what `FleetConfig.json` wrote."""
     values = json.loads(line)
     experts = tuple(ExpertConfig(**{k: _tuple(v) for k, v in expert.items()}) for expert in values.pop("experts"))
-    router = RouterConfig(**values.pop("router")) if values["router"] else values.pop("router")
+    router = values.pop("router")
+    router = RouterConfig(**router) if router else None
     limits = Limits(**values.pop("limits"))
     return FleetConfig(experts, router, limits=limits, **{name: _tuple(value) for name, value in values.items()})
 
 
-def of_clusters(
+def from_clusters(
     router: str | Path | None,
     upstream: str | None,
     experts: tuple[str, ...],
@@ -238,8 +242,8 @@ def of_clusters(
     Args:
         router: Folder of a saved router; None for no routing.
         upstream: HOST:PORT of a Triton server.
-        experts: Expert of each cluster, repeated if there are more clusters: a model of `upstream`, or a URL as
-            `ExpertConfig.url`.
+        experts: Expert of each cluster, dealt out in turn if there are more clusters than experts: a model of
+            `upstream`, or a URL as `ExpertConfig.url`.
         names: Without a router: name under which each of `experts` is served.
         generalist, strong: Expert for the policy that needs it, one of `experts` or another.
         threshold: Number of the policy "strong_weak".
@@ -255,16 +259,18 @@ def of_clusters(
         allowed = f"name each of the {len(experts)} experts once"
         require(len(set(names)) == len(names) == len(experts), "names", _OWNER, allowed, ",".join(names))
         described = tuple(ExpertConfig(name, url(expert)) for name, expert in zip(names, experts))
-        settings |= {"http_port": None}  # its users speak KServe v2
+        settings |= {"http_port": None}  # baselines are measured over KServe v2
     else:
         distinct = tuple(dict.fromkeys(experts))
         explicit = len(distinct) < len(experts) or special in distinct
-        of = {e: tuple(c for c, name in enumerate(experts) if name == e) if explicit else () for e in distinct}
-        described = tuple(ExpertConfig(name, url(name), clusters) for name, clusters in of.items())
+        clusters_of: dict[str, list[int]] = {name: [] for name in distinct}
+        for cluster, name in enumerate(experts if explicit else ()):
+            clusters_of[name].append(cluster)
+        described = tuple(ExpertConfig(name, url(name), tuple(clusters)) for name, clusters in clusters_of.items())
         described += (ExpertConfig(special, url(special)),) if special and special not in distinct else ()
-    numbers = {} if threshold is None else {"threshold": threshold}
+    parameters = {} if threshold is None else {"threshold": threshold}
     saved = None if router is None else RouterConfig(str(router))
-    return FleetConfig(described, saved, special=special, numbers=numbers, **settings)
+    return FleetConfig(described, saved, special_expert=special, policy_parameters=parameters, **settings)
 
 
 def _upstream(address: str | None, name: str) -> str:
@@ -273,7 +279,7 @@ def _upstream(address: str | None, name: str) -> str:
 
 
 def read(path: str | Path) -> dict:
-    """Return the content of a fleet's TOML file for `of_table`."""
+    """Return the content of a fleet's TOML file for `from_table`."""
     return toml.read(path)
 
 
@@ -284,7 +290,7 @@ _EXPERT = {"url": str, "model": str, "clusters": list[int], "domains": list[str]
 _EXPERT |= {"price": list[float], "key_variable": str}
 
 
-def of_table(table: Mapping, where: str = "fleet", folder: Path = Path()) -> FleetConfig:
+def from_table(table: Mapping, where: str = "fleet", folder: Path = Path()) -> FleetConfig:
     """Describe a gateway by the tables of its TOML file.
 
     Args:
@@ -315,8 +321,8 @@ def of_table(table: Mapping, where: str = "fleet", folder: Path = Path()) -> Fle
             experts,
             _router(parts.get("router", {}), f"{where}: [router]", folder),
             policy=name,
-            special=policy[kinds[0]] if kinds else None,
-            numbers={key: value for key, value in policy.items() if key in NUMBERS},
+            special_expert=policy[kinds[0]] if kinds else None,
+            policy_parameters={key: value for key, value in policy.items() if key in NUMBERS},
             limits=Limits(**limits),
             port=gateway.get("port", 0) if gateway.get("grpc", True) else None,
             http_port=gateway.get("http_port", 0) if gateway.get("http", True) else None,
@@ -337,35 +343,35 @@ def _expert(name: str, about: object, where: str) -> ExpertConfig:
 def _router(table: Mapping, where: str, folder: Path) -> RouterConfig:
     about = dict(toml.check(table, {"folder": str} | _TRAINING, where))
     trains = bool(about.keys() & _TRAINING.keys()) or "folder" not in about
-    place = folder / Path(about.pop("folder", ROUTER)).expanduser()
+    saved = folder / Path(about.pop("folder", ROUTER)).expanduser()
     prompts = about.pop("prompts", None)
     if prompts is not None and (folder / Path(prompts).expanduser()).exists():
         prompts = str(folder / Path(prompts).expanduser())
-    return RouterConfig(str(place), trains, prompts, **about)
+    return RouterConfig(str(saved), trains, prompts, **about)
 
 
 def places(
-    fleet: FleetConfig, clusters: int, names: tuple[str, ...] | None = None
+    config: FleetConfig, clusters: int, names: tuple[str, ...] | None = None
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the experts that serve each of a router's clusters, as indices of `fleet.experts`.
+    """Return the experts that serve each of a router's clusters, as indices of `config.experts`.
 
     Args:
-        fleet: The description.
+        config: The description.
         clusters: Number of clusters.
         names: Name of the expert of each cluster, if the router was trained for experts (`CompiledRouter.experts_`);
-            they count unless the description names clusters.
+            used only if no expert names clusters or domains.
 
     Raises:
         ErlabError: A cluster has no expert, or an expert names a cluster that the router does not have.
     """
-    experts = fleet.experts
+    experts = config.experts
     if names and not any(expert.clusters or expert.domains for expert in experts):
         known = [expert.name for expert in experts]
         allowed = f"name those that the router was trained for: {', '.join(names)}"
         require(set(names) <= set(known), "experts", _OWNER, allowed, ", ".join(known))
         return tuple((known.index(name),) for name in names)
     if not any(expert.clusters or expert.domains for expert in experts):
-        free = [i for i, expert in enumerate(experts) if expert.name != fleet.special]
+        free = [i for i, expert in enumerate(experts) if expert.name != config.special_expert]
         allowed = f"be 1 to {clusters}, as the router has {clusters} clusters, or name their clusters or domains"
         require(1 <= len(free) <= clusters, "experts", _OWNER, allowed, len(free))
         return tuple((free[c % len(free)],) for c in range(clusters))
@@ -378,22 +384,22 @@ def places(
     return found
 
 
-def resolved(fleet: FleetConfig, domains: Mapping[int, str]) -> FleetConfig:
+def resolved(config: FleetConfig, domains: Mapping[int, str]) -> FleetConfig:
     """Return the description with clusters instead of domains.
 
     Args:
-        fleet: The description.
+        config: The description.
         domains: Most frequent domain of each cluster of the router, as far as known.
     """
     experts = []
-    for expert in fleet.experts:
+    for expert in config.experts:
         for domain in expert.domains:
             if domain not in domains.values():
                 known = toml.nearest(domain, sorted(set(domains.values()))) if domains else "it has no domains."
                 raise ErlabError(f"Expert {expert.name!r}: the router has no cluster of the domain {domain!r}; {known}")
         named = {c for c, domain in domains.items() if domain in expert.domains}
         experts.append(replace(expert, clusters=tuple(sorted({*expert.clusters, *named})), domains=()))
-    return replace(fleet, experts=tuple(experts))
+    return replace(config, experts=tuple(experts))
 
 
 def check_reload(old: FleetConfig, new: FleetConfig) -> None:

@@ -1,6 +1,6 @@
 """Gateway in its own process.
 
-    with Gateway(fleet.of_table(fleet.read("fleet.toml"))) as gateway:
+    with Gateway(fleet.from_table(fleet.read("fleet.toml"))) as gateway:
         print(gateway.address, gateway.http)  # KServe v2 and OpenAI clients can query the model `router` here
 """
 
@@ -68,8 +68,8 @@ class Gateway:
         key: str | None = None,
         **settings: object,
     ) -> Self:
-        """Return the gateway of `fleet.of_clusters` with these arguments."""
-        config = fleet.of_clusters(router, upstream, experts_of_clusters, policy=policy, **settings)
+        """Return the gateway of `fleet.from_clusters` with these arguments."""
+        config = fleet.from_clusters(router, upstream, experts_of_clusters, policy=policy, **settings)
         return cls(config, timeout, key)
 
     def __enter__(self) -> Self:

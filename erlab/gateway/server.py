@@ -86,8 +86,8 @@ class Service:
             check_policy(router, config)
         experts = await self._experts.open(config.experts)
         names, weights = [expert.name for expert in experts], [expert.weight for expert in config.experts]
-        special = names.index(config.special) if config.special else None
-        decide = Decider(experts, places, config.policy, special, config.numbers, weights)
+        special = names.index(config.special_expert) if config.special_expert else None
+        decide = Decider(experts, places, config.policy, special, config.policy_parameters, weights)
         return Plan(await asyncio.to_thread(Classifier, router) if router else None, decide)
 
     async def open(self, shared: bool, key: str | None) -> None:

@@ -233,7 +233,7 @@ def check_choice(key: str, system: System, folders: Folders, **choice: str | flo
         from erlab.gateway import server as gateway
         from erlab.routing import CompiledRouter
 
-        config = fleet.of_clusters(folders.router, "127.0.0.1:1", models, **choice)  # nothing is asked there
+        config = fleet.from_clusters(folders.router, "127.0.0.1:1", models, **choice)  # nothing is asked there
     if not (folders.router / "router.json").is_file():
         raise ErlabError(f"No router in {folders.router}: run 02_train_router first (erlab reproduce --only 02).")
     if choice:
@@ -261,7 +261,7 @@ def serve(
             OpenAI-compatible server, whose model stands for all experts.
         holder: Running server (see `server`) that has the models. `triton` and `holder` replace a server of its own.
         **choice: Routing policy of the gateway: `policy`, `generalist`, `strong` and `threshold` of
-            `gateway.fleet.of_clusters`; experts are named as the system's models.
+            `gateway.fleet.from_clusters`; experts are named as the system's models.
     """
     check_choice(key, system, folders, **choice)
     models = system.model_names(key)

@@ -83,7 +83,7 @@ async def main(part, folder, expert):
         http1.HTTPClient = DirectClient
     elif part == "response":
         openai_face._Reply = DirectReply
-    async with serving(fleet.of_clusters(folder, None, (expert,))) as service:
+    async with serving(fleet.from_clusters(folder, None, (expert,))) as service:
         addresses = service.addresses
         gc.collect()
         gc.freeze()

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from erlab import paths
 from erlab.commands.app import app
 from erlab.errors import ErlabError
+from erlab.prompts.traces import TRACES
 from erlab.results import records
+from erlab.routing.policies import POLICIES, gateway_policies
 from erlab.study import notebook, pipeline
 
 
@@ -32,6 +34,13 @@ COMMANDS += ("import", "export", "gateway")
 def test_help_shows_an_example(command):
     done = run(command, "--help")
     assert done.exit_code == 0 and f"erlab {command}" in done.output.replace("Usage: ", "", 1)
+
+
+def test_help_lists_the_names_in_registries():
+    """A policy of the simulation alone is listed only where it can be used."""
+    simulate, serve = (" ".join(run(name, "--help").output.replace("│", " ").split()) for name in ("simulate", "serve"))
+    assert ", ".join(POLICIES) in simulate and ", ".join(TRACES) in simulate
+    assert ", ".join(gateway_policies()) in serve and "longest_prefix" not in serve
 
 
 def test_asking_for_help_loads_nothing_heavy():
@@ -128,6 +137,7 @@ def test_nothing_to_do_is_answered_with_help():
     ("options", "message"),
     [
         (("--policy", "nonsense"), "--policy must be one of nearest, outlier, "),
+        (("--policy", "longest_prefix"), "--policy must be one of nearest, outlier, "),
         (("--policy", "outlier"), "'generalist' parameter of the gateway must name an expert where "),
         (("--policy", "strong_weak", "--strong", "E"), "'strong' parameter of serve must be one of E-expert-0"),
         (("--threshold", 0.3), "'threshold' parameter of the gateway must be from 0 to 1, and only where "),

@@ -17,10 +17,10 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 class Local:
-    """`with Local(router, upstream, experts, limits=...) as gateway: gateway.address`, as of `fleet.of_clusters`."""
+    """`with Local(router, upstream, experts, limits=...) as gateway: gateway.address`, as of `fleet.from_clusters`."""
 
     def __init__(self, router, upstream=None, experts=(), key=None, config=None, **settings):
-        config = config or fleet.of_clusters("in memory", upstream, experts, **settings)
+        config = config or fleet.from_clusters("in memory", upstream, experts, **settings)
         self._serving = serving(config, router, key=key)
 
     def __enter__(self) -> "Local":
@@ -43,4 +43,4 @@ class Passing(Local):
     """The same without a router: `experts` under `names`."""
 
     def __init__(self, names, upstream, experts, **settings):
-        self._serving = serving(fleet.of_clusters(None, upstream, experts, names, **settings))
+        self._serving = serving(fleet.from_clusters(None, upstream, experts, names, **settings))

@@ -61,20 +61,21 @@ weight = 2.5
 
 def test_a_file_describes_a_gateway(tmp_path):
     (tmp_path / "fleet.toml").write_text(FULL)
-    config = fleet.of_table(fleet.read(tmp_path / "fleet.toml"), folder=tmp_path)
+    config = fleet.from_table(fleet.read(tmp_path / "fleet.toml"), folder=tmp_path)
     assert [expert.location for expert in config.experts] == [
         ("https://big.example.com/v1", "owner/Big-70B"),
         ("[::1]:8001", "llama"),
     ]
     assert config.experts[0].price == (0.5, 1.5) and config.experts[1].weight == 2.5
-    assert (config.policy, config.special, config.numbers) == ("strong_weak", "big", {"threshold": 0.75})
+    assert (config.policy, config.special_expert) == ("strong_weak", "big")
+    assert config.policy_parameters == {"threshold": 0.75}
     assert (config.port, config.http_port, config.workers) == (8001, None, 2)
     assert config.limits == Limits(queue=7, seconds=20)
     assert config.log == str(tmp_path / "access.jsonl")
     router = config.router
     assert router.trains and (router.prompts, router.clusters, router.features) == ("owner/name", 4, "characters")
     assert router.folder == str(tmp_path / "router")
-    assert fleet.of_json(config.json()) == config and "\n" not in config.json()
+    assert fleet.from_json(config.json()) == config and "\n" not in config.json()
 
 
 def table(**parts):
@@ -113,8 +114,13 @@ def table(**parts):
 )
 def test_a_wrong_file_is_one_line(content, said):
     with pytest.raises(ErlabError, match=said) as caught:
-        fleet.of_table(content)
+        fleet.from_table(content)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("fleet: ")
+
+
+def test_an_unknown_parameter_of_a_policy_is_named():
+    with pytest.raises(ErlabError, match="must be some of threshold, factor, free. Got 'fre'"):
+        replace(config(a={}), policy_parameters={"fre": 3})
 
 
 def config(**experts):
@@ -125,7 +131,7 @@ def test_each_cluster_has_an_expert_or_says_so():
     assert fleet.places(config(a={}, b={}), 5) == ((0,), (1,), (0,), (1,), (0,))
     shared = config(a={"clusters": (0, 1)}, b={"clusters": (1, 2)}, by_name={})
     assert fleet.places(shared, 3) == ((0,), (0, 1), (1,))
-    outlier = replace(config(a={}, g={}), policy="outlier", special="g")
+    outlier = replace(config(a={}, g={}), policy="outlier", special_expert="g")
     assert fleet.places(outlier, 2) == ((0,), (0,))
     with pytest.raises(ErlabError, match="must have an expert. Got none for clusters 3, 4"):
         fleet.places(shared, 5)
@@ -181,7 +187,7 @@ def test_a_change_loses_nothing_and_a_broken_one_changes_nothing(router_folder, 
             with grpc.insecure_channel(gateway.address) as channel:
                 call = channel.unary_stream(STREAM)(kserve.request("router", "wait change", 4).SerializeToString())
                 fake.wait(lambda: fake.in_flight["old"] == 1)
-                gateway.reload(fleet.of_clusters(router_folder, fake.address, ("new",), **settings))
+                gateway.reload(fleet.from_clusters(router_folder, fake.address, ("new",), **settings))
                 for _ in range(8):  # of either worker
                     headers, answer = post(gateway, {"prompt": KITCHEN[0]})
                     assert headers["x-erlab-expert"] == answer["model"] == "new"
@@ -193,7 +199,7 @@ def test_a_change_loses_nothing_and_a_broken_one_changes_nothing(router_folder, 
                     (router_folder, ("old",), {"workers": 3}, "'workers' must not change"),
                 ):
                     with pytest.raises(ErlabError, match=said):
-                        gateway.reload(fleet.of_clusters(folder, fake.address, experts, **settings | change))
+                        gateway.reload(fleet.from_clusters(folder, fake.address, experts, **settings | change))
                     assert post(gateway, {"prompt": KITCHEN[0]})[1]["model"] == "new"
                 fake.loop.call_soon_threadsafe(GATES["change"].set)
                 assert [kserve.text(r.infer_response) for r in decoded(list(call))] == ["late"]
@@ -231,7 +237,7 @@ def test_the_access_log_has_a_line_for_each_request(router, tmp_path, prompts):
             with pytest.raises(urllib.error.HTTPError):
                 post(gateway, {"prompt": "fail"})
             os.rename(log, tmp_path / "rotated")
-            config = fleet.of_clusters("in memory", fake.address, ("e",), **settings)
+            config = fleet.from_clusters("in memory", fake.address, ("e",), **settings)
             with pytest.raises(ErlabError):  # a router in memory cannot be loaded; the log stays as it is
                 gateway.reload(config)
             with grpc.insecure_channel(gateway.address) as channel:

@@ -222,7 +222,7 @@ def test_nothing_leaks_over_500_requests(gateway, channel):
 
 def test_no_task_outlives_its_request(fake, router):
     async def main():
-        config = fleet.of_clusters("in memory", fake.address, EXPERTS)
+        config = fleet.from_clusters("in memory", fake.address, EXPERTS)
         async with serving(config, router) as service:
             async with grpc.aio.insecure_channel(service.addresses["address"]) as channel:
                 call = channel.unary_stream(STREAM)

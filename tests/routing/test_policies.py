@@ -78,7 +78,7 @@ def test_added_policies_are_known_everywhere(monkeypatch):
     monkeypatch.setitem(POLICIES, "farthest", lambda row, fleet, ticket=0: fleet.experts[row.order[-1]])
     assert "farthest" in simulated_policies()
     assert Setting(policy="farthest").policy == "farthest"
-    assert fleet.of_clusters("router", "127.0.0.1:1", ("a",), policy="farthest").policy == "farthest"
+    assert fleet.from_clusters("router", "127.0.0.1:1", ("a",), policy="farthest").policy == "farthest"
 
 
 @given(states())

@@ -125,7 +125,8 @@ def test_data_beyond_the_window_of_a_paused_stream_ends_the_connection():
             conn.data_received(data)
         assert sum(map(len, receiver.messages)) <= 2**16
         assert sent(wire, frames.GOAWAY)[0][3][4:8] == bytes((0, 0, 0, frames.FLOW_CONTROL_ERROR))
-        assert "FLOW_CONTROL_ERROR" in (await failure(call)).details
+        details = (await failure(call)).details
+        assert "FLOW_CONTROL_ERROR" in details and "the server broke the HTTP/2 protocol" in details
 
     asyncio.run(main(message_frame(1, 0, bytes(5000))))
     asyncio.run(main(frame(frames.DATA, frames.PADDED, 1, b"\xff" + bytes(255))))

@@ -74,7 +74,7 @@ def client_latency(runs: pd.DataFrame) -> pd.DataFrame:
     index = ["system", "users"]
     if "client" not in runs:
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=index))
-    known = runs[runs["client"].notna()]
+    known = runs[runs["client"].notna()].drop_duplicates(index)  # repetitions share the self-test of their load
     own = pd.DataFrame(known["client"].tolist())[["ttft_p50", "ttft_p99"]].round(2)
     own.columns = ["users add p50 ms", "users add p99 ms"]
     own.index = pd.MultiIndex.from_frame(known[index])
@@ -88,7 +88,7 @@ def telemetry(folder: Path) -> pd.DataFrame:
     engine's queue (mean, ms), utilisation of the GPUs (mean, %), and their power (mean of the sum, W).
     """
     rows = []
-    for file in sorted(Path(folder).glob("*.parquet")):
+    for file in sorted(Path(folder).glob("*users.parquet")):  # of a repeated cell, its first repetition
         system, users = re.fullmatch(r"(.+)-(\d+)users", file.stem).groups()
         samples = pd.read_parquet(file)
         caches = (cache for metric in _CACHE if (cache := _cache(samples, *metric)))

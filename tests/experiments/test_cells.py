@@ -234,7 +234,8 @@ def test_repetitions_have_other_seeds_and_their_own_files(folders, world):
     assert found.runs["run_id"].is_unique and set(once.runs["run_id"]) < set(found.runs["run_id"])
     files = sorted(file.name for file in (folders.records / "baselines").iterdir())
     assert files[:3] == ["A-0001users-1.parquet", "A-0001users-2.parquet", "A-0001users.parquet"] and len(files) == 9
-    assert found.runs["client"].notna().all()
+    assert found.runs["client"].notna().all() and overviews.cells(found).index.tolist() == [(name, 1) for name in "ABC"]
+    assert len(overviews.telemetry(folders.infrastructure / "baselines")) == 3
     again = cells.measure("baselines", baselines(folders), SMOKE, folders, loads=[1])
     assert len(again.runs) == 3 and len(records.read(folders.records).runs) == 3  # the others are set aside
 

@@ -5,6 +5,8 @@ routers that are trained on outcomes (`erlab.quality`) have one cluster per expe
 `ExpertScores`. A head is saved as its `kind` and `arrays` and created from them by `restore`.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax
 
@@ -91,7 +93,7 @@ class Posterior(Centers):
         return cls(centers, squares, weights, bias)
 
 
-class ExpertScores(Centers):
+class ExpertScores(Centers, ABC):
     """Base of heads with one cluster per expert: cost is the expert's price minus its predicted score.
 
     The cluster of an expert is the set of prompts that the router sends there.
@@ -103,9 +105,9 @@ class ExpertScores(Centers):
 
     parts: tuple[str, ...] = ()  # further arrays, named as the attributes
 
+    @abstractmethod
     def scores(self, vectors: np.ndarray) -> np.ndarray:
         """Return the predicted scores (n, e) of vectors (n, d)."""
-        raise NotImplementedError
 
     def costs(self, vectors: np.ndarray, distances: np.ndarray) -> np.ndarray:
         return self.prices - self.scores(vectors)

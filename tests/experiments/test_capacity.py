@@ -27,10 +27,10 @@ def deciding(*clusters):
 
 
 @pytest.fixture
-def roofline(monkeypatch):
+def roofline(monkeypatch, tmp_path):
     """The simulation without kernel tables."""
     monkeypatch.setattr(fullscale, "setup", lambda folders: ROOF)
-    return Folders(None)
+    return Folders(tmp_path)
 
 
 def test_shares_count_decisions_and_missing_clusters_are_empty():

@@ -58,17 +58,6 @@ def sample(lengths: Lengths, rng: np.random.Generator, n: int) -> np.ndarray:
     return np.clip(tokens, lengths.minimum, lengths.maximum).astype(np.int64)
 
 
-def density(lengths: Lengths, x: np.ndarray) -> np.ndarray:
-    """Return the probability density per token that `sample` draws from before rounding; 0 outside the limits."""
-    require(lengths.sigma > 0, "sigma", "density", "be above 0", lengths.sigma)
-    x = np.asarray(x, float)
-    inside = (x >= lengths.minimum) & (x <= lengths.maximum)
-    x = np.where(inside, x, lengths.median)
-    z = np.log(x / lengths.median) / lengths.sigma
-    low, high = _mass_at_limits(lengths)
-    return np.where(inside, np.exp(-(z**2) / 2) / (x * lengths.sigma * np.sqrt(2 * np.pi) * (high - low)), 0.0)
-
-
 def _mass_at_limits(lengths: Lengths) -> np.ndarray:
     """Return the cumulative probability of the log-normal distribution at both limits."""
     if lengths.sigma == 0:

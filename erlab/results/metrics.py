@@ -58,16 +58,6 @@ def routing(requests: pd.DataFrame) -> pd.Series:
     return _between(requests, "t_submit", "t_routed") / _MILLISECOND
 
 
-def inter_token_gaps(requests: pd.DataFrame) -> np.ndarray:
-    """Return gaps between received responses of finished requests, milliseconds.
-
-    AIPerf calls this inter-chunk latency.
-    """
-    times = requests.loc[finished(requests), "token_times"].dropna()
-    gaps = [np.diff(np.asarray(t, dtype=np.int64)) for t in times]
-    return np.concatenate(gaps, dtype=float) / _MILLISECOND if gaps else np.empty(0)
-
-
 def measured_seconds(requests: pd.DataFrame) -> float:
     """Compute the measured time, seconds; NA if no request finished.
 

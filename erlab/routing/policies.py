@@ -117,7 +117,7 @@ def strong_weak(row: Row, fleet: FleetState, ticket: int = 0, threshold: float =
 
     Args:
         row: Decision of the router; `Row.difficulty` may be None.
-        threshold: Difficulty from which a prompt is difficult, 0 to 1; see `scores.difficulty_threshold`.
+        threshold: Difficulty from which a prompt is difficult, 0 to 1.
     """
     hard = row.difficulty is not None and row.difficulty >= threshold
     if hard and fleet.strong is not None and fleet.up[fleet.strong]:

@@ -7,8 +7,6 @@ needs the strong expert (policy `strong_weak`). Scores run without scikit-learn.
 import numpy as np
 from scipy.special import expit
 
-from erlab.spec import require
-
 _SHRINKAGE = 0.01  # of the mean variance, added to each direction: covariances of few prompts are singular
 
 
@@ -93,23 +91,6 @@ class Difficulty:
         if weights.ndim != 1 or bias.shape != (1,):
             raise ValueError("the shapes of the difficulty's arrays do not match")
         return cls(weights, bias)
-
-
-def difficulty_threshold(difficulties: np.ndarray, share: float) -> float:
-    """Choose the threshold of `strong_weak` for a share of requests at the strong expert.
-
-    Args:
-        difficulties: Difficulties of representative prompts, (n,).
-        share: Share of these prompts, 0 to 1, at or above the threshold.
-
-    >>> difficulty_threshold(np.array([0.1, 0.2, 0.3, 0.9]), share=0.25) > 0.3
-    True
-    """
-    require(0 <= share <= 1, "share", "difficulty_threshold", "lie between 0 and 1", share)
-    require(len(difficulties) > 0, "difficulties", "difficulty_threshold", "hold numbers", len(difficulties))
-    if share == 0:
-        return float("inf")
-    return float(np.quantile(difficulties, 1 - share, method="higher"))
 
 
 def _whitening(residuals: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, stats
+from scipy import stats
 
 from erlab.errors import ErlabError
 from erlab.paper import WORKLOAD
@@ -65,21 +65,6 @@ def test_lengths_without_spread():
     rng = np.random.default_rng(0)
     assert set(workload.sample(Lengths(70, 0.0, 1, 100), rng, 9)) == {70}
     assert set(workload.sample(Lengths(5, 1.0, 5, 5), rng, 9)) == {5}
-
-
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_density_is_the_slope_of_the_distribution_and_sums_to_one(lengths):
-    x = np.linspace(lengths.minimum, lengths.maximum, 20_001)
-    assert integrate.trapezoid(workload.density(lengths, x), x) == pytest.approx(1, abs=1e-4)
-    inner = x[1:-1]
-    slope = (truncated(lengths, inner + 1e-3) - truncated(lengths, inner - 1e-3)) / 2e-3
-    assert np.allclose(workload.density(lengths, inner[1:-1]), slope[1:-1], rtol=1e-4)
-    assert workload.density(lengths, [lengths.minimum - 1, lengths.maximum + 1, 0, -5]).tolist() == [0, 0, 0, 0]
-
-
-def test_density_of_one_length_is_refused():
-    with pytest.raises(ErlabError, match="The 'sigma' parameter of density must be above 0"):
-        workload.density(Lengths(70, 0.0, 1, 100), [70.0])
 
 
 # Requests

@@ -47,18 +47,6 @@ def test_failed_requests_and_unknown_times_have_no_latency():
         assert metric(found).isna().all()
 
 
-def test_inter_token_gaps_are_pooled_over_finished_requests():
-    found = requests(
-        dict(token_times=[0, 10 * MS, 30 * MS]),
-        dict(token_times=[5 * MS, 6 * MS]),
-        dict(token_times=[0, 999 * MS], status="lost"),
-        dict(token_times=None),
-        dict(token_times=[7]),
-    )
-    assert sorted(metrics.inter_token_gaps(found)) == [1, 10, 20]
-    assert metrics.inter_token_gaps(found.iloc[3:]).size == 0
-
-
 def test_throughput_is_tokens_of_finished_requests_over_first_submission_to_last_completion():
     found = requests(
         dict(t_submit=1 * S, t_last=3 * S, output_tokens=30),

@@ -16,7 +16,6 @@ from erlab.routing import PromptRouter, minilm
 from erlab.routing.clusterers import CLUSTERERS, SUPERVISED
 from erlab.routing.encoders import token_counts
 from erlab.routing.features import FEATURES, CharacterFeatures, StaticFeatures
-from erlab.routing.scores import difficulty_threshold
 from erlab.routing.text import CONSIDERED
 
 HOSTILE = ["", " \n\t ", "\0", "🍝🎵", "律師 和 法院", "naïve ΣΑΣ İstanbul", "e\u0301", "pasta" * 999, "a" * 70, "\ud800"]
@@ -200,8 +199,6 @@ def test_difficulty_is_learned_and_saved(texts, tmp_path):
     router.fit_difficulty(texts[:300], hard[:300])
     scores = router.route(texts[300:]).difficulty
     assert roc_auc_score(hard[300:], scores) > 0.95 and 0 <= scores.min() <= scores.max() <= 1
-    for share in (0, 0.25, 0.5, 1):
-        assert (scores >= difficulty_threshold(scores, share)).mean() == pytest.approx(share, abs=0.01)
     loaded = PromptRouter.load(router.save(tmp_path / "r"))
     np.testing.assert_array_equal(loaded.route(texts[300:]).difficulty, scores)
     assert loaded.route(texts[300:]).row(0).difficulty == scores[0]
@@ -213,8 +210,6 @@ def test_invalid_difficulties_are_refused(texts):
         router.fit_difficulty(texts[:2], [True, True])
     with pytest.raises(ErlabError, match="'hard' parameter of fit_difficulty must hold 2 values. Got 1"):
         router.fit_difficulty(texts[:2], [True])
-    with pytest.raises(ErlabError, match="'share' parameter of difficulty_threshold must lie between 0 and 1. Got 2"):
-        difficulty_threshold(np.zeros(3), 2)
 
 
 @pytest.mark.parametrize("share", [0, 1, -1])

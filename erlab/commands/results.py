@@ -1,6 +1,7 @@
 """`erlab figures`, `claims`, `import` and `export`: figures and verdicts from request records, and other formats."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,35 @@ def figures(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Draw several records as separate curves instead of joining them.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Figure, such as fig6; repeat for several (default: Figs. 1 to 7, Table I).", metavar="NAME"),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--paper",
+            help="Version of the paper: v2, v1 or all (default: v2, or v1 if the records have no other).",
+            metavar="VERSION",
+            callback=options.must("be v2, v1 or all", ("v2", "v1", "all").__contains__),
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests to draw: measured or simulated (default: both).",
+            metavar="SOURCE",
+            callback=options.must("be measured or simulated", ("measured", "simulated").__contains__),
+        ),
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(help="System to draw, such as D; repeat for several (default: all).", metavar="NAME"),
+    ] = None,
+    footer: Annotated[
+        bool, typer.Option("--footer/--no-footer", help="Write machine, repetitions and commit under each figure.")
+    ] = True,
+    linear: Annotated[bool, typer.Option("--linear", help="Draw Fig. 7 on linear axes.")] = False,
 ):
     """Draw Figs. 1 to 7 and Table I from request records; write the plotted numbers as CSV.
 
@@ -40,20 +70,25 @@ def figures(
       erlab figures                                      records of the laptop study
       erlab figures --records run.parquet --out .        any records
       erlab figures --width 3.5in --format pdf,pgf       one column of a paper
+      erlab figures --only fig6 --system D --system E --source simulated --no-footer
       erlab figures --records a.parquet b.parquet --overlay --style talk
     """
     from erlab import figures as paper_figures
     from erlab import paths
     from erlab.figures import style as look
+    from erlab.results import selection
 
     files = [*(records or ()), *(more or ())]
-    found = _overlaid(files) if overlay else _read(files, profile)
+    found = _overlaid(files) if overlay else _read(files, profile, paper_figures.COLUMNS)
+    version = version or selection.main_version(found) or "all"
+    found = found if version == "all" else selection.of_paper(found, version)
+    found = selection.only(found, source, system or ())
     formats = [name.strip() for name in format.split(",")]
     for name in formats:
         if name not in look.FORMATS:
             raise ErlabError(f"--format must name some of {', '.join(look.FORMATS)}. Got {name!r}.")
-    data = paper_figures.data(found)
-    with look.using(style, look.inches(width)):
+    data = paper_figures.data(found, only or None)
+    with look.using(style, look.inches(width), footer, linear):
         for file in paper_figures.save_all(data, paths.figures(out), formats):
             printed.line(file)
     for name, reason in data.missing.items():
@@ -70,7 +105,9 @@ def _overlaid(files: list[Path]):
         raise ErlabError(f"--overlay needs at least two --records. Got {len(files)}.")
     if len({os.path.realpath(file) for file in files}) < len(files):
         raise ErlabError(f"--overlay needs each of --records once. Got {', '.join(map(str, files))}.")
-    return paper_figures.overlay({name: records.read(file) for name, file in zip(paths.names(files), files)})
+    return paper_figures.overlay(
+        {name: records.read(file, columns=paper_figures.COLUMNS) for name, file in zip(paths.names(files), files)}
+    )
 
 
 def claims(
@@ -192,11 +229,11 @@ def export(
     printed.line(exports.write(found, out or Path(f"records.{form}"), form))
 
 
-def _read(files: list[Path] | None, profile: str):
+def _read(files: list[Path] | None, profile: str, columns: Collection[str] | None = None):
     from erlab import paths
     from erlab.results import records
 
     folder = paths.results(profiles.profile(profile).name) / "records"
     if not files and not folder.exists():
         raise ErlabError(f"No records in {folder}: erlab reproduce makes them, --records names others.")
-    return records.read(*(files or [folder]))
+    return records.read(*(files or [folder]), columns=columns)

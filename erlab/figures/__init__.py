@@ -21,7 +21,8 @@ A figure is a module with
 - ``plot(table) -> Figure``: the figure of such a table, in the common style (`style.context`, `curves.draw`);
 - ``files(table) -> dict``: optional, further files by name.
 
-To add a figure, write such a module and add it to `FIGURES`, which `erlab figures` and the report read.
+To add a figure, write such a module and add it to `FIGURES`, which `erlab figures` and the report read; `COLUMNS` lists
+the columns of the records that `erlab figures` reads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,11 @@ from erlab.results.records import Records, join
 from erlab.spec import require
 
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
+
+COLUMNS = (  # and the required ones: the others, such as the time of each token, are most of a file
+    "paper", "machine", "input_tokens", "output_tokens", "cluster", "expert", "queue_ns", "t_submit", "t_routed",
+    "t_first", "t_last",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -53,19 +53,26 @@ def summary(records: Records, *columns: str) -> pd.DataFrame:
     Raises:
         ErlabError: No finished request has the metrics.
     """
-    requests, table = selection.systems(records), cells(records)
+    table = cells(records)
     cell = _cell(table)
     table = table[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
     if table.empty:
         raise ErlabError(f"No finished request has what {columns[0]} needs.")
     table = banded(table, _runs(records), columns[0], cell)
-    table.attrs = {
+    table.attrs = dict(attributes(records))
+    return table
+
+
+@functools.lru_cache(maxsize=2)
+def attributes(records: Records) -> dict:
+    """Return what a figure shows beside its numbers: systems, routers, labels, provenance; cached as `cells`."""
+    requests = selection.systems(records)
+    return {
         "systems": sorted(requests["system"].unique()),
         "routers": sorted(selection.router_systems(requests)),
         "labels": list(requests[LABEL].unique()) if LABEL in requests else [],
         "provenance": style.provenance(records, requests),
     }
-    return table
 
 
 def banded(table: pd.DataFrame, runs: pd.DataFrame, column: str, cell: list[str]) -> pd.DataFrame:
@@ -84,8 +91,10 @@ def shade(ax: Axes, rows: pd.DataFrame, color: str, x: Sequence[float] | None = 
         ax.fill_between(x, low, high, color=color, alpha=0.3, linewidth=0)
 
 
-def draw(table: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None) -> Figure:
-    """Draw a metric over users on logarithmic axes, with its confidence band.
+def draw(
+    table: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None = None, linear: bool = False
+) -> Figure:
+    """Draw a metric over users on logarithmic (or linear) axes, with its confidence band.
 
     Args:
         spread: Lower and upper column of a pale shade, such as quartiles.
@@ -99,8 +108,11 @@ def draw(table: pd.DataFrame, y: str, label: str, spread: tuple[str, str] | None
                 ax.fill_between(x, low, high, color=look.color, alpha=0.13, linewidth=0)
             shade(ax, line, look.color)
             ax.plot(x, line[y].to_numpy(float), **look.line())
-        style.users_axis(ax, sorted(rows["users"].unique()))
-        style.log_values(ax)
+        if linear:
+            ax.set(xlabel="Concurrent users", xlim=(0, None), ylim=(0, None))
+        else:
+            style.users_axis(ax, sorted(rows["users"].unique()))
+            style.log_values(ax)
 
     return panels(table, label, lines, style.COLUMN, 2.6)
 

@@ -6,7 +6,7 @@ This content is assumed: the caption of the paper's Fig. 7 is not known.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab.figures import curves
+from erlab.figures import curves, style
 from erlab.results.records import Records
 
 CAPTION = (
@@ -21,5 +21,5 @@ def data(records: Records) -> pd.DataFrame:
 
 
 def plot(table: pd.DataFrame) -> Figure:
-    """Draw the output throughput."""
-    return curves.draw(table, "output_throughput", "Throughput (tokens/s)")
+    """Draw the output throughput, on linear axes if `style.using` asks for them."""
+    return curves.draw(table, "output_throughput", "Throughput (tokens/s)", linear=style.linear())

@@ -88,27 +88,33 @@ _LATEX = {ord(c): f"\\{c}" for c in "{}$&#_"} | {ord("\\"): "\\textbackslash{}",
 
 @dataclass(frozen=True)
 class Size:
-    """Scale factor relative to paper, and the width of all figures in inches (None: the figure's own width)."""
+    """What `using` sets: scale factor relative to paper, width in inches (None: the figure's own), footer, axes."""
 
     scale: float = 1.0
     width: float | None = None
+    footer: bool = True
+    linear: bool = False
 
 
 _SIZE: ContextVar[Size] = ContextVar("size", default=Size())
 
 
 @contextlib.contextmanager
-def using(style: str = "paper", width: float | None = None) -> Iterator[None]:
+def using(
+    style: str = "paper", width: float | None = None, footer: bool = True, linear: bool = False
+) -> Iterator[None]:
     """Set the style and width of the figures created inside the context.
 
     Panels of a narrow figure are stacked; a diagram or table that would be illegible spans two columns.
 
     Args:
         width: Width of each figure in inches, from 1.5 to 40; None for the figure's own width.
+        footer: Write the line of provenance under each figure.
+        linear: Draw Fig. 7 on linear axes.
     """
     require(style in STYLES, "style", "figures", f"be one of {', '.join(STYLES)}", style)
     require(width is None or 1.5 <= width <= 40, "width", "figures", "be between 1.5 and 40 inches", width)
-    token = _SIZE.set(Size(STYLES[style], width))
+    token = _SIZE.set(Size(STYLES[style], width, footer, linear))
     try:
         yield
     finally:
@@ -212,6 +218,11 @@ def narrow() -> bool:
     """Return whether the width set by `using` has no room for panels side by side."""
     size = _SIZE.get()
     return size.width is not None and size.width < _NARROW * size.scale
+
+
+def linear() -> bool:
+    """Return whether `using` asks for linear axes."""
+    return _SIZE.get().linear
 
 
 def scale() -> float:
@@ -335,7 +346,9 @@ def _columns(labels: Sequence[str], width: float) -> int:
 
 
 def note(fig: Figure, text: str) -> None:
-    """Add a line of text under a figure, wrapped to its width."""
+    """Add a line of text under a figure, wrapped to its width, unless `using` leaves it out."""
+    if not _SIZE.get().footer:
+        return
     size = matplotlib.rcParams["legend.fontsize"]
     joined = text.replace("commit ", "commit\xa0")  # keep the word and its number on one line
     wrapped = "\n".join(textwrap.wrap(joined, int(fig.get_figwidth() * 120 / size), break_long_words=False))

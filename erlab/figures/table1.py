@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erlab.figures import style
+from erlab.figures import curves, style
 from erlab.results import metrics, selection, tables
 from erlab.results.records import Records
 
@@ -46,7 +46,7 @@ def data(records: Records) -> pd.DataFrame:
             | {"requests": int(count), "failed": int(failed)}
         )
     table = pd.DataFrame(rows)
-    table.attrs = {"provenance": style.provenance(records, requests)}
+    table.attrs = {"provenance": curves.attributes(records)["provenance"]}
     return table
 
 

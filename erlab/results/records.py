@@ -13,7 +13,7 @@ True
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,12 +91,13 @@ def write(path: Path, rows: Iterable[Mapping], *runs: Mapping) -> None:
     parquet.save(table.replace_schema_metadata({_RUNS: json.dumps(list(runs))}), path)
 
 
-def read(*paths: Path) -> Records:
+def read(*paths: Path, columns: Collection[str] | None = None) -> Records:
     """Read and join files of records.
 
     Args:
         paths: Files, each read once, and folders, whose .parquet files are read in the order of their names. Columns
             that are not in `SCHEMA` are not read.
+        columns: Columns to read besides the required ones; the others are null. None for all.
 
     Raises:
         ErlabError: A file is missing, no parquet, larger than the bounds of `erlab.parquet`, lacks a required column,
@@ -110,11 +111,15 @@ def read(*paths: Path) -> Records:
         raise ErlabError(f"No request records (.parquet) in {', '.join(map(str, paths))}.")
     tables, runs = [], []
     for file in files.values():
-        table = parquet.read(file, lambda schema: _chosen(schema, file), MAX_TEXT)
+        table = parquet.read(file, lambda schema: _read_columns(_chosen(schema, file), columns), MAX_TEXT)
         runs += _described(table, file)
         tables.append(_conform(table, file))
     requests = pa.concat_tables(tables).to_pandas(types_mapper=_PANDAS_TYPES.get)
     return Records(requests, pd.DataFrame(runs))
+
+
+def _read_columns(names: list[str], columns: Collection[str] | None) -> list[str]:
+    return [name for name in names if columns is None or name in columns or name in _REQUIRED]
 
 
 def _chosen(schema: pa.Schema, file: Path | str) -> list[str]:

@@ -1,7 +1,7 @@
 """Selection of records by experiment, version of the paper and validity."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
@@ -38,6 +38,25 @@ def of_paper(records: Records, version: str) -> Records:
     if "paper" in descriptions:
         descriptions = descriptions[descriptions["paper"].fillna(version) == version]
     return Records(requests, descriptions)
+
+
+def main_version(records: Records) -> str | None:
+    """Return the version of the paper that the study shows: v2 if the records have it, None if they have none."""
+    versions = set(records.requests["paper"].dropna().unique())
+    return next((version for version in paper.SYSTEMS if version in versions), None)
+
+
+def only(records: Records, source: str | None = None, names: Collection[str] = ()) -> Records:
+    """Return the requests of a source and of some systems (none named: all)."""
+    requests = records.requests
+    if source:
+        requests = requests[requests["source"] == source]
+        if requests.empty:
+            raise ErlabError(f"No request is {source}.")
+    known = sorted(requests["system"].unique())
+    if unknown := [name for name in names if name not in known]:
+        raise ErlabError(f"--system must be one of {', '.join(known)}. Got {unknown[0]!r}.")
+    return Records(requests[requests["system"].isin(names)] if names else requests, records.runs)
 
 
 def check_version(version: str) -> None:

@@ -181,6 +181,11 @@ def test_figures_of_a_talk_are_scaled_figures_of_the_paper():
         (("--width", "99in"), "must be between 1.5 and 40 inches. Got 99.0."),
         (("--format", "pdf,eps"), "--format must name some of pdf, png, svg, pgf. Got 'eps'."),
         (("--overlay",), "--overlay needs at least two --records. Got 1."),
+        (("--only", "fig9"), "The 'only' parameter of figures.data must name figures of fig1, "),
+        (("--paper", "v3"), "--paper must be v2, v1 or all. Got 'v3'."),
+        (("--source", "real"), "--source must be measured or simulated. Got 'real'."),
+        (("--system", "E"), "--system must be one of C, mine. Got 'E'."),
+        (("--source", "simulated"), "No request is simulated."),
     ],
 )
 def test_wrong_options_are_reported(options, message, foreign, tmp_path):
@@ -191,3 +196,46 @@ def test_wrong_options_are_reported(options, message, foreign, tmp_path):
 def test_an_unknown_style_is_refused():
     with pytest.raises(ErlabError), style.using("poster"):
         pass
+
+
+@pytest.fixture(scope="module")
+def both_versions(tmp_path_factory):
+    """Write records of both versions of the paper, measured and simulated."""
+    parts = [synthetic.make("CD", (1, 8), source=source) for source in ("measured", "simulated")]
+    older = synthetic.make(("TP8",), (1, 8), paper="v1", speed={"TP8": (5.0, 0.1)})
+    path = tmp_path_factory.mktemp("versions") / "records.parquet"
+    records.save(path, synthetic.both(*parts, older))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ((), {("C", "measured"), ("C", "simulated"), ("D", "measured"), ("D", "simulated")}),
+        (("--paper", "v1"), {("TP8", "measured")}),
+        (("--paper", "all", "--source", "measured"), {("C", "measured"), ("D", "measured"), ("TP8", "measured")}),
+        (("--system", "D", "--source", "simulated"), {("D", "simulated")}),
+    ],
+)
+def test_the_command_draws_the_studys_version_or_what_options_choose(options, drawn, both_versions, tmp_path):
+    done = run("figures", "--records", both_versions, "--out", tmp_path, "--only", "fig6", "--format", "svg", *options)
+    assert done.exit_code == 0, done.output
+    assert {file.name for file in tmp_path.iterdir()} == {"fig6.svg", "fig6.csv"}
+    table = pd.read_csv(tmp_path / "fig6.csv")
+    assert set(zip(table.system, table.source)) == drawn
+
+
+def test_the_columns_that_figures_read_give_the_same_tables(both_versions):
+    few, all_columns = (figures.data(records.read(both_versions, columns=c)) for c in (figures.COLUMNS, None))
+    assert few.missing == all_columns.missing
+    for name, table in all_columns.tables.items():
+        pd.testing.assert_frame_equal(few.tables[name], table)
+        assert few.tables[name].attrs["provenance"] == table.attrs["provenance"]
+
+
+def test_a_figure_without_footer_and_fig7_on_linear_axes():
+    table = fig7.data(synthetic.make("CD", (1, 8)))
+    with style.using(footer=False, linear=True):
+        fig = fig7.plot(table)
+    assert fig.get_supxlabel() == "" and fig.axes[0].get_xscale() == fig.axes[0].get_yscale() == "linear"
+    assert "measured on" in fig7.plot(table).get_supxlabel()

@@ -101,7 +101,7 @@ def test_only_declared_tensors_are_sent(router):
             return answer.SerializeToString()
 
     with Declaring({"e": echo}) as fake, Local(router, fake.address, ("e",), http_port=0) as gateway:
-        body = {"prompt": "one", "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["a", "bc"], "max_tokens": 5}
+        body = {"prompt": "one", "temperature": 0.5, "top_p": 1.0, "seed": 7, "stop": ["a", "bc"], "max_tokens": 5}
         assert post(gateway, "/v1/completions", body)[0] == 200
         request = service_pb2.ModelInferRequest.FromString(fake.received[-1])
     got = dict(zip((t.name for t in request.inputs), request.raw_input_contents))

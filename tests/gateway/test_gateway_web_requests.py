@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from erlab.gateway.limits import Limits
 from erlab.gateway.wire import openai
+from erlab.serving.triton.repository import text_model
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,8 @@ def tokens(gateway, **body):
         ({"max_tokens": 3, "model": None, "stream": None, "stream_options": None, "temperature": None}, 3),
         ({"max_tokens": 3, "n": None, "stop": None, "seed": None, "top_k": None, "logprobs": None, "tools": None}, 3),
         ({"max_tokens": 3, "stop": [], "tools": [], "n": 1, "response_format": {"type": "text"}, "logit_bias": {}}, 3),
+        ({"max_tokens": 3, "temperature": 1, "top_p": 1.0, "top_k": -1, "min_p": 0, "presence_penalty": 0.0}, 3),
+        ({"max_tokens": 3, "frequency_penalty": 0, "repetition_penalty": 1.0, "min_tokens": 0}, 3),
         ({"max_tokens": 3, "user": "u", "logprobs": False, "echo": False, "suffix": "", "tool_choice": "none"}, 3),
     ],
 )
@@ -89,6 +92,16 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"logprobs": 0}, "'logprobs'"),
         ({"logit_bias": {"5": 1}}, "'logit_bias'"),
         ({"guided_json": {}}, "'guided_json' must be absent"),
+        ({"temperature": 0.7}, "'temperature' must be absent or 1 for this expert, whose model has no such input"),
+        ({"temperature": 0}, "'temperature'"),
+        ({"top_p": 0.9}, "'top_p'"),
+        ({"top_k": 1}, "'top_k' must be absent or 0 or -1"),
+        ({"min_p": 0.1}, "'min_p'"),
+        ({"seed": 0}, "'seed' must be absent for"),
+        ({"frequency_penalty": -1}, "'frequency_penalty'"),
+        ({"presence_penalty": 0.5}, "'presence_penalty'"),
+        ({"repetition_penalty": 1.1}, "'repetition_penalty'"),
+        ({"min_tokens": 4}, "'min_tokens'"),
         (CHAT | {"top_logprobs": 2}, "'top_logprobs'"),
         (CHAT | {"response_format": {"type": "json_object"}}, "'response_format'"),
         (CHAT | {"tools": [{"type": "function"}]}, "'tools'"),
@@ -111,6 +124,22 @@ def test_parameters_that_a_triton_expert_lacks_are_refused_by_name(triton, body,
     error = json.loads(answer)["error"]
     assert status == 400 and said in error["message"] and error["type"] == "invalid_request_error"
     assert len(triton.fake.received) == before
+
+
+def test_a_greedy_model_takes_what_never_changes_the_most_likely_token(router):
+    class Greedy(FakeTriton):
+        async def _ModelConfig(self, data, context):
+            config = text_model("e", {})  # as tiny engines are served
+            return service_pb2.ModelConfigResponse(config=config).SerializeToString()
+
+    with Greedy({"e": echo}) as fake, Local(router, fake.address, ("e",), http_port=0) as gateway:
+        post_one = lambda **body: post(gateway, "/v1/completions", {"prompt": "one"} | body)  # noqa: E731
+        assert post_one(temperature=0.0, seed=1234, top_p=0.9, top_k=40, min_p=0.1)[0] == 200
+        request = service_pb2.ModelInferRequest.FromString(fake.received[-1])
+        assert {tensor.name for tensor in request.inputs} == {"text_input", "max_tokens", "stream"}
+        for name, value in (("temperature", 0.7), ("presence_penalty", 1), ("min_tokens", 2)):
+            status, _, answer = post_one(**{name: value})
+            assert status == 400 and f"{name!r} must be" in json.loads(answer)["error"]["message"]
 
 
 NUMBERS = [

@@ -1,9 +1,11 @@
 """Translation between OpenAI's completions and KServe's messages.
 
 The tensors are TensorRT-LLM's (`erlab.gateway.kserve`); a response carries one token's text. A parameter that the model
-does not declare as an input (such as `temperature`) is not sent. A parameter that no such model supports (such as
-`tools`) is refused by name. Null means absent in all of OpenAI's parameters. Answers of Triton models have no `usage`,
-since the gateway cannot count their prompt tokens, and clients add up what they find there.
+does not declare as an input (such as `temperature`) is refused by name, unless its value has no effect: temperature 1
+or, for a model whose configuration has the parameter `greedy`, what never changes the most likely token. So is a
+parameter that no such model supports (such as `tools`). Null means absent in all of OpenAI's parameters. Answers of
+Triton models have no `usage`, since the gateway cannot count their prompt tokens, and clients add up what they find
+there.
 
 >>> prompt("chat/completions", {"messages": [{"role": "user", "content": "What is a watt?"}]})
 'What is a watt?'
@@ -26,15 +28,19 @@ from erlab.gateway.errors import Kind, RequestError
 DEFAULT_TOKENS = {"completions": 16, "chat/completions": 256}  # for chats OpenAI's default is the model's limit
 DONE = b"data: [DONE]\n\n"
 _REAL, _LARGEST = "a finite number", float(np.finfo(np.float32).max)
-# OpenAI's parameters: tensor, KServe datatype, numpy type, allowed values.
+# Parameters of OpenAI and vLLM: tensor, KServe datatype, numpy type, allowed values, values without effect.
 _TENSORS = {
-    "temperature": ("temperature", "FP32", np.float32, _REAL),
-    "top_p": ("top_p", "FP32", np.float32, _REAL),
-    "top_k": ("top_k", "INT32", np.int32, f"a whole number from {-(2**31)} to {2**31 - 1}"),
-    "frequency_penalty": ("frequency_penalty", "FP32", np.float32, _REAL),
-    "presence_penalty": ("presence_penalty", "FP32", np.float32, _REAL),
-    "seed": ("random_seed", "UINT64", np.uint64, f"a whole number from 0 to {2**64 - 1}"),
+    "temperature": ("temperature", "FP32", np.float32, _REAL, (1,)),
+    "top_p": ("top_p", "FP32", np.float32, _REAL, (1,)),
+    "top_k": ("top_k", "INT32", np.int32, f"a whole number from {-(2**31)} to {2**31 - 1}", (0, -1)),
+    "min_p": ("min_p", "FP32", np.float32, _REAL, (0,)),
+    "frequency_penalty": ("frequency_penalty", "FP32", np.float32, _REAL, (0,)),
+    "presence_penalty": ("presence_penalty", "FP32", np.float32, _REAL, (0,)),
+    "repetition_penalty": ("repetition_penalty", "FP32", np.float32, _REAL, (1,)),
+    "min_tokens": ("min_tokens", "INT32", np.int32, f"a whole number from {-(2**31)} to {2**31 - 1}", (0,)),
+    "seed": ("random_seed", "UINT64", np.uint64, f"a whole number from 0 to {2**64 - 1}", ()),
 }
+_OF_SAMPLING = ("top_p", "top_k", "min_p", "seed")  # without effect on the most likely token
 _TYPED = {"INT32": "int_contents", "FP32": "fp32_contents", "UINT64": "uint64_contents", "BYTES": "bytes_contents"}
 # Parameters that Triton models do not support, and the value beside null that has no effect, if there is one.
 _BEYOND = {
@@ -110,15 +116,24 @@ def choices(kind: str, body: dict) -> int:
     return each * len(prompts) if several else each
 
 
-def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.ModelInferRequest:
-    """Build the KServe request to a model with the `declared` inputs; raises RequestError if it cannot serve it."""
+def to_kserve(
+    kind: str, body: dict, declared: frozenset[str], greedy: bool = False
+) -> service_pb2.ModelInferRequest:
+    """Build the KServe request to a model; raises RequestError if the model cannot serve it.
+
+    Args:
+        kind: "completions" or "chat/completions".
+        body: The client's request.
+        declared: Names of the model's inputs.
+        greedy: Whether the model always takes the most likely token.
+    """
     for name, nothing in _BEYOND.items():
         value = body.get(name)
         if value is not None and (type(value), value) != (type(nothing), nothing):
             allowed = "absent" if nothing is None else json.dumps(nothing)
             raise _invalid(f"{name!r} must be {allowed} for this expert. Got {_short(value)}.")
     request = kserve.request("", _one_text(kind, body), _max_tokens(kind, body))
-    for name, (tensor, datatype, numpy_type, allowed) in _TENSORS.items():
+    for name, (tensor, datatype, numpy_type, allowed, neutral) in _TENSORS.items():
         value = body.get(name)
         if value is None:
             continue
@@ -127,6 +142,10 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
         if tensor in declared:
             request.inputs.add(name=tensor, datatype=datatype, shape=[1, 1])
             request.raw_input_contents.append(numpy_type(value).tobytes())
+        elif value not in neutral and not (greedy and (name in _OF_SAMPLING or (name, value) == ("temperature", 0))):
+            fits = " or ".join(map(str, ("absent", *neutral)))
+            fits += " for this expert, whose model has no such input"
+            raise _invalid(f"{name!r} must be {fits}. Got {_short(value)}.")
     stop = body.get("stop") or []
     words = [stop] if isinstance(stop, str) else stop
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
@@ -143,7 +162,7 @@ def to_kserve(kind: str, body: dict, declared: frozenset[str]) -> service_pb2.Mo
 def from_kserve(text: str, request: service_pb2.ModelInferRequest) -> dict:
     """Build the body of a streamed completion from a KServe request whose prompt is `text`."""
     body = {"prompt": text, "stream": True}
-    names = {"max_tokens": ("max_tokens", np.int32)} | {t: (n, k) for n, (t, _, k, _) in _TENSORS.items()}
+    names = {"max_tokens": ("max_tokens", np.int32)} | {t: (n, k) for n, (t, _, k, *_) in _TENSORS.items()}
     for place, tensor in enumerate(request.inputs):
         if tensor.name not in names and tensor.name != "stop_words":
             continue

@@ -27,7 +27,7 @@ class TritonModel:
         self._bearer = (("authorization", f"Bearer {key}"),) if key else ()
         self._channel, self._model, self._rename = channel, model, messages.rename(model)
         self.name = model
-        self._inputs: frozenset[str] = frozenset()
+        self._known: tuple[frozenset[str], bool] | None = None
 
     async def kserve(self, request, data: bytes, headers: Headers, sink: Sink) -> None:
         # One request, many responses: on the wire the same as a stream of one request.
@@ -49,7 +49,7 @@ class TritonModel:
         return answer
 
     async def openai(self, kind: str, body: dict, sink: Sink) -> None:
-        request = openai.to_kserve(kind, body, await self._declared())
+        request = openai.to_kserve(kind, body, *await self._described())
         answer = openai.CompletionWriter(kind, body, self._model)
         await self.kserve(request, request.SerializeToString(), NO_HEADERS, _ToCompletion(answer, sink))
         sink.piece(answer.end())
@@ -63,13 +63,20 @@ class TritonModel:
         """Return the server's response to `data`, a message of the unary `method`."""
         return await self._unary(f"{SERVICE}/{method}", data, headers)
 
-    async def _declared(self) -> frozenset[str]:
-        """Return the names of the model's inputs; Triton refuses others."""
-        if not self._inputs:
+    async def _described(self) -> tuple[frozenset[str], bool]:
+        """Return the names of the model's inputs (Triton refuses others) and whether it is known to be greedy."""
+        if self._known is None:
             about = service_pb2.ModelMetadataRequest(name=self._model).SerializeToString()
             data = await self._unary(f"{SERVICE}/ModelMetadata", about, NO_HEADERS)
-            self._inputs = frozenset(i.name for i in service_pb2.ModelMetadataResponse.FromString(data).inputs)
-        return self._inputs
+            inputs = frozenset(i.name for i in service_pb2.ModelMetadataResponse.FromString(data).inputs)
+            greedy = False
+            with suppress(RequestError):  # servers may not tell configurations
+                about = service_pb2.ModelConfigRequest(name=self._model).SerializeToString()
+                data = await self._unary(f"{SERVICE}/ModelConfig", about, NO_HEADERS)
+                parameters = service_pb2.ModelConfigResponse.FromString(data).config.parameters
+                greedy = "greedy" in parameters and parameters["greedy"].string_value == "true"
+            self._known = inputs, greedy
+        return self._known
 
     async def _unary(self, method: str, data: bytes, headers: Headers) -> bytes:
         try:

@@ -50,6 +50,7 @@ TEXT_INPUTS = (
 TEXT_OUTPUTS = (ModelOutput(name="text_output", data_type=TYPE_STRING, dims=[-1]),)
 BACKEND_MODELS = Path("/app/all_models/inflight_batcher_llm")  # TensorRT-LLM's own Triton models in NVIDIA's container
 PARTS = ("", "-preprocessing", "-tensorrt_llm", "-postprocessing")  # suffixes of the ensemble's models
+GREEDY = {"greedy": "true"}  # tells the gateway that the most likely token is always taken
 _ON_CPU = ModelInstanceGroup(count=1, kind=ModelInstanceGroup.KIND_CPU)
 
 
@@ -60,7 +61,7 @@ def limits(expert: spec.Expert) -> dict[str, str]:
 
 
 def text_model(name: str, parameters: Mapping[str, str]) -> ModelConfig:
-    """Return a Python-backend model on the CPU with the tensors of TensorRT-LLM's ensemble."""
+    """Return a greedy Python-backend model on the CPU with the tensors of TensorRT-LLM's ensemble."""
     return ModelConfig(
         name=name,
         backend="python",
@@ -69,7 +70,7 @@ def text_model(name: str, parameters: Mapping[str, str]) -> ModelConfig:
         output=TEXT_OUTPUTS,
         instance_group=[_ON_CPU],
         model_transaction_policy=ModelTransactionPolicy(decoupled=True),
-        parameters=_parameters(parameters),
+        parameters=_parameters({**parameters, **GREEDY}),
     )
 
 

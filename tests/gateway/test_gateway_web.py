@@ -210,6 +210,7 @@ def test_the_key_is_required(fake, router):
         assert get(gateway, "/health/live") == (200, b'{"status": "ok"}')
         up = {"expert_0": "up", "expert_1": "up"}
         assert json.loads(get(gateway, "/health/ready")[1]) == {"status": "ok", "experts": up}
+        assert get(gateway, "/health") == get(gateway, "/health/ready")
 
 
 def test_metrics_count_requests(router):

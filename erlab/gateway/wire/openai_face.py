@@ -4,6 +4,7 @@
     POST /route                                  the routing decision alone, for a `prompt` or `messages`
     GET  /v1/models, /v1/models/NAME, /metrics   the experts; metrics in Prometheus's format
     GET  /health/live, /health/ready             200 while it runs; 200 while an expert is up, else 503
+    GET  /health                                 as /health/ready; clients of vLLM, such as GuideLLM, ask it first
 
 Response headers tell the decision (`x-erlab-expert`, `-cluster`, `-distance`, `-margin`, `-policy`) and the time spent
 before the request was forwarded (`x-erlab-classify-ns`, `-queue-ns`). A request that names an expert gets only the
@@ -78,6 +79,7 @@ def application(
             web.post("/route", face.route),
             web.get("/v1/models", face.models),
             web.get("/v1/models/{name:.+}", face.model),
+            web.get("/health", face.ready),
             web.get("/health/live", face.live),
             web.get("/health/ready", face.ready),
             web.get("/metrics", face.metrics),
@@ -318,7 +320,7 @@ def _guard(key: str | None, hosts: frozenset[str] | None, origins: frozenset[str
             if _preflight(request, origins):
                 asked = {"Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "")}
                 return web.Response(status=204, headers=_PREFLIGHT | asked)
-            if key and not request.path.startswith("/health/"):
+            if key and not f"{request.path}/".startswith("/health/"):
                 token = request.headers.get("Authorization", "").encode(errors="replace")
                 if not hmac.compare_digest(token, f"Bearer {key}".encode()):
                     missing = "This gateway requires its key: 'Authorization: Bearer KEY'."

@@ -43,8 +43,8 @@ class Limits:
 
     def __post_init__(self):
         for name in ("in_flight", "message_bytes", "header_bytes", "connections", "calls"):
-            require(getattr(self, name) >= 1, name, "Limits", "be at least 1", getattr(self, name))
-        require(self.queue >= 0, "queue", "Limits", "be at least 0", self.queue)
-        require(self.drain_seconds >= 0, "drain_seconds", "Limits", "be at least 0", self.drain_seconds)
+            require(getattr(self, name) >= 1, name, "[limits]", "be at least 1", getattr(self, name))
+        require(self.queue >= 0, "queue", "[limits]", "be at least 0", self.queue)
+        require(self.drain_seconds >= 0, "drain_seconds", "[limits]", "be at least 0", self.drain_seconds)
         for name in ("seconds", "stall_seconds", "header_seconds", "idle_seconds", "keepalive_seconds"):
-            require(getattr(self, name) > 0, name, "Limits", "be more than 0", getattr(self, name))
+            require(getattr(self, name) > 0, name, "[limits]", "be more than 0", getattr(self, name))

@@ -94,7 +94,7 @@ def table(**parts):
         (table(gateway={"http": False, "grpc": False}), "'grpc' parameter of the gateway must be open, or the HTTP"),
         (table(gateway={"origins": ["x.example"]}), "'origins' .* be https://HOST or http://HOST:PORT each"),
         (table(limits={"ques": 1}), r"fleet: \[limits\]: must not have the key 'ques'; did you mean 'queue'?"),
-        (table(limits={"queue": -1}), "'queue' parameter of Limits must be at least 0. Got -1"),
+        (table(limits={"queue": -1}), r"'queue' parameter of \[limits\] must be at least 0. Got -1"),
         (table(router={"folder": "r", "cluster": 3}), "did you mean 'clusters'?"),
         (table(policy={"name": "nerest"}), "'policy' parameter of the gateway must be one of nearest"),
         (table(policy={"name": "outlier"}), "'generalist' parameter of the gateway must name an expert"),

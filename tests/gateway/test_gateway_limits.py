@@ -350,5 +350,5 @@ def test_limits_beyond_grpcios_range_are_clamped(router):
 
 
 def test_limits_are_checked():
-    with pytest.raises(Exception, match="'in_flight' parameter of Limits must be at least 1. Got 0"):
+    with pytest.raises(Exception, match="'in_flight' parameter of .limits. must be at least 1. Got 0"):
         Limits(in_flight=0)

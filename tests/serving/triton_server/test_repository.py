@@ -42,6 +42,7 @@ def test_the_config_of_a_tiny_model_has_the_limits_of_the_expert(tmp_path, engin
         "max_output_tokens": "1024",
         "kv_tokens": "4096",
         "cores": "1,0",
+        "greedy": "true",
     }
     unbounded = dataclasses.replace(EXPERT, kv_tokens=None)
     again = parse(tiny_kind.write_tiny(tmp_path / "models", "expert_0", engine, unbounded, ()))

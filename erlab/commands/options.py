@@ -84,6 +84,7 @@ _REGISTRIES = {  # slow to import: they bring numpy
     "policies": ("erlab.routing.policies", "POLICIES"),
     "gateway policies": ("erlab.routing.policies", "gateway_policies"),
     "traces": ("erlab.prompts.traces", "TRACES"),
+    "figures": ("erlab.figures", "MORE"),
     "importers": ("erlab.quality.importers", "IMPORTERS"),
     "routers": ("erlab.quality.routers", "RULES"),
     "features": ("erlab.routing.features", "FEATURES"),

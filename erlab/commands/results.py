@@ -31,7 +31,10 @@ def figures(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Figure, such as fig6; repeat for several (default: Figs. 1 to 7, Table I).", metavar="NAME"),
+        typer.Option(
+            help="Figure: fig1 to fig7, table1, {figures}; repeat for several (default: Figs. 1 to 7 and Table I).",
+            metavar="NAME",
+        ),
     ] = None,
     version: Annotated[
         str | None,

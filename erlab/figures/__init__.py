@@ -34,12 +34,13 @@ from matplotlib.figure import Figure
 
 from erlab import textfiles
 from erlab.errors import ErlabError
-from erlab.figures import curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+from erlab.figures import cdf, curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1
 from erlab.results.records import Records, join
 from erlab.spec import require
 
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
 
+MORE = {m.__name__.rpartition(".")[2]: m for m in (cdf, plane, slo)}  # drawn if they are named
 COLUMNS = (  # and the required ones: the others, such as the time of each token, are most of a file
     "paper", "machine", "input_tokens", "output_tokens", "cluster", "expert", "queue_ns", "t_submit", "t_routed",
     "t_first", "t_last",
@@ -60,12 +61,12 @@ class FigureData:
 
 
 def data(records: Records, only: Iterable[str] | None = None) -> FigureData:
-    """Compute the plotted numbers of figures."""
-    tables, missing = {}, {}
+    """Compute the plotted numbers of figures, by default those of `FIGURES`; `only` may also name some of `MORE`."""
+    tables, missing, known = {}, {}, FIGURES | MORE
     for name in FIGURES if only is None else only:
-        require(name in FIGURES, "only", "figures.data", f"name figures of {', '.join(FIGURES)}", name)
+        require(name in known, "only", "figures.data", f"name figures of {', '.join(known)}", name)
         try:
-            tables[name] = FIGURES[name].data(records)
+            tables[name] = known[name].data(records)
         except ErlabError as e:
             missing[name] = str(e)
     return FigureData(tables, missing)
@@ -77,7 +78,7 @@ def show(name: str, data: FigureData) -> Figure | str:
     require(name in known, "name", "figures.show", f"be one of {', '.join(known)}", name)
     if name in data.missing:
         return f"{name} is left out: {data.missing[name]}"
-    return FIGURES[name].plot(data.tables[name])
+    return (FIGURES | MORE)[name].plot(data.tables[name])
 
 
 def save_all(data: FigureData, folder: str | Path, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
@@ -92,7 +93,7 @@ def save_all(data: FigureData, folder: str | Path, formats: Sequence[str] = ("pd
 
 
 def _save(name: str, table: pd.DataFrame, folder: Path, formats: Sequence[str]) -> list[Path]:
-    module = FIGURES[name]
+    module = (FIGURES | MORE)[name]
     figure = module.plot(table)
     contents = {f"{name}.{kind}": style.render(figure, kind) for kind in formats}
     contents[f"{name}.csv"] = table.to_csv(index=False)

@@ -4,6 +4,7 @@ One panel per paper version and source; overlaid records (`figures.overlay`) sha
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
@@ -25,17 +26,18 @@ Looks = dict[tuple[str, str | None], style.Look]  # by (system, label)
 def cells(records: Records) -> pd.DataFrame:
     """Summarise the systems of Table I (`metrics.summarise`); cached, since several figures show them."""
     requests = selection.systems(records)
-    return metrics.summarise(requests, _cell(requests))
+    return metrics.summarise(requests, keys(requests))
 
 
 @functools.lru_cache(maxsize=2)
 def _runs(records: Records) -> pd.DataFrame:
     """Summarise each run of the systems of Table I."""
     requests = selection.systems(records)
-    return metrics.summarise(requests, [*_cell(requests), "run_id"])
+    return metrics.summarise(requests, [*keys(requests), "run_id"])
 
 
-def _cell(table: pd.DataFrame) -> list[str]:
+def keys(table: pd.DataFrame) -> list[str]:
+    """Return the columns that identify a point of a line."""
     return [*metrics.CELL, LABEL] if LABEL in table else metrics.CELL
 
 
@@ -54,7 +56,7 @@ def summary(records: Records, *columns: str) -> pd.DataFrame:
         ErlabError: No finished request has the metrics.
     """
     table = cells(records)
-    cell = _cell(table)
+    cell = keys(table)
     table = table[[*cell, "requests", "failed", "runs", *columns]].dropna(subset=list(columns))
     if table.empty:
         raise ErlabError(f"No finished request has what {columns[0]} needs.")
@@ -133,19 +135,51 @@ def panels(
 
     Panels stand side by side; they are stacked if the figure is narrow or a panel as wide as a page.
     """
-    looks, overlaid, versions = _looks(table), LABEL in table, table["paper"].nunique(dropna=False)
-    parts = list(table.groupby(["paper"] if overlaid else ["paper", "source"], dropna=False))
+    looks, parts = _looks(table), _parts(table)
     stacked = style.narrow() or width == style.DOUBLE
     shape = (len(parts), 1) if stacked else (1, len(parts))
     fig = style.figure(width if len(parts) == 1 else style.DOUBLE, height * shape[0])
     axes = fig.subplots(*shape, squeeze=False).ravel()
-    for ax, ((version, *source), rows) in zip(axes, parts):
+    for ax, (title, rows) in zip(axes, parts):
         draw(ax, rows, looks)
-        title = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
-        ax.set_title(", ".join(title) if len(parts) > 1 else "")
+        ax.set_title(title if len(parts) > 1 else "")
     for ax in axes[: None if stacked else 1]:
         ax.set_ylabel(label)
     style.legend(fig, _handles(table))
+    style.note(fig, table.attrs["provenance"])
+    return fig
+
+
+def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split a table by paper version and source, or by paper version if records are overlaid; each with its title."""
+    versions, parts = table["paper"].nunique(dropna=False), []
+    for (version, *source), rows in table.groupby(["paper"] if LABEL in table else ["paper", "source"], dropna=False):
+        title = [*source, *([] if pd.isna(version) or versions == 1 else [f"paper {version}"])]
+        parts.append((", ".join(title), rows))
+    return parts
+
+
+@style.context()
+def grid(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    draw: Callable[[Axes, pd.DataFrame, str, Looks], None],
+    more: Sequence[Line2D] = (),
+) -> Figure:
+    """Draw one row of panels per paper version and source, one panel per column; all stacked if the figure is narrow.
+
+    Args:
+        draw: Draws one column of some rows.
+        more: Handles that the legend has after the systems.
+    """
+    looks, parts = _looks(table), _parts(table)
+    shape = (len(parts) * len(columns), 1) if style.narrow() else (len(parts), len(columns))
+    fig = style.figure(style.DOUBLE, 2.5 * shape[0])
+    panels = itertools.product(parts, columns)
+    for ax, ((title, rows), column) in zip(fig.subplots(*shape, squeeze=False).ravel(), panels):
+        draw(ax, rows, column, looks)
+        ax.set_title(", ".join(filter(None, [title, ax.get_title()])))
+    style.legend(fig, [*_handles(table), *more])
     style.note(fig, table.attrs["provenance"])
     return fig
 

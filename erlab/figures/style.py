@@ -306,21 +306,22 @@ def _thinned(loads: Sequence[int], room: int) -> list[str]:
     return labels[::-1]
 
 
-def log_values(ax: Axes) -> None:
-    """Format the y axis: logarithmic, with plain numbers at 1, 2 and 5 of each decade, at least two of them."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
+def log_values(ax: Axes, name: str = "y") -> None:
+    """Format an axis, x or y: logarithmic, with plain numbers at 1, 2 and 5 of each decade, at least two of them."""
+    axis, limits = getattr(ax, f"{name}axis"), f"{name}lim"
+    ax.set(**{f"{name}scale": "log"})
+    low, high = getattr(ax, f"get_{limits}")()
     steps = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
     ticks = [t for t in steps if low <= t <= high]
     if len(ticks) < 2:
         low, high = max(t for t in steps if t <= low), min(t for t in steps if t >= high)
-        ax.set_ylim(low, high)
+        ax.set(**{limits: (low, high)})
         ticks = [t for t in steps if low <= t <= high]
     if len(ticks) > 8:
         ticks = [t for t in ticks if f"{t:e}"[0] == "1"]
-    ax.set_yticks(ticks)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
+    axis.set_ticks(ticks)
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def handle(look: Look, label: str) -> Line2D:

@@ -80,6 +80,7 @@ def draw() -> dict[str, Figure]:
     overlaid = figures.overlay({name: synthetic.make("CD", (1, 8), source=name) for name in ("measured", "simulated")})
     recipes = pd.DataFrame({"p50_ms": [0.1, 2.0], "unseen": [0.7, 0.9]}, ["words, even", "MiniLM"])
     drawn = {name: figures.show(name, data) for name in figures.FIGURES}
+    drawn |= {name: module.plot(module.data(study())) for name, module in figures.MORE.items()}
     drawn |= {name: simulation.PLOTS[name](frame) for name, frame in tables().items()}
     drawn |= {"overlaid fig7": figures.fig7.plot(figures.fig7.data(overlaid)), "overhead": overhead.plot(added())}
     return drawn | {"frontier": routing.frontier(recipes)}

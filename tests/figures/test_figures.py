@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from erlab import figures
 from erlab.errors import ErlabError
-from erlab.figures import fig1, fig2, fig3, fig4, fig5, fig6, fig7, style, table1
+from erlab.figures import cdf, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1
 from erlab.results import records
 
 MS = 10**6
@@ -36,10 +36,11 @@ def data(study):
 
 
 @pytest.fixture(scope="module")
-def drawn(data):
+def drawn(data, study):
     """Draw each figure of the study and lay it out."""
     with style.context():
         drawn = {name: figures.show(name, data) for name in figures.FIGURES}
+        drawn |= {name: module.plot(module.data(study)) for name, module in figures.MORE.items()}
         for fig in drawn.values():
             fig.draw_without_rendering()
     return drawn
@@ -69,6 +70,24 @@ def test_fig5_to_fig7_of_two_requests_by_hand():
     assert fig5.data(two).tpot_q1_ms.item() == 12.5
     assert fig6.data(two).e2e_median_s.item() == pytest.approx(0.35)
     assert fig7.data(two).output_throughput.item() == pytest.approx(64)
+
+
+def test_shares_within_limits_front_and_distribution_by_hand():
+    """MLPerf's limits are 2 s to the first token and 200 ms per output token; a failed request is not within them."""
+    seconds = ((1, 2, 11), (1, 4, 11), (3, 4, 11), (1, 1, 1))  # to the first and the last token; tokens
+    rows = [dict(system="X", users=4, t_first=a * 10**9, t_last=b * 10**9, output_tokens=n) for a, b, n in seconds]
+    late = [dict(run_id="q", system=s, users=1, t_first=9 * 10**9, t_last=t * 10**9, output_tokens=n)
+            for s, t, n in (("X", 10, 90), ("Y", 10, 900))]  # fmt: skip
+    few = hand_written(*rows, *late, dict(system="X", users=4, status="error"))
+    table = slo.data(few).set_index(["system", "users"])
+    assert table.within.to_dict() == {("X", 1): 0, ("X", 4): 2 / 5, ("Y", 1): 0}
+    assert (table.band_low <= table.within).all() and (table.within <= table.band_high).all()
+    low, high = table.loc[("X", 4), ["band_low", "band_high"]]
+    assert (low, high) == pytest.approx((0.1176, 0.7693), abs=1e-3), "Wilson's interval of 2 in 5"
+    front = plane.data(few).set_index(["system", "users"]).ttft_pareto
+    assert front.to_dict() == {("X", 1): False, ("X", 4): True, ("Y", 1): True}
+    shares = cdf.data(few).query("system == 'X'").set_index("share").ttft_s
+    assert set(shares) == {9} and cdf.data(few).users.eq(1).all(), "the largest load of most systems"
 
 
 def test_fig2_counts_every_request_and_the_densities_integrate_to_one(study):
@@ -182,7 +201,7 @@ def test_files_are_pdf_png_csv_and_the_csv_has_the_plotted_numbers(data, tmp_pat
         assert b"CreationDate" not in content
 
 
-@pytest.mark.parametrize("name", [*figures.FIGURES, "two sources"])
+@pytest.mark.parametrize("name", [*figures.FIGURES, *figures.MORE, "two sources"])
 def test_text_is_legible_inside_the_page_and_outside_of_the_legend(name, drawn, two_sources):
     fig = drawn[name] if name in drawn else fig4.plot(fig4.data(two_sources))
     with style.context():

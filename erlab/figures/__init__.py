@@ -34,13 +34,13 @@ from matplotlib.figure import Figure
 
 from erlab import textfiles
 from erlab.errors import ErlabError
-from erlab.figures import cdf, curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1
+from erlab.figures import cdf, curves, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1, timeline
 from erlab.results.records import Records, join
 from erlab.spec import require
 
 FIGURES = {m.__name__.rpartition(".")[2]: m for m in (fig1, fig2, fig3, fig4, fig5, fig6, fig7, table1)}
 
-MORE = {m.__name__.rpartition(".")[2]: m for m in (cdf, plane, slo)}  # drawn if they are named
+MORE = {m.__name__.rpartition(".")[2]: m for m in (cdf, plane, slo, timeline)}  # drawn if they are named
 COLUMNS = (  # and the required ones: the others, such as the time of each token, are most of a file
     "paper", "machine", "input_tokens", "output_tokens", "cluster", "expert", "queue_ns", "t_submit", "t_routed",
     "t_first", "t_last",

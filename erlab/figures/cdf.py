@@ -11,7 +11,7 @@ from erlab.figures import curves, style
 from erlab.results import metrics, selection
 from erlab.results.records import Records
 
-CAPTION = "Share of the requests that waited at most so long, at the largest load that most systems have."
+CAPTION = "Share of the requests whose time is at most the value below, at the largest load that most systems have."
 _TIMES = {"ttft_s": "Time to first token (s)", "tpot_ms": "Time per output token (ms)"}
 _SHARES = np.linspace(0, 1, 101)
 
@@ -22,8 +22,8 @@ def data(records: Records) -> pd.DataFrame:
     A percentile is the smallest observed time that at least this share of the requests does not exceed.
 
     Returns:
-        One row per (paper, system, source, users) and share (0 to 1): requests (finished), ttft_s, tpot_ms. `attrs`: see
-        `curves.attributes`.
+        One row per (paper, system, source, users) and share (0 to 1): requests (finished), ttft_s, tpot_ms.
+        `attrs`: see `curves.attributes`.
 
     Raises:
         ErlabError: No request's time to first token is known.

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from erlab import figures
 from erlab.errors import ErlabError
-from erlab.figures import cdf, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1
+from erlab.figures import cdf, fig1, fig2, fig3, fig4, fig5, fig6, fig7, plane, slo, style, table1, timeline
 from erlab.results import records
 
 MS = 10**6
@@ -88,6 +88,23 @@ def test_shares_within_limits_front_and_distribution_by_hand():
     assert front.to_dict() == {("X", 1): False, ("X", 4): True, ("Y", 1): True}
     shares = cdf.data(few).query("system == 'X'").set_index("share").ttft_s
     assert set(shares) == {9} and cdf.data(few).users.eq(1).all(), "the largest load of most systems"
+
+
+def test_timeline_shows_the_largest_load_of_a_router_per_expert():
+    times = dict(t_routed=MS, queue_ns=2 * MS, t_first=10 * MS, t_last=50 * MS, cluster=0)
+    rows = [
+        dict(system="D", users=3, expert=expert, t_submit=at * MS)
+        | {name: ns + at * MS if name.startswith("t_") else ns for name, ns in times.items()}
+        for expert, at in (("b", 0), ("a", 5), ("b", 2))
+    ]
+    baseline = dict(run_id="q", system="A", users=9, t_first=MS, t_last=2 * MS)
+    table = timeline.data(hand_written(*rows, baseline, dict(system="D", users=3, expert="a", status="error")))
+    assert table[["expert", "row"]].to_numpy().tolist() == [["a", 0], ["b", 0], ["b", 1]]
+    milliseconds = 1000 * table[["submitted_s", "routed_s", "sent_s", "first_s", "last_s"]].to_numpy()
+    assert milliseconds[0].tolist() == pytest.approx([5, 6, 8, 15, 55])
+    assert table.attrs["title"] == "D, measured, 3 users, 3 requests"
+    times, count = timeline._in_flight(table)
+    assert (count >= 0).all() and count.max() == 3 and count[-1] == 0
 
 
 def test_fig2_counts_every_request_and_the_densities_integrate_to_one(study):

@@ -19,6 +19,7 @@ from erlab import paths
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a model hub
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts us with Ctrl-C ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with a hangup ignored
 # The same examples every time, however long a busy machine takes for one.
 settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

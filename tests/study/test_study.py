@@ -232,7 +232,10 @@ def test_a_served_system_ends_with_its_terminal(tmp_path):
         assert any("Ctrl-C stops it" in line for line in process.stdout), process.stderr.read()
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGHUP)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.terminate()
     assert (process.returncode, errors) == (129, "erlab: System A is stopped.\n")
     _, alive = psutil.wait_procs(started, timeout=60)
     assert started and not alive and not nobodys_shared_memory() - before

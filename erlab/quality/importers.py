@@ -65,8 +65,8 @@ class Source:
                 f"{self.path}: must be a file of outcomes: {allowed}. Got {self.path.suffix or 'no ending'}."
             )
         rows = reader(self.path)
-        if not rows or not all(isinstance(row, dict) for row in rows):
-            raise ErlabError(f"{self.path}: must hold rows with named columns. Got {'others' if rows else 'none'}.")
+        if not rows or not rows[0] or not all(isinstance(row, dict) for row in rows):
+            raise ErlabError(f"{self.path}: must hold rows with named columns. Got {'others' if any(rows) else 'none'}.")
         return rows
 
     @property
@@ -271,7 +271,7 @@ def of_long(source: Source, options: Options) -> Iterator[dict]:
     """One row per prompt and expert, with the columns of an outcome table or others that are named."""
     for name in ("text", "score") if options.expert else outcomes.REQUIRED:
         if options.column(name) not in source.columns:
-            known = ", ".join(map(str, source.columns))[:200]
+            known = ", ".join(sorted(map(str, source.columns)))[:200]
             raise ErlabError(
                 f"{source.path}: --column {name}=NAME must name one of {known}. Got {options.column(name)!r}."
             )
@@ -292,7 +292,7 @@ def of_wide(source: Source, options: Options) -> Iterator[dict]:
     """One row per prompt, with one column of scores per expert."""
     known = {options.column(name) for name in ("prompt", "text", "task", "source")}
     experts = options.experts or tuple(name for name in source.rows[0] if name not in known and _is_score(source, name))
-    allowed = ", ".join(map(str, source.columns))[:200]
+    allowed = ", ".join(sorted(map(str, source.columns)))[:200]
     if options.column("text") not in source.columns:
         raise ErlabError(
             f"{source.path}: --column text=NAME must name one of {allowed}. Got {options.column('text')!r}."

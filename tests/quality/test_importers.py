@@ -178,6 +178,7 @@ def test_prices_fill_costs_that_are_not_there(tmp_path):
         ("a.json", "[" * 100_000, r"a\.json: must be JSON"),
         ("a.json", "[1, 2]", "must hold rows with named columns"),
         ("a.json", "[]", "must hold rows with named columns. Got none"),
+        ("a.json", "{}", "must hold rows with named columns. Got none"),
         ("a.jsonl", '{"text": "a", "expert": "x", "score": [1]}', r"no result of known format \(ValueError: a number"),
         ("a.jsonl", '{"text": "a", "expert": "x", "score": NaN}', "must hold scores"),
         ("a.jsonl", '{"text": "a", "expert": "x", "score": 1e400}', "the score must be from 0 to 1"),

@@ -208,8 +208,13 @@ def export(
     records: RecordFiles = None,
     profile: Profile = "laptop",
     form: Annotated[
-        str, typer.Option("--format", help="File format: csv, jsonl (null where unknown) or parquet.", metavar="FORMAT")
-    ] = "csv",
+        str | None,
+        typer.Option(
+            "--format",
+            help="File format: csv, jsonl (null where unknown) or parquet (default: that of --out's ending, else csv).",
+            metavar="FORMAT",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File (default: records.FORMAT).", metavar="FILE", callback=options.FILE)
     ] = None,
@@ -222,10 +227,12 @@ def export(
 
     \b
       erlab export --records data/results/laptop/records --out laptop.csv
-      erlab export run.parquet --format jsonl --out run.jsonl
+      erlab export run.parquet --out run.jsonl
     """
     from erlab.results import exports
 
+    ending = out.suffix[1:] if out else ""
+    form = form or (ending if ending in exports.FORMATS else "csv")
     if form not in exports.FORMATS:
         raise ErlabError(f"--format must be one of {', '.join(exports.FORMATS)}. Got {form!r}.")
     found = _read([*(records or ()), *(more or ())], profile)

@@ -312,7 +312,7 @@ def test_results_of_another_client_are_imported_drawn_and_exported(tmp_path):
     assert done.exit_code == 0 and "$x_1^2$ 专家" in (tmp_path / "drawn" / "fig4.csv").read_text(encoding="utf-8")
     assert run("claims", out).exit_code == 0
     for name in ("csv", "jsonl", "parquet"):
-        done = run("export", out, "--format", name, "--out", tmp_path / f"e.{name}")
+        done = run("export", out, "--out", tmp_path / f"e.{name}")
         assert done.exit_code == 0 and done.output.strip().endswith(f"e.{name}")
     assert [json.loads(line)["token_times"] for line in (tmp_path / "e.jsonl").read_text().splitlines()][1] is None
     assert records.read(tmp_path / "e.parquet").requests.equals(records.read(out).requests)

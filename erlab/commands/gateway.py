@@ -134,11 +134,12 @@ def gateway(
     asked = {"host": host, "port": port, "http_port": http_port, "workers": workers}
     asked |= {"grpc": False if no_grpc else None, "http": False if no_http else None}
     asked |= {"log": log if log in (None, "-") else str(Path(log).absolute())}
+    named = options.once("--expert", "expert", map(_named, expert or ()))
     changes = {
         "gateway": asked,
         "router": {"folder": router and str(router.absolute()), "prompts": prompts and _absolute(prompts)},
         "policy": {"name": policy},
-        "experts": {name: {"url": url} for name, url in map(_named, expert or ())},
+        "experts": {name: {"url": url} for name, url in named.items()},
     }
     if config is None and not expert:
         raise ErlabError("--config FILE or --expert NAME=URL must be given. Help: erlab gateway --help")

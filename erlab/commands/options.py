@@ -232,3 +232,13 @@ MoreRecords = Annotated[
     typer.Argument(help="Request records, as with --records.", metavar="[PATH]...", show_default=False),
 ]
 NewRecords = Annotated[Path, typer.Option("--out", help="Parquet file for the request records.", callback=PARQUET)]
+
+
+def once(option: str, what: str, pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """Return the pairs of a repeated option; raises ErlabError if one names `what` twice."""
+    values = {}
+    for name, value in pairs:
+        if name in values:
+            raise ErlabError(f"{option} must name each {what} once. Got {name} twice.")
+        values[name] = value
+    return values

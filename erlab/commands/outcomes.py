@@ -98,7 +98,7 @@ def import_(
     from erlab.quality import importers, outcomes
 
     settings = importers.Options(
-        columns=dict(map(_pair, column or ())),
+        columns=options.once("--column", "column of the table", map(_pair, column or ())),
         experts=tuple(name.strip() for name in experts.split(",")) if experts else (),
         expert=expert,
         metric=metric,

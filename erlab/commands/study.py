@@ -98,15 +98,13 @@ def doctor(profile: Profile = "laptop", results: Results = None):
 def _settings(given: list[str] | None) -> dict[str, object]:
     from erlab.study.pipeline import literal
 
-    values = {}
+    pairs = []
     for setting in given or ():
         name, equals, text = setting.partition("=")
         if not equals or not name.isidentifier():
             raise ErlabError(f"--set must be NAME=VALUE. Got {setting!r}.")
-        if name in values:
-            raise ErlabError(f"--set must name each parameter once. Got {name} twice.")
-        values[name] = literal(text)
-    return values
+        pairs.append((name, literal(text)))
+    return options.once("--set", "parameter", pairs)
 
 
 def _show_states(states: list, results: Path, why: bool) -> None:

@@ -129,6 +129,7 @@ def test_what_is_wrong_is_said_before_anything_starts(written, change, said):
     [
         ((), "--config FILE or --expert NAME=URL must be given"),
         (("--expert", "http://x"), "--expert must be NAME=URL. Got 'http://x'."),
+        (("--expert", "a=http://x#m", "--expert", "a=http://y#m"), "--expert must name each expert once. Got a twice."),
         (("--expert", "a=ftp://x/m"), "must be grpc://HOST:PORT/MODEL (Triton) or http://"),
         (("--config", "/none.toml"), "/none.toml: cannot be read (No such file or directory)."),
         (("--expert", "a=grpc://127.0.0.1:1/m", "--port", "0"), "--port must be a whole number from 1 to 65535"),

@@ -10,7 +10,7 @@ from erlab.study import steps
 from erlab.study.pipeline import Study
 
 SERVES = {"00_environment", "01_build_engines", "03_preliminary", "04_baselines", "05_router"}
-DRAWS = {"02_train_router", "05_router", "06_figures", "08_beyond", "09_validation", "report"}
+DRAWS = {"02_train_router", "04_baselines", "05_router", "06_figures", "08_beyond", "09_validation", "report"}
 SIMULATES = {"05_router", "08_beyond", "09_validation"}
 
 

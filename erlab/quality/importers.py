@@ -66,12 +66,18 @@ class Source:
             )
         rows = reader(self.path)
         if not rows or not rows[0] or not all(isinstance(row, dict) for row in rows):
-            raise ErlabError(f"{self.path}: must hold rows with named columns. Got {'others' if any(rows) else 'none'}.")
+            got = "others" if any(rows) else "none"
+            raise ErlabError(f"{self.path}: must hold rows with named columns. Got {got}.")
         return rows
 
     @property
     def columns(self) -> set[str]:
         return set(self.rows[0])
+
+    @property
+    def names(self) -> str:
+        """Names of the columns, for errors."""
+        return ", ".join(sorted(map(str, self.columns)))[:200]
 
 
 def _jsonl(path: Path) -> list:
@@ -269,12 +275,7 @@ def of_helm(source: Source, options: Options) -> Iterator[dict]:
 
 def of_long(source: Source, options: Options) -> Iterator[dict]:
     """One row per prompt and expert, with the columns of an outcome table or others that are named."""
-    for name in ("text", "score") if options.expert else outcomes.REQUIRED:
-        if options.column(name) not in source.columns:
-            known = ", ".join(sorted(map(str, source.columns)))[:200]
-            raise ErlabError(
-                f"{source.path}: --column {name}=NAME must name one of {known}. Got {options.column(name)!r}."
-            )
+    _check_columns(source, options, ("text", "score") if options.expert else outcomes.REQUIRED)
     for row in source.rows:
         given = {name: row.get(options.column(name)) for name in outcomes.SCHEMA.names}
         given["prompt"] = None if given["prompt"] is None else str(given["prompt"])
@@ -292,18 +293,20 @@ def of_wide(source: Source, options: Options) -> Iterator[dict]:
     """One row per prompt, with one column of scores per expert."""
     known = {options.column(name) for name in ("prompt", "text", "task", "source")}
     experts = options.experts or tuple(name for name in source.rows[0] if name not in known and _is_score(source, name))
-    allowed = ", ".join(sorted(map(str, source.columns)))[:200]
-    if options.column("text") not in source.columns:
-        raise ErlabError(
-            f"{source.path}: --column text=NAME must name one of {allowed}. Got {options.column('text')!r}."
-        )
+    _check_columns(source, options, ("text",))
     if missing := [name for name in experts if name not in source.columns] or ([] if experts else ["none"]):
-        raise ErlabError(f"{source.path}: --experts must name columns out of {allowed}. Got {missing[0]!r}.")
+        raise ErlabError(f"{source.path}: --experts must name columns out of {source.names}. Got {missing[0]!r}.")
     for row in source.rows:
         about = {name: row.get(options.column(name)) for name in ("prompt", "text", "task")}
         about["prompt"] = None if about["prompt"] is None else str(about["prompt"])
         for expert in experts:
             yield {**about, "expert": expert, "score": _number(row[expert])}
+
+
+def _check_columns(source: Source, options: Options, required: Iterable[str]) -> None:
+    for name in (*required, *options.columns):
+        if (column := options.column(name)) not in source.columns:
+            raise ErlabError(f"{source.path}: --column {name}=NAME must name one of {source.names}. Got {column!r}.")
 
 
 def _is_score(source: Source, name: str) -> bool:

@@ -136,6 +136,14 @@ def test_helm(tmp_path):
     assert (got.experts, got.scores.tolist(), got.texts.tolist()) == (("org/a", "org/b"), [[1, 0]], ["Who sues?"])
 
 
+def test_a_wrong_column_is_refused_and_never_makes_another_format(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "p", "expert": "m", "score": 1, "cost": 0.5}\n')
+    for name in ("score", "expert", "cost"):
+        said = f"--column {name}=NAME must name one of cost, expert, score, text. Got 'no'"
+        with pytest.raises(ErlabError, match=said):
+            read(tmp_path / "a.jsonl", columns={name: "no"})
+
+
 def test_long_and_wide_tables_with_named_columns(tmp_path):
     (tmp_path / "long.csv").write_text("id,question,model,grade,usd\n7,why?,a,7,0.5\n7,why?,b,10,\n")
     columns = {"prompt": "id", "text": "question", "expert": "model", "score": "grade", "cost": "usd"}

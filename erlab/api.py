@@ -24,7 +24,7 @@ from erlab.errors import ErlabError
 from erlab.results import imports, metrics
 from erlab.results import records as request_records
 from erlab.results.records import Records
-from erlab.spec import System, require
+from erlab.spec import System, checked_loads, require
 from erlab.users.ask import ask as ask
 
 _SUMMARY = ["system", "source", "users", "requests", "failed", "ttft_median_s", "ttft_p99_s", "tpot_median_ms"]
@@ -75,7 +75,8 @@ def simulate(
     if not isinstance(system, System):
         system, setup = simulation.of_paper(version, name, steps=steps, file=file)
         options.setdefault("setup", setup)
-    return simulation.sweep({name: system}, [users] if isinstance(users, int) else users, **options)
+    loads = checked_loads([users] if isinstance(users, int) else users, "users")
+    return simulation.sweep({name: system}, loads, **options)
 
 
 def read_records(*paths: str | Path) -> Records:

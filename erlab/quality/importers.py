@@ -324,11 +324,13 @@ class Importer:
         read: Yields the rows of a source.
         recognizes: Whether a source has this format.
         about: What it reads.
+        takes: Attributes of `Options` that it uses beside `range`; others are refused.
     """
 
     read: Callable[[Source, Options], Iterable[dict]]
     recognizes: Callable[[Source, Options], bool]
     about: str
+    takes: tuple[str, ...] = ()
 
 
 def _is_routellm(source: Source, options: Options) -> bool:
@@ -338,9 +340,14 @@ def _is_routellm(source: Source, options: Options) -> bool:
 
 # The first importer that recognizes a file reads it: more specific ones come first, `wide` takes any file and is last.
 IMPORTERS: dict[str, Importer] = {
-    "helm": Importer(of_helm, lambda s, o: s.path.name == "per_instance_stats.json", "HELM run folders"),
+    "helm": Importer(
+        of_helm, lambda s, o: s.path.name == "per_instance_stats.json", "HELM run folders", ("expert", "metric")
+    ),
     "lm-eval": Importer(
-        of_lm_eval, lambda s, o: {"doc_hash", "doc_id"} <= s.columns, "lm-evaluation-harness samples_*.jsonl"
+        of_lm_eval,
+        lambda s, o: {"doc_hash", "doc_id"} <= s.columns,
+        "lm-evaluation-harness samples_*.jsonl",
+        ("expert", "metric"),
     ),
     "routerbench": Importer(
         of_routerbench, lambda s, o: any(str(c).endswith(_COST) for c in s.columns), "RouterBench, parquet or CSV"
@@ -358,9 +365,13 @@ IMPORTERS: dict[str, Importer] = {
         of_long,
         lambda s, o: o.column("score") in s.columns and bool(o.expert or o.column("expert") in s.columns),
         "one row per prompt and expert: CSV, JSON, JSONL or parquet",
+        ("columns", "expert"),
     ),
-    "wide": Importer(of_wide, lambda s, o: True, "one row per prompt, one column of scores per expert"),
+    "wide": Importer(
+        of_wide, lambda s, o: True, "one row per prompt, one column of scores per expert", ("columns", "experts")
+    ),
 }
+_OPTIONS = {"--column": "columns", "--experts": "experts", "--expert": "expert", "--metric": "metric"}
 _BESIDE = ("instances.json", "run_spec.json")  # files of a HELM run that are read with another
 
 
@@ -415,6 +426,10 @@ def _frame(path: Path, format: str | None, options: Options) -> pd.DataFrame:
     source = Source(path)
     try:
         name = format or next(name for name, importer in IMPORTERS.items() if importer.recognizes(source, options))
+        for option, attribute in _OPTIONS.items():
+            takers = ", ".join(other for other, importer in IMPORTERS.items() if attribute in importer.takes)
+            if getattr(options, attribute) and attribute not in IMPORTERS[name].takes:
+                raise ErlabError(f"{path}: {option} must stand only for files of {takers}. This one is read as {name}.")
         frame = pd.DataFrame(list(IMPORTERS[name].read(source, options)))
     except _MALFORMED as e:
         known = format or "known format"

@@ -144,6 +144,13 @@ def test_a_wrong_column_is_refused_and_never_makes_another_format(tmp_path):
             read(tmp_path / "a.jsonl", columns={name: "no"})
 
 
+def test_an_option_that_a_format_does_not_use_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "p", "expert": "m", "score": 1}\n')
+    for option, value in (("experts", ("m",)), ("metric", "acc")):
+        with pytest.raises(ErlabError, match=f"--{option} must stand only for files of .* This one is read as long."):
+            read(tmp_path / "a.jsonl", **{option: value})
+
+
 def test_long_and_wide_tables_with_named_columns(tmp_path):
     (tmp_path / "long.csv").write_text("id,question,model,grade,usd\n7,why?,a,7,0.5\n7,why?,b,10,\n")
     columns = {"prompt": "id", "text": "question", "expert": "model", "score": "grade", "cost": "usd"}

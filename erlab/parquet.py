@@ -24,19 +24,24 @@ MAX_TEXT = 2**24  # bytes of one text
 
 
 def read(
-    file: Path, choose: Callable[[pa.Schema], list[str]], most_text: int = MAX_TEXT, most_rows: int = MAX_ROWS
+    file: Path, choose: Callable[[pa.Schema], list[str]], most_text: int = MAX_TEXT, most_rows: int | None = None
 ) -> pa.Table:
     """Read some columns of a file; columns of texts come as dictionaries, in which a text that repeats stands once.
 
-    choose: gives the names of the columns to be read, out of the file's schema; what it raises ends the reading before
-    any value is loaded. most_text: bytes that one text may have. most_rows: rows that the file may have. Raises ErlabError where the file is missing, is no
-    parquet, or exceeds the bounds of this module.
+    Args:
+        file: A parquet file.
+        choose: Returns the names of the columns to read, out of the file's schema; an error of its ends the reading.
+        most_text: Bytes that one text may have.
+        most_rows: Rows that the file may have (default: `MAX_ROWS`).
+
+    Raises:
+        ErlabError: The file is missing, is no parquet, or exceeds the bounds of this module.
     """
     try:
         if file.exists() and not file.is_file():  # a pipe or a device would block, or never end
             raise ErlabError(f"{file}: must be a file. Got {'a folder' if file.is_dir() else 'something else'}.")
         with pq.ParquetFile(file) as parquet:
-            _check_size(parquet.metadata, file, most_rows)
+            _check_size(parquet.metadata, file, most_rows or MAX_ROWS)
             columns, texts = choose(parquet.schema_arrow), _texts_in(parquet.metadata.schema)
         with pq.ParquetFile(file, read_dictionary=texts) as parquet:
             table = parquet.read(columns).select(columns)

@@ -191,3 +191,4 @@ def _draw(axes, samples: pd.DataFrame) -> None:
             ax.plot(rows.seconds, rows[column].astype(float), color=style.PALETTE[i % len(style.PALETTE)], label=expert)
         ax.set(xlabel="Time (s)", ylabel=label, ylim=(0, None))
     axes[0].legend(fontsize="small")
+    axes[0].figure.set_layout_engine("constrained")  # again: a figure that was shown keeps its layout
